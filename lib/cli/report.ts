@@ -1,0 +1,32 @@
+import type { Progress } from '../progress.ts'
+import { formatSize } from '../size.ts'
+
+/** One line of text for people. */
+export function describe(progress: Progress): string {
+  switch (progress.event) {
+    case 'listening':
+      return `listening on ${progress.at}`
+    case 'waiting':
+      return `waiting for ${progress.what}`
+    case 'sent':
+      return `snapshot ${progress.id} sent${progress.verified ? ' and sealed by the cache' : ''}: ${amount(progress)}`
+    case 'sealed':
+      return `snapshot ${progress.id} sealed: ${amount(progress)}, digest ${progress.digest}`
+    case 'served':
+      return `snapshot ${progress.id} served: ${amount(progress)}`
+    case 'dumped':
+      return `dumped in ${seconds(progress.ms)}, frozen for ${seconds(progress.frozenMs)}`
+    case 'restored':
+      return `restored in ${seconds(progress.ms)}`
+    case 'failed':
+      return `${progress.what} failed: ${progress.fault.message}`
+  }
+}
+
+function amount({ images, bytes, ms }: { images: number; bytes: number; ms: number }): string {
+  return `${images} images, ${formatSize(bytes)} in ${seconds(ms)} (${formatSize((bytes / ms) * 1000)}/s)`
+}
+
+function seconds(ms: number): string {
+  return `${(ms / 1000).toFixed(3)} s`
+}

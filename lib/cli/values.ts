@@ -1,0 +1,36 @@
+import { totalmem } from 'node:os'
+import { Fault } from '../fault.ts'
+import { parseSize } from '../size.ts'
+
+/** A whole number between `least` and `most`. Throws `USAGE`. */
+export function wholeNumber(flag: string, text: string, least: number, most: number): number {
+  const value = /^\d{1,15}$/.test(text) ? Number(text) : Number.NaN
+  if (value >= least && value <= most) return value
+  throw new Fault('USAGE', `${flag} wants a number from ${least} to ${most}, not ${text}`)
+}
+
+/** Milliseconds from `--timeout SECONDS`, fractions allowed; `otherwise` if it is not given. Throws `USAGE`. */
+export function timeoutMs(text: string | undefined, otherwise: number): number {
+  if (text === undefined) return otherwise
+  const seconds = /^\d{1,6}(\.\d+)?$/.test(text) ? Number(text) : Number.NaN
+  if (seconds > 0) return Math.round(seconds * 1000)
+  throw new Fault('USAGE', `--timeout wants seconds, not ${text}`)
+}
+
+/** Bytes from `--max-memory SIZE`; four fifths of the machine's memory if it is not given. Throws `USAGE`. */
+export function maxMemory(text: string | undefined): number {
+  return text === undefined ? Math.floor(totalmem() * 0.8) : parseSize(text)
+}
+
+/** Throws `USAGE` if more than one of the flags is given. */
+export function atMostOne(flags: Record<string, unknown>): void {
+  const given = Object.entries(flags).filter(([, value]) => value !== undefined && value !== false)
+  if (given.length < 2) return
+  throw new Fault('USAGE', `${given.map(([flag]) => flag).join(' and ')} do not go together`, { hint: 'choose one' })
+}
+
+/** The value of a flag that must be there. Throws `USAGE`. */
+export function required(flag: string, value: string | undefined, hint: string): string {
+  if (value !== undefined) return value
+  throw new Fault('USAGE', `${flag} is missing`, { hint })
+}

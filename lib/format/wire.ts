@@ -1,0 +1,267 @@
+/**
+ * The wire: how a snapshot travels between two ends and how it rests in a file. PROTOCOL.md is its specification.
+ *
+ *     preamble (24)   magic 8 | version u16 | 0 u16 | required features u32 | optional features u32 | crc32 u32
+ *     header   (24)   type u8 | 0 u8 | 0 u16 | channel u32 | offset u64 | length u32 | crc32 u32
+ *     payload         `length` bytes; every frame but DATA ends its payload with a crc32 of the rest of it
+ *
+ * Numbers are little-endian. Pure: bytes in, values out; who reads and who writes is lib/stream.
+ */
+import { crc32 } from 'node:zlib'
+import { Fault } from '../fault.ts'
+import { type ImageName, imageName, LONGEST_ID, LONGEST_NAME, type SnapshotId, snapshotId } from './names.ts'
+
+/** A byte above 127 and a CR LF show a link that is not 8-bit clean, as in PNG. */
+export const MAGIC = Buffer.from('93464552 52590d0a'.replaceAll(' ', ''), 'hex')
+export const VERSION = 1
+/** Feature bits that this release understands; none are defined yet. */
+export const FEATURES = 0
+
+export const PREAMBLE_BYTES = 24
+export const HEADER_BYTES = 24
+const CRC_BYTES = 4
+
+/** One DATA frame: as much as a pipe of an unprivileged user holds (fs.pipe-max-size is 1 MiB). */
+export const MOST_DATA = 2 ** 20
+/** Images in one snapshot: a tree of 5,000 processes has about 50,000. */
+export const MOST_IMAGES = 2 ** 16
+/** An image's size: far above any memory that is moved today, far below where numbers lose bytes. */
+export const LARGEST_IMAGE = 2 ** 48
+const LONGEST_REASON = 512
+const ENTRY_FIXED = 1 + 8 + 8
+const MOST_LIST = 4 + MOST_IMAGES * (ENTRY_FIXED + LONGEST_NAME) + 8 + CRC_BYTES
+
+export const frameType = {
+  snapshot: 1,
+  image: 2,
+  data: 3,
+  imageEnd: 4,
+  snapshotEnd: 5,
+  failed: 6,
+  hello: 16,
+  get: 17,
+  ack: 18,
+  sealed: 19,
+  refused: 20,
+} as const
+export type FrameType = (typeof frameType)[keyof typeof frameType]
+
+/** Reasons that cross the link, with the `Fault` code that each becomes. */
+const refusalCodes = ['FAILED_DUMP', 'REFUSED', 'EXISTS', 'MISSING', 'MEMORY', 'TIMEOUT', 'DIGEST', 'ABORTED'] as const
+export type RefusalCode = (typeof refusalCodes)[number]
+
+export interface ImageEntry {
+  name: ImageName
+  /** Bytes. */
+  size: number
+  digest: bigint
+}
+
+export type Frame =
+  | { type: 'snapshot'; id: SnapshotId }
+  | { type: 'image'; channel: number; name: ImageName }
+  | { type: 'data'; channel: number; offset: number; length: number }
+  | { type: 'imageEnd'; channel: number; size: number; digest: bigint }
+  | { type: 'snapshotEnd'; images: ImageEntry[]; digest: bigint }
+  | { type: 'failed'; code: RefusalCode; reason: string }
+  | { type: 'hello' }
+  | { type: 'get'; id: SnapshotId | undefined; timeoutMs: number }
+  | { type: 'ack'; channel: number; offset: number }
+  | { type: 'sealed'; digest: bigint }
+  | { type: 'refused'; code: RefusalCode; reason: string }
+
+export interface Header {
+  type: keyof typeof frameType
+  channel: number
+  offset: number
+  length: number
+}
+
+const typeNames = new Map(Object.entries(frameType).map(([name, code]) => [code, name as keyof typeof frameType]))
+
+/** Payload bytes that a frame may have, crc included. A peer cannot make us hold more. */
+const payloadRange: Record<keyof typeof frameType, [least: number, most: number]> = {
+  snapshot: [1 + CRC_BYTES, LONGEST_ID + CRC_BYTES],
+  image: [1 + CRC_BYTES, LONGEST_NAME + CRC_BYTES],
+  data: [1, MOST_DATA],
+  imageEnd: [16 + CRC_BYTES, 16 + CRC_BYTES],
+  snapshotEnd: [4 + 8 + CRC_BYTES, MOST_LIST],
+  failed: [1 + CRC_BYTES, 1 + LONGEST_REASON + CRC_BYTES],
+  hello: [CRC_BYTES, CRC_BYTES],
+  get: [4 + CRC_BYTES, 4 + LONGEST_ID + CRC_BYTES],
+  ack: [CRC_BYTES, CRC_BYTES],
+  sealed: [8 + CRC_BYTES, 8 + CRC_BYTES],
+  refused: [1 + CRC_BYTES, 1 + LONGEST_REASON + CRC_BYTES],
+}
+
+export function encodePreamble(): Buffer {
+  const out = Buffer.alloc(PREAMBLE_BYTES)
+  MAGIC.copy(out)
+  out.writeUInt16LE(VERSION, 8)
+  out.writeUInt32LE(FEATURES, 12)
+  out.writeUInt32LE(FEATURES, 16)
+  out.writeUInt32LE(crc32(out.subarray(0, 20)), 20)
+  return out
+}
+
+/** Throws `FORMAT` for something that is no ferry stream, `VERSION` for one that this release cannot read. */
+export function checkPreamble(bytes: Buffer): void {
+  if (!bytes.subarray(0, 8).equals(MAGIC)) {
+    throw new Fault('FORMAT', 'this is not a criu-ferry stream', {
+      hint: 'is the stream compressed, or did another program write to it?',
+    })
+  }
+  if (crc32(bytes.subarray(0, 20)) !== bytes.readUInt32LE(20)) throw new Fault('FORMAT', 'damaged preamble')
+  const version = bytes.readUInt16LE(8)
+  const unknown = bytes.readUInt32LE(12) & ~FEATURES
+  if (version !== VERSION || unknown !== 0) {
+    throw new Fault('VERSION', `the stream has version ${version}, features ${unknown >>> 0} that are unknown here`, {
+      hint: 'use the same release of criu-ferry at both ends',
+    })
+  }
+}
+
+/** A frame's header, and its payload for every frame but `data`, whose bytes follow apart. */
+export function encodeFrame(frame: Frame): Buffer {
+  const payload = frame.type === 'data' ? undefined : encodePayload(frame)
+  const length = frame.type === 'data' ? frame.length : (payload as Buffer).length + CRC_BYTES
+  const out = Buffer.alloc(HEADER_BYTES + (payload === undefined ? 0 : length))
+  out.writeUInt8(frameType[frame.type], 0)
+  out.writeUInt32LE('channel' in frame ? frame.channel : 0, 4)
+  writeCount(out, 'offset' in frame ? frame.offset : 0, 8)
+  out.writeUInt32LE(length, 16)
+  out.writeUInt32LE(crc32(out.subarray(0, 20)), 20)
+  if (payload !== undefined) {
+    payload.copy(out, HEADER_BYTES)
+    out.writeUInt32LE(crc32(payload), HEADER_BYTES + payload.length)
+  }
+  return out
+}
+
+function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
+  switch (frame.type) {
+    case 'snapshot':
+      return Buffer.from(frame.id)
+    case 'image':
+      return Buffer.from(frame.name)
+    case 'imageEnd':
+      return numbers(BigInt(frame.size), frame.digest)
+    case 'snapshotEnd':
+      return Buffer.concat([encodeList(frame.images), numbers(frame.digest)])
+    case 'failed':
+    case 'refused':
+      return Buffer.concat([Buffer.of(refusalCodes.indexOf(frame.code)), cutText(frame.reason)])
+    case 'get': {
+      const timeout = Buffer.alloc(4)
+      timeout.writeUInt32LE(frame.timeoutMs)
+      return Buffer.concat([timeout, Buffer.from(frame.id ?? '')])
+    }
+    case 'sealed':
+      return numbers(frame.digest)
+    case 'hello':
+    case 'ack':
+      return Buffer.alloc(0)
+  }
+}
+
+/** The list of a snapshot's images, in the order in which they were opened: what the snapshot's digest is taken of. */
+export function encodeList(images: readonly ImageEntry[]): Buffer {
+  const count = Buffer.alloc(4)
+  count.writeUInt32LE(images.length)
+  const parts: Buffer[] = [count]
+  for (const image of images) {
+    parts.push(Buffer.of(image.name.length), Buffer.from(image.name), numbers(BigInt(image.size), image.digest))
+  }
+  return Buffer.concat(parts)
+}
+
+/** Throws `FORMAT` for a damaged or unknown header, `LIMIT` for a number above its limit. */
+export function decodeHeader(bytes: Buffer): Header {
+  if (crc32(bytes.subarray(0, 20)) !== bytes.readUInt32LE(20)) throw new Fault('FORMAT', 'damaged frame header')
+  const type = typeNames.get(bytes.readUInt8(0) as FrameType)
+  if (type === undefined) throw new Fault('FORMAT', `unknown frame type ${bytes.readUInt8(0)}`)
+  if (bytes.readUInt8(1) !== 0 || bytes.readUInt16LE(2) !== 0) throw new Fault('FORMAT', 'reserved bits are set')
+  const length = bytes.readUInt32LE(16)
+  const [least, most] = payloadRange[type]
+  if (length > most) throw new Fault('LIMIT', `${type} frame of ${length} bytes, at most ${most} are allowed`)
+  if (length < least) throw new Fault('FORMAT', `${type} frame of ${length} bytes`)
+  return { type, channel: bytes.readUInt32LE(4), offset: readCount(bytes, 8), length }
+}
+
+/** The frame of a header and its whole payload; `data` has none here. Throws `FORMAT`, `NAME` or `LIMIT`. */
+export function decodeFrame(header: Header, payload: Buffer): Frame {
+  const { type, channel, offset } = header
+  if (type === 'data') return { type, channel, offset, length: header.length }
+  const end = payload.length - CRC_BYTES
+  const body = payload.subarray(0, end)
+  if (crc32(body) !== payload.readUInt32LE(end)) throw new Fault('FORMAT', `damaged ${type} frame`)
+  switch (type) {
+    case 'snapshot':
+      return { type, id: snapshotId(body.toString('latin1')) }
+    case 'image':
+      return { type, channel, name: imageName(body.toString('latin1')) }
+    case 'imageEnd':
+      return { type, channel, size: readCount(body, 0), digest: body.readBigUInt64LE(8) }
+    case 'snapshotEnd':
+      return { type, images: decodeList(body.subarray(0, -8)), digest: body.readBigUInt64LE(body.length - 8) }
+    case 'failed':
+    case 'refused':
+      return { type, code: refusalCodes[body.readUInt8(0)] ?? 'REFUSED', reason: body.toString('utf8', 1) }
+    case 'get': {
+      const id = body.toString('latin1', 4)
+      return { type, timeoutMs: body.readUInt32LE(0), id: id === '' ? undefined : snapshotId(id) }
+    }
+    case 'sealed':
+      return { type, digest: body.readBigUInt64LE(0) }
+    case 'ack':
+      return { type, channel, offset }
+    case 'hello':
+      return { type }
+  }
+}
+
+function decodeList(body: Buffer): ImageEntry[] {
+  const count = body.readUInt32LE(0)
+  const images: ImageEntry[] = []
+  let at = 4
+  while (at < body.length) {
+    const name = at + 1
+    const numbersAt = name + body.readUInt8(at)
+    if (numbersAt + 16 > body.length) throw new Fault('FORMAT', 'damaged list of images')
+    images.push({
+      name: imageName(body.toString('latin1', name, numbersAt)),
+      size: readCount(body, numbersAt),
+      digest: body.readBigUInt64LE(numbersAt + 8),
+    })
+    at = numbersAt + 16
+  }
+  if (images.length !== count) throw new Fault('FORMAT', 'damaged list of images')
+  return images
+}
+
+function readCount(bytes: Buffer, at: number): number {
+  const value = bytes.readBigUInt64LE(at)
+  if (value > BigInt(LARGEST_IMAGE)) throw new Fault('LIMIT', `a size of ${value} bytes is above the limit`)
+  return Number(value)
+}
+
+function writeCount(out: Buffer, value: number, at: number): void {
+  out.writeBigUInt64LE(BigInt(value), at)
+}
+
+function numbers(...values: bigint[]): Buffer {
+  const out = Buffer.alloc(8 * values.length)
+  values.forEach((value, index) => {
+    out.writeBigUInt64LE(value, 8 * index)
+  })
+  return out
+}
+
+/** Whole characters, at most LONGEST_REASON bytes. */
+function cutText(text: string): Buffer {
+  return Buffer.from(
+    Buffer.from(text)
+      .subarray(0, LONGEST_REASON - 3)
+      .toString('utf8'),
+  ).subarray(0, LONGEST_REASON)
+}

@@ -1,0 +1,66 @@
+import { Fault } from '../fault.ts'
+import * as libc from './libc.ts'
+
+/** A file descriptor that this process owns, non-blocking. Closed once, through `closeFd` of readiness.ts. */
+export type Fd = number & { readonly __brand: 'Fd' }
+
+/** The caller vouches that `n` is an open descriptor and that it is ours to close. */
+export function asFd(n: number): Fd {
+  return n as Fd
+}
+
+const hints: Record<string, string> = {
+  EACCES: 'run as root, or choose a directory that you may write to',
+  EPERM: 'run as root',
+  ENOSPC: 'make room on that file system, or write elsewhere',
+  EMFILE: 'raise the limit of open files: ulimit -n',
+}
+
+/** Turns minus errno into a `Fault`: `LINK` when the other end is gone, else `IO`. */
+export function check(result: number, what: string): number {
+  if (result >= 0) return result
+  const name = libc.errnoName(-result)
+  const gone = result === -libc.EPIPE || result === -libc.ECONNRESET
+  const hint = hints[name]
+  throw new Fault(gone ? 'LINK' : 'IO', `${what}: ${gone ? 'the reader went away' : name} (${name})`, {
+    ...(hint === undefined ? {} : { hint }),
+  })
+}
+
+/** A pipe with both ends non-blocking and close-on-exec: `[read end, write end]`. */
+export function makePipe(): [Fd, Fd] {
+  const ends = new Int32Array(2)
+  check(libc.pipe2(ends, libc.O_NONBLOCK | libc.O_CLOEXEC), 'pipe')
+  return [asFd(ends[0] as number), asFd(ends[1] as number)]
+}
+
+/** A second descriptor for the same open file. */
+export function duplicate(fd: number): Fd {
+  return asFd(check(libc.dup(fd, libc.F_DUPFD_CLOEXEC, 3), 'dup'))
+}
+
+export function setNonBlocking(fd: Fd): void {
+  const flags = check(libc.fcntl(fd, libc.F_GETFL, 0), 'fcntl')
+  check(libc.fcntl(fd, libc.F_SETFL, flags | libc.O_NONBLOCK), 'fcntl')
+}
+
+/**
+ * Bytes asked of a pipe. CRIU's parasite hands over up to 4 MiB at a time, and with the default 64 KiB a dump takes
+ * twice as long; above 4 MiB CRIU itself has difficulties (criu-image-streamer, src/unix_pipe.rs).
+ */
+const LARGEST_PIPE = 4 * 2 ** 20
+const SMALLEST_PIPE = 64 * 2 ** 10
+
+/** Makes a pipe as large as this user may: halves on a refusal. Returns its size in bytes. */
+export function enlargePipe(fd: Fd): number {
+  for (let bytes = LARGEST_PIPE; bytes > SMALLEST_PIPE; bytes /= 2) {
+    const got = libc.fcntl(fd, libc.F_SETPIPE_SZ, bytes)
+    if (got > 0) return got
+  }
+  return check(libc.fcntl(fd, libc.F_GETPIPE_SZ, 0), 'fcntl')
+}
+
+/** Whether the descriptor is a pipe, which is what splice needs at one side. */
+export function isPipe(fd: number): boolean {
+  return libc.fcntl(fd, libc.F_GETPIPE_SZ, 0) > 0
+}

@@ -1,0 +1,136 @@
+/**
+ * The C library through koffi. The only file that imports koffi.
+ *
+ * Every function returns what the system call returned, or minus errno. Nothing here waits: file descriptors are
+ * made non-blocking by whoever owns them, and waiting is `readiness.ts`. A call costs about 0.3 us.
+ */
+import koffi, { type node } from 'koffi'
+
+const library = koffi.load(null)
+
+type Pointer = bigint | Uint8Array | null
+
+function call<Args extends unknown[]>(prototype: string): (...args: Args) => number {
+  const raw = library.func(prototype) as (...args: Args) => number
+  return (...args) => {
+    const result = raw(...args)
+    return result < 0 ? -koffi.errno() : result
+  }
+}
+
+export const read = call<[fd: number, into: Pointer, bytes: number]>('int64_t read(int, void *, size_t)')
+export const write = call<[fd: number, from: Pointer, bytes: number]>('int64_t write(int, void *, size_t)')
+export const close = call<[fd: number]>('int close(int)')
+export const dup = call<[fd: number, command: number, from: number]>('int fcntl(int, int, int)')
+export const fcntl = dup
+export const ioctlInt = call<[fd: number, request: number, value: Int32Array]>('int ioctl(int, unsigned long, int *)')
+export const pipe2 = call<[fds: Int32Array, flags: number]>('int pipe2(int *, int)')
+export const splice = call<[from: number, fromOffset: null, to: number, toOffset: null, bytes: number, flags: number]>(
+  'int64_t splice(int, void *, int, void *, size_t, unsigned int)',
+)
+export const tee = call<[from: number, to: number, bytes: number, flags: number]>(
+  'int64_t tee(int, int, size_t, unsigned int)',
+)
+export const vmsplice = call<[to: number, iov: Pointer, count: number, flags: number]>(
+  'int64_t vmsplice(int, void *, size_t, unsigned int)',
+)
+export const socket = call<[domain: number, type: number, protocol: number]>('int socket(int, int, int)')
+export const bind = call<[fd: number, address: Uint8Array, length: number]>('int bind(int, void *, unsigned int)')
+export const connect = call<[fd: number, address: Uint8Array, length: number]>('int connect(int, void *, unsigned int)')
+export const listen = call<[fd: number, backlog: number]>('int listen(int, int)')
+export const accept4 = call<[fd: number, address: null, length: null, flags: number]>(
+  'int accept4(int, void *, void *, int)',
+)
+export const shutdown = call<[fd: number, how: number]>('int shutdown(int, int)')
+export const send = call<[fd: number, from: Pointer, bytes: number, flags: number]>(
+  'int64_t send(int, void *, size_t, int)',
+)
+export const recvmsg = call<[fd: number, header: Uint8Array, flags: number]>('int64_t recvmsg(int, void *, int)')
+export const sendmsg = call<[fd: number, header: Uint8Array, flags: number]>('int64_t sendmsg(int, void *, int)')
+export const getsockopt = call<[fd: number, level: number, option: number, value: Uint8Array, length: Int32Array]>(
+  'int getsockopt(int, int, int, void *, int *)',
+)
+export const madvise = call<[address: bigint, bytes: number, advice: number]>('int madvise(void *, size_t, int)')
+export const munmap = call<[address: bigint, bytes: number]>('int munmap(void *, size_t)')
+
+const rawMmap = library.func('intptr_t mmap(void *, size_t, int, int, int, int64_t)') as (
+  ...args: [null, number, number, number, number, number]
+) => number | bigint
+
+/** The address of a new private anonymous mapping, or minus errno. */
+export function mmapAnonymous(bytes: number): bigint {
+  const address = BigInt(rawMmap(null, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))
+  return address === -1n ? BigInt(-koffi.errno()) : address
+}
+
+/** A window on `bytes` of memory at `address`. The memory must outlive every use of the window. */
+export function view(address: bigint, bytes: number): Uint8Array {
+  return new Uint8Array(koffi.view(address, bytes))
+}
+
+/** The address of a buffer's first byte; valid while the buffer is reachable (Node keeps them off the moving heap). */
+export function address(buffer: Uint8Array): bigint {
+  return BigInt(koffi.address(buffer))
+}
+
+export type PollHandle = node.PollHandle
+
+/** libuv's uv_poll. It makes the descriptor non-blocking; throws for what epoll cannot watch, as regular files. */
+export function pollHandle(fd: number, events: PollEvents, callback: () => void): PollHandle {
+  return koffi.node.poll(fd, events, callback)
+}
+export interface PollEvents {
+  readable: boolean
+  writable: boolean
+}
+
+const errnoNames = new Map(Object.entries(koffi.os.errno).map(([name, value]) => [value, name]))
+
+/** `EPIPE` for 32. */
+export function errnoName(errno: number): string {
+  return errnoNames.get(errno) ?? `errno ${errno}`
+}
+
+export const EINTR = 4
+export const EAGAIN = 11
+export const EPIPE = 32
+export const ECONNRESET = 104
+export const ECONNREFUSED = 111
+export const EADDRINUSE = 98
+export const ENOENT = 2
+export const EPERM = 1
+export const EINVAL = 22
+
+export const FIONREAD = 0x541b
+export const O_NONBLOCK = 0o4000
+export const O_CLOEXEC = 0o2000000
+export const F_SETFL = 4
+export const F_GETFL = 3
+export const F_DUPFD_CLOEXEC = 1030
+export const F_SETPIPE_SZ = 1031
+export const F_GETPIPE_SZ = 1032
+export const SPLICE_F_MOVE = 1
+export const SPLICE_F_NONBLOCK = 2
+export const SPLICE_F_MORE = 4
+export const AF_UNIX = 1
+export const SOCK_STREAM = 1
+export const SOCK_NONBLOCK = 0o4000
+export const SOCK_CLOEXEC = 0o2000000
+export const SOL_SOCKET = 1
+export const SO_PEERCRED = 17
+export const SCM_RIGHTS = 1
+export const MSG_CTRUNC = 8
+export const MSG_DONTWAIT = 0x40
+export const MSG_NOSIGNAL = 0x4000
+export const MSG_MORE = 0x8000
+export const MSG_CMSG_CLOEXEC = 0x40000000
+export const SHUT_WR = 1
+const PROT_READ = 1
+const PROT_WRITE = 2
+const MAP_PRIVATE = 2
+const MAP_ANONYMOUS = 0x20
+export const MADV_DONTNEED = 4
+export const MADV_DONTFORK = 10
+export const MADV_HUGEPAGE = 14
+export const MADV_DONTDUMP = 16
+export const MADV_POPULATE_WRITE = 23

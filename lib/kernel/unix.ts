@@ -1,0 +1,141 @@
+/**
+ * UNIX sockets that carry descriptors (SCM_RIGHTS), which Node's own sockets drop.
+ *
+ * A socket is bound under a private name with mode 0600 and renamed into place, so that it is never there without
+ * its rights, and replaces only a socket that nobody listens on.
+ */
+import { lstatSync, renameSync, rmSync } from 'node:fs'
+import { basename, dirname, join } from 'node:path'
+import { Fault } from '../fault.ts'
+import { asFd, check, type Fd } from './fd.ts'
+import * as libc from './libc.ts'
+import { closeFd, readable } from './readiness.ts'
+
+/** sun_path holds 108 bytes with its NUL; CRIU cuts a longer path without a word (criu/img-streamer.c, 4.1.1). */
+const LONGEST_PATH = 107
+
+function sockaddr(path: string): Buffer {
+  const name = Buffer.from(path)
+  if (name.length > LONGEST_PATH) {
+    throw new Fault('USAGE', `socket path is longer than ${LONGEST_PATH} bytes: ${path}`, {
+      hint: 'use a directory with a shorter name',
+    })
+  }
+  const address = Buffer.alloc(2 + name.length + 1)
+  address.writeUInt16LE(libc.AF_UNIX, 0)
+  name.copy(address, 2)
+  return address
+}
+
+function unixSocket(): Fd {
+  const type = libc.SOCK_STREAM | libc.SOCK_NONBLOCK | libc.SOCK_CLOEXEC
+  return asFd(check(libc.socket(libc.AF_UNIX, type, 0), 'socket'))
+}
+
+/** Connects at once, or throws `LINK`. */
+export function connectUnix(path: string): Fd {
+  const address = sockaddr(path)
+  const fd = unixSocket()
+  const result = libc.connect(fd, address, address.length)
+  if (result === 0) return fd
+  closeFd(fd)
+  throw new Fault('LINK', `cannot connect to ${path} (${libc.errnoName(-result)})`, {
+    hint: 'is the other end started?',
+  })
+}
+
+function refuseUnlessStale(path: string): void {
+  const found = lstatSync(path, { throwIfNoEntry: false })
+  if (found === undefined) return
+  if (!found.isSocket() || found.uid !== process.geteuid?.()) {
+    throw new Fault('EXISTS', `${path} is in the way and is not a socket of ours`, { hint: 'choose another -D DIR' })
+  }
+  const address = sockaddr(path)
+  const probe = unixSocket()
+  const result = libc.connect(probe, address, address.length)
+  closeFd(probe)
+  if (result !== -libc.ECONNREFUSED) {
+    throw new Fault('EXISTS', `somebody listens on ${path} already`, { hint: 'stop it, or choose another -D DIR' })
+  }
+}
+
+/** A listening socket at `path`, mode 0600. Throws `EXISTS` if a live listener or something else holds the name. */
+export function listenUnix(path: string): Fd {
+  sockaddr(path)
+  refuseUnlessStale(path)
+  const temporary = join(dirname(path), `.${process.pid.toString(36)}${basename(path).slice(-6)}`)
+  const address = sockaddr(temporary)
+  const fd = unixSocket()
+  const umask = process.umask(0o177)
+  try {
+    check(libc.bind(fd, address, address.length), `cannot make a socket in ${dirname(path)}`)
+    check(libc.listen(fd, 16), 'listen')
+    renameSync(temporary, path)
+  } catch (error) {
+    closeFd(fd)
+    rmSync(temporary, { force: true })
+    throw error
+  } finally {
+    process.umask(umask)
+  }
+  return fd
+}
+
+/** The next connection. Its other end must be root or our own user (SO_PEERCRED); others are closed unheard. */
+export async function acceptUnix(listener: Fd): Promise<Fd> {
+  for (;;) {
+    const got = libc.accept4(listener, null, null, libc.SOCK_NONBLOCK | libc.SOCK_CLOEXEC)
+    if (got >= 0) {
+      const uid = peerUid(asFd(got))
+      if (uid === 0 || uid === process.geteuid?.()) return asFd(got)
+      closeFd(asFd(got))
+    } else if (got === -libc.EAGAIN) await readable(listener)
+    else if (got !== -libc.EINTR) check(got, 'accept')
+  }
+}
+
+function peerUid(fd: Fd): number {
+  const credentials = Buffer.alloc(12)
+  check(
+    libc.getsockopt(fd, libc.SOL_SOCKET, libc.SO_PEERCRED, credentials, new Int32Array([credentials.length])),
+    'getsockopt',
+  )
+  return credentials.readUInt32LE(4)
+}
+
+const CMSG_HEADER = 16
+/** One descriptor is expected; room for four tells "too many" from "one" without losing count. */
+const MOST_FDS = 4
+
+/** Reads at most `into.length` bytes and the descriptors that came with them. 0 bytes at the end of the stream. */
+export async function receiveWithFds(socket: Fd, into: Uint8Array): Promise<{ bytes: number; fds: Fd[] }> {
+  const control = Buffer.alloc(CMSG_HEADER + 4 * MOST_FDS)
+  const iovec = Buffer.alloc(16)
+  iovec.writeBigUInt64LE(libc.address(into), 0)
+  iovec.writeBigUInt64LE(BigInt(into.length), 8)
+  const header = Buffer.alloc(56) // struct msghdr, 64-bit: name 0, namelen 8, iov 16, iovlen 24, control 32, controllen 40, flags 48
+  for (;;) {
+    header.fill(0)
+    header.writeBigUInt64LE(libc.address(iovec), 16)
+    header.writeBigUInt64LE(1n, 24)
+    header.writeBigUInt64LE(libc.address(control), 32)
+    header.writeBigUInt64LE(BigInt(control.length), 40)
+    const bytes = libc.recvmsg(socket, header, libc.MSG_CMSG_CLOEXEC)
+    if (bytes === -libc.EAGAIN) await readable(socket)
+    else if (bytes >= 0) return { bytes, fds: takeFds(header, control) }
+    else if (bytes !== -libc.EINTR) check(bytes, 'recvmsg')
+  }
+}
+
+function takeFds(header: Buffer, control: Buffer): Fd[] {
+  const fds: Fd[] = []
+  if (header.readBigUInt64LE(40) >= CMSG_HEADER && control.readInt32LE(12) === libc.SCM_RIGHTS) {
+    const end = Number(control.readBigUInt64LE(0))
+    for (let at = CMSG_HEADER; at + 4 <= end; at += 4) fds.push(asFd(control.readInt32LE(at)))
+  }
+  if ((header.readInt32LE(48) & libc.MSG_CTRUNC) !== 0) {
+    for (const fd of fds) closeFd(fd)
+    throw new Fault('CRIU_PROTOCOL', 'more descriptors in one message than allowed')
+  }
+  return fds
+}

@@ -1,0 +1,19 @@
+/** What roles tell the command line: a role never prints. */
+export type Progress =
+  /** A place where others can connect is ready. */
+  | { event: 'listening'; at: string }
+  /** A snapshot left this host, complete. `ms`: from the first byte. */
+  | { event: 'sent'; id: string; images: number; bytes: number; ms: number; verified: boolean }
+  /** A snapshot is here, complete and verified. */
+  | { event: 'sealed'; id: string; images: number; bytes: number; ms: number; digest: string }
+  /** A restore took its images. */
+  | { event: 'served'; id: string; images: number; bytes: number; ms: number }
+  /** criu dump returned; `frozenMs` from its own statistics. */
+  | { event: 'dumped'; frozenMs: number; ms: number }
+  | { event: 'restored'; ms: number }
+  /** A restore waits for a snapshot. */
+  | { event: 'waiting'; what: string }
+  /** One snapshot or one client failed; the daemon goes on. */
+  | { event: 'failed'; what: string; fault: Error }
+
+export type Report = (progress: Progress) => void

@@ -1,0 +1,85 @@
+/**
+ * Capture: an image source that is CRIU itself, dumping with `--stream`.
+ *
+ * CRIU connects once to `streamer-capture.sock` in its images directory (-D). For every image it sends a request with the
+ * name and then one dummy byte that carries the read end of a pipe; what comes out of the pipe is the image. There is no
+ * reply, and no end but the end of the connection, which looks the same for a dump that succeeded, failed or was killed:
+ * that inventory.img came is the only proof (criu/img-streamer.c, 4.1.1).
+ *
+ * The pipes are enlarged as soon as they are ours: with the default 64 KiB CRIU is woken sixteen times as often.
+ */
+import { Fault } from '../fault.ts'
+import { decodeLength, decodeRequest, LENGTH_BYTES } from '../format/streamer.ts'
+import { enlargePipe, type Fd, isPipe, setNonBlocking } from '../kernel/fd.ts'
+import { closeFd, interrupt } from '../kernel/readiness.ts'
+import { receiveWithFds } from '../kernel/unix.ts'
+import type { ImageSource, OpenImage } from '../stream/image.ts'
+
+export const CAPTURE_SOCKET = 'streamer-capture.sock'
+
+/** The images that the CRIU at the other end of `socket` dumps. The socket is closed at the end. */
+export function capture(socket: Fd): ImageSource {
+  let failure: Error | undefined
+  let started = false
+  async function* images(): AsyncGenerator<OpenImage> {
+    if (failure !== undefined) throw failure
+    started = true
+    try {
+      for (;;) {
+        if (failure !== undefined) throw failure
+        const request = await readRequest(socket)
+        if (request === undefined) return
+        const fd = await readPipe(socket)
+        setNonBlocking(fd)
+        enlargePipe(fd)
+        yield { name: request, body: { kind: 'pipe', fd } }
+      }
+    } finally {
+      closeFd(socket)
+    }
+  }
+  return {
+    images: images(),
+    destroy(reason) {
+      if (failure !== undefined) return
+      failure = reason
+      if (started) interrupt(socket, reason)
+      else closeFd(socket)
+    },
+  }
+}
+
+/** The name in the next request, or undefined at the end of the connection. Throws `CRIU_PROTOCOL` or `NAME`. */
+export async function readRequest(socket: Fd) {
+  const length = Buffer.alloc(LENGTH_BYTES)
+  if (!(await fill(socket, length))) return undefined
+  const body = Buffer.alloc(decodeLength(length))
+  if (!(await fill(socket, body))) throw endedEarly()
+  return decodeRequest(body)
+}
+
+/** The pipe that follows a request: one byte with exactly one descriptor. Throws `CRIU_PROTOCOL`. */
+export async function readPipe(socket: Fd): Promise<Fd> {
+  const { bytes, fds } = await receiveWithFds(socket, Buffer.alloc(1))
+  const [fd] = fds
+  if (bytes === 1 && fds.length === 1 && fd !== undefined && isPipe(fd)) return fd
+  for (const stray of fds) closeFd(stray)
+  if (bytes === 0) throw endedEarly()
+  throw new Fault('CRIU_PROTOCOL', `a request with ${fds.length} descriptors, or one that is no pipe`)
+}
+
+async function fill(socket: Fd, into: Buffer): Promise<boolean> {
+  for (let filled = 0; filled < into.length; ) {
+    const { bytes, fds } = await receiveWithFds(socket, into.subarray(filled))
+    for (const stray of fds) closeFd(stray)
+    if (fds.length > 0) throw new Fault('CRIU_PROTOCOL', 'a descriptor in the middle of a request')
+    if (bytes === 0 && filled === 0) return false
+    if (bytes === 0) throw endedEarly()
+    filled += bytes
+  }
+  return true
+}
+
+function endedEarly(): Fault {
+  return new Fault('CRIU_PROTOCOL', 'the client of the CRIU socket left in the middle of a request')
+}

@@ -1,0 +1,93 @@
+/**
+ * Running the criu command: which one, with which options, and what it said when it failed.
+ */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync } from 'node:fs'
+import { delimiter, dirname, join } from 'node:path'
+import pump from 'pump'
+import split from 'split2'
+import { Fault } from '../fault.ts'
+
+/** Made by the project's set-up: a wrapper for the newest CRIU that works here. */
+const FETCHED = join('.criu', 'current', 'criu')
+
+/** The criu to run: `option`, else FERRY_CRIU, else the one that the set-up fetched, else the system's. Throws `CRIU`. */
+export function findCriu(option?: string): string {
+  const asked = option ?? process.env.FERRY_CRIU
+  const hint = 'install criu 4.1 or newer, or name one with --criu PATH; in a checkout: npm run setup'
+  if (asked === 'none') throw new Fault('CRIU', 'FERRY_CRIU=none: criu is switched off', { hint: 'unset FERRY_CRIU' })
+  if (asked !== undefined) {
+    if (existsSync(asked)) return asked
+    throw new Fault('CRIU', `no criu at ${asked}`, { hint })
+  }
+  for (let folder = import.meta.dirname; folder !== dirname(folder); folder = dirname(folder)) {
+    if (existsSync(join(folder, FETCHED))) return join(folder, FETCHED)
+  }
+  for (const folder of [...(process.env.PATH ?? '').split(delimiter), '/usr/sbin', '/usr/local/sbin']) {
+    if (folder !== '' && existsSync(join(folder, 'criu'))) return join(folder, 'criu')
+  }
+  throw new Fault('CRIU', 'criu is not installed', { hint })
+}
+
+/** Options of CRIU that cannot go together with `--stream` as we run it, and what to do instead. */
+const refused: Record<string, string> = {
+  '-D': 'the directory is ours: use -D DIR before the --',
+  '--images-dir': 'the directory is ours: use -D DIR before the --',
+  '-t': 'name the process before the --',
+  '--tree': 'name the process before the --',
+  '-R': 'a process that runs on could change pages on their way; use criu dump -R -D DIR and --from-dir DIR',
+  '--leave-running':
+    'a process that runs on could change pages on their way; use criu dump -R -D DIR and --from-dir DIR',
+  '--page-server': 'pages travel in the stream already',
+  '--prev-images-dir': 'criu --stream has no incremental dumps; it would ignore this',
+  '--auto-dedup': 'criu aborts when this meets --stream',
+  '--lazy-pages': 'criu --stream cannot serve pages later',
+}
+
+/** Throws `USAGE` for an option that would break the stream. */
+export function checkCriuOptions(options: readonly string[]): void {
+  for (const option of options) {
+    const name = option.startsWith('--') ? (option.split('=')[0] as string) : option.slice(0, 2)
+    const hint = refused[name]
+    if (hint !== undefined) throw new Fault('USAGE', `criu option ${name} cannot be used here`, { hint })
+  }
+}
+
+export interface CriuRun {
+  /** Resolves when criu exits 0; throws `CRIU` with its own first error. */
+  readonly done: Promise<void>
+  /** SIGKILL: the last resort; a criu that loses its socket and pipes ends by itself. */
+  kill(): void
+}
+
+/** Lines of criu's that are kept; the first error is the cause, the rest follows from it. */
+const MOST_LINES = 64
+const errorLine = /\bError \(([^)]*)\): (.*)$/
+
+/** Starts criu. Its messages go to our stderr if `options` ask for them (-v), else only its first error is kept. */
+export function startCriu(criu: string, action: 'dump' | 'restore', options: readonly string[]): CriuRun {
+  const child = spawn(criu, [action, ...options], { stdio: ['ignore', 'ignore', 'pipe'] })
+  const verbose = options.some((option) => /^-v+\d?$|^--verbosity/.test(option))
+  const errors: string[] = []
+  const lines = split((line: string) => {
+    if (verbose) process.stderr.write(`${line}\n`)
+    const error = errorLine.exec(line)
+    if (error !== null && errors.length < MOST_LINES) errors.push(`${error[2]} (${error[1]})`)
+  })
+  const drained = new Promise<void>((resolve) => pump(child.stderr, lines.resume(), () => resolve()))
+  const exited = once(child, 'exit') as Promise<[code: number | null, signal: string | null]>
+  const done = (async () => {
+    const [code, signal] = await exited.catch((cause: unknown) => {
+      throw new Fault('CRIU', `cannot start ${criu}`, { cause })
+    })
+    if (code === 0) return
+    await Promise.race([drained, new Promise((resolve) => setTimeout(resolve, 1000).unref())])
+    const how = signal === null ? `exit code ${code}` : signal
+    throw new Fault('CRIU', `criu ${action} failed (${how})${errors[0] === undefined ? '' : `: ${errors[0]}`}`, {
+      hint: `for the whole story add: -- -v4 -o ${action}.log`,
+    })
+  })()
+  done.catch(() => {})
+  return { done, kill: () => void child.kill('SIGKILL') }
+}

@@ -1,0 +1,142 @@
+/**
+ * dump-to-stdout: one image source to one link.
+ *
+ * The source is a criu that we start, a criu that somebody else starts, or a directory. Where we start it, the end of the
+ * stream is written only after criu itself has exited 0: a stream that is complete is a dump that succeeded.
+ */
+import { readFileSync } from 'node:fs'
+import { hostname } from 'node:os'
+import { join } from 'node:path'
+import { Fault } from '../fault.ts'
+import { type SnapshotId, snapshotId } from '../format/names.ts'
+import { decodeDumpStats } from '../format/stats.ts'
+import { acceptUnix } from '../kernel/unix.ts'
+import type { Report } from '../progress.ts'
+import { directorySource } from '../store/directory.ts'
+import { frameWriter } from '../stream/frames.ts'
+import type { ImageSource } from '../stream/image.ts'
+import type { Link } from '../stream/link.ts'
+import { type SendOptions, sendSnapshot } from '../stream/send.ts'
+import { CAPTURE_SOCKET, capture } from './capture.ts'
+import { checkCriuOptions, startCriu } from './criu.ts'
+import { openWorkDir, type WorkDir } from './workdir.ts'
+
+export interface DumpOptions {
+  id: SnapshotId
+  /** Work directory; a private temporary one if undefined. */
+  directory: string | undefined
+  report: Report
+  signal: AbortSignal
+}
+
+/** An id for a snapshot that nobody named: host, time and a random part, in the order of their making. */
+export function freshId(): SnapshotId {
+  const host = hostname()
+    .replace(/[^A-Za-z0-9]/g, '-')
+    .slice(0, 24)
+  const time = new Date()
+    .toISOString()
+    .replace(/[^0-9T]/g, '')
+    .slice(0, 15)
+  return snapshotId(`${time}-${host}-${Math.floor(Math.random() * 2 ** 32).toString(36)}`)
+}
+
+/** Dumps the tree of `pid` with `criu` to `link`. Throws `CRIU`, `LINK`, `IO`, `FAILED_DUMP`. */
+export async function dumpTree(
+  criu: string,
+  pid: number,
+  criuOptions: readonly string[],
+  link: Link,
+  options: DumpOptions,
+): Promise<void> {
+  checkCriuOptions(criuOptions)
+  if (!isRunning(pid)) throw new Fault('MISSING', `no process ${pid}`, { hint: 'look with: ps -e' })
+  const work = openWorkDir(options.directory, CAPTURE_SOCKET)
+  const begun = performance.now()
+  const run = startCriu(criu, 'dump', ['--stream', '-t', String(pid), '-D', work.path, ...criuOptions])
+  try {
+    const socket = await Promise.race([
+      acceptUnix(work.listener),
+      run.done.then(() => {
+        throw new Fault('CRIU', 'criu dump ended without sending an image', { hint: 'is it newer than 3.15?' })
+      }),
+      aborted(options.signal),
+    ])
+    await send(capture(socket), link, options, () => run.done)
+    options.report({ event: 'dumped', frozenMs: frozenMs(work), ms: performance.now() - begun })
+  } catch (error) {
+    // Without our ends of its socket and pipes criu gives up by itself and lets the process run on.
+    work.remove()
+    const cause = await Promise.race([run.done.catch((reason: unknown) => reason), patience()])
+    if (cause === 'impatient') run.kill()
+    throw betterOf(error, cause)
+  } finally {
+    work.remove()
+  }
+}
+
+/** Waits in `directory` for a `criu dump --stream` that somebody else starts. Throws `LINK`, `FAILED_DUMP`, `IO`. */
+export async function dumpFromListener(link: Link, options: DumpOptions): Promise<void> {
+  const work = openWorkDir(options.directory, CAPTURE_SOCKET)
+  try {
+    options.report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
+    const socket = await Promise.race([acceptUnix(work.listener), aborted(options.signal)])
+    await send(capture(socket), link, options)
+  } finally {
+    work.remove()
+  }
+}
+
+/** Streams the images of an existing directory. Throws `MISSING`, `FAILED_DUMP`, `LINK`, `IO`. */
+export async function dumpFromDirectory(path: string, link: Link, options: DumpOptions): Promise<void> {
+  await send(directorySource(path), link, options)
+}
+
+async function send(
+  source: ImageSource,
+  link: Link,
+  { id, report, signal }: DumpOptions,
+  confirm?: SendOptions['confirm'],
+): Promise<void> {
+  const begun = performance.now()
+  const writer = frameWriter(link.outlet)
+  const sent = await sendSnapshot(writer, link.outlet, id, source, { signal, ...(confirm && { confirm }) })
+  await link.outlet.finish()
+  link.destroy()
+  const ms = performance.now() - begun
+  report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: false })
+}
+
+/** Rejects when the signal comes. */
+export function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_resolve, reject) => {
+    if (signal.aborted) reject(signal.reason)
+    signal.addEventListener('abort', () => reject(signal.reason), { once: true })
+  })
+}
+
+/** A criu whose socket is gone ends within milliseconds; it may still have to thaw a large tree. */
+const CRIU_PATIENCE_MS = 10_000
+
+function patience(): Promise<'impatient'> {
+  return new Promise((resolve) => setTimeout(resolve, CRIU_PATIENCE_MS, 'impatient').unref())
+}
+
+/** criu's own error explains a stream that broke off; a broken link explains criu's. */
+function betterOf(error: unknown, criuError: unknown): unknown {
+  const ours = error instanceof Fault ? error.code : undefined
+  return ours === 'FAILED_DUMP' && criuError instanceof Fault ? criuError : error
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM'
+  }
+}
+
+function frozenMs(work: WorkDir): number {
+  return decodeDumpStats(readFileSync(join(work.path, 'stats-dump'))).frozenTime / 1000
+}

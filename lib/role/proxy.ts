@@ -1,0 +1,106 @@
+/**
+ * The image-proxy: a daemon on the source host. Whoever runs `criu dump --stream -D DIR` there is forwarded to the cache.
+ *
+ * Every CRIU that connects gets a connection to the cache of its own, so that dumps do not mix and one that fails harms
+ * no other. CRIU is never answered, only read from: as long as the cache is not there, CRIU waits at its full pipes. If
+ * the cache refuses or the link breaks, our ends of socket and pipes are closed, the dump fails, and the process runs on.
+ */
+import { join } from 'node:path'
+import { Fault } from '../fault.ts'
+import { hex64 } from '../format/digest.ts'
+import type { SnapshotId } from '../format/names.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { acceptUnix } from '../kernel/unix.ts'
+import type { Report } from '../progress.ts'
+import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
+import { frameReader, frameWriter } from '../stream/frames.ts'
+import { unexpected } from '../stream/receive.ts'
+import { type Snapshot, sendSnapshot } from '../stream/send.ts'
+import { CAPTURE_SOCKET, capture } from './capture.ts'
+import { aborted, freshId } from './dump.ts'
+import { openWorkDir } from './workdir.ts'
+
+export interface ProxyOptions {
+  cache: Endpoint
+  directory: string
+  /** The id of every snapshot that passes; a fresh one each if undefined. */
+  id: SnapshotId | undefined
+  /** How long the cache may be out of reach, and how long it may take to seal. */
+  timeoutMs: number
+  report: Report
+  signal: AbortSignal
+}
+
+/** Runs until the signal comes; throws its reason. Throws `EXISTS` or `IO` if the socket cannot be made. */
+export async function proxy(options: ProxyOptions): Promise<never> {
+  const { report, signal } = options
+  const work = openWorkDir(options.directory, CAPTURE_SOCKET)
+  const running = new Set<Promise<void>>()
+  try {
+    report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
+    for (;;) {
+      const socket = await Promise.race([acceptUnix(work.listener), aborted(signal)])
+      const id = options.id ?? freshId()
+      const forwarded = forward(socket, id, options)
+        .catch((fault: Error) => report({ event: 'failed', what: `snapshot ${id}`, fault }))
+        .finally(() => running.delete(forwarded))
+      running.add(forwarded)
+    }
+  } finally {
+    work.remove()
+    await Promise.all(running)
+  }
+}
+
+async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions): Promise<void> {
+  const source = capture(socket)
+  const begun = performance.now()
+  const stop = new AbortController()
+  const outside = (): void => stop.abort(options.signal.reason)
+  options.signal.addEventListener('abort', outside)
+  const link = await connectEndpoint(options.cache, options.timeoutMs, options.signal).catch((error: Error) => {
+    source.destroy(error)
+    throw error
+  })
+  try {
+    const verdict = sealed(link.inlet)
+    // The cache may refuse, or go away, while CRIU has nothing to send: the verdict is awaited all along.
+    verdict.catch((reason: Error) => {
+      stop.abort(reason)
+      link.destroy(reason)
+    })
+    const sent = await sendSnapshot(frameWriter(link.outlet), link.outlet, id, source, { signal: stop.signal })
+    await Promise.race([verdict.then((digest) => compare(digest, sent)), late(options), aborted(options.signal)])
+    const ms = performance.now() - begun
+    options.report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: true })
+  } finally {
+    options.signal.removeEventListener('abort', outside)
+    link.destroy()
+  }
+}
+
+/** The digest with which the cache seals. Throws what it refuses with, or `LINK` if it goes away. */
+async function sealed(inlet: Parameters<typeof frameReader>[0]): Promise<bigint> {
+  const reader = frameReader(inlet)
+  const first = await reader.expect()
+  if (first.type !== 'hello') throw unexpected(first)
+  for (;;) {
+    const frame = await reader.next()
+    if (frame === undefined) throw new Fault('LINK', 'the cache closed the link before it sealed the snapshot')
+    if (frame.type === 'sealed') return frame.digest
+    if (frame.type === 'refused') throw new Fault(frame.code, `the cache refused: ${frame.reason}`)
+    if (frame.type !== 'ack') throw unexpected(frame)
+  }
+}
+
+function compare(digest: bigint, sent: Snapshot): void {
+  if (digest === sent.digest) return
+  throw new Fault('DIGEST', `the cache sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
+}
+
+function late({ timeoutMs }: ProxyOptions): Promise<never> {
+  return new Promise((_resolve, reject) => {
+    const fault = new Fault('TIMEOUT', `the cache did not seal the snapshot within ${timeoutMs / 1000} s`)
+    setTimeout(reject, timeoutMs, fault).unref()
+  })
+}

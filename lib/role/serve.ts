@@ -1,0 +1,80 @@
+/**
+ * Serve: an image sink that is CRIU itself, restoring with `--stream`.
+ *
+ * CRIU connects once to `streamer-serve.sock` in its images directory (-D), asks for one image after the other by name, is told
+ * whether it exists, and then sends one dummy byte that carries the write end of a pipe, which we fill. It asks for many
+ * that do not exist; that is how it finds out. It may leave a pipe half read and ask for the next: so every image is written
+ * by a loop of its own, and a reader that closed its pipe early has had enough, which is no error (criu/img-streamer.c, 4.1.1).
+ *
+ * Extents are lent to the pipe with vmsplice, so that CRIU's read() is the only copy; small pieces are written.
+ */
+import { Fault } from '../fault.ts'
+import type { ImageName } from '../format/names.ts'
+import { encodeReply } from '../format/streamer.ts'
+import { enlargePipe, type Fd, setNonBlocking } from '../kernel/fd.ts'
+import { closeFd } from '../kernel/readiness.ts'
+import { vmspliceAll, writeAll } from '../kernel/transfer.ts'
+import type { StoredImage } from '../store/memory.ts'
+import { spliceAllowed } from '../stream/link.ts'
+import { readPipe, readRequest } from './capture.ts'
+
+export const SERVE_SOCKET = 'streamer-serve.sock'
+
+/** Below this, copying into the pipe costs less than lending pages to it. */
+const LEAST_LENT = 64 * 2 ** 10
+
+/** What one client took. */
+export interface Served {
+  /** Images that it asked for and got to the end. */
+  images: ImageName[]
+  bytes: number
+}
+
+/**
+ * Answers the CRIU at the other end of `socket` from the snapshot that `choose` gives; the first request waits for it.
+ * Returns when CRIU closes the socket; throws `CRIU_PROTOCOL`, or what `choose` threw. The socket is closed at the end.
+ */
+export async function serve(socket: Fd, choose: () => Promise<ReadonlyMap<ImageName, StoredImage>>): Promise<Served> {
+  const served: Served = { images: [], bytes: 0 }
+  const running = new Set<Promise<void>>()
+  let failure: unknown
+  try {
+    for (;;) {
+      const name = await readRequest(socket)
+      if (name === undefined) break
+      const image = (await choose()).get(name)
+      await writeAll(socket, encodeReply(image !== undefined))
+      if (image === undefined) continue
+      const pipe = await readPipe(socket)
+      const task = fillPipe(pipe, image, served)
+        .catch((error: unknown) => {
+          failure ??= error
+        })
+        .finally(() => running.delete(task))
+      running.add(task)
+    }
+    await Promise.all(running)
+    if (failure !== undefined) throw failure
+    return served
+  } finally {
+    await Promise.all(running)
+    closeFd(socket)
+  }
+}
+
+async function fillPipe(pipe: Fd, image: StoredImage, served: Served): Promise<void> {
+  try {
+    setNonBlocking(pipe)
+    enlargePipe(pipe)
+    for (const { address, window } of image.pieces) {
+      if (spliceAllowed && window.length >= LEAST_LENT) await vmspliceAll(address, window.length, pipe)
+      else await writeAll(pipe, window)
+      served.bytes += window.length
+    }
+    served.images.push(image.name)
+  } catch (error) {
+    if (!(error instanceof Fault && error.code === 'LINK')) throw error
+  } finally {
+    closeFd(pipe)
+  }
+}

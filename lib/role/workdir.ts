@@ -1,0 +1,56 @@
+import { mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { Fault } from '../fault.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { closeFd } from '../kernel/readiness.ts'
+import { listenUnix } from '../kernel/unix.ts'
+
+/** A directory with one socket for CRIU in it. */
+export interface WorkDir {
+  path: string
+  listener: Fd
+  /** Closes and removes the socket, and the directory if we made it. May be called twice. */
+  remove(): void
+}
+
+/**
+ * Offers `socketName` in `path`, which is made if it is missing, or in a private temporary directory.
+ * Throws `EXISTS`, `USAGE` or `IO`.
+ */
+export function openWorkDir(path: string | undefined, socketName: string): WorkDir {
+  const temporary = path === undefined
+  const directory = path === undefined ? mkdtempSync(join(tmpdir(), 'ferry-')) : resolve(path)
+  const socket = join(directory, socketName)
+  try {
+    if (!temporary) makeDirectory(directory)
+    const listener = listenUnix(socket)
+    let there = true
+    return {
+      path: directory,
+      listener,
+      remove() {
+        if (!there) return
+        there = false
+        closeFd(listener)
+        rmSync(temporary ? directory : socket, { recursive: temporary, force: true })
+      },
+    }
+  } catch (error) {
+    if (temporary) rmSync(directory, { recursive: true, force: true })
+    throw error
+  }
+}
+
+function makeDirectory(directory: string): void {
+  const found = statSync(directory, { throwIfNoEntry: false })
+  if (found?.isDirectory() === true) return
+  try {
+    mkdirSync(directory, { mode: 0o700, recursive: true })
+  } catch (cause) {
+    throw new Fault('IO', `cannot make the directory ${directory} (${(cause as NodeJS.ErrnoException).code})`, {
+      hint: 'choose another -D DIR',
+      cause,
+    })
+  }
+}

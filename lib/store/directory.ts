@@ -1,0 +1,133 @@
+/**
+ * Images in a directory, as CRIU itself leaves and wants them.
+ *
+ * Written under a temporary name beside the real one and renamed when everything is verified, files 0600 in a directory
+ * 0700: a failed run leaves nothing, and nobody else reads them.
+ */
+import { createReadStream, lstatSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { type FileHandle, open } from 'node:fs/promises'
+import { basename, dirname, join, resolve } from 'node:path'
+import { Fault } from '../fault.ts'
+import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
+import { MOST_DATA } from '../format/wire.ts'
+import type { ImageSink, ImageSource, OpenImage } from '../stream/image.ts'
+
+export interface DirectorySink extends ImageSink {
+  /** Everything is there: gives the directory its name. Throws `EXISTS` or `IO`. */
+  seal(): void
+  /** Removes what was written. */
+  drop(): Promise<void>
+}
+
+/** Throws `EXISTS` if `path` is there and is not an empty directory. */
+export function directorySink(path: string): DirectorySink {
+  const target = resolve(path)
+  refuseUnlessEmpty(target)
+  const temporary = join(dirname(target), `.${basename(target)}.${process.pid}.partial`)
+  try {
+    mkdirSync(temporary, { mode: 0o700 })
+  } catch (cause) {
+    throw new Fault('IO', `cannot make a directory in ${dirname(target)} (${(cause as NodeJS.ErrnoException).code})`, {
+      hint: 'it must exist and be writable',
+      cause,
+    })
+  }
+  const files = new Set<FileHandle>()
+  return {
+    async open(name) {
+      const file = await open(join(temporary, name), 'wx', 0o600)
+      files.add(file)
+      const scratch = Buffer.allocUnsafeSlow(MOST_DATA)
+      return {
+        room: () => scratch,
+        async wrote(bytes) {
+          for (let done = 0; done < bytes; ) {
+            done += (await file.write(scratch, done, bytes - done).catch(ioFault(join(path, name)))).bytesWritten
+          }
+        },
+        async end() {
+          files.delete(file)
+          await file.close().catch(ioFault(join(path, name)))
+        },
+      }
+    },
+    seal() {
+      refuseUnlessEmpty(target)
+      renameSync(temporary, target)
+    },
+    async drop() {
+      for (const file of files) await file.close().catch(() => {})
+      rmSync(temporary, { recursive: true, force: true })
+    },
+  }
+}
+
+function refuseUnlessEmpty(path: string): void {
+  const found = lstatSync(path, { throwIfNoEntry: false })
+  if (found === undefined || (found.isDirectory() && readdirSync(path).length === 0)) return
+  throw new Fault('EXISTS', `${path} is there already and is not an empty directory`, {
+    hint: 'name a directory that does not exist yet',
+  })
+}
+
+function ioFault(path: string): (cause: unknown) => never {
+  return (cause) => {
+    const code = (cause as NodeJS.ErrnoException).code ?? 'unknown error'
+    throw new Fault('IO', `${path}: ${code}`, {
+      cause,
+      ...(code === 'ENOSPC' ? { hint: 'make room on that file system, or write elsewhere' } : {}),
+    })
+  }
+}
+
+/** The images of a directory that `criu dump -D` wrote: its regular files `*.img`, inventory.img last, as CRIU does. */
+export function directorySource(path: string): ImageSource {
+  const names = listImages(path)
+  let failure: Error | undefined
+  async function* images(): AsyncGenerator<OpenImage> {
+    for (const name of names) {
+      const pieces = (async function* () {
+        try {
+          yield* createReadStream(join(path, name), { highWaterMark: MOST_DATA }) as AsyncIterable<Buffer>
+        } catch (cause) {
+          ioFault(join(path, name))(cause)
+        }
+      })()
+      if (failure !== undefined) throw failure
+      yield { name, body: { kind: 'pieces', pieces } }
+    }
+  }
+  return {
+    images: images(),
+    destroy(reason) {
+      failure ??= reason
+    },
+  }
+}
+
+function listImages(path: string): ImageName[] {
+  let files: ReturnType<typeof entries>
+  try {
+    files = entries(path)
+  } catch (cause) {
+    throw new Fault('MISSING', `cannot read the directory ${path} (${(cause as NodeJS.ErrnoException).code})`, {
+      cause,
+    })
+  }
+  if (files.some((file) => file.name === 'parent')) {
+    throw new Fault('USAGE', `${path} is an incremental dump: its pages are partly in its parent`, {
+      hint: 'only complete dumps can be streamed',
+    })
+  }
+  const names = files.filter((file) => file.isFile() && file.name.endsWith('.img')).map((file) => imageName(file.name))
+  if (!names.includes(INVENTORY)) {
+    throw new Fault('FAILED_DUMP', `no ${INVENTORY} in ${path}`, {
+      hint: 'name a directory that criu dump -D finished',
+    })
+  }
+  return [...names.filter((name) => name !== INVENTORY).sort(), INVENTORY]
+}
+
+function entries(path: string) {
+  return readdirSync(path, { withFileTypes: true })
+}

@@ -1,0 +1,94 @@
+/**
+ * A snapshot in memory. Large images own whole extents; small ones, which are most, share one: a piece of 1 KiB to
+ * begin with, each next one four times as large.
+ */
+
+import type { ImageName } from '../format/names.ts'
+import type { ImageEntry } from '../format/wire.ts'
+import type { ImageSink, ImageWriter } from '../stream/image.ts'
+import { EXTENT, type Extent, type Pool } from './pool.ts'
+
+/** Consecutive bytes of an image. */
+export interface Piece {
+  address: bigint
+  window: Uint8Array
+}
+
+export interface StoredImage extends ImageEntry {
+  pieces: Piece[]
+}
+
+export interface MemorySnapshot extends ImageSink {
+  /** Only complete, verified images. */
+  readonly images: ReadonlyMap<ImageName, StoredImage>
+  /** Bytes of memory held, unused ends included. */
+  readonly held: number
+  /** Gives all memory back. Nothing may read the pieces any more. */
+  drop(): void
+}
+
+const FIRST_PIECE = 2 ** 10
+/** An image above this gets extents of its own. */
+const LARGEST_SHARED = 64 * 2 ** 10
+
+export function memorySnapshot(pool: Pool): MemorySnapshot {
+  const images = new Map<ImageName, StoredImage>()
+  const extents: Extent[] = []
+  let shared: Piece | undefined
+
+  function extent(): Extent {
+    const taken = pool.take()
+    extents.push(taken)
+    return taken
+  }
+
+  function carve(bytes: number): Piece {
+    if (shared === undefined || shared.window.length < bytes) shared = { ...extent() }
+    const piece = { address: shared.address, window: shared.window.subarray(0, bytes) }
+    shared = { address: shared.address + BigInt(bytes), window: shared.window.subarray(bytes) }
+    return piece
+  }
+
+  function open(name: ImageName): ImageWriter {
+    const pieces: Piece[] = []
+    let next = FIRST_PIECE
+    let space: Piece | undefined
+    let filled = 0
+    const close = (): void => {
+      if (space !== undefined) pieces.push({ address: space.address, window: space.window.subarray(0, filled) })
+      space = undefined
+      filled = 0
+    }
+    return {
+      room(wanted) {
+        if (space !== undefined && filled === space.window.length) close()
+        if (space === undefined) {
+          while (next < wanted && next <= LARGEST_SHARED) next *= 4
+          space = next > LARGEST_SHARED ? extent() : carve(next)
+          next *= 4
+        }
+        return space.window.subarray(filled)
+      },
+      wrote(bytes) {
+        filled += bytes
+      },
+      end(entry) {
+        close()
+        images.set(name, { ...entry, pieces })
+      },
+    }
+  }
+
+  return {
+    images,
+    open,
+    get held() {
+      return extents.length * EXTENT
+    },
+    drop() {
+      images.clear()
+      for (const taken of extents.splice(0)) pool.give(taken)
+      shared = undefined
+    },
+  }
+}

@@ -1,0 +1,140 @@
+/**
+ * Where the other end is: `HOST:PORT`, `[v6]:PORT`, `tcp:HOST:PORT`, `unix:PATH`, `fd:N`, `-`.
+ *
+ * Names are resolved and connections made by Node; then the descriptor is taken over (dup, and Node's half closed
+ * before it has read anything), because splice needs it bare.
+ */
+import { createReadStream, fstatSync } from 'node:fs'
+import net from 'node:net'
+import { setTimeout } from 'node:timers/promises'
+import { isatty } from 'node:tty'
+import { Fault } from '../fault.ts'
+import { duplicate, isPipe } from '../kernel/fd.ts'
+import { fdLink } from './fd-link.ts'
+import { type Link, spliceAllowed } from './link.ts'
+import { duplexLink, readableLink, writableLink } from './node-link.ts'
+
+export type Endpoint =
+  | { kind: 'tcp'; host: string; port: number }
+  | { kind: 'unix'; path: string }
+  | { kind: 'fd'; fd: number }
+  | { kind: 'stdio' }
+
+/** Throws `USAGE`. */
+export function parseEndpoint(text: string): Endpoint {
+  if (text === '-') return { kind: 'stdio' }
+  const [, scheme = 'tcp', rest = ''] = /^(?:(tcp|unix|fd):)?(.*)$/.exec(text) ?? []
+  if (scheme === 'unix' && rest !== '') return { kind: 'unix', path: rest }
+  if (scheme === 'fd' && /^\d{1,7}$/.test(rest)) return { kind: 'fd', fd: Number(rest) }
+  const tcp = /^(?:\[([0-9a-fA-F:.%]+)\]|([^:/\s]+)):(\d{1,5})$/.exec(scheme === 'tcp' ? rest : '')
+  const port = Number(tcp?.[3])
+  if (tcp === null || port < 1 || port > 65535) {
+    throw new Fault('USAGE', `not an endpoint: ${text}`, { hint: 'HOST:PORT, [V6]:PORT, unix:PATH, fd:N or -' })
+  }
+  return { kind: 'tcp', host: tcp[1] ?? tcp[2] ?? '', port }
+}
+
+/** Plain TCP carries other people's memory readable and unsigned. Throws `USAGE` for any host but this one. */
+export function refuseOpenNetwork(host: string): void {
+  if (host === 'localhost' || host === '::1' || /^127(\.\d{1,3}){3}$/.test(host)) return
+  throw new Fault('USAGE', `plain TCP to or from ${host} is neither secret nor authenticated`, {
+    hint: 'tunnel it: ssh -L 9997:127.0.0.1:9997 host; or, in a network that you trust: --insecure',
+  })
+}
+
+export function formatEndpoint(endpoint: Endpoint): string {
+  switch (endpoint.kind) {
+    case 'tcp':
+      return endpoint.host.includes(':') ? `[${endpoint.host}]:${endpoint.port}` : `${endpoint.host}:${endpoint.port}`
+    case 'unix':
+      return `unix:${endpoint.path}`
+    case 'fd':
+      return `fd:${endpoint.fd}`
+    case 'stdio':
+      return 'stdin'
+  }
+}
+
+const RETRY_MS = 100
+
+/**
+ * Connects, and tries again every 100 ms while the other end is not there yet. Throws `LINK` after `timeoutMs`, or
+ * at once for what does not mend itself.
+ */
+export async function connectEndpoint(endpoint: Endpoint, timeoutMs: number, signal: AbortSignal): Promise<Link> {
+  const peer = formatEndpoint(endpoint)
+  if (endpoint.kind === 'stdio') return inputLink(0, 'stdin')
+  if (endpoint.kind === 'fd') return inputLink(endpoint.fd, peer)
+  const deadline = performance.now() + timeoutMs
+  for (;;) {
+    try {
+      return takeOver(await connectOnce(endpoint), peer)
+    } catch (cause) {
+      const code = (cause as NodeJS.ErrnoException).code ?? ''
+      const mayCome = ['ECONNREFUSED', 'ENOENT', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH', 'EAI_AGAIN'].includes(code)
+      if (!mayCome || performance.now() + RETRY_MS > deadline) {
+        throw new Fault('LINK', `cannot connect to ${peer} (${code || (cause as Error).message})`, {
+          hint: 'is the other end started, and is the address right?',
+          cause,
+        })
+      }
+    }
+    await setTimeout(RETRY_MS, undefined, { signal }).catch(() => {
+      throw signal.reason
+    })
+  }
+}
+
+function connectOnce(endpoint: Extract<Endpoint, { kind: 'tcp' | 'unix' }>): Promise<net.Socket> {
+  return new Promise((resolve, reject) => {
+    const target = endpoint.kind === 'tcp' ? { host: endpoint.host, port: endpoint.port } : { path: endpoint.path }
+    const socket = net.connect({ ...target, noDelay: true, keepAlive: true, allowHalfOpen: true })
+    socket.pause()
+    socket.once('error', reject)
+    socket.once('connect', () => {
+      socket.off('error', reject)
+      resolve(socket)
+    })
+  })
+}
+
+/** A link over a paused Node socket that has not read yet. */
+export function takeOver(socket: net.Socket, peer: string): Link {
+  const handle = (socket as net.Socket & { _handle?: { fd?: number } })._handle
+  if (!spliceAllowed || handle?.fd === undefined || handle.fd < 0) return duplexLink(socket, peer)
+  const fd = duplicate(handle.fd)
+  socket.on('error', () => {})
+  socket.destroy()
+  return fdLink(fd, peer, 'socket')
+}
+
+function checkFd(fd: number): void {
+  try {
+    fstatSync(fd)
+  } catch (cause) {
+    throw new Fault('USAGE', `fd ${fd} is not open`, { hint: `open it in the shell, as in ${fd}<file`, cause })
+  }
+}
+
+/** Standard input or an inherited descriptor, to be read: a pipe, a file or a socket. */
+function inputLink(fd: number, peer: string): Link {
+  checkFd(fd)
+  if (isatty(fd)) {
+    throw new Fault('USAGE', `${peer} is a terminal`, { hint: 'pipe an image stream into this command' })
+  }
+  const stat = fstatSync(fd)
+  if (spliceAllowed) return { ...fdLink(duplicate(fd), peer, stat.isSocket() ? 'socket' : 'file'), duplex: false }
+  if (fd === 0) return readableLink(process.stdin, peer)
+  return readableLink(createReadStream('', { fd }), peer)
+}
+
+/** Standard output, to be written. Throws `USAGE` for a terminal. */
+export function stdoutLink(): Link {
+  checkFd(1)
+  if (isatty(1)) {
+    throw new Fault('USAGE', 'stdout is a terminal', { hint: 'redirect it to a file or pipe it, as in > app.img' })
+  }
+  if (!spliceAllowed) return writableLink(process.stdout, 'stdout')
+  const kind = fstatSync(1).isSocket() ? 'socket' : isPipe(1) ? 'pipe' : 'file'
+  return { ...fdLink(duplicate(1), 'stdout', kind), duplex: false }
+}

@@ -1,0 +1,85 @@
+import { Fault } from '../fault.ts'
+import {
+  checkPreamble,
+  decodeFrame,
+  decodeHeader,
+  encodeFrame,
+  encodePreamble,
+  type Frame,
+  HEADER_BYTES,
+  PREAMBLE_BYTES,
+} from '../format/wire.ts'
+import type { Inlet, Outlet } from './link.ts'
+
+/** Reads frames one by one. After a `data` frame its bytes are the next that the inlet gives. */
+export interface FrameReader {
+  /** The next frame, or undefined where the stream ends between two frames. Throws `FORMAT`, `LIMIT`, `TRUNCATED`. */
+  next(): Promise<Frame | undefined>
+  /** The next frame; the end of the stream is `TRUNCATED`. */
+  expect(): Promise<Frame>
+  readonly inlet: Inlet
+}
+
+/** Payloads are read in steps of this many bytes, so that a length alone never makes us hold memory. */
+const PAYLOAD_STEP = 64 * 2 ** 10
+
+export function frameReader(inlet: Inlet): FrameReader {
+  const header = Buffer.alloc(HEADER_BYTES)
+  let started = false
+
+  async function next(): Promise<Frame | undefined> {
+    if (!started) {
+      const preamble = Buffer.alloc(PREAMBLE_BYTES)
+      if (!(await inlet.fill(preamble))) return undefined
+      checkPreamble(preamble)
+      started = true
+    }
+    if (!(await inlet.fill(header))) return undefined
+    const decoded = decodeHeader(header)
+    return decodeFrame(decoded, decoded.type === 'data' ? header : await payload(decoded.length))
+  }
+
+  async function payload(length: number): Promise<Buffer> {
+    const steps: Buffer[] = []
+    for (let left = length; left > 0; ) {
+      const step = Buffer.alloc(Math.min(left, PAYLOAD_STEP))
+      if (!(await inlet.fill(step))) throw truncated()
+      steps.push(step)
+      left -= step.length
+    }
+    return steps.length === 1 ? (steps[0] as Buffer) : Buffer.concat(steps)
+  }
+
+  async function expect(): Promise<Frame> {
+    const frame = await next()
+    if (frame === undefined) throw truncated()
+    return frame
+  }
+
+  return { next, expect, inlet }
+}
+
+export function truncated(): Fault {
+  return new Fault('TRUNCATED', 'the stream ended before the end of the snapshot', {
+    hint: 'the sender was stopped or the link was cut',
+  })
+}
+
+/** Writes frames; several writers may share it, each frame goes out whole. */
+export interface FrameWriter {
+  send(frame: Frame): Promise<void>
+  /** Runs `turn` while nobody else writes. */
+  exclusive<Result>(turn: (outlet: Outlet) => Promise<Result>): Promise<Result>
+}
+
+export function frameWriter(outlet: Outlet): FrameWriter {
+  let last: Promise<unknown> = outlet.send(encodePreamble(), true)
+  last.catch(() => {})
+  function exclusive<Result>(turn: (outlet: Outlet) => Promise<Result>): Promise<Result> {
+    const result = last.then(() => turn(outlet))
+    last = result
+    result.catch(() => {})
+    return result
+  }
+  return { exclusive, send: (frame) => exclusive(() => outlet.send(encodeFrame(frame))) }
+}

@@ -1,0 +1,37 @@
+import type { ImageName } from '../format/names.ts'
+import type { ImageEntry } from '../format/wire.ts'
+import type { Fd } from '../kernel/fd.ts'
+
+/** What an image is made of: a pipe that CRIU fills, or pieces of memory. */
+export type ImageBody =
+  | { kind: 'pipe'; fd: Fd }
+  | { kind: 'pieces'; pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array> }
+
+/** One image as it is opened. Several may be open at a time. */
+export interface OpenImage {
+  name: ImageName
+  body: ImageBody
+}
+
+/** Yields the images of one snapshot in the order in which they are opened; ends when there are no more. */
+export interface ImageSource {
+  readonly images: AsyncIterable<OpenImage>
+  /** Stops the source; `images` throws `reason`. */
+  destroy(reason: Error): void
+}
+
+/** Takes the images of one snapshot. */
+export interface ImageSink {
+  /** Throws `MEMORY`, `EXISTS` or `IO`. */
+  open(name: ImageName): ImageWriter | Promise<ImageWriter>
+}
+
+/** Takes one image, without a copy where the sink is memory. */
+export interface ImageWriter {
+  /** Where the next bytes go: at least one byte, at most `wanted`. Valid until `wrote`. */
+  room(wanted: number): Uint8Array
+  /** `bytes` bytes of the last `room` are filled. */
+  wrote(bytes: number): void | Promise<void>
+  /** The image is complete and its contents are what the sender announced. */
+  end(entry: ImageEntry): void | Promise<void>
+}

@@ -1,0 +1,35 @@
+import type { Fd } from '../kernel/fd.ts'
+
+/** Where bytes come from: a socket, a pipe, a file, or a Node stream where the kernel's descriptor cannot be used. */
+export interface Inlet {
+  /**
+   * Fills all of `into`, in place. Returns false when the stream ends before the first byte, throws `TRUNCATED` when
+   * it ends later, `LINK` when the peer is gone.
+   */
+  fill(into: Uint8Array): Promise<boolean>
+}
+
+/** Where bytes go. One caller at a time. */
+export interface Outlet {
+  /** Resolves when `bytes` may be reused. `more` says that the next bytes follow at once. Throws `LINK` or `IO`. */
+  send(bytes: Uint8Array, more?: boolean): Promise<void>
+  /** Moves `bytes` bytes out of the pipe `from` without copying them; absent where the kernel cannot. */
+  readonly splice: ((from: Fd, bytes: number) => Promise<void>) | undefined
+  /** Everything is handed to the kernel; a socket is closed for writing, a pipe or a file by `destroy`. */
+  finish(): Promise<void>
+}
+
+/** A connection, or one of the two directions of a pipe. */
+export interface Link {
+  readonly inlet: Inlet
+  readonly outlet: Outlet
+  /** Whether the peer can answer: false for a pipe or a file. */
+  readonly duplex: boolean
+  /** For messages: `127.0.0.1:9997`, `stdin`. */
+  readonly peer: string
+  /** Releases the descriptor; whoever waits is rejected with `reason`. May be called twice. */
+  destroy(reason?: Error): void
+}
+
+/** Off with FERRY_NO_SPLICE=1: then every byte passes through Buffers and Node's own streams. */
+export const spliceAllowed = process.env.FERRY_NO_SPLICE !== '1'

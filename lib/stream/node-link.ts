@@ -1,0 +1,98 @@
+import type { Duplex, Readable, Writable } from 'node:stream'
+import { Fault } from '../fault.ts'
+import { endedAfter } from './fd-link.ts'
+import type { Inlet, Link, Outlet } from './link.ts'
+
+function linkFault(cause: unknown): Fault {
+  if (cause instanceof Fault) return cause
+  return new Fault('LINK', cause instanceof Error ? cause.message : 'the link was cut', { cause })
+}
+
+function readableInlet(stream: Readable): Inlet {
+  const chunks: AsyncIterator<Buffer> = stream.iterator({ destroyOnReturn: false })
+  let chunk: Buffer = Buffer.alloc(0)
+  return {
+    async fill(into) {
+      for (let filled = 0; filled < into.length; ) {
+        if (chunk.length === 0) {
+          const next = await chunks.next().catch((error: unknown) => {
+            throw linkFault(error)
+          })
+          if (next.done === true) return endedAfter(filled)
+          chunk = next.value
+        }
+        const part = chunk.subarray(0, into.length - filled)
+        into.set(part, filled)
+        chunk = chunk.subarray(part.length)
+        filled += part.length
+      }
+      return true
+    },
+  }
+}
+
+function writableOutlet(stream: Writable): Outlet {
+  // Without a listener an error between two writes would end the process; the next write reports it.
+  stream.on('error', () => {})
+  const settled = (run: (done: (error?: Error | null) => void) => void): Promise<void> =>
+    new Promise((resolve, reject) => {
+      const closed = (): void => reject(linkFault(stream.errored))
+      stream.once('close', closed)
+      run((error) => {
+        stream.off('close', closed)
+        if (error === undefined || error === null) resolve()
+        else reject(linkFault(error))
+      })
+    })
+  return {
+    send: (bytes) => settled((done) => stream.write(bytes, done)),
+    splice: undefined,
+    finish: () => settled((done) => stream.end(done)),
+  }
+}
+
+/** The same as a descriptor's link, through Node's streams: for TLS, and for FERRY_NO_SPLICE=1. */
+export function duplexLink(stream: Duplex, peer: string): Link {
+  return {
+    inlet: readableInlet(stream),
+    outlet: writableOutlet(stream),
+    duplex: true,
+    peer,
+    destroy: (reason) => {
+      stream.destroy(reason)
+    },
+  }
+}
+
+const nothing: Inlet & Outlet = {
+  fill: async () => false,
+  send: async () => {
+    throw new Error('this link only receives')
+  },
+  splice: undefined,
+  finish: async () => {},
+}
+
+export function readableLink(stream: Readable, peer: string): Link {
+  return {
+    inlet: readableInlet(stream),
+    outlet: nothing,
+    duplex: false,
+    peer,
+    destroy: (reason) => {
+      stream.destroy(reason)
+    },
+  }
+}
+
+export function writableLink(stream: Writable, peer: string): Link {
+  return {
+    inlet: nothing,
+    outlet: writableOutlet(stream),
+    duplex: false,
+    peer,
+    destroy: (reason) => {
+      stream.destroy(reason)
+    },
+  }
+}

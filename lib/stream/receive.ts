@@ -1,0 +1,133 @@
+/**
+ * Receiving a snapshot: frames to an image sink.
+ *
+ * Bytes go from the link straight to where the sink wants them and are checked there, while they are still in the
+ * processor's cache. Nothing is believed before its digest has been seen to hold: the sink hears of an image's end
+ * only then, and this returns only after the list of all images has been compared with what really came.
+ */
+import { Fault } from '../fault.ts'
+import { type Digest, digest, hex64 } from '../format/digest.ts'
+import type { ImageName } from '../format/names.ts'
+import { encodeList, type Frame, type ImageEntry, LARGEST_IMAGE, MOST_IMAGES } from '../format/wire.ts'
+import type { FrameReader } from './frames.ts'
+import type { ImageSink, ImageWriter } from './image.ts'
+import { type Snapshot, summarize } from './send.ts'
+
+/** Images that a sender may have open at the same time; CRIU has 3 or 4. */
+const MOST_OPEN = 64
+
+interface Channel {
+  name: ImageName
+  writer: ImageWriter
+  sum: Digest
+  size: number
+}
+
+/** Receives what follows a `snapshot` frame. `onAck` is told of every image that is complete and verified. */
+export async function receiveSnapshot(
+  reader: FrameReader,
+  sink: ImageSink,
+  onAck: (channel: number, size: number) => Promise<void> = async () => {},
+): Promise<Snapshot> {
+  const channels = new Map<number, Channel>()
+  const names = new Set<string>()
+  const entries: (ImageEntry | undefined)[] = []
+
+  const open = (number: number): Channel => {
+    const channel = channels.get(number)
+    if (channel === undefined) throw new Fault('FORMAT', `channel ${number} is not open`)
+    return channel
+  }
+
+  for (;;) {
+    const frame = await reader.expect()
+    switch (frame.type) {
+      case 'image': {
+        if (frame.channel !== entries.length + 1) throw new Fault('FORMAT', 'channels are not numbered in order')
+        if (names.has(frame.name)) throw new Fault('FORMAT', `image ${frame.name} comes twice`)
+        if (names.size >= MOST_IMAGES) throw new Fault('LIMIT', `more than ${MOST_IMAGES} images in one snapshot`)
+        if (channels.size >= MOST_OPEN) throw new Fault('LIMIT', `more than ${MOST_OPEN} images open at once`)
+        names.add(frame.name)
+        entries.push(undefined)
+        channels.set(frame.channel, { name: frame.name, writer: await sink.open(frame.name), sum: digest(), size: 0 })
+        break
+      }
+      case 'data':
+        await receiveData(reader, open(frame.channel), frame)
+        break
+      case 'imageEnd': {
+        const channel = open(frame.channel)
+        const entry = { name: channel.name, size: channel.size, digest: channel.sum.finish() }
+        if (entry.size !== frame.size || entry.digest !== frame.digest) throw damaged(channel.name, entry, frame)
+        await channel.writer.end(entry)
+        entries[frame.channel - 1] = entry
+        channels.delete(frame.channel)
+        await onAck(frame.channel, entry.size)
+        break
+      }
+      case 'snapshotEnd': {
+        if (channels.size > 0) throw new Fault('FORMAT', 'the snapshot ends while images are open')
+        const announced = encodeList(frame.images)
+        if (!announced.equals(encodeList(entries as ImageEntry[]))) {
+          throw new Fault('DIGEST', 'the list of images is not what came')
+        }
+        const snapshot = summarize(entries as ImageEntry[])
+        if (snapshot.digest !== frame.digest) throw new Fault('DIGEST', 'the list of images is damaged')
+        return snapshot
+      }
+      case 'failed':
+        throw new Fault(frame.code, `the source gave up: ${frame.reason}`)
+      case 'snapshot':
+      case 'hello':
+      case 'get':
+      case 'ack':
+      case 'sealed':
+      case 'refused':
+        throw unexpected(frame)
+    }
+  }
+}
+
+export function unexpected(frame: Frame): Fault {
+  return new Fault('FORMAT', `a ${frame.type} frame where none belongs`)
+}
+
+function damaged(
+  name: ImageName,
+  got: { size: number; digest: bigint },
+  said: { size: number; digest: bigint },
+): Fault {
+  const sizes = `${got.size} bytes, digest ${hex64(got.digest)}; announced ${said.size}, ${hex64(said.digest)}`
+  return new Fault('DIGEST', `image ${name} is damaged: ${sizes}`, {
+    hint: 'the link or a store changed it; send it again',
+  })
+}
+
+async function receiveData(
+  reader: FrameReader,
+  channel: Channel,
+  frame: { offset: number; length: number },
+): Promise<void> {
+  if (frame.offset !== channel.size) throw new Fault('FORMAT', `image ${channel.name} does not go on where it ended`)
+  if (channel.size + frame.length > LARGEST_IMAGE) throw new Fault('LIMIT', `image ${channel.name} is too large`)
+  for (let left = frame.length; left > 0; ) {
+    const room = channel.writer.room(left)
+    const part = room.length > left ? room.subarray(0, left) : room
+    if (!(await reader.inlet.fill(part))) {
+      throw new Fault('TRUNCATED', `the stream ended in image ${channel.name}`, {
+        hint: 'the sender was stopped or the link was cut',
+      })
+    }
+    channel.sum.update(part)
+    await channel.writer.wrote(part.length)
+    channel.size += part.length
+    left -= part.length
+  }
+}
+
+/** After the end of a one-way stream nothing may follow. Throws `TRAILING`. */
+export async function expectEnd(reader: FrameReader): Promise<void> {
+  if (await reader.inlet.fill(Buffer.alloc(1))) {
+    throw new Fault('TRAILING', 'bytes after the end of the snapshot', { hint: 'one stream holds one snapshot' })
+  }
+}

@@ -1,0 +1,174 @@
+/**
+ * Sending a snapshot: an image source to an outlet.
+ *
+ * CRIU holds several images open at a time and blocks on whichever pipe is full, so every open image has its own loop
+ * and a frame is the unit in which they take turns on the link. The end of an image carries its digest, the end of the
+ * snapshot the list of all. A source that ends without inventory.img is a dump that failed, however tidy it looks: the
+ * receiver is told so, and the caller gets `FAILED_DUMP`.
+ */
+import { Fault } from '../fault.ts'
+import { digest } from '../format/digest.ts'
+import { INVENTORY, type SnapshotId } from '../format/names.ts'
+import { encodeFrame, encodeList, type ImageEntry, MOST_DATA, MOST_IMAGES } from '../format/wire.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { closeFd, interrupt, readable } from '../kernel/readiness.ts'
+import type { FrameWriter } from './frames.ts'
+import type { ImageBody, ImageSource, OpenImage } from './image.ts'
+import type { Outlet } from './link.ts'
+import { openTap, type Tap } from './tap.ts'
+
+export interface Snapshot {
+  images: ImageEntry[]
+  /** Of the list of images. */
+  digest: bigint
+  /** Bytes in all images. */
+  bytes: number
+}
+
+/** Describes a complete set of images. Throws `FAILED_DUMP` where inventory.img is missing. */
+export function summarize(images: ImageEntry[]): Snapshot {
+  if (!images.some((image) => image.name === INVENTORY)) {
+    throw new Fault('FAILED_DUMP', `the dump did not finish: ${INVENTORY} is missing`, {
+      hint: "the process was not moved; see the dump's own log",
+    })
+  }
+  const list = digest()
+  list.update(encodeList(images))
+  return { images, digest: list.finish(), bytes: images.reduce((sum, image) => sum + image.size, 0) }
+}
+
+export interface SendOptions {
+  /** Called for progress. */
+  onBytes?: (bytes: number) => void
+  /** Awaited before the end frame: the last chance to say that the dump failed after all. */
+  confirm?: () => Promise<void>
+  /** Stops everything; its reason is thrown. */
+  signal?: AbortSignal
+}
+
+/** Sends all images of `source`. Returns what the end frame said. */
+export async function sendSnapshot(
+  writer: FrameWriter,
+  outlet: Outlet,
+  id: SnapshotId,
+  source: ImageSource,
+  { onBytes = () => {}, confirm = async () => {}, signal }: SendOptions = {},
+): Promise<Snapshot> {
+  const stop = new AbortController()
+  const fail = (reason: unknown): void => {
+    if (stop.signal.aborted) return
+    stop.abort(reason)
+    source.destroy(reason as Error)
+  }
+  const outside = (): void => fail(signal?.reason)
+  signal?.addEventListener('abort', outside)
+  const sender = { writer, tap: openTap(outlet, MOST_DATA), onBytes, stop: stop.signal }
+  const names = new Set<string>()
+  const entries: (ImageEntry | undefined)[] = []
+  const running: Promise<void>[] = []
+  try {
+    signal?.throwIfAborted()
+    await writer.send({ type: 'snapshot', id })
+    for await (const image of source.images) {
+      const channel = entries.push(undefined)
+      if (names.has(image.name) || channel > MOST_IMAGES) {
+        if (image.body.kind === 'pipe') closeFd(image.body.fd)
+        throw new Fault('CRIU_PROTOCOL', `image ${image.name} is opened twice, or is one too many`)
+      }
+      names.add(image.name)
+      const sent = sendImage(sender, channel, image).then((entry) => {
+        entries[channel - 1] = entry
+      })
+      running.push(sent.catch(fail))
+    }
+    await Promise.all(running)
+    stop.signal.throwIfAborted()
+    const snapshot = summarize(entries as ImageEntry[])
+    await confirm()
+    await writer.send({ type: 'snapshotEnd', images: snapshot.images, digest: snapshot.digest })
+    return snapshot
+  } catch (error) {
+    fail(error)
+    await Promise.all(running)
+    const { reason } = stop.signal
+    if (reason instanceof Fault && reason.code !== 'LINK') await sayFailed(writer, reason)
+    throw reason
+  } finally {
+    signal?.removeEventListener('abort', outside)
+    sender.tap.close()
+  }
+}
+
+interface Sender {
+  writer: FrameWriter
+  tap: Tap
+  onBytes: (bytes: number) => void
+  stop: AbortSignal
+}
+
+/** The receiver learns the reason if the link still carries it; if not, the missing end tells it enough. */
+async function sayFailed(writer: FrameWriter, fault: Fault): Promise<void> {
+  const code = fault.code === 'ABORTED' || fault.code === 'TIMEOUT' ? fault.code : 'FAILED_DUMP'
+  await writer.send({ type: 'failed', code, reason: fault.message }).catch(() => {})
+}
+
+async function sendImage(sender: Sender, channel: number, { name, body }: OpenImage): Promise<ImageEntry> {
+  const { writer, onBytes } = sender
+  const sum = digest()
+  let size = 0
+  const pass = (bytes: Uint8Array): Buffer => {
+    sum.update(bytes)
+    const header = encodeFrame({ type: 'data', channel, offset: size, length: bytes.length })
+    size += bytes.length
+    onBytes(bytes.length)
+    return header
+  }
+  try {
+    await writer.send({ type: 'image', channel, name })
+    if (body.kind === 'pipe') await sendPipe(sender, body.fd, pass)
+    else await sendPieces(sender, body.pieces, pass)
+    const entry = { name, size, digest: sum.finish() }
+    await writer.send({ type: 'imageEnd', channel, size: entry.size, digest: entry.digest })
+    return entry
+  } finally {
+    if (body.kind === 'pipe') closeFd(body.fd)
+  }
+}
+
+type Pass = (bytes: Uint8Array) => Buffer
+
+async function sendPipe({ writer, tap, stop }: Sender, pipe: Fd, pass: Pass): Promise<void> {
+  const interrupted = (): void => interrupt(pipe, stop.reason as Error)
+  stop.addEventListener('abort', interrupted)
+  for (;;) {
+    stop.throwIfAborted()
+    const step = await writer.exclusive(async (outlet) => {
+      const bytes = tap.peek(pipe)
+      if (bytes === undefined) return 'wait'
+      if (bytes.length === 0) return 'end'
+      await outlet.send(pass(bytes), true)
+      await tap.pass(pipe, bytes, outlet)
+      return 'sent'
+    })
+    if (step === 'wait') await readable(pipe)
+    if (step === 'end') break
+  }
+  stop.removeEventListener('abort', interrupted)
+}
+
+async function sendPieces(
+  { writer, stop }: Sender,
+  pieces: Extract<ImageBody, { kind: 'pieces' }>['pieces'],
+  pass: Pass,
+): Promise<void> {
+  for await (const piece of pieces) {
+    for (let at = 0; at < piece.length; at += MOST_DATA) {
+      stop.throwIfAborted()
+      const bytes = piece.subarray(at, at + MOST_DATA)
+      await writer.exclusive(async (outlet) => {
+        await outlet.send(pass(bytes), true)
+        await outlet.send(bytes)
+      })
+    }
+  }
+}

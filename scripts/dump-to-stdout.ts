@@ -1,0 +1,56 @@
+#!/usr/bin/env node
+import { exitCodeHelp } from '../lib/cli/exit.ts'
+import { main } from '../lib/cli/main.ts'
+import { atMostOne, required, wholeNumber } from '../lib/cli/values.ts'
+import { snapshotId } from '../lib/format/names.ts'
+import { findCriu } from '../lib/role/criu.ts'
+import { dumpFromDirectory, dumpFromListener, dumpTree, freshId } from '../lib/role/dump.ts'
+import { stdoutLink } from '../lib/stream/endpoint.ts'
+
+const usage = `usage: dump-to-stdout -t PID [OPTIONS] [-- CRIU OPTIONS]
+       dump-to-stdout --listen -D DIR [OPTIONS]
+       dump-to-stdout --from-dir DIR [OPTIONS]
+
+Writes one image stream to stdout: of the process tree PID, which criu dump
+freezes, of a criu dump --stream that somebody else starts, or of a directory
+of images. criu kills the tree once its images are written; it runs on if
+anything fails before that.
+
+  -t, --tree PID       dump this process and its children with criu dump --stream
+      --listen         offer streamer-capture.sock in -D DIR and wait for a criu
+      --from-dir DIR   stream the images that criu dump -D left in DIR
+  -D, --dir DIR        work directory (default: a private temporary one)
+      --snapshot ID    name of the snapshot (default: time, host, random)
+      --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
+  -v, --verbose        say what happens        -q, --quiet    only errors
+  -h, --help           this text               -V, --version
+
+${exitCodeHelp}
+
+example, on the source host:
+  dump-to-stdout -t $PID | ssh host restore-from-socket --from -`
+
+const options = {
+  tree: { type: 'string', short: 't' },
+  listen: { type: 'boolean' },
+  'from-dir': { type: 'string' },
+  dir: { type: 'string', short: 'D' },
+  snapshot: { type: 'string' },
+  criu: { type: 'string' },
+} as const
+
+main({ name: 'dump-to-stdout', usage, options }, async ({ values, rest, report, signal }) => {
+  const { tree, listen, dir, criu, snapshot, 'from-dir': fromDir } = values
+  atMostOne({ '--tree': tree, '--listen': listen, '--from-dir': fromDir })
+  atMostOne({ '--dir': dir, '--from-dir': fromDir })
+  if (tree === undefined) atMostOne({ '--listen or --from-dir': true, 'criu options': rest.length > 0 })
+  const id = snapshot === undefined ? freshId() : snapshotId(snapshot)
+  const common = { id, directory: dir, report, signal }
+  if (fromDir !== undefined) return dumpFromDirectory(fromDir, stdoutLink(), common)
+  if (listen === true) {
+    required('--dir', dir, 'the directory that criu dump --stream gets as -D')
+    return dumpFromListener(stdoutLink(), common)
+  }
+  const pid = wholeNumber('--tree', required('--tree', tree, 'dump-to-stdout --help'), 1, 2 ** 22)
+  await dumpTree(findCriu(criu), pid, rest, stdoutLink(), common)
+})

@@ -1,0 +1,51 @@
+#!/usr/bin/env node
+import { exitCodeHelp } from '../lib/cli/exit.ts'
+import { main } from '../lib/cli/main.ts'
+import { required, timeoutMs } from '../lib/cli/values.ts'
+import { snapshotId } from '../lib/format/names.ts'
+import { proxy } from '../lib/role/proxy.ts'
+import { parseEndpoint, refuseOpenNetwork } from '../lib/stream/endpoint.ts'
+
+const usage = `usage: proxy --address HOST --port N -D DIR [OPTIONS]
+
+The image-proxy, a daemon on the source host: whoever runs criu dump --stream -D DIR
+here is forwarded to the image-cache at HOST. One snapshot per dump.
+
+      --address HOST   where the cache is (default: 127.0.0.1)
+      --port N         the cache's port
+  -D, --dir DIR        directory for streamer-capture.sock; made if it is missing
+      --snapshot ID    name of the snapshot (default: time, host, random)
+      --timeout SEC    how long the cache may be out of reach (default: 60)
+      --insecure       allow plain TCP to another host
+  -q, --quiet          only errors
+  -h, --help           this text               -V, --version
+
+${exitCodeHelp}
+
+example, on the source host:
+  proxy --address 127.0.0.1 --port 9997 -D /run/ferry &
+  criu dump --stream -t $PID -D /run/ferry`
+
+const options = {
+  address: { type: 'string', default: '127.0.0.1' },
+  port: { type: 'string' },
+  dir: { type: 'string', short: 'D' },
+  snapshot: { type: 'string' },
+  timeout: { type: 'string' },
+  insecure: { type: 'boolean', default: false },
+} as const
+
+main({ name: 'proxy', usage, options, daemon: true }, async ({ values, report, signal }) => {
+  const { address, port, dir, snapshot, timeout, insecure } = values
+  const host = address.includes(':') ? `[${address}]` : address
+  const cache = parseEndpoint(`${host}:${required('--port', port, "the cache's port, as in --port 9997")}`)
+  if (!insecure) refuseOpenNetwork(address)
+  await proxy({
+    cache,
+    directory: required('--dir', dir, 'the directory that criu dump --stream gets as -D'),
+    id: snapshot === undefined ? undefined : snapshotId(snapshot),
+    timeoutMs: timeoutMs(timeout, 60_000),
+    report,
+    signal,
+  })
+})

@@ -1,0 +1,65 @@
+#!/usr/bin/env node
+import { exitCodeHelp } from '../lib/cli/exit.ts'
+import { main } from '../lib/cli/main.ts'
+import { atMostOne, maxMemory, required, timeoutMs } from '../lib/cli/values.ts'
+import { snapshotId } from '../lib/format/names.ts'
+import { findCriu } from '../lib/role/criu.ts'
+import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/role/restore.ts'
+import { connectEndpoint, parseEndpoint } from '../lib/stream/endpoint.ts'
+
+const usage = `usage: restore-from-socket [--from ENDPOINT] [OPTIONS] [-- CRIU OPTIONS]
+       restore-from-socket [--from ENDPOINT] --listen -D DIR [OPTIONS]
+       restore-from-socket [--from ENDPOINT] --to-dir DIR [OPTIONS]
+
+Takes one image stream, verifies it to its end, and only then restores it with
+criu restore --stream -d, offers it to a criu restore --stream that somebody else
+starts, or writes a directory that criu restore -D accepts.
+
+      --from ENDPOINT  - (stdin, the default), HOST:PORT, unix:PATH or fd:N; a cache
+                       is asked for a snapshot, anything else just sends one
+      --snapshot ID    which snapshot of a cache (default: the newest sealed)
+      --listen         offer streamer-serve.sock in -D DIR and wait for a criu
+      --to-dir DIR     write plain images; DIR appears when all is verified
+  -D, --dir DIR        work directory (default: a private temporary one)
+      --timeout SEC    how long to wait for a connection and a snapshot (default: 60)
+      --max-memory SZ  most memory for images (default: 80 % of this machine's)
+      --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
+  -v, --verbose        say what happens        -q, --quiet    only errors
+  -h, --help           this text               -V, --version
+
+${exitCodeHelp}
+
+example, on the target host:
+  restore-from-socket --from 127.0.0.1:9997 -- --tcp-established`
+
+const options = {
+  from: { type: 'string', default: '-' },
+  snapshot: { type: 'string' },
+  listen: { type: 'boolean' },
+  'to-dir': { type: 'string' },
+  dir: { type: 'string', short: 'D' },
+  timeout: { type: 'string' },
+  'max-memory': { type: 'string' },
+  criu: { type: 'string' },
+} as const
+
+main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, report, signal }) => {
+  const { from, snapshot, listen, dir, timeout, criu, 'to-dir': toDir } = values
+  atMostOne({ '--listen': listen, '--to-dir': toDir, 'criu options': rest.length > 0 })
+  atMostOne({ '--dir': dir, '--to-dir': toDir })
+  if (listen === true) required('--dir', dir, 'the directory that criu restore --stream gets as -D')
+  const common = {
+    id: snapshot === undefined ? undefined : snapshotId(snapshot),
+    directory: dir,
+    maxMemory: maxMemory(values['max-memory']),
+    timeoutMs: timeoutMs(timeout, 60_000),
+    report,
+    signal,
+  }
+  const restores = listen !== true && toDir === undefined
+  const program = restores ? findCriu(criu) : ''
+  const link = await connectEndpoint(parseEndpoint(from), common.timeoutMs, signal)
+  if (toDir !== undefined) return restoreToDirectory(toDir, link, common)
+  if (listen === true) return restoreToListener(link, common)
+  await restoreTree(program, rest, link, common)
+})
