@@ -58,7 +58,7 @@ export function main<Spec extends Options>(
   invoke(command, stop.signal, body).then(
     () => process.exit(0),
     (error: unknown) => {
-      complain(command.name, error)
+      complain(command, error)
       process.exit(caught === undefined ? exitCode(error) : 128 + constants.signals[caught])
     },
   )
@@ -99,8 +99,10 @@ function exitCode(error: unknown): number {
   return error instanceof Fault ? exitCodes[error.code] : 1
 }
 
-function complain(name: string, error: unknown): void {
-  if (error instanceof Fault) {
+function complain({ name, daemon }: { name: string; daemon?: boolean }, error: unknown): void {
+  if (error instanceof Fault && error.code === 'ABORTED' && daemon === true) {
+    process.stderr.write(`${name}: ${error.message}\n`)
+  } else if (error instanceof Fault) {
     process.stderr.write(`${name}: error: ${error.message}\n`)
     hint(name, error)
   } else {

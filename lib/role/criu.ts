@@ -64,6 +64,8 @@ export interface CriuRun {
 /** Lines of criu's that are kept; the first error is the cause, the rest follows from it. */
 const MOST_LINES = 64
 const errorLine = /\bError \(([^)]*)\): (.*)$/
+/** Printed wherever CAP_SYS_RESOURCE is missing, by dumps that succeed as well. */
+const harmless = /RLIMIT_NOFILE/
 
 /** Starts criu. Its messages go to our stderr if `options` ask for them (-v), else only its first error is kept. */
 export function startCriu(criu: string, action: 'dump' | 'restore', options: readonly string[]): CriuRun {
@@ -73,7 +75,7 @@ export function startCriu(criu: string, action: 'dump' | 'restore', options: rea
   const lines = split((line: string) => {
     if (verbose) process.stderr.write(`${line}\n`)
     const error = errorLine.exec(line)
-    if (error !== null && errors.length < MOST_LINES) errors.push(`${error[2]} (${error[1]})`)
+    if (error !== null && !harmless.test(line) && errors.length < MOST_LINES) errors.push(`${error[2]} (${error[1]})`)
   })
   const drained = new Promise<void>((resolve) => pump(child.stderr, lines.resume(), () => resolve()))
   const exited = once(child, 'exit') as Promise<[code: number | null, signal: string | null]>

@@ -123,7 +123,8 @@ function inputLink(fd: number, peer: string): Link {
     throw new Fault('USAGE', `${peer} is a terminal`, { hint: 'pipe an image stream into this command' })
   }
   const stat = fstatSync(fd)
-  if (spliceAllowed) return { ...fdLink(duplicate(fd), peer, stat.isSocket() ? 'socket' : 'file'), duplex: false }
+  if (spliceAllowed)
+    return { ...fdLink(duplicate(fd), peer, stat.isSocket() ? 'socket' : isPipe(fd) ? 'pipe' : 'file'), duplex: false }
   if (fd === 0) return readableLink(process.stdin, peer)
   return readableLink(createReadStream('', { fd }), peer)
 }

@@ -1,5 +1,5 @@
 import { Fault } from '../fault.ts'
-import { type Fd, isPipe } from '../kernel/fd.ts'
+import { enlargePipe, type Fd, isPipe } from '../kernel/fd.ts'
 import { SHUT_WR, shutdown } from '../kernel/libc.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { readSome, spliceAll, writeAll } from '../kernel/transfer.ts'
@@ -39,6 +39,7 @@ function fdOutlet(fd: Fd, kind: Kind): Outlet & { splice: NonNullable<Outlet['sp
 
 /** A link over one descriptor that this process owns. */
 export function fdLink(fd: Fd, peer: string, kind: Kind = isPipe(fd) ? 'pipe' : 'file'): Link {
+  if (kind === 'pipe') enlargePipe(fd)
   let closed: Error | undefined
   // A number that was closed here may already belong to somebody else.
   const guarded =

@@ -59,10 +59,11 @@ export async function sendSnapshot(
     if (stop.signal.aborted) return
     stop.abort(reason)
     source.destroy(reason as Error)
+    for (const pipe of sender.pipes) interrupt(pipe, reason as Error)
   }
   const outside = (): void => fail(signal?.reason)
   signal?.addEventListener('abort', outside)
-  const sender = { writer, tap: openTap(outlet, MOST_DATA), onBytes, stop: stop.signal }
+  const sender = { writer, tap: openTap(outlet, MOST_DATA), onBytes, stop: stop.signal, pipes: new Set<Fd>() }
   const names = new Set<string>()
   const entries: (ImageEntry | undefined)[] = []
   const running: Promise<void>[] = []
@@ -104,6 +105,8 @@ interface Sender {
   tap: Tap
   onBytes: (bytes: number) => void
   stop: AbortSignal
+  /** Pipes that are read at this moment. */
+  pipes: Set<Fd>
 }
 
 /** The receiver learns the reason if the link still carries it; if not, the missing end tells it enough. */
@@ -125,21 +128,24 @@ async function sendImage(sender: Sender, channel: number, { name, body }: OpenIm
   }
   try {
     await writer.send({ type: 'image', channel, name })
-    if (body.kind === 'pipe') await sendPipe(sender, body.fd, pass)
-    else await sendPieces(sender, body.pieces, pass)
+    if (body.kind === 'pipe') {
+      sender.pipes.add(body.fd)
+      await sendPipe(sender, body.fd, pass)
+    } else await sendPieces(sender, body.pieces, pass)
     const entry = { name, size, digest: sum.finish() }
     await writer.send({ type: 'imageEnd', channel, size: entry.size, digest: entry.digest })
     return entry
   } finally {
-    if (body.kind === 'pipe') closeFd(body.fd)
+    if (body.kind === 'pipe') {
+      sender.pipes.delete(body.fd)
+      closeFd(body.fd)
+    }
   }
 }
 
 type Pass = (bytes: Uint8Array) => Buffer
 
 async function sendPipe({ writer, tap, stop }: Sender, pipe: Fd, pass: Pass): Promise<void> {
-  const interrupted = (): void => interrupt(pipe, stop.reason as Error)
-  stop.addEventListener('abort', interrupted)
   for (;;) {
     stop.throwIfAborted()
     const step = await writer.exclusive(async (outlet) => {
@@ -151,9 +157,8 @@ async function sendPipe({ writer, tap, stop }: Sender, pipe: Fd, pass: Pass): Pr
       return 'sent'
     })
     if (step === 'wait') await readable(pipe)
-    if (step === 'end') break
+    if (step === 'end') return
   }
-  stop.removeEventListener('abort', interrupted)
 }
 
 async function sendPieces(

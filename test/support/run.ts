@@ -1,0 +1,117 @@
+/** Running our commands as a user does: by name, with pipes, pinned on status, stdout and stderr. */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+
+export const root = dirname(dirname(import.meta.dirname))
+export const fixtures = join(root, 'fixtures')
+
+export interface Ran {
+  code: number | null
+  signal: NodeJS.Signals | null
+  stdout: Buffer
+  stderr: string
+}
+
+export interface RunOptions {
+  input?: Uint8Array
+  env?: Record<string, string>
+  cwd?: string
+}
+
+export interface Running {
+  child: ChildProcess
+  /** Resolves with the match when stderr says `pattern`; rejects when the command ends before. */
+  says(pattern: RegExp): Promise<RegExpExecArray>
+  /** What stderr said so far. */
+  stderr(): string
+  ended: Promise<Ran>
+  /** Sends SIGTERM, or another signal, and waits for the end. */
+  stop(signal?: NodeJS.Signals): Promise<Ran>
+}
+
+/** Longer than anything here takes; a test that hangs fails. */
+const LIMIT_MS = 120_000
+
+function environment(extra: Record<string, string> = {}): NodeJS.ProcessEnv {
+  return { ...process.env, ...extra, PATH: `${join(root, 'scripts', 'bin')}:${process.env.PATH}` }
+}
+
+/** Starts a program; it is killed after two minutes. */
+export function start(program: string, args: readonly string[], options: RunOptions = {}): Running {
+  const child = spawn(program, args, { env: environment(options.env), cwd: options.cwd, stdio: 'pipe' })
+  const timer = setTimeout(() => child.kill('SIGKILL'), LIMIT_MS)
+  const stdout: Buffer[] = []
+  let stderr = ''
+  let over = false
+  const listeners = new Set<() => void>()
+  const tell = (): void => {
+    for (const listener of listeners) listener()
+  }
+  child.stdout.on('data', (chunk: Buffer) => stdout.push(chunk))
+  child.stderr.on('data', (chunk: Buffer) => {
+    stderr += chunk.toString()
+    tell()
+  })
+  child.stdin.on('error', () => {})
+  child.stdin.end(options.input)
+  const ended = (once(child, 'close') as Promise<[number | null, NodeJS.Signals | null]>).then(([code, signal]) => {
+    clearTimeout(timer)
+    over = true
+    tell()
+    return { code, signal, stdout: Buffer.concat(stdout), stderr }
+  })
+  return {
+    child,
+    stderr: () => stderr,
+    ended,
+    says: (pattern) =>
+      new Promise((resolve, reject) => {
+        const look = (): void => {
+          const match = pattern.exec(stderr)
+          if (match !== null) resolve(match)
+          else if (over) reject(new Error(`${program} ended without saying ${pattern}:\n${stderr}`))
+          else return
+          listeners.delete(look)
+        }
+        listeners.add(look)
+        look()
+      }),
+    stop(signal = 'SIGTERM') {
+      child.kill(signal)
+      return ended
+    },
+  }
+}
+
+/** Runs one of our commands (`dump-to-stdout`, `cache` ...) or any program to its end. */
+export function run(program: string, args: readonly string[], options: RunOptions = {}): Promise<Ran> {
+  return start(program, args, options).ended
+}
+
+/** Runs a shell line in which our commands have their short names. */
+export function shell(line: string, options: RunOptions = {}): Promise<Ran> {
+  return run('bash', ['-o', 'pipefail', '-c', line], options)
+}
+
+/** A private directory that `remove` takes away. */
+export function temporary(): { path: string; remove: () => void } {
+  const path = mkdtempSync(join(tmpdir(), 'ferry-test-'))
+  return { path, remove: () => rmSync(path, { recursive: true, force: true }) }
+}
+
+/** Polls until `found` gives something; for what no event announces (a file that another program writes). */
+export async function eventually<Found>(
+  found: () => Found | undefined,
+  what: string,
+  limitMs = 30_000,
+): Promise<Found> {
+  for (const end = performance.now() + limitMs; performance.now() < end; ) {
+    const value = found()
+    if (value !== undefined) return value
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+  throw new Error(`${what} did not happen within ${limitMs / 1000} s`)
+}
