@@ -1,0 +1,346 @@
+import { crc32 } from 'node:zlib'
+import fc from 'fast-check'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { type ImageName, imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
+import {
+  checkPreamble,
+  decodeFrame,
+  decodeHeader,
+  encodeFrame,
+  encodeList,
+  encodePreamble,
+  type Frame,
+  frameType,
+  HEADER_BYTES,
+  LARGEST_IMAGE,
+  MOST_DATA,
+  MOST_IMAGES,
+  PREAMBLE_BYTES,
+} from '../../lib/format/wire.ts'
+import { onlyFaults, throwsFault } from '../expect.ts'
+
+const test = suite('format/wire')
+
+const id = snapshotId('web-1')
+const digest = 0xfedcba9876543210n
+const PREAMBLE = '9346455252590d0a 0100 0000 00000000 00000000 f4e3d19a'
+
+/** Made by a program of its own (Python's struct and zlib), from PROTOCOL.md and not from our encoder. */
+const pinned: [frame: Frame, hex: string][] = [
+  [{ type: 'snapshot', id }, '01000000 00000000 0000000000000000 09000000 41efba17 7765622d31 68898fbb'],
+  [
+    { type: 'image', channel: 7, name: imageName('core-1.img') },
+    '02000000 07000000 0000000000000000 0e000000 47623dd8 636f72652d312e696d67 b222664e',
+  ],
+  [
+    { type: 'data', channel: 7, offset: 0x0123456789ab, length: MOST_DATA },
+    '03000000 07000000 ab89674523010000 00001000 2f103f64',
+  ],
+  [
+    { type: 'imageEnd', channel: 7, size: 4097, digest: 0x0123456789abcdefn },
+    '04000000 07000000 0000000000000000 14000000 6948ba63 0110000000000000 efcdab8967452301 a578a827',
+  ],
+  [
+    {
+      type: 'snapshotEnd',
+      images: [
+        { name: imageName('a.img'), size: 1, digest: 0x11n },
+        { name: imageName('inventory.img'), size: 0, digest: 0xef46db3751d8e999n },
+      ],
+      digest,
+    },
+    '05000000 00000000 0000000000000000 44000000 f8842930 02000000 05 612e696d67 0100000000000000 1100000000000000 0d 696e76656e746f72792e696d67 0000000000000000 99e9d85137db46ef 1032547698badcfe cd6981d1',
+  ],
+  [
+    { type: 'failed', code: 'FAILED_DUMP', reason: 'no inventory' },
+    '06000000 00000000 0000000000000000 11000000 a2365363 00 6e6f20696e76656e746f7279 22c64215',
+  ],
+  [{ type: 'hello' }, '10000000 00000000 0000000000000000 04000000 ffa77160 00000000'],
+  [
+    { type: 'get', timeoutMs: 30000, id },
+    '11000000 00000000 0000000000000000 0d000000 33d31e78 30750000 7765622d31 fd352551',
+  ],
+  [
+    { type: 'get', timeoutMs: 0, id: undefined },
+    '11000000 00000000 0000000000000000 08000000 0123c04f 00000000 1cdf4421',
+  ],
+  [{ type: 'ack', channel: 7, offset: 4097 }, '12000000 07000000 0110000000000000 04000000 a2a11562 00000000'],
+  [{ type: 'sealed', digest }, '13000000 00000000 0000000000000000 0c000000 dac26c0a 1032547698badcfe 32e25d00'],
+  [
+    { type: 'refused', code: 'MEMORY', reason: 'full' },
+    '14000000 00000000 0000000000000000 09000000 7b94f6dc 04 66756c6c 615a99f2',
+  ],
+]
+
+function fromHex(hex: string): Buffer {
+  return Buffer.from(hex.replaceAll(' ', ''), 'hex')
+}
+
+function decode(bytes: Buffer): Frame {
+  return decodeFrame(decodeHeader(bytes.subarray(0, HEADER_BYTES)), bytes.subarray(HEADER_BYTES))
+}
+
+/** Makes a crc over the bytes before `at` and puts it there. */
+function seal(bytes: Buffer, at: number): Buffer {
+  bytes.writeUInt32LE(crc32(bytes.subarray(0, at)), at)
+  return bytes
+}
+
+/** A header with any numbers and a crc that holds. */
+function header({ type = 1, zeros = 0, channel = 0, offset = 0n, length = 5 }): Buffer {
+  const bytes = Buffer.alloc(HEADER_BYTES)
+  bytes.writeUInt8(type, 0)
+  bytes.writeUIntLE(zeros, 1, 3)
+  bytes.writeUInt32LE(channel, 4)
+  bytes.writeBigUInt64LE(offset, 8)
+  bytes.writeUInt32LE(length, 16)
+  return seal(bytes, 20)
+}
+
+/** Decodes a payload of any bytes, with a crc that holds. */
+function decodeBody(type: keyof typeof frameType, body: Uint8Array): Frame {
+  const payload = seal(Buffer.concat([body, Buffer.alloc(4)]), body.length)
+  return decodeFrame(decodeHeader(header({ type: frameType[type], length: payload.length })), payload)
+}
+
+function flipped(bytes: Buffer, bit: number): Buffer {
+  const copy = Buffer.from(bytes)
+  copy.writeUInt8(copy.readUInt8(bit >> 3) ^ (1 << (bit & 7)), bit >> 3)
+  return copy
+}
+
+test('the preamble is pinned', () => {
+  assert.is(encodePreamble().toString('hex'), PREAMBLE.replaceAll(' ', ''))
+  assert.is(encodePreamble().length, PREAMBLE_BYTES)
+  checkPreamble(fromHex(PREAMBLE))
+})
+
+test('a preamble with one wrong bit is refused', () => {
+  for (let bit = 0; bit < 8 * PREAMBLE_BYTES; bit++) {
+    throwsFault('FORMAT', () => checkPreamble(flipped(fromHex(PREAMBLE), bit)), `bit ${bit}`)
+  }
+})
+
+test('another version or an unknown required feature is refused, an optional one is not', () => {
+  const change = (at: number, value: number): Buffer => {
+    const bytes = encodePreamble()
+    bytes.writeUInt8(value, at)
+    return seal(bytes, 20)
+  }
+  for (const [at, value] of [
+    [8, 0],
+    [8, 2],
+    [9, 1],
+    [12, 1],
+    [15, 0x80],
+  ] as const) {
+    const { message } = throwsFault('VERSION', () => checkPreamble(change(at, value)), `byte ${at}`)
+    assert.not.match(message, '-', 'numbers without a sign')
+  }
+  checkPreamble(change(16, 1))
+  checkPreamble(change(19, 0x80))
+})
+
+for (const [frame, hex] of pinned) {
+  test(`${frame.type}: the bytes are pinned, both ways`, () => {
+    assert.is(encodeFrame(frame).toString('hex'), hex.replaceAll(' ', ''))
+    assert.equal(decode(fromHex(hex)), frame)
+    assert.equal(encodeFrame(decode(fromHex(hex))), fromHex(hex))
+  })
+
+  test(`${frame.type}: one wrong bit is refused`, () => {
+    const bytes = fromHex(hex)
+    for (let bit = 0; bit < 8 * bytes.length; bit++)
+      throwsFault('FORMAT', () => decode(flipped(bytes, bit)), `bit ${bit}`)
+  })
+}
+
+test('every frame type is pinned', () => {
+  assert.equal(new Set(pinned.map(([frame]) => frame.type)), new Set(Object.keys(frameType)))
+})
+
+test('an unknown type and reserved bits are refused', () => {
+  const known = new Set<number>(Object.values(frameType))
+  for (let type = 0; type < 256; type++) {
+    if (!known.has(type)) throwsFault('FORMAT', () => decodeHeader(header({ type })), `type ${type}`)
+  }
+  for (let bit = 0; bit < 24; bit++)
+    throwsFault('FORMAT', () => decodeHeader(header({ zeros: 2 ** bit })), `bit ${bit}`)
+})
+
+test('a length outside of its limits is refused from the header alone', () => {
+  const list = 4 + MOST_IMAGES * 145 + 8 + 4
+  const limits = {
+    snapshot: [5, 68],
+    image: [5, 132],
+    data: [1, 2 ** 20],
+    imageEnd: [20, 20],
+    snapshotEnd: [16, list],
+    failed: [5, 517],
+    hello: [4, 4],
+    get: [8, 72],
+    ack: [4, 4],
+    sealed: [12, 12],
+    refused: [5, 517],
+  } as const
+  for (const [name, [least, most]] of Object.entries(limits)) {
+    const type = frameType[name as keyof typeof frameType]
+    for (const length of [least, most]) assert.is(decodeHeader(header({ type, length })).length, length)
+    throwsFault('FORMAT', () => decodeHeader(header({ type, length: least - 1 })), name)
+    for (const length of [most + 1, 16 * 2 ** 20, 2 ** 32 - 1]) {
+      throwsFault('LIMIT', () => decodeHeader(header({ type, length })), `${name} ${length}`)
+    }
+  }
+})
+
+test('an offset and a size have a limit', () => {
+  const largest = BigInt(LARGEST_IMAGE)
+  assert.is(decodeHeader(header({ type: frameType.data, offset: largest })).offset, LARGEST_IMAGE)
+  throwsFault('LIMIT', () => decodeHeader(header({ type: frameType.data, offset: largest + 1n })))
+  const end = (size: bigint): Frame => {
+    const body = Buffer.alloc(16)
+    body.writeBigUInt64LE(size)
+    return decodeBody('imageEnd', body)
+  }
+  assert.equal(end(largest), { type: 'imageEnd', channel: 0, size: LARGEST_IMAGE, digest: 0n })
+  throwsFault('LIMIT', () => end(largest + 1n))
+  throwsFault('LIMIT', () => end(2n ** 64n - 1n))
+})
+
+test('names from the wire pass the one door', () => {
+  for (const name of ['..', '../x', 'a/b', '.a', 'a\0b', 'caf\xe9', ' ']) {
+    const body = Buffer.from(name, 'latin1')
+    throwsFault('NAME', () => decodeBody('image', body), name)
+    throwsFault('NAME', () => decodeBody('snapshot', body), name)
+    throwsFault('NAME', () => decodeBody('get', Buffer.concat([Buffer.alloc(4), body])), name)
+    const images = [{ name: body.toString('latin1') as ImageName, size: 0, digest: 0n }]
+    if (name !== 'caf\xe9') {
+      throwsFault('NAME', () => decodeBody('snapshotEnd', Buffer.concat([encodeList(images), Buffer.alloc(8)])), name)
+    }
+  }
+  throwsFault('NAME', () => decode(encodeFrame({ type: 'snapshot', id: '../x' as SnapshotId })))
+})
+
+test('a list that is cut, or counts wrongly, is refused', () => {
+  const images = ['a.img', 'b.img'].map((name) => ({ name: imageName(name), size: 3, digest: 1n }))
+  const list = encodeList(images)
+  const body = (bytes: Buffer): Buffer => Buffer.concat([bytes, Buffer.alloc(8)])
+  assert.equal(decodeBody('snapshotEnd', body(list)), { type: 'snapshotEnd', images, digest: 0n })
+  for (let cut = 4; cut < list.length; cut++) {
+    throwsFault('FORMAT', () => decodeBody('snapshotEnd', body(list.subarray(0, cut))), `cut at ${cut}`)
+  }
+  for (const count of [0, 1, 3, 2 ** 32 - 1]) {
+    const wrong = Buffer.from(list)
+    wrong.writeUInt32LE(count)
+    throwsFault('FORMAT', () => decodeBody('snapshotEnd', body(wrong)), `count ${count}`)
+  }
+  throwsFault('FORMAT', () => decodeBody('snapshotEnd', body(Buffer.concat([list, Buffer.of(0)]))), 'a byte too many')
+})
+
+test('a reason is cut to what a frame may hold', () => {
+  for (const letter of ['x', 'é', '€', '😀']) {
+    const bytes = encodeFrame({ type: 'refused', code: 'REFUSED', reason: letter.repeat(600) })
+    const frame = decode(bytes)
+    assert.ok(frame.type === 'refused' && frame.reason.startsWith(letter.repeat(100)), letter)
+    assert.ok(bytes.length <= HEADER_BYTES + 517, `${bytes.length} bytes`)
+  }
+})
+
+test('a reason of an unknown code is a refusal', () => {
+  assert.equal(decodeBody('refused', Buffer.from([200, 0x6e, 0x6f])), {
+    type: 'refused',
+    code: 'REFUSED',
+    reason: 'no',
+  })
+})
+
+// Fuzz: whatever comes, a Fault or a frame, and never anything else.
+
+const runs = { numRuns: 3000 }
+const types = fc.constantFrom(...(Object.keys(frameType) as (keyof typeof frameType)[]))
+
+test('random headers give a Fault or a header', () => {
+  fc.assert(
+    fc.property(fc.uint8Array({ minLength: HEADER_BYTES, maxLength: HEADER_BYTES }), fc.boolean(), (bytes, repair) => {
+      const header = Buffer.from(bytes)
+      onlyFaults(() => decodeHeader(repair ? seal(header, 20) : header))
+    }),
+    runs,
+  )
+})
+
+test('random numbers in a header with a crc that holds give a Fault or those numbers', () => {
+  const numbers = fc.record({
+    type: fc.constantFrom(...Object.values(frameType)),
+    channel: fc.nat(2 ** 32 - 1),
+    offset: fc.bigInt(0n, 2n ** 49n),
+    length: fc.oneof(fc.nat(600), fc.nat(2 ** 32 - 1)),
+  })
+  let accepted = 0
+  fc.assert(
+    fc.property(numbers, (given) => {
+      const got = onlyFaults(() => decodeHeader(header(given)))
+      if (got === undefined) return
+      accepted++
+      assert.equal([got.channel, BigInt(got.offset), got.length], [given.channel, given.offset, given.length])
+    }),
+    runs,
+  )
+  assert.ok(accepted > 100, `only ${accepted} were accepted`)
+})
+
+test('random payloads with a crc that holds give a Fault or a frame that survives the way back', () => {
+  let accepted = 0
+  const text = fc.string({ unit: fc.constantFrom('a', '1', '.', '-', '/'), maxLength: 70 })
+  const body = fc.oneof(
+    fc.uint8Array({ maxLength: 80 }),
+    text.map((ascii) => Buffer.from(ascii)),
+  )
+  fc.assert(
+    fc.property(types, body, (type, bytes) => {
+      if (type === 'data') return
+      const frame = onlyFaults(() => decodeBody(type, bytes))
+      if (frame === undefined) return
+      accepted++
+      assert.equal(decode(encodeFrame(frame)).type, type)
+    }),
+    runs,
+  )
+  assert.ok(accepted > 100, `only ${accepted} were accepted`)
+})
+
+test('frames with random changes give a Fault or a frame', () => {
+  const change = fc.tuple(fc.nat(120), fc.nat(255))
+  fc.assert(
+    fc.property(fc.constantFrom(...pinned), fc.array(change, { minLength: 1, maxLength: 8 }), ([, hex], changes) => {
+      const bytes = fromHex(hex)
+      for (const [at, value] of changes) bytes.writeUInt8(value, at % bytes.length)
+      seal(bytes, 20)
+      onlyFaults(() => {
+        const head = decodeHeader(bytes.subarray(0, HEADER_BYTES))
+        if (head.type === 'data') return
+        const payload = Buffer.alloc(head.length)
+        bytes.copy(payload, 0, HEADER_BYTES)
+        decodeFrame(head, seal(payload, payload.length - 4))
+      })
+    }),
+    runs,
+  )
+})
+
+test('a list of any images comes back the same', () => {
+  const name = fc.stringMatching(/^[a-z0-9_][a-z0-9._+:@=-]{0,127}$/).map(imageName)
+  const u64 = fc.bigInt(0n, 2n ** 64n - 1n)
+  const size = fc.maxSafeNat().map((bytes) => bytes % (LARGEST_IMAGE + 1))
+  const entry = fc.record({ name, size, digest: u64 }, { noNullPrototype: true })
+  fc.assert(
+    fc.property(fc.array(entry, { maxLength: 20 }), u64, (images, digest) => {
+      const frame: Frame = { type: 'snapshotEnd', images, digest }
+      assert.equal(decode(encodeFrame(frame)), frame)
+    }),
+    { numRuns: 300 },
+  )
+})
+
+test.run()

@@ -1,0 +1,154 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { Fault } from '../../lib/fault.ts'
+import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
+import * as libc from '../../lib/kernel/libc.ts'
+import { closeFd, interrupt, readable, writable } from '../../lib/kernel/readiness.ts'
+import { reasonOf, rejectsFault, turns, within } from '../expect.ts'
+import { openFds, socketPair } from './fds.ts'
+
+const test = suite('kernel/readiness')
+
+const byte = Buffer.from('x')
+
+/** Whether `work` is still running after some turns of the event loop. */
+async function waits(work: Promise<unknown>): Promise<boolean> {
+  let over = false
+  const end = (): void => {
+    over = true
+  }
+  work.then(end, end)
+  await turns()
+  return !over
+}
+
+function fillUp(fd: Fd): void {
+  while (libc.write(fd, Buffer.alloc(4096), 4096) > 0);
+}
+
+test('a reader waits for a byte', async () => {
+  const [out, into] = makePipe()
+  const waiting = readable(out)
+  assert.ok(await waits(waiting))
+  libc.write(into, byte, 1)
+  await within(waiting)
+  assert.is(libc.read(out, Buffer.alloc(2), 2), 1, 'nothing was read by waiting')
+  closeFd(out)
+  closeFd(into)
+})
+
+test('the end of the file is readable', async () => {
+  const [out, into] = makePipe()
+  const waiting = readable(out)
+  closeFd(into)
+  await within(waiting)
+  assert.is(libc.read(out, Buffer.alloc(1), 1), 0)
+  closeFd(out)
+})
+
+test('a writer waits for room, and learns that nobody reads', async () => {
+  const [out, into] = makePipe()
+  fillUp(into)
+  const waiting = writable(into)
+  assert.ok(await waits(waiting))
+  libc.read(out, Buffer.alloc(65536), 65536)
+  await within(waiting)
+  fillUp(into)
+  const again = writable(into)
+  closeFd(out)
+  await within(again)
+  assert.is(libc.write(into, byte, 1), -libc.EPIPE)
+  closeFd(into)
+})
+
+test('a descriptor can be waited on many times', async () => {
+  const [out, into] = makePipe()
+  for (let round = 0; round < 100; round++) {
+    const waiting = readable(out)
+    libc.write(into, byte, 1)
+    await within(waiting)
+    assert.is(libc.read(out, Buffer.alloc(2), 2), 1)
+  }
+  closeFd(out)
+  closeFd(into)
+})
+
+test('both directions of a socket are waited on at once', async () => {
+  const [near, far] = await socketPair()
+  fillUp(near)
+  const [reading, writing] = [readable(near), writable(near)]
+  assert.ok(await waits(Promise.race([reading, writing])))
+  libc.write(far, byte, 1)
+  await within(reading)
+  assert.is(libc.read(near, Buffer.alloc(1), 1), 1)
+  while (libc.read(far, Buffer.alloc(65536), 65536) > 0);
+  await within(writing)
+  assert.is(libc.write(near, byte, 1), 1)
+  closeFd(near)
+  closeFd(far)
+})
+
+test('a second waiter in one direction is a bug, the first one waits on', async () => {
+  const [out, into] = makePipe()
+  const first = readable(out)
+  const reason = await reasonOf(readable(out))
+  assert.ok(reason instanceof Error && !(reason instanceof Fault))
+  libc.write(into, byte, 1)
+  await within(first)
+  closeFd(out)
+  closeFd(into)
+})
+
+test('closing releases whoever waits, with the reason', async () => {
+  const before = openFds()
+  const [out, into] = makePipe()
+  fillUp(into)
+  const [reason, reader, writer] = [new Error('enough'), readable(out), writable(into)]
+  closeFd(into, reason)
+  assert.is(await reasonOf(writer), reason)
+  await within(reader)
+  const second = readable(out)
+  closeFd(out)
+  await rejectsFault('ABORTED', second)
+  assert.is(libc.read(out, Buffer.alloc(1), 1), -9, 'EBADF')
+  await turns()
+  assert.ok(openFds() <= before + 1, 'nothing but the poller of the event loop stays')
+})
+
+test('an interrupt rejects the waiter and leaves the descriptor usable', async () => {
+  const [near, far] = await socketPair()
+  fillUp(near)
+  const [reason, waiters] = [new Error('stop'), [readable(near), writable(near)]]
+  interrupt(near, reason)
+  for (const waiter of waiters) assert.is(await reasonOf(waiter), reason)
+  interrupt(near, reason)
+  const again = readable(near)
+  libc.write(far, byte, 1)
+  await within(again)
+  assert.is(libc.read(near, Buffer.alloc(1), 1), 1)
+  closeFd(near)
+  closeFd(far)
+  interrupt(near, reason)
+})
+
+test('a number that is used again has only its new waiter', async () => {
+  const [out, into] = makePipe()
+  const old = readable(out)
+  libc.write(into, byte, 1)
+  const reason = new Error('closed under the waiter')
+  // The poller may have seen the byte already: its news must not reach the next owner of the number.
+  await new Promise((resolve) => setImmediate(resolve))
+  closeFd(out, reason)
+  closeFd(into)
+  await old.catch((error: unknown) => assert.is(error, reason))
+  const [again, feeder] = makePipe()
+  assert.is(again, out, 'the kernel gives the lowest free number')
+  const waiting = readable(again)
+  assert.ok(await waits(waiting))
+  libc.write(feeder, byte, 1)
+  await within(waiting)
+  closeFd(again)
+  closeFd(feeder)
+})
+
+test.run()

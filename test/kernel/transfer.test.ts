@@ -1,0 +1,174 @@
+import { closeSync, openSync } from 'node:fs'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { asFd, type Fd, makePipe } from '../../lib/kernel/fd.ts'
+import * as libc from '../../lib/kernel/libc.ts'
+import { HUGE_PAGE, mapMemory } from '../../lib/kernel/memory.ts'
+import { closeFd } from '../../lib/kernel/readiness.ts'
+import { readSome, spliceAll, teeSome, vmspliceAll, writeAll } from '../../lib/kernel/transfer.ts'
+import { reasonOf, rejectsFault, turns, within } from '../expect.ts'
+import { readToEnd } from '../support/fake-criu.ts'
+import { socketPair } from './fds.ts'
+
+const test = suite('kernel/transfer')
+
+const PIPE = 65536
+const large = Buffer.from(Array.from({ length: 5 * PIPE + 123 }, (_, at) => (at * 7 + (at >> 8)) & 255))
+
+function held(pipe: Fd): number {
+  const value = new Int32Array(1)
+  libc.ioctlInt(pipe, libc.FIONREAD, value)
+  return value[0] ?? -1
+}
+
+/** What every way of writing has to do with a pipe that is too small for it. */
+function writes(name: string, write: (into: Fd) => Promise<void>): void {
+  test(`${name}: waits until the reader reads, and all bytes come in order`, async () => {
+    const [out, into] = makePipe()
+    let done = false
+    const writing = write(into).then(() => {
+      done = true
+      closeFd(into)
+    })
+    await turns()
+    assert.not(done, 'more than the pipe holds was written without a reader')
+    assert.ok(held(out) > 0 && held(out) <= PIPE, `${held(out)} bytes are in the pipe`)
+    const got = await within(readToEnd(out))
+    await within(writing)
+    assert.ok(got.equals(large))
+    closeFd(out)
+  })
+
+  test(`${name}: LINK when the reader goes away, before and while waiting`, async () => {
+    const [out, into] = makePipe()
+    const writing = write(into)
+    await turns()
+    closeFd(out)
+    await rejectsFault('LINK', writing)
+    await rejectsFault('LINK', write(into))
+    closeFd(into)
+  })
+
+  test(`${name}: closing releases the waiter with the reason`, async () => {
+    const [out, into] = makePipe()
+    const writing = write(into)
+    await turns()
+    const reason = new Error('enough')
+    closeFd(into, reason)
+    assert.is(await reasonOf(writing), reason)
+    closeFd(out)
+  })
+}
+
+writes('writeAll', (into) => writeAll(into, large))
+
+const region = mapMemory(HUGE_PAGE)
+region.window.set(large)
+writes('vmspliceAll', (into) => vmspliceAll(region.address, large.length, into))
+
+writes('spliceAll', async (into) => {
+  const [from, feed] = makePipe()
+  assert.ok(libc.fcntl(feed, libc.F_SETPIPE_SZ, 2 ** 19) > large.length)
+  try {
+    assert.is(libc.write(feed, large, large.length), large.length)
+    await spliceAll(from, into, large.length)
+  } finally {
+    closeFd(from)
+    closeFd(feed)
+  }
+})
+
+test('readSome gives what is there, waits when there is nothing, and 0 at the end', async () => {
+  const [out, into] = makePipe()
+  const buffer = Buffer.alloc(10)
+  libc.write(into, Buffer.from('abc'), 3)
+  assert.is(await within(readSome(out, buffer)), 3)
+  const waiting = readSome(out, buffer)
+  await turns()
+  libc.write(into, Buffer.from('defg'), 4)
+  assert.is(await within(waiting), 4)
+  assert.is(buffer.toString('latin1', 0, 4), 'defg')
+  closeFd(into)
+  assert.is(await within(readSome(out, buffer)), 0)
+  closeFd(out)
+  await rejectsFault('IO', readSome(out, buffer))
+})
+
+test('readSome: closing releases the waiter with the reason', async () => {
+  const [out, into] = makePipe()
+  const reason = new Error('enough')
+  const waiting = readSome(out, Buffer.alloc(1))
+  closeFd(out, reason)
+  assert.is(await reasonOf(waiting), reason)
+  closeFd(into)
+})
+
+test('a directory cannot be read: IO', async () => {
+  const fd = openSync('/', 'r')
+  await rejectsFault('IO', readSome(asFd(fd), Buffer.alloc(1)))
+  closeSync(fd)
+})
+
+test('a socket: all bytes come, more or not; a peer that left is LINK', async () => {
+  const [near, far] = await socketPair()
+  const sending = (async () => {
+    await writeAll(near, large, { socket: true, more: true })
+    await writeAll(near, large, { socket: true })
+  })()
+  const got = Buffer.alloc(2 * large.length)
+  for (let filled = 0; filled < got.length; ) filled += await within(readSome(far, got.subarray(filled)))
+  await within(sending)
+  assert.ok(got.equals(Buffer.concat([large, large])))
+  closeFd(far)
+  await rejectsFault('LINK', writeAll(near, large, { socket: true }))
+  closeFd(near)
+})
+
+test('a peer that leaves with bytes unread is LINK for the reader too', async () => {
+  const [near, far] = await socketPair()
+  await writeAll(near, Buffer.from('unread'), { socket: true })
+  closeFd(far)
+  await rejectsFault('LINK', readSome(near, Buffer.alloc(1)))
+  closeFd(near)
+})
+
+test('spliceAll moves no more than it is told', async () => {
+  const [[from, feed], [out, into]] = [makePipe(), makePipe()]
+  libc.write(feed, Buffer.from('abcdef'), 6)
+  await within(spliceAll(from, into, 4))
+  assert.is(held(from), 2)
+  assert.is(held(out), 4)
+  closeFd(feed)
+  const reason = await reasonOf(spliceAll(from, into, 3))
+  assert.match((reason as Error).message, 'holds less than it said')
+  for (const fd of [from, out, into]) closeFd(fd)
+})
+
+test('teeSome copies without taking out, waits, and gives 0 at the end', async () => {
+  const [[from, feed], [out, into]] = [makePipe(), makePipe()]
+  const waiting = teeSome(from, into, 100)
+  await turns()
+  libc.write(feed, Buffer.from('abcdef'), 6)
+  assert.is(await within(waiting), 6)
+  assert.is(held(from), 6, 'the bytes are still there')
+  const copy = Buffer.alloc(6)
+  libc.read(out, copy, 6)
+  assert.is(copy.toString(), 'abcdef')
+  assert.is(await within(teeSome(from, into, 2)), 2)
+  libc.read(from, copy, 6)
+  closeFd(feed)
+  assert.is(await within(teeSome(from, into, 100)), 0)
+  for (const fd of [from, out, into]) closeFd(fd)
+})
+
+test('nothing to write is written at once', async () => {
+  const [out, into] = makePipe()
+  await within(writeAll(into, Buffer.alloc(0)))
+  await within(vmspliceAll(region.address, 0, into))
+  await within(spliceAll(out, into, 0))
+  assert.is(held(out), 0)
+  closeFd(out)
+  closeFd(into)
+})
+
+test.run()

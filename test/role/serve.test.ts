@@ -1,0 +1,184 @@
+import { readdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { Fault } from '../../lib/fault.ts'
+import { type ImageName, imageName } from '../../lib/format/names.ts'
+import { encodeRequest } from '../../lib/format/streamer.ts'
+import { closeFd } from '../../lib/kernel/readiness.ts'
+import { readSome } from '../../lib/kernel/transfer.ts'
+import { acceptUnix } from '../../lib/kernel/unix.ts'
+import { SERVE_SOCKET, type Served, serve } from '../../lib/role/serve.ts'
+import { openWorkDir, type WorkDir } from '../../lib/role/workdir.ts'
+import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
+import { openPool } from '../../lib/store/pool.ts'
+import { type FakeRestore, fakeRestore, readToEnd } from '../support/fake-criu.ts'
+import { temporary } from '../support/run.ts'
+import { pattern, talk } from '../support/talk.ts'
+
+interface Context {
+  work: WorkDir
+  folder: ReturnType<typeof temporary>
+  criu: FakeRestore
+  snapshot: MemorySnapshot
+  served: Promise<Served>
+  fds: number
+}
+
+const test = suite<Context>('serve')
+
+const contents: Record<string, Buffer> = {
+  'inventory.img': pattern(87, 1),
+  'empty.img': Buffer.alloc(0),
+  'small.img': pattern(5000, 2),
+  'middle.img': pattern(200_000, 3),
+  'large.img': pattern(5_300_001, 4),
+}
+
+async function store(images: Record<string, Buffer>): Promise<MemorySnapshot> {
+  const snapshot = memorySnapshot(openPool(64 * 2 ** 20))
+  for (const [name, bytes] of Object.entries(images)) {
+    const writer = await snapshot.open(imageName(name))
+    for (let at = 0; at < bytes.length; ) {
+      const room = writer.room(bytes.length - at)
+      const part = bytes.subarray(at, at + room.length)
+      room.set(part)
+      await writer.wrote(part.length)
+      at += part.length
+    }
+    await writer.end({ name: imageName(name), size: bytes.length, digest: 0n })
+  }
+  return snapshot
+}
+
+const openFds = (): number => readdirSync('/proc/self/fd').length
+
+test.before.each(async (context) => {
+  context.fds = openFds()
+  context.folder = temporary()
+  context.work = openWorkDir(context.folder.path, SERVE_SOCKET)
+  context.criu = fakeRestore(join(context.work.path, SERVE_SOCKET))
+  context.snapshot = await store(contents)
+  context.served = acceptUnix(context.work.listener).then((socket) =>
+    serve(socket, async () => context.snapshot.images),
+  )
+  context.served.catch(() => {})
+})
+
+test.after.each((context) => {
+  context.work.remove()
+  context.folder.remove()
+})
+
+async function codeOf(promise: Promise<unknown>): Promise<string> {
+  const reason: unknown = await promise.then(
+    () => undefined,
+    (error: unknown) => error,
+  )
+  return reason instanceof Fault ? reason.code : String(reason)
+}
+
+test('every image arrives byte for byte, in any order, as often as asked', async ({ criu, served }) => {
+  for (const name of ['large.img', 'empty.img', 'inventory.img', 'middle.img', 'small.img', 'large.img']) {
+    assert.ok((await criu.image(name))?.equals(contents[name] as Buffer), name)
+  }
+  criu.close()
+  assert.is((await served).images.length, 6)
+})
+
+test('an image that is not there', async ({ criu, served }) => {
+  assert.not(await criu.ask('memfd.img'))
+  assert.ok(await criu.image('small.img'))
+  criu.close()
+  assert.equal((await served).images, ['small.img'])
+})
+
+test('the conversation of a real restore gets the answers that it got', async ({ work, criu }) => {
+  criu.close()
+  const names = ['inventory', 'pstree', 'ids-9150', 'files', 'core-9150', 'timens-0', 'seccomp', 'mm-9150']
+  const all = [...names, 'fdinfo-2', 'fs-9150', 'pagemap-9150', 'pages-1'].map((name) => [`${name}.img`, pattern(999)])
+  const snapshot = await store(Object.fromEntries(all) as Record<string, Buffer>)
+  const real = fakeRestore(join(work.path, SERVE_SOCKET))
+  const served = acceptUnix(work.listener).then((socket) => serve(socket, async () => snapshot.images))
+  let pipes = 0
+  for (const line of talk('restore')) {
+    if (line.kind === 'sent') real.raw(line.bytes)
+    if (line.kind === 'answered') {
+      const answer = Buffer.alloc(line.bytes.length)
+      await readSome(real.socket, answer)
+      assert.is(answer.toString('hex'), line.bytes.toString('hex'))
+    }
+    if (line.kind === 'pipe') {
+      const pipe = real.pipe()
+      assert.is((await readToEnd(pipe)).length, 999)
+      closeFd(pipe)
+      pipes++
+    }
+  }
+  real.close()
+  assert.is((await served).images.length, pipes)
+})
+
+test('a pipe left half read does not hold up the next image', async ({ criu, served }) => {
+  assert.ok(await criu.ask('large.img'))
+  const half = criu.pipe()
+  const taken = Buffer.alloc(100_000)
+  const got = await readSome(half, taken)
+  assert.ok(await criu.image('small.img'))
+  const rest = await readToEnd(half)
+  closeFd(half)
+  assert.ok(Buffer.concat([taken.subarray(0, got), rest]).equals(contents['large.img'] as Buffer))
+  criu.close()
+  assert.equal((await served).images, ['small.img', 'large.img'])
+})
+
+test('a pipe closed early is no error and does not count as taken', async ({ criu, served }) => {
+  assert.ok(await criu.ask('large.img'))
+  closeFd(criu.pipe())
+  assert.ok(await criu.image('inventory.img'))
+  criu.close()
+  assert.equal((await served).images, ['inventory.img'])
+})
+
+test('a client that dies between request and descriptor', async ({ criu, served, fds }) => {
+  assert.ok(await criu.ask('large.img'))
+  criu.close()
+  assert.is(await codeOf(served), 'CRIU_PROTOCOL')
+  assert.is(openFds(), fds + 1, 'only the listener is open')
+})
+
+test('a name that leaves the directory', async ({ criu, served }) => {
+  criu.raw(encodeRequest('../inventory.img'))
+  assert.is(await codeOf(served), 'NAME')
+  criu.close()
+})
+
+test('the first request waits for its snapshot, and learns that there is none', async ({ work, criu }) => {
+  criu.close()
+  let give: (images: MemorySnapshot['images']) => void = () => {}
+  const waiting = new Promise<MemorySnapshot['images']>((resolve) => {
+    give = resolve
+  })
+  const early = fakeRestore(join(work.path, SERVE_SOCKET))
+  const served = acceptUnix(work.listener).then((socket) => serve(socket, () => waiting))
+  const image = early.image('inventory.img')
+  assert.is(await Promise.race([image, new Promise((resolve) => setTimeout(resolve, 100, 'parked'))]), 'parked')
+  give((await store(contents)).images)
+  assert.ok((await image)?.equals(contents['inventory.img'] as Buffer))
+  early.close()
+  await served
+
+  const late = fakeRestore(join(work.path, SERVE_SOCKET))
+  const refused = acceptUnix(work.listener).then((socket) =>
+    serve(socket, async (): Promise<ReadonlyMap<ImageName, never>> => {
+      throw new Fault('TIMEOUT', 'none came')
+    }),
+  )
+  refused.catch(() => {})
+  const reply = late.image('inventory.img')
+  assert.is(await codeOf(refused), 'TIMEOUT')
+  assert.match(await codeOf(reply), 'closed instead of a reply')
+  late.close()
+})
+
+test.run()

@@ -1,0 +1,412 @@
+import net from 'node:net'
+import { Readable, Writable } from 'node:stream'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { Fault } from '../../lib/fault.ts'
+import { type ImageName, imageName } from '../../lib/format/names.ts'
+import { encodeFrame, encodePreamble, type Frame, MOST_DATA } from '../../lib/format/wire.ts'
+import { memorySnapshot } from '../../lib/store/memory.ts'
+import { openPool } from '../../lib/store/pool.ts'
+import { openShelf } from '../../lib/store/shelf.ts'
+import { takeOver } from '../../lib/stream/endpoint.ts'
+import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
+import type { ImageSource } from '../../lib/stream/image.ts'
+import type { Link } from '../../lib/stream/link.ts'
+import { readableLink, writableLink } from '../../lib/stream/node-link.ts'
+import { receiveSnapshot } from '../../lib/stream/receive.ts'
+import { type SendOptions, type Snapshot, sendSnapshot } from '../../lib/stream/send.ts'
+import { onlyFaults, reasonOf, rejectsFault, turns, within } from '../expect.ts'
+import { openFds } from '../kernel/fds.ts'
+import {
+  bytesOf,
+  contents,
+  data,
+  end,
+  entry,
+  type Given,
+  id,
+  image,
+  inletOf,
+  pipeLinks,
+  pool,
+  receive,
+  receiveBytes,
+  sourceOf,
+  stream,
+  streamLinks,
+} from './snapshots.ts'
+
+const test = suite('stream/send-receive')
+
+const MIB = 2 ** 20
+const sizes = [0, 1, 4095, 4096, 4097, MOST_DATA - 1, MOST_DATA, MOST_DATA + 1, 5 * MIB]
+
+/** Every size out of a pipe and out of pieces, in steps that divide nothing. */
+const everySize: Given[] = [
+  ...sizes.map((size) => image(`pipe-${size}.img`, size, 'pipe', 99_991)),
+  ...sizes.map((size) => image(`pieces-${size}.img`, size, 'pieces', 1_500_007)),
+  image('inventory.img', 60, 'pipe', 7),
+]
+
+const plain: Given[] = [image('core-1.img', 130), image('pages-1.img', 120), image('inventory.img', 50)]
+
+async function tcpLinks(): Promise<{ from: Link; to: Link }> {
+  const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true }).listen(0, '127.0.0.1')
+  await new Promise((resolve) => server.once('listening', resolve))
+  const accepted = new Promise<net.Socket>((resolve) => server.once('connection', resolve))
+  const client = net.connect({ port: (server.address() as net.AddressInfo).port, allowHalfOpen: true })
+  client.pause()
+  await new Promise((resolve) => client.once('connect', resolve))
+  const links = { from: takeOver(client, 'client'), to: takeOver(await accepted, 'server') }
+  server.close()
+  return links
+}
+
+/** Sends all of `source` and hands everything to the kernel. */
+async function send(link: Link, source: ImageSource, options?: SendOptions): Promise<Snapshot> {
+  const snapshot = await sendSnapshot(frameWriter(link.outlet), link.outlet, id, source, options)
+  await link.outlet.finish()
+  return snapshot
+}
+
+/** The bytes that `source` becomes, and how the sending ended. */
+async function sentBytes(source: ImageSource, options?: SendOptions): Promise<{ bytes: Buffer; error: unknown }> {
+  const chunks: Buffer[] = []
+  const sink = new Writable({
+    write(chunk: Buffer, _encoding, done) {
+      chunks.push(Buffer.from(chunk))
+      setImmediate(done)
+    },
+  })
+  let error: unknown
+  await within(
+    send(writableLink(sink, 'bytes'), source, options).catch((reason: unknown) => {
+      error = reason
+    }),
+  )
+  return { bytes: Buffer.concat(chunks), error }
+}
+
+/** The frames of a stream; of data frames the header alone. */
+async function framesOf(bytes: Uint8Array): Promise<Frame[]> {
+  const reader = frameReader(inletOf(bytes))
+  const frames: Frame[] = []
+  for (;;) {
+    const frame = await reader.next()
+    if (frame === undefined) return frames
+    frames.push(frame)
+    if (frame.type === 'data') await reader.inlet.fill(Buffer.alloc(frame.length))
+  }
+}
+
+const roads = { 'a pipe of the kernel': pipeLinks, 'a Node stream': streamLinks, 'a TCP socket': tcpLinks }
+
+for (const [road, open] of Object.entries(roads)) {
+  test(`${road}: images of every size, interleaved, arrive byte for byte`, async () => {
+    const before = pool.used
+    const { from, to } = await open()
+    const source = sourceOf(everySize)
+    const sink = memorySnapshot(pool)
+    let passed = 0
+    const onBytes = (bytes: number): void => {
+      passed += bytes
+    }
+    const sending = send(from, source, { onBytes }).finally(() => {
+      if (from !== to) from.destroy()
+    })
+    const [sent, received] = await within(Promise.all([sending, receive(to.inlet, sink)]))
+    const total = everySize.reduce((sum, { bytes }) => sum + bytes.length, 0)
+    assert.equal(received, { ...sent, id })
+    assert.equal(sent.images.map(({ name }) => name), everySize.map(({ name }) => name))
+    assert.is(sent.bytes, total)
+    assert.is(passed, total)
+    assert.is(source.destroyed, undefined)
+    const got = contents(sink)
+    assert.is(got.size, everySize.length)
+    for (const { name, bytes } of everySize) assert.ok(got.get(name)?.equals(bytes), name)
+    // Frames are cut differently on every road; the digest is of the list of images, which is the same.
+    assert.is(sent.digest, (await within(receiveBytes((await sentBytes(sourceOf(everySize))).bytes))).digest)
+    to.destroy()
+    sink.drop()
+    assert.is(pool.used, before)
+  })
+}
+
+test('a small stream is pinned', async () => {
+  const inventory = { ...image('inventory.img', 0), bytes: Buffer.from('ferry') }
+  const hex =
+    '9346455252590d0a010000000000000000000000f4e3d19a' + // preamble
+    '010000000000000000000000000000000600000017ffd94f7331f0381514' + // snapshot s1
+    '02000000010000000000000000000000110000006a4cd683696e76656e746f72792e696d6731602b11' + // image inventory.img
+    '0300000001000000000000000000000005000000e4b7ca396665727279' + // data
+    '04000000010000000000000000000000140000008d212b300500000000000000676537b6e64bc3b962650bce' + // image end
+    '050000000000000000000000000000002e0000009f93b264010000000d696e76656e746f72792e696d67' +
+    '0500000000000000676537b6e64bc3b9b3c054d325f17ef8f9846d25' // snapshot end
+  for (const kind of ['pieces', 'pipe'] as const) {
+    const { bytes, error } = await sentBytes(sourceOf([{ ...inventory, kind }]))
+    assert.is(error, undefined)
+    assert.is(bytes.toString('hex'), hex, kind)
+  }
+  assert.is((await within(receiveBytes(Buffer.from(hex, 'hex')))).bytes, 5)
+})
+
+test('images take turns on the link, and frames are never above MOST_DATA', async () => {
+  const images = [image('a.img', 2 * MIB, 'pipe', 4096), image('b.img', 2 * MIB, 'pipe', 4096), image('inventory.img', 9)]
+  const frames = await framesOf((await sentBytes(sourceOf(images))).bytes)
+  const order = frames.flatMap((frame) => (frame.type === 'data' ? [frame.channel] : []))
+  const turnsTaken = order.filter((channel, at) => at > 0 && channel !== order[at - 1]).length
+  assert.ok(turnsTaken > 10, `channels: ${order.slice(0, 50).join(' ')}`)
+  for (const frame of frames) if (frame.type === 'data') assert.ok(frame.length <= MOST_DATA)
+  const large = await framesOf((await sentBytes(sourceOf([image('inventory.img', 3 * MIB, 'pieces', 3 * MIB)]))).bytes)
+  assert.equal(
+    large.flatMap((frame) => (frame.type === 'data' ? [frame.length] : [])),
+    [MIB, MIB, MIB],
+  )
+})
+
+const small = stream(
+  { type: 'snapshot', id },
+  ...plain.flatMap(({ name, bytes }, index) => [
+    encodeFrame({ type: 'image', channel: index + 1, name: imageName(name) }),
+    data(index + 1, 0, bytes.subarray(0, 40)),
+    data(index + 1, 40, bytes.subarray(40)),
+    encodeFrame({ type: 'imageEnd', channel: index + 1, size: bytes.length, digest: entry(name, bytes).digest }),
+  ]),
+  end(...plain.map(({ name, bytes }) => entry(name, bytes))),
+)
+
+test('one byte at a time', async () => {
+  const sink = memorySnapshot(pool)
+  const snapshot = await within(receive(inletOf(small, 1), sink))
+  assert.is(snapshot.bytes, 300)
+  for (const { name, bytes } of plain) assert.ok(contents(sink).get(name)?.equals(bytes), name)
+  sink.drop()
+})
+
+test('a stream cut at any byte is TRUNCATED', async () => {
+  for (let cut = 0; cut < small.length; cut++) {
+    await rejectsFault('TRUNCATED', receiveBytes(small.subarray(0, cut)), `cut at ${cut}`)
+  }
+})
+
+test('a stream with any one bit flipped is a Fault and is never sealed', async () => {
+  const shelf = openShelf(pool)
+  for (let bit = 0; bit < 8 * small.length; bit++) {
+    const bytes = Buffer.from(small)
+    bytes[bit >> 3] = (bytes[bit >> 3] ?? 0) ^ (1 << (bit & 7))
+    const arriving = shelf.receive(id)
+    const reason = await reasonOf(
+      receive(inletOf(bytes), arriving.sink).then(() => arriving.seal()),
+      `bit ${bit}`,
+    )
+    onlyFaults(() => {
+      throw reason
+    })
+    arriving.drop()
+  }
+  assert.not(shelf.has(undefined))
+})
+
+test('a byte after the end is TRAILING', async () => {
+  await rejectsFault('TRAILING', receiveBytes(Buffer.concat([small, Buffer.of(0)])))
+  await rejectsFault('TRAILING', receiveBytes(Buffer.concat([small, small])))
+})
+
+test('without inventory.img the dump failed, on both sides', async () => {
+  const source = sourceOf([image('core-1.img', 100, 'pipe'), image('pages-1.img', 100)])
+  const { bytes, error } = await sentBytes(source)
+  assert.is((error as Fault).code, 'FAILED_DUMP')
+  assert.is((await framesOf(bytes)).at(-1)?.type, 'failed')
+  await rejectsFault('FAILED_DUMP', receiveBytes(bytes), 'what our sender says')
+  const core = Buffer.from('core')
+  const tidy = stream({ type: 'snapshot', id }, ...whole(1, 'core-1.img', core), end(entry('core-1.img', core)))
+  await rejectsFault('FAILED_DUMP', receiveBytes(tidy), 'however tidy it looks')
+  await rejectsFault('FAILED_DUMP', receiveBytes(stream({ type: 'snapshot', id }, end())), 'no image at all')
+  assert.is(((await sentBytes(sourceOf([]))).error as Fault).code, 'FAILED_DUMP')
+})
+
+/** The frames of one image. */
+function whole(channel: number, name: string, bytes: Uint8Array): (Frame | Uint8Array)[] {
+  const { size, digest } = entry(name, bytes)
+  return [
+    { type: 'image', channel, name: name as ImageName },
+    ...(bytes.length > 0 ? [data(channel, 0, bytes)] : []),
+    { type: 'imageEnd', channel, size, digest },
+  ]
+}
+
+const abc = Buffer.from('abc')
+const inventory = entry('inventory.img', abc)
+const open: Frame = { type: 'image', channel: 1, name: inventory.name }
+const close: Frame = { type: 'imageEnd', channel: 1, size: 3, digest: inventory.digest }
+const many = Array.from({ length: 65 }, (_, at): Frame => ({ type: 'image', channel: at + 1, name: imageName(`i${at}`) }))
+const other = imageName('other.img')
+
+/** What a sender must not do, each as the frames after `snapshot`. */
+const wrongs: [what: string, code: Fault['code'], ...parts: (Frame | Uint8Array)[]][] = [
+  ['data on a channel that was never opened', 'FORMAT', data(1, 0, abc)],
+  ['data on channel 0', 'FORMAT', open, data(0, 0, abc)],
+  ['data on a channel that has ended', 'FORMAT', open, data(1, 0, abc), close, data(1, 3, abc)],
+  ['an end on a channel that was never opened', 'FORMAT', close],
+  ['an end that comes twice', 'FORMAT', open, data(1, 0, abc), close, close],
+  ['a first channel that is not 1', 'FORMAT', { ...open, channel: 0 }],
+  ['a channel number that is skipped', 'FORMAT', open, { type: 'image', channel: 3, name: other }],
+  ['a channel number that is used again', 'FORMAT', open, data(1, 0, abc), close, { type: 'image', channel: 1, name: other }],
+  ['the same image while it is open', 'FORMAT', open, { ...open, channel: 2 }],
+  ['the same image after its end', 'FORMAT', open, data(1, 0, abc), close, { ...open, channel: 2 }],
+  ['a gap', 'FORMAT', open, data(1, 0, abc), data(1, 4, abc)],
+  ['an overlap', 'FORMAT', open, data(1, 0, abc), data(1, 2, abc)],
+  ['a first offset that is not 0', 'FORMAT', open, data(1, 1, abc)],
+  ['an end with a size too small', 'DIGEST', open, data(1, 0, abc), { ...close, size: 2 }],
+  ['an end with a size too large', 'DIGEST', open, data(1, 0, abc), { ...close, size: 4 }],
+  ['an end with another digest', 'DIGEST', open, data(1, 0, abc), { ...close, digest: close.digest ^ 1n }],
+  ['the end while an image is open', 'FORMAT', open, data(1, 0, abc), end(inventory)],
+  ['a list with an image too many', 'DIGEST', open, data(1, 0, abc), close, end(inventory, entry('other.img', abc))],
+  ['a list with an image too few', 'DIGEST', ...whole(1, 'a.img', abc), ...whole(2, 'inventory.img', abc), end(inventory)],
+  [
+    'a list in another order',
+    'DIGEST',
+    ...whole(1, 'a.img', abc),
+    ...whole(2, 'inventory.img', abc),
+    end(inventory, entry('a.img', abc)),
+  ],
+  ['a list with another size', 'DIGEST', open, data(1, 0, abc), close, end({ ...inventory, size: 4 })],
+  ['a list with another digest', 'DIGEST', open, data(1, 0, abc), close, end({ ...inventory, digest: 1n })],
+  ['a list whose own digest is wrong', 'DIGEST', open, data(1, 0, abc), close, { ...end(inventory), digest: 1n } as Frame],
+  ['more than 64 open images', 'LIMIT', ...many],
+  ['a name that leaves the directory', 'NAME', { ...open, name: '../x' as ImageName }],
+  ['an image above the largest', 'LIMIT', open, encodeFrame({ type: 'data', channel: 1, offset: 2 ** 48 + 1, length: 1 })],
+  ['a second snapshot', 'FORMAT', { type: 'snapshot', id }],
+  ['a hello', 'FORMAT', { type: 'hello' }],
+  ['a get', 'FORMAT', { type: 'get', id: undefined, timeoutMs: 1 }],
+  ['an ack', 'FORMAT', { type: 'ack', channel: 1, offset: 0 }],
+  ['a seal', 'FORMAT', { type: 'sealed', digest: 1n }],
+  ['a refusal', 'FORMAT', { type: 'refused', code: 'MEMORY', reason: 'full' }],
+  ['a source that gave up', 'ABORTED', open, { type: 'failed', code: 'ABORTED', reason: 'stopped' }],
+]
+
+for (const [what, code, ...parts] of wrongs) {
+  test(`${what} is ${code}`, async () => {
+    const good = whole(1, 'inventory.img', abc)
+    await within(receiveBytes(stream({ type: 'snapshot', id }, ...good, end(inventory))))
+    // The end that would follow is there: a receiver that misses the fault would be content, or find another one.
+    await rejectsFault(code, receiveBytes(stream({ type: 'snapshot', id }, ...parts, end(inventory))), what)
+  })
+}
+
+test('64 open images are not too many', async () => {
+  const opens = many.slice(0, 63)
+  const ends = opens.map((_, at): Frame => ({ type: 'imageEnd', channel: at + 1, size: 0, digest: empty.digest }))
+  const entries = opens.map((_, at) => ({ ...empty, name: imageName(`i${at}`) }))
+  const last = whole(64, 'inventory.img', abc)
+  const snapshot = await within(
+    receiveBytes(stream({ type: 'snapshot', id }, ...opens, ...last, ...ends, end(...entries, inventory))),
+  )
+  assert.is(snapshot.images.length, 64)
+})
+const empty = entry('empty.img', Buffer.alloc(0))
+
+test('an image is acknowledged when it is verified, in the order of the ends', async () => {
+  const acks: [number, number][] = []
+  const frames = stream(open, { type: 'image', channel: 2, name: other }, data(2, 0, abc), data(1, 0, abc), close, {
+    type: 'imageEnd',
+    channel: 2,
+    size: 3,
+    digest: 0n,
+  })
+  const sink = memorySnapshot(pool)
+  const receiving = receiveSnapshot(frameReader(inletOf(frames)), sink, async (channel, size) => {
+    acks.push([channel, size])
+  })
+  await rejectsFault('DIGEST', receiving)
+  assert.equal(acks, [[1, 3]])
+  assert.equal([...sink.images.keys()], ['inventory.img'], 'the damaged one is not among the images')
+  sink.drop()
+})
+
+test('a sink that is full is MEMORY', async () => {
+  const sink = memorySnapshot(openPool(4 * MIB))
+  const { bytes } = await sentBytes(sourceOf([image('pages-1.img', 5 * MIB), image('inventory.img', 9)]))
+  await rejectsFault('MEMORY', receiveBytes(bytes, sink))
+})
+
+// What ends a sender before its time. In every case: the receiver never seals, and no pipe stays open.
+
+/** Sends `source`, which fails; the receiver must fail too. Returns both reasons. */
+async function failing(source: ImageSource, options?: SendOptions): Promise<{ sender: unknown; receiver: unknown }> {
+  const before = openFds()
+  const { bytes, error } = await sentBytes(source, options)
+  assert.ok(error !== undefined, 'the sender should fail')
+  const receiver = await reasonOf(receiveBytes(bytes), 'the receiver')
+  await turns()
+  assert.is(openFds(), before, 'a descriptor is left')
+  return { sender: error, receiver }
+}
+
+/** A pipe image whose writer never ends. */
+function endless(name: string): { source: ImageSource; stop: () => void } {
+  const writer = new AbortController()
+  const given = { ...image(name, 0, 'pipe', 1), bytes: Buffer.from('x') }
+  const source = sourceOf([given, { ...given, name: 'inventory.img' }])
+  return { source, stop: () => writer.abort() }
+}
+
+test('a source that fails is told to the receiver, and its pipes are closed', async () => {
+  const reason = new Fault('CRIU', 'criu dump failed')
+  const source = sourceOf([image('a.img', 5 * MIB, 'pipe'), image('inventory.img', 9)], reason)
+  const { sender, receiver } = await failing(source)
+  assert.is(sender, reason)
+  assert.is(source.destroyed, reason)
+  assert.is((receiver as Fault).code, 'FAILED_DUMP')
+  assert.match((receiver as Fault).message, 'criu dump failed')
+  await within(source.written)
+})
+
+test('pieces that fail end everything', async () => {
+  const reason = new Fault('IO', 'EIO')
+  async function* pieces(): AsyncGenerator<Uint8Array> {
+    yield bytesOf('x', 100)
+    throw reason
+  }
+  const images = [{ name: imageName('a.img'), body: { kind: 'pieces' as const, pieces: pieces() } }]
+  const { sender, receiver } = await failing({ images: Readable.from(images), destroy() {} })
+  assert.is(sender, reason)
+  assert.is((receiver as Fault).code, 'FAILED_DUMP')
+})
+
+test('a bug in a source is thrown as it is, and the receiver misses the end', async () => {
+  const bug = new TypeError('a bug')
+  const { sender, receiver } = await failing(sourceOf([image('inventory.img', 9)], bug as Error))
+  assert.is(sender, bug)
+  assert.is((receiver as Fault).code, 'TRUNCATED')
+})
+
+test('the same image twice is CRIU_PROTOCOL', async () => {
+  const twice = image('inventory.img', 9, 'pipe')
+  const { sender, receiver } = await failing(sourceOf([twice, twice]))
+  assert.is((sender as Fault).code, 'CRIU_PROTOCOL')
+  assert.is((receiver as Fault).code, 'FAILED_DUMP')
+})
+
+test('the end is sent only when it is confirmed', async () => {
+  const reason = new Fault('CRIU', 'criu exited 1')
+  const { sender, receiver } = await failing(sourceOf(plain), {
+    confirm: async () => {
+      throw reason
+    },
+  })
+  assert.is(sender, reason)
+  assert.match((receiver as Fault).message, 'criu exited 1')
+  let confirmed = false
+  const { bytes, error } = await sentBytes(sourceOf(plain), {
+    confirm: async () => {
+      await turns(5)
+      confirmed = true
+    },
+  })
+  assert.is(error, undefined)
+  assert.ok(confirmed)
+  assert.is((await framesOf(bytes)).at(-1)?.type, 'snapshotEnd')
+})
+
+test.run()
