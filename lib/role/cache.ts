@@ -98,10 +98,28 @@ async function answer(link: Link, shelf: Shelf, options: CacheOptions): Promise<
     else throw unexpected(frame)
   } catch (error) {
     if (!(error instanceof Fault)) throw error
-    await writer.send({ type: 'refused', code: refusalOf(error), reason: error.message }).catch(() => {})
     options.report({ event: 'failed', what, fault: error })
+    await refuse(link, writer, error).catch(() => {})
   } finally {
     link.destroy()
+  }
+}
+
+const LINGER_MS = 5000
+
+/**
+ * Tells the peer why, and takes what it has already sent: closing over unread bytes makes TCP reset the link, and the
+ * peer would learn of the reset before it reads the reason.
+ */
+async function refuse(link: Link, writer: FrameWriter, fault: Fault): Promise<void> {
+  const timer = setTimeout(() => link.destroy(fault), LINGER_MS)
+  try {
+    await writer.send({ type: 'refused', code: refusalOf(fault), reason: fault.message })
+    await link.outlet.finish()
+    const scratch = Buffer.allocUnsafe(64 * 2 ** 10)
+    while (await link.inlet.fill(scratch));
+  } finally {
+    clearTimeout(timer)
   }
 }
 

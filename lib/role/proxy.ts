@@ -62,17 +62,19 @@ async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions): Promi
     source.destroy(error)
     throw error
   })
+  // The cache may refuse, or go away, while CRIU has nothing to send: the verdict is awaited all along.
+  const verdict = sealed(link.inlet)
+  verdict.catch((reason: Error) => {
+    stop.abort(reason)
+    link.destroy(reason)
+  })
   try {
-    const verdict = sealed(link.inlet)
-    // The cache may refuse, or go away, while CRIU has nothing to send: the verdict is awaited all along.
-    verdict.catch((reason: Error) => {
-      stop.abort(reason)
-      link.destroy(reason)
-    })
     const sent = await sendSnapshot(frameWriter(link.outlet), link.outlet, id, source, { signal: stop.signal })
     await Promise.race([verdict.then((digest) => compare(digest, sent)), late(options), aborted(options.signal)])
     const ms = performance.now() - begun
     options.report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: true })
+  } catch (error) {
+    throw await reasonFor(error, verdict)
   } finally {
     options.signal.removeEventListener('abort', outside)
     link.destroy()
@@ -91,6 +93,22 @@ async function sealed(inlet: Parameters<typeof frameReader>[0]): Promise<bigint>
     if (frame.type === 'refused') throw new Fault(frame.code, `the cache refused: ${frame.reason}`)
     if (frame.type !== 'ack') throw unexpected(frame)
   }
+}
+
+/** How long the cache may take to answer a dump that failed. */
+const ANSWER_MS = 5000
+
+/**
+ * Waits for the cache's last word, for two ends: closing over its unread acks would reset the link before it has read
+ * that the dump failed; and where it closed the link on us, its refusal says more than our broken write.
+ */
+async function reasonFor(error: unknown, verdict: Promise<unknown>): Promise<unknown> {
+  const word = await Promise.race([
+    verdict.catch((reason: unknown) => reason),
+    new Promise((resolve) => setTimeout(resolve, ANSWER_MS).unref()),
+  ])
+  const refused = word instanceof Fault && word.code !== 'LINK'
+  return refused && error instanceof Fault && error.code === 'LINK' ? word : error
 }
 
 function compare(digest: bigint, sent: Snapshot): void {

@@ -1,0 +1,333 @@
+import { existsSync, readFileSync, statSync } from 'node:fs'
+import net from 'node:net'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { closeFd } from '../../lib/kernel/readiness.ts'
+import { writeAll } from '../../lib/kernel/transfer.ts'
+import { type Daemons, daemons, startCache, startProxy } from '../support/daemons.ts'
+import { fakeDump, type FakeDump, fakeRestore } from '../support/fake-criu.ts'
+import { eventually, run, start, temporary } from '../support/run.ts'
+import { pattern } from '../support/talk.ts'
+
+const test = suite('proxy and cache')
+
+async function dumpAll(dump: FakeDump, images: Record<string, Buffer>): Promise<void> {
+  await Promise.all(Object.entries(images).map(([name, bytes]) => dump.image(name, bytes)))
+  await dump.image('inventory.img', Buffer.from('inventory'))
+  dump.close()
+}
+
+async function using(options: Parameters<typeof daemons>[0], body: (both: Daemons) => Promise<void>): Promise<void> {
+  const both = await daemons(options)
+  try {
+    await body(both)
+  } finally {
+    await both.stop()
+  }
+}
+
+const images = { 'pages-1.img': pattern(3_000_000, 1), 'core-1.img': pattern(2000, 2), 'empty.img': Buffer.alloc(0) }
+
+test('images cross from a dump to a restore, and the cache says that it sealed them', () =>
+  using({}, async ({ dump, restore, proxy, cache }) => {
+    await dumpAll(dump(), images)
+    const [, sealed] = await cache.says(/sealed: 4 images.*digest ([0-9a-f]{16})/)
+    assert.ok(sealed)
+    await proxy.says(/sent and sealed by the cache: 4 images/)
+    for (let time = 0; time < 2; time++) {
+      const criu = restore()
+      for (const [name, bytes] of Object.entries(images)) assert.ok((await criu.image(name))?.equals(bytes), name)
+      assert.is(await criu.image('memfd.img'), undefined)
+      criu.close()
+    }
+    await cache.says(/served: 3 images[^]*served: 3 images/)
+  }))
+
+test('a restore that comes first waits for the snapshot that is on its way', () =>
+  using({}, async ({ dump, restore, cache }) => {
+    const early = restore()
+    const image = early.image('core-1.img')
+    await cache.says(/waiting for the newest snapshot/)
+    await dumpAll(dump(), images)
+    assert.ok((await image)?.equals(images['core-1.img']))
+    early.close()
+  }))
+
+test('the proxy may start before the cache, and CRIU may dump before it', async () => {
+  const { path, remove } = temporary()
+  const free = net.createServer().listen(0, '127.0.0.1')
+  await new Promise((resolve) => free.once('listening', resolve))
+  const port = String((free.address() as net.AddressInfo).port)
+  await new Promise((resolve) => free.close(resolve))
+  const proxy = await startProxy(join(path, 'source'), port)
+  const dumping = dumpAll(fakeDump(join(path, 'source', 'streamer-capture.sock')), images)
+  await new Promise((resolve) => setTimeout(resolve, 300))
+  const { cache } = await startCache(join(path, 'target'), [], port)
+  await dumping
+  await cache.says(/sealed: 4 images/)
+  await Promise.all([proxy.stop(), cache.stop()])
+  remove()
+})
+
+test('a dump without inventory.img is never sealed, and the cache goes on', () =>
+  using({ cache: ['--timeout', '0.5'] }, async ({ dump, restore, proxy, cache }) => {
+    const broken = dump()
+    await broken.image('core-1.img', images['core-1.img'])
+    broken.close()
+    await proxy.says(/failed: the dump did not finish: inventory.img is missing/)
+    await cache.says(/failed: the source gave up: the dump did not finish/)
+    const criu = restore()
+    assert.is(await criu.image('core-1.img').catch(() => 'closed'), 'closed')
+    criu.close()
+    await cache.says(/no snapshot was sealed within 0.5 s/)
+    await dumpAll(dump(), images)
+    await cache.says(/sealed: 4 images/)
+  }))
+
+test('two dumps at once through one proxy do not mix', () =>
+  using({}, async ({ dump, cache, port, folder }) => {
+    const [one, two] = [dump(), dump()]
+    const pipes = [one.open('pages-1.img'), two.open('pages-1.img')] as const
+    for (let at = 0; at < 10; at++) {
+      await writeAll(pipes[0], Buffer.alloc(50_000, 1))
+      await writeAll(pipes[1], Buffer.alloc(50_000, 2))
+    }
+    for (const pipe of pipes) closeFd(pipe)
+    await Promise.all([dumpAll(one, {}), dumpAll(two, {})])
+    await cache.says(/sealed[^]*sealed/)
+    const ids = [...cache.stderr().matchAll(/snapshot (\S+) sealed/g)].map((match) => match[1] as string)
+    const seen = new Set<string>()
+    for (const id of ids) {
+      const out = join(folder, id)
+      const pulled = await run('restore-from-socket', ['--from', `127.0.0.1:${port}`, '--snapshot', id, '--to-dir', out])
+      assert.is(pulled.code, 0, pulled.stderr)
+      const pages = readFileSync(join(out, 'pages-1.img'))
+      assert.is(pages.length, 500_000)
+      assert.ok(pages.equals(Buffer.alloc(500_000, pages[0])))
+      seen.add(String(pages[0]))
+    }
+    assert.is(seen.size, 2)
+  }))
+
+test('snapshots are kept by id: chosen, newest by default, never replaced', () =>
+  using({}, async ({ dump, restore, proxy, cache, source, port, folder }) => {
+    await proxy.stop()
+    for (const id of ['first', 'second']) {
+      const named = await startProxy(source, port, ['--snapshot', id])
+      await dumpAll(dump(), { 'name.img': Buffer.from(id) })
+      await named.says(/sealed by the cache/)
+      await named.stop()
+    }
+    const newest = restore()
+    assert.is((await newest.image('name.img'))?.toString(), 'second')
+    newest.close()
+    const from = ['--from', `127.0.0.1:${port}`]
+    const out = join(folder, 'out')
+    const pulled = await run('restore-from-socket', [...from, '--snapshot', 'first', '--to-dir', out])
+    assert.is(pulled.code, 0, pulled.stderr)
+    assert.is(readFileSync(join(out, 'name.img'), 'utf8'), 'first')
+
+    const again = await startProxy(source, port, ['--snapshot', 'first'])
+    await dumpAll(dump(), { 'name.img': Buffer.from('other') }).catch(() => {})
+    await again.says(/failed: the cache refused: a snapshot first is here already/)
+    await again.stop()
+    const missing = await run('restore-from-socket', [...from, '--snapshot', 'third', '--timeout', '0.3'])
+    assert.is(missing.code, process.env.FERRY_CRIU === 'none' ? 5 : 6, missing.stderr)
+    await cache.stop()
+  }))
+
+test('the cache serves the snapshot that --snapshot names', () =>
+  using({ cache: ['--snapshot', 'wanted'] }, async ({ dump, restore, source, port, proxy }) => {
+    await proxy.stop()
+    for (const id of ['wanted', 'later']) {
+      const named = await startProxy(source, port, ['--snapshot', id])
+      await dumpAll(dump(), { 'name.img': Buffer.from(id) })
+      await named.says(/sealed by the cache/)
+      await named.stop()
+    }
+    const criu = restore()
+    assert.is((await criu.image('name.img'))?.toString(), 'wanted')
+    criu.close()
+  }))
+
+test('a newest snapshot that is still arriving is waited for', () =>
+  using({}, async ({ dump, restore, cache }) => {
+    await dumpAll(dump(), { 'name.img': Buffer.from('old') })
+    await cache.says(/sealed/)
+    const next = dump()
+    await next.image('name.img', Buffer.from('new'))
+    await new Promise((resolve) => setTimeout(resolve, 200))
+    const criu = restore()
+    const image = criu.image('name.img')
+    await cache.says(/waiting/)
+    await dumpAll(next, {})
+    assert.is((await image)?.toString(), 'new')
+    criu.close()
+  }))
+
+test('a full cache refuses with the reason, keeps what it has, and the dump fails', () =>
+  using({ cache: ['--max-memory', '6M'] }, async ({ dump, restore, proxy, cache }) => {
+    await dumpAll(dump(), { 'name.img': Buffer.from('kept') })
+    await cache.says(/sealed/)
+    const criu = dump()
+    const failed = await criu.image('pages-1.img', pattern(20_000_000)).then(
+      () => false,
+      () => true,
+    )
+    criu.close()
+    assert.ok(failed, 'CRIU gets EPIPE')
+    await proxy.says(/failed: the cache refused: the memory for images is full: 6.00 MiB of 6.00 MiB/)
+    const kept = restore()
+    assert.is((await kept.image('name.img'))?.toString(), 'kept')
+    kept.close()
+    await dumpAll(dump(), { 'name.img': Buffer.from('fits') })
+    await cache.says(/sealed[^]*sealed/)
+  }))
+
+test('a cache that dies fails the dump; the proxy goes on', () =>
+  using({ proxy: ['--timeout', '1'] }, async ({ dump, proxy, cache }) => {
+    const criu = dump()
+    const pipe = criu.open('pages-1.img')
+    await writeAll(pipe, pattern(100_000))
+    await cache.stop('SIGKILL')
+    await proxy.says(/failed: (the cache closed the link|.*went away)/)
+    const error = await writeAll(pipe, pattern(10_000_000)).catch((reason: Error) => reason)
+    assert.instance(error, Error)
+    closeFd(pipe)
+    criu.close()
+    const second = dump()
+    await proxy.says(/cannot connect to 127.0.0.1:\d+ \(ECONNREFUSED\)/)
+    second.close()
+    assert.is(proxy.child.exitCode, null)
+  }))
+
+test('a slow target slows the dump; the proxy stays small', async () => {
+  const { path, remove } = temporary()
+  const perTick = 2 ** 20 / 20
+  const server = net.createServer({ pauseOnConnect: true }, (socket) => {
+    socket.on('error', () => {})
+    const timer = setInterval(() => socket.read(perTick), 50)
+    socket.on('close', () => clearInterval(timer))
+  })
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+  const proxy = await startProxy(path, String((server.address() as net.AddressInfo).port))
+  const criu = fakeDump(join(path, 'streamer-capture.sock'))
+  const pipe = criu.open('pages-1.img')
+  const chunk = pattern(2 ** 20)
+  let taken = 0
+  const writing = (async () => {
+    for (;;) {
+      await writeAll(pipe, chunk)
+      taken += chunk.length
+    }
+  })()
+  writing.catch(() => {})
+  await new Promise((resolve) => setTimeout(resolve, 4000))
+  assert.ok(taken > 0, 'bytes flow')
+  assert.ok(taken < 64 * 2 ** 20, `the dump is held back, ${taken} bytes were taken`)
+  const peak = /VmHWM:\s+(\d+) kB/.exec(readFileSync(`/proc/${proxy.child.pid}/status`, 'utf8'))?.[1]
+  assert.ok(Number(peak) < 150 * 1024, `the proxy's peak is ${peak} KiB`)
+  closeFd(pipe)
+  criu.close()
+  await proxy.stop()
+  server.close()
+  remove()
+})
+
+for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+  test(`${signal}: sockets are removed, exit code is 128 + n, a dump in progress fails`, async () => {
+    const both = await daemons()
+    const criu = both.dump()
+    const pipe = criu.open('pages-1.img')
+    await writeAll(pipe, pattern(100_000))
+    const parked = both.restore()
+    const image = parked.image('pages-1.img').catch(() => 'closed')
+    await both.cache.says(/waiting/)
+    const ran = await both.proxy.stop(signal)
+    assert.is(ran.code, signal === 'SIGTERM' ? 143 : 130)
+    assert.not(existsSync(join(both.source, 'streamer-capture.sock')))
+    assert.instance(await writeAll(pipe, pattern(10_000_000)).catch((reason: Error) => reason), Error)
+    closeFd(pipe)
+    criu.close()
+    const stopped = await both.cache.stop(signal)
+    assert.is(stopped.code, signal === 'SIGTERM' ? 143 : 130)
+    assert.not(existsSync(join(both.target, 'streamer-serve.sock')))
+    assert.is(await image, 'closed')
+    parked.close()
+    await both.stop()
+  })
+}
+
+test('sockets are 0600, a stale one is replaced, a live one is not', async () => {
+  const both = await daemons()
+  for (const socket of [join(both.source, 'streamer-capture.sock'), join(both.target, 'streamer-serve.sock')]) {
+    assert.is(statSync(socket).mode & 0o777, 0o600)
+  }
+  assert.is(statSync(both.source).mode & 0o777, 0o700)
+  const second = await run('proxy', ['--port', both.port, '-D', both.source])
+  assert.is(second.code, 1)
+  assert.match(second.stderr, /^proxy: error: somebody listens on .*streamer-capture.sock already\nproxy: hint: /)
+  const taken = await run('cache', ['--port', both.port, '-D', join(both.folder, 'other')])
+  assert.is(taken.code, 3)
+  assert.match(taken.stderr, /cannot listen on 127.0.0.1:\d+ \(EADDRINUSE\)/)
+  await both.proxy.stop('SIGKILL')
+  assert.ok(existsSync(join(both.source, 'streamer-capture.sock')))
+  const again = await startProxy(both.source, both.port)
+  await again.stop()
+  await both.stop()
+})
+
+test('a stranger on the port gets a refusal and harms nobody', () =>
+  using({}, async ({ port, cache, dump }) => {
+    const socket = net.connect(Number(port), '127.0.0.1')
+    socket.on('error', () => {})
+    socket.resume()
+    socket.end('GET / HTTP/1.1\r\nHost: localhost\r\n\r\n')
+    await cache.says(/failed: this is not a criu-ferry stream/)
+    await dumpAll(dump(), images)
+    await cache.says(/sealed/)
+  }))
+
+test('a file in the way of the socket is left alone', async () => {
+  const { path, remove } = temporary()
+  const { writeFileSync } = await import('node:fs')
+  writeFileSync(join(path, 'streamer-capture.sock'), 'precious')
+  const ran = await run('proxy', ['--port', '9', '-D', path])
+  assert.is(ran.code, 1)
+  assert.is(readFileSync(join(path, 'streamer-capture.sock'), 'utf8'), 'precious')
+  remove()
+})
+
+test('restore-from-socket --listen hands a cached snapshot to a restore that comes later', () =>
+  using({}, async ({ dump, cache, port, folder }) => {
+    await dumpAll(dump(), images)
+    await cache.says(/sealed/)
+    const work = join(folder, 'work')
+    const pull = start('restore-from-socket', ['-v', '--from', `127.0.0.1:${port}`, '--listen', '-D', work])
+    await pull.says(/listening on/)
+    const criu = fakeRestore(join(work, 'streamer-serve.sock'))
+    assert.ok((await criu.image('pages-1.img'))?.equals(images['pages-1.img']))
+    criu.close()
+    assert.is((await pull.ended).code, 0)
+    assert.not(existsSync(join(work, 'streamer-serve.sock')))
+  }))
+
+test('fds of the daemons do not grow with snapshots and restores', () =>
+  using({}, async ({ dump, restore, proxy, cache }) => {
+    const { readdirSync } = await import('node:fs')
+    const fds = (pid = 0): number => readdirSync(`/proc/${pid}/fd`).length
+    const counts: string[] = []
+    for (let time = 1; time <= 12; time++) {
+      await dumpAll(dump(), { 'name.img': Buffer.from(String(time)) })
+      await eventually(() => proxy.stderr().split('sealed by the cache').length > time || undefined, 'sealing')
+      const criu = restore()
+      assert.is((await criu.image('name.img'))?.toString(), String(time))
+      criu.close()
+      await eventually(() => cache.stderr().split('served: 1').length > time || undefined, 'serving')
+      if (time === 2 || time === 12) counts.push(`${fds(proxy.child.pid)} ${fds(cache.child.pid)}`)
+    }
+    assert.is(counts[0], counts[1])
+  }))
+
+test.run()
