@@ -45,7 +45,7 @@ main({ name: 'cache', usage, options, daemon: true }, async ({ values, report, s
     host: address,
     port: wholeNumber('--port', required('--port', port, 'as in --port 9997'), 0, 65535),
     directory: required('--dir', dir, 'the directory that criu restore --stream gets as -D'),
-    id: snapshot === undefined ? undefined : snapshotId(snapshot),
+    id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
     timeoutMs: timeoutMs(timeout, 60_000),
     maxMemory: maxMemory(values['max-memory']),
     report,

@@ -44,7 +44,7 @@ main({ name: 'dump-to-stdout', usage, options }, async ({ values, rest, report, 
   atMostOne({ '--tree': tree, '--listen': listen, '--from-dir': fromDir })
   atMostOne({ '--dir': dir, '--from-dir': fromDir })
   if (tree === undefined) atMostOne({ '--listen or --from-dir': true, 'criu options': rest.length > 0 })
-  const id = snapshot === undefined ? freshId() : snapshotId(snapshot)
+  const id = snapshot === undefined ? freshId() : snapshotId(snapshot, 'USAGE')
   const common = { id, directory: dir, report, signal }
   if (fromDir !== undefined) return dumpFromDirectory(fromDir, stdoutLink(), common)
   if (listen === true) {

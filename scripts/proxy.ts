@@ -43,7 +43,7 @@ main({ name: 'proxy', usage, options, daemon: true }, async ({ values, report, s
   await proxy({
     cache,
     directory: required('--dir', dir, 'the directory that criu dump --stream gets as -D'),
-    id: snapshot === undefined ? undefined : snapshotId(snapshot),
+    id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
     timeoutMs: timeoutMs(timeout, 60_000),
     report,
     signal,

@@ -5,7 +5,7 @@ import { atMostOne, maxMemory, required, timeoutMs } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { findCriu } from '../lib/role/criu.ts'
 import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/role/restore.ts'
-import { connectEndpoint, parseEndpoint } from '../lib/stream/endpoint.ts'
+import { connectEndpoint, parseEndpoint, refuseOpenNetwork } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: restore-from-socket [--from ENDPOINT] [OPTIONS] [-- CRIU OPTIONS]
        restore-from-socket [--from ENDPOINT] --listen -D DIR [OPTIONS]
@@ -24,6 +24,7 @@ starts, or writes a directory that criu restore -D accepts.
       --timeout SEC    how long to wait for a connection and a snapshot (default: 60)
       --max-memory SZ  most memory for images (default: 80 % of this machine's)
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
+      --insecure       allow plain TCP from another host
   -v, --verbose        say what happens        -q, --quiet    only errors
   -h, --help           this text               -V, --version
 
@@ -41,6 +42,7 @@ const options = {
   timeout: { type: 'string' },
   'max-memory': { type: 'string' },
   criu: { type: 'string' },
+  insecure: { type: 'boolean', default: false },
 } as const
 
 main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, report, signal }) => {
@@ -49,7 +51,7 @@ main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, rep
   atMostOne({ '--dir': dir, '--to-dir': toDir })
   if (listen === true) required('--dir', dir, 'the directory that criu restore --stream gets as -D')
   const common = {
-    id: snapshot === undefined ? undefined : snapshotId(snapshot),
+    id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
     directory: dir,
     maxMemory: maxMemory(values['max-memory']),
     timeoutMs: timeoutMs(timeout, 60_000),
@@ -58,7 +60,9 @@ main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, rep
   }
   const restores = listen !== true && toDir === undefined
   const program = restores ? findCriu(criu) : ''
-  const link = await connectEndpoint(parseEndpoint(from), common.timeoutMs, signal)
+  const endpoint = parseEndpoint(from)
+  if (endpoint.kind === 'tcp' && !values.insecure) refuseOpenNetwork(endpoint.host)
+  const link = await connectEndpoint(endpoint, common.timeoutMs, signal)
   if (toDir !== undefined) return restoreToDirectory(toDir, link, common)
   if (listen === true) return restoreToListener(link, common)
   await restoreTree(program, rest, link, common)

@@ -19,10 +19,10 @@ export function imageName(text: string): ImageName {
   return text as ImageName
 }
 
-/** Throws `NAME`. */
-export function snapshotId(text: string): SnapshotId {
+/** Throws `NAME`, or `USAGE` for one from the command line. */
+export function snapshotId(text: string, code: 'NAME' | 'USAGE' = 'NAME'): SnapshotId {
   if (!idPattern.test(text)) {
-    throw new Fault('NAME', `snapshot id refused: ${printable(text)}`, {
+    throw new Fault(code, `snapshot id refused: ${printable(text)}`, {
       hint: `letters, digits and ._+:@=- only, at most ${LONGEST_ID}`,
     })
   }

@@ -46,7 +46,7 @@ function makeDirectory(directory: string): void {
   const found = statSync(directory, { throwIfNoEntry: false })
   if (found?.isDirectory() === true) return
   try {
-    mkdirSync(directory, { mode: 0o700, recursive: true })
+    mkdirSync(directory, { mode: 0o700 })
   } catch (cause) {
     throw new Fault('IO', `cannot make the directory ${directory} (${(cause as NodeJS.ErrnoException).code})`, {
       hint: 'choose another -D DIR',

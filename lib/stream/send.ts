@@ -81,6 +81,8 @@ export async function sendSnapshot(
         entries[channel - 1] = entry
       })
       running.push(sent.catch(fail))
+      // CRIU holds several pipes open and needs them all read; what merely lies there goes out in order.
+      if (image.body.kind === 'pieces') await running.at(-1)
     }
     await Promise.all(running)
     stop.signal.throwIfAborted()

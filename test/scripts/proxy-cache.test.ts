@@ -6,7 +6,7 @@ import * as assert from 'uvu/assert'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
 import { type Daemons, daemons, startCache, startProxy } from '../support/daemons.ts'
-import { fakeDump, type FakeDump, fakeRestore } from '../support/fake-criu.ts'
+import { type FakeDump, fakeDump, fakeRestore } from '../support/fake-criu.ts'
 import { eventually, run, start, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
@@ -100,7 +100,14 @@ test('two dumps at once through one proxy do not mix', () =>
     const seen = new Set<string>()
     for (const id of ids) {
       const out = join(folder, id)
-      const pulled = await run('restore-from-socket', ['--from', `127.0.0.1:${port}`, '--snapshot', id, '--to-dir', out])
+      const pulled = await run('restore-from-socket', [
+        '--from',
+        `127.0.0.1:${port}`,
+        '--snapshot',
+        id,
+        '--to-dir',
+        out,
+      ])
       assert.is(pulled.code, 0, pulled.stderr)
       const pages = readFileSync(join(out, 'pages-1.img'))
       assert.is(pages.length, 500_000)

@@ -1,0 +1,98 @@
+import { readdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { root, run, shell, temporary } from '../support/run.ts'
+
+const test = suite('usage')
+
+const commands = ['dump-to-stdout', 'restore-from-socket', 'proxy', 'cache']
+
+for (const command of commands) {
+  test(`${command} --help: stdout, exit 0, every option that the script takes`, async () => {
+    const ran = await run(command, ['--help'])
+    assert.is(ran.code, 0)
+    assert.is(ran.stderr, '')
+    assert.match(ran.stdout.toString(), new RegExp(`^usage: ${command} `))
+    assert.match(ran.stdout.toString(), /exit codes:[^]*example, on the/)
+    const { readFileSync } = await import('node:fs')
+    const source = readFileSync(join(root, 'scripts', `${command}.ts`), 'utf8')
+    const declared = [...source.matchAll(/^ {2}'?([a-z-]+)'?: \{ type:/gm)].map((match) => match[1] as string)
+    assert.ok(declared.length > 4)
+    for (const option of declared) assert.match(ran.stdout.toString(), new RegExp(`--${option}\\b`))
+  })
+}
+
+test('--version is the package version', async () => {
+  assert.match((await run('proxy', ['--version'])).stdout.toString(), /^\d+\.\d+\.\d+\n$/)
+})
+
+const misuse: [line: string, message: RegExp][] = [
+  ['dump-to-stdout', /--tree is missing/],
+  ['dump-to-stdout --bogus', /unknown option '--bogus'/],
+  ['dump-to-stdout -t', /argument missing/],
+  ['dump-to-stdout -t 12x', /--tree wants a number/],
+  ['dump-to-stdout -t 0', /--tree wants a number/],
+  ['dump-to-stdout stray', /unexpected argument 'stray'/],
+  ['dump-to-stdout -t 1 --listen -D x', /--tree and --listen do not go together/],
+  ['dump-to-stdout -t 1 --from-dir x', /--tree and --from-dir do not go together/],
+  ['dump-to-stdout --from-dir x -D y', /--dir and --from-dir do not go together/],
+  ['dump-to-stdout --from-dir x -- -v4', /criu options do not go together/],
+  ['dump-to-stdout --listen', /--dir is missing/],
+  ['dump-to-stdout --from-dir x --snapshot ../y', /snapshot id refused/],
+  ['dump-to-stdout -t 1 -- -R', /criu option -R cannot be used here/],
+  ['dump-to-stdout -t 1 -- -D x', /criu option -D cannot be used here/],
+  ['dump-to-stdout -t 1 -- --page-server', /criu option --page-server cannot be used here/],
+  ['dump-to-stdout -t 1 -- --prev-images-dir=x', /criu option --prev-images-dir cannot be used here/],
+  ['dump-to-stdout -t 1 -- --auto-dedup', /criu option --auto-dedup cannot be used here/],
+  ['restore-from-socket --from nowhere', /not an endpoint: nowhere/],
+  ['restore-from-socket --from 127.0.0.1:70000', /not an endpoint/],
+  ['restore-from-socket --from fd:99 --to-dir x', /fd 99 is not open/],
+  ['restore-from-socket --listen', /--dir is missing/],
+  ['restore-from-socket --listen -D x --to-dir y', /--listen and --to-dir do not go together/],
+  ['restore-from-socket --to-dir y -- -v4', /--to-dir and criu options do not go together/],
+  ['restore-from-socket --timeout soon', /--timeout wants seconds/],
+  ['restore-from-socket --max-memory lots', /not a size: lots/],
+  ['restore-from-socket --from 192.0.2.1:9997 --to-dir x', /plain TCP to or from 192.0.2.1/],
+  ['proxy -D x', /--port is missing/],
+  ['proxy --port 9997', /--dir is missing/],
+  ['proxy --port 0 -D x', /not an endpoint/],
+  ['proxy --port 9997 -D x --address 192.0.2.1', /plain TCP to or from 192.0.2.1/],
+  ['cache -D x', /--port is missing/],
+  ['cache --port 9997', /--dir is missing/],
+  ['cache --port 70000 -D x', /--port wants a number/],
+  ['cache --port 9997 -D x --address 0.0.0.0', /plain TCP to or from 0.0.0.0/],
+]
+
+test('misuse: one line, a hint or a reason, exit 2, nothing made', async () => {
+  const { path, remove } = temporary()
+  const env = { FERRY_CRIU: '/bin/false' }
+  for (const [line, message] of misuse) {
+    const ran = await shell(line, { cwd: path, env })
+    assert.is(ran.code, 2, `${line}: ${ran.stderr}`)
+    assert.match(ran.stderr, message, line)
+    assert.match(ran.stderr, /^[a-z-]+: error: [^\n]+\n([a-z-]+: hint: [^\n]+\n)?$/, line)
+    assert.is(ran.stdout.length, 0, line)
+    assert.equal(readdirSync(path), [], line)
+  }
+  remove()
+})
+
+test('no criu, no process, no directory: said in a line', async () => {
+  const none = await shell('dump-to-stdout -t 1 | cat', { env: { FERRY_CRIU: 'none' } })
+  assert.is(none.code, 5)
+  assert.match(none.stderr, /FERRY_CRIU=none/)
+  const wrong = await shell('dump-to-stdout -t 1 --criu /nowhere/criu | cat')
+  assert.is(wrong.code, 5)
+  assert.match(wrong.stderr, /no criu at \/nowhere\/criu/)
+  const gone = await shell('dump-to-stdout -t 4194304 --criu /bin/false | cat')
+  assert.is(gone.code, 1)
+  assert.match(gone.stderr, /no process 4194304/)
+  const forbidden = await shell('proxy --port 9 -D /proc/nowhere')
+  assert.is(forbidden.code, 1)
+  assert.match(forbidden.stderr, /cannot make the directory/)
+  const long = await shell(`proxy --port 9 -D /tmp/${'x'.repeat(100)}; rmdir /tmp/xxx*; exit 2`)
+  assert.match(long.stderr, /socket path is longer than 107 bytes/)
+})
+
+test.run()
