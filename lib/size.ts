@@ -4,7 +4,7 @@ const unit = { '': 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30, t: 2 ** 40 } as const
 
 /** Bytes from `512`, `64k`, `1.5G`: suffixes are 1024-based, a trailing `B` or `iB` is accepted. Throws `USAGE`. */
 export function parseSize(text: string): number {
-  const match = /^(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?$/i.exec(text)
+  const match = /^(\d+(?:\.\d+)?)(?:([kmgt])(?:i?b)?|b)?$/i.exec(text)
   const factor = unit[(match?.[2] ?? '').toLowerCase() as keyof typeof unit]
   const bytes = match === null ? Number.NaN : Math.floor(Number(match[1]) * factor)
   if (!Number.isSafeInteger(bytes)) {

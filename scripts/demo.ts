@@ -1,10 +1,7 @@
-/**
- * The main job, shown: a process that counts and checks its own memory is dumped into the proxy, comes out of the cache,
- * and goes on counting. Without a usable CRIU the fixture images make the same way.
- */
+/** The main job, shown: a process that checks its own memory crosses proxy and cache; without a CRIU, recorded images. */
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -16,7 +13,6 @@ const root = dirname(import.meta.dirname)
 const folder = mkdtempSync(join(tmpdir(), 'ferry-demo-'))
 const log = join(folder, 'count.log')
 const MIB = 128
-
 const say = (text: string): void => void process.stdout.write(`${text}\n`)
 const shell = (command: string): string => {
   say(`$ ${command.replaceAll(folder, '/run')}`)
@@ -29,7 +25,6 @@ const shell = (command: string): string => {
   })
 }
 const lines = (): string[] => readFileSync(log, 'utf8').trim().split('\n')
-const existing = (pid: number): boolean => readdirSync('/proc').includes(`${pid}`)
 
 /** Starts a command of ours in the background and waits until it says `ready`. */
 async function background(name: string, args: string[], ready: RegExp): Promise<{ match: string; stop: () => void }> {
@@ -61,12 +56,12 @@ async function migrate(criu: string): Promise<void> {
     await setTimeout(1500)
     const after = lines().slice(lines().lastIndexOf(last ?? '') + 1)
     const checked = after.find((line) => line.startsWith('all '))
-    const stats = decodeDumpStats(readFileSync(join(folder, 'source', 'stats-dump')))
+    const { frozenTime } = decodeDumpStats(readFileSync(join(folder, 'source', 'stats-dump')))
     say(`process ${proc.pid} goes on: ${after.at(0)} ... ${after.at(-1)}; its memory: ${checked}`)
-    say(`frozen for ${(stats.frozenTime / 1e6).toFixed(3)} s while its memory moved; no image touched a disk`)
+    say(`frozen for ${(frozenTime / 1e6).toFixed(3)} s while its memory moved; no image touched a disk`)
     if (checked !== `all ${MIB} MiB ok`) process.exitCode = 1
   } finally {
-    if (existing(proc.pid as number)) process.kill(proc.pid as number, 'SIGKILL')
+    if (existsSync(`/proc/${proc.pid}`)) process.kill(proc.pid as number, 'SIGKILL')
     proxy.stop()
     cache.stop()
   }

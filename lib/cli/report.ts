@@ -24,7 +24,7 @@ export function describe(progress: Progress): string {
 }
 
 function amount({ images, bytes, ms }: { images: number; bytes: number; ms: number }): string {
-  return `${images} images, ${formatSize(bytes)} in ${seconds(ms)} (${formatSize((bytes / ms) * 1000)}/s)`
+  return `${images} images, ${formatSize(bytes)} in ${seconds(ms)} (${formatSize((bytes / Math.max(ms, 0.001)) * 1000)}/s)`
 }
 
 function seconds(ms: number): string {

@@ -13,7 +13,7 @@ export function wholeNumber(flag: string, text: string, least: number, most: num
 export function timeoutMs(text: string | undefined, otherwise: number): number {
   if (text === undefined) return otherwise
   const seconds = /^\d{1,6}(\.\d+)?$/.test(text) ? Number(text) : Number.NaN
-  if (seconds > 0) return Math.round(seconds * 1000)
+  if (seconds > 0) return Math.max(1, Math.round(seconds * 1000))
   throw new Fault('USAGE', `--timeout wants seconds, not ${text}`)
 }
 

@@ -47,9 +47,8 @@ export function encodeReply(exists: boolean): Buffer {
 
 /** Whether the file exists. Throws `CRIU_PROTOCOL`. */
 export function decodeReply(body: Uint8Array): boolean {
-  const reader = pb.Reader.create(body)
-  if (reader.uint32() !== 8) throw new Fault('CRIU_PROTOCOL', 'a reply of another kind')
-  return reader.bool()
+  if (body.length !== 2 || body[0] !== 8) throw new Fault('CRIU_PROTOCOL', 'a reply of another kind')
+  return body[1] !== 0
 }
 
 function framed(body: Uint8Array): Buffer {

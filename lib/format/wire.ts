@@ -28,6 +28,8 @@ export const MOST_IMAGES = 2 ** 16
 /** An image's size: far above any memory that is moved today, far below where numbers lose bytes. */
 export const LARGEST_IMAGE = 2 ** 48
 const LONGEST_REASON = 512
+/** What a timer of Node holds: 24 days. */
+const LONGEST_TIMEOUT_MS = 2 ** 31 - 1
 const ENTRY_FIXED = 1 + 8 + 8
 const MOST_LIST = 4 + MOST_IMAGES * (ENTRY_FIXED + LONGEST_NAME) + 8 + CRC_BYTES
 
@@ -112,6 +114,7 @@ export function checkPreamble(bytes: Buffer): void {
     })
   }
   if (crc32(bytes.subarray(0, 20)) !== bytes.readUInt32LE(20)) throw new Fault('FORMAT', 'damaged preamble')
+  if (bytes.readUInt16LE(10) !== 0) throw new Fault('FORMAT', 'reserved bits are set')
   const version = bytes.readUInt16LE(8)
   const unknown = bytes.readUInt32LE(12) & ~FEATURES
   if (version !== VERSION || unknown !== 0) {
@@ -185,7 +188,12 @@ export function decodeHeader(bytes: Buffer): Header {
   const [least, most] = payloadRange[type]
   if (length > most) throw new Fault('LIMIT', `${type} frame of ${length} bytes, at most ${most} are allowed`)
   if (length < least) throw new Fault('FORMAT', `${type} frame of ${length} bytes`)
-  return { type, channel: bytes.readUInt32LE(4), offset: readCount(bytes, 8), length }
+  const header: Header = { type, channel: bytes.readUInt32LE(4), offset: readCount(bytes, 8), length }
+  const addressed = type === 'image' || type === 'data' || type === 'imageEnd' || type === 'ack'
+  if ((header.channel !== 0) !== addressed || (header.offset !== 0 && type !== 'data' && type !== 'ack')) {
+    throw new Fault('FORMAT', `a ${type} frame with numbers that do not belong to it`)
+  }
+  return header
 }
 
 /** The frame of a header and its whole payload; `data` has none here. Throws `FORMAT`, `NAME` or `LIMIT`. */
@@ -206,10 +214,12 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
       return { type, images: decodeList(body.subarray(0, -8)), digest: body.readBigUInt64LE(body.length - 8) }
     case 'failed':
     case 'refused':
-      return { type, code: refusalCodes[body.readUInt8(0)] ?? 'REFUSED', reason: body.toString('utf8', 1) }
+      return { type, code: refusalCodes[body.readUInt8(0)] ?? 'REFUSED', reason: harmless(body.toString('utf8', 1)) }
     case 'get': {
       const id = body.toString('latin1', 4)
-      return { type, timeoutMs: body.readUInt32LE(0), id: id === '' ? undefined : snapshotId(id) }
+      const timeoutMs = body.readUInt32LE(0)
+      if (timeoutMs > LONGEST_TIMEOUT_MS) throw new Fault('LIMIT', `a time-out of ${timeoutMs} ms is above the limit`)
+      return { type, timeoutMs, id: id === '' ? undefined : snapshotId(id) }
     }
     case 'sealed':
       return { type, digest: body.readBigUInt64LE(0) }
@@ -218,6 +228,11 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
     case 'hello':
       return { type }
   }
+}
+
+/** Without control characters: it ends up on somebody's terminal. */
+function harmless(text: string): string {
+  return text.replace(/\p{C}/gu, '?')
 }
 
 function decodeList(body: Buffer): ImageEntry[] {

@@ -39,6 +39,21 @@ export function duplicate(fd: number): Fd {
   return asFd(check(libc.dup(fd, libc.F_DUPFD_CLOEXEC, 3), 'dup'))
 }
 
+/**
+ * A non-blocking descriptor for a pipe, socket or file that others may share, such as stdin. A pipe is opened anew, so
+ * that they do not see the change; a socket cannot be, and Node would change it as well.
+ */
+export function ownNonBlocking(fd: number, direction: 'read' | 'write'): Fd {
+  if (isPipe(fd)) {
+    const access = direction === 'read' ? libc.O_RDONLY : libc.O_WRONLY
+    const anew = libc.open(`/proc/self/fd/${fd}`, access | libc.O_NONBLOCK | libc.O_CLOEXEC, 0)
+    if (anew >= 0) return asFd(anew)
+  }
+  const own = duplicate(fd)
+  setNonBlocking(own)
+  return own
+}
+
 export function setNonBlocking(fd: Fd): void {
   const flags = check(libc.fcntl(fd, libc.F_GETFL, 0), 'fcntl')
   check(libc.fcntl(fd, libc.F_SETFL, flags | libc.O_NONBLOCK), 'fcntl')

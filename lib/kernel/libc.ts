@@ -21,6 +21,7 @@ function call<Args extends unknown[]>(prototype: string): (...args: Args) => num
 export const read = call<[fd: number, into: Pointer, bytes: number]>('int64_t read(int, void *, size_t)')
 export const write = call<[fd: number, from: Pointer, bytes: number]>('int64_t write(int, void *, size_t)')
 export const close = call<[fd: number]>('int close(int)')
+export const open = call<[path: string, flags: number, mode: number]>('int open(const char *, int, int)')
 export const dup = call<[fd: number, command: number, from: number]>('int fcntl(int, int, int)')
 export const fcntl = dup
 export const ioctlInt = call<[fd: number, request: number, value: Int32Array]>('int ioctl(int, unsigned long, int *)')
@@ -44,6 +45,9 @@ export const accept4 = call<[fd: number, address: null, length: null, flags: num
 export const shutdown = call<[fd: number, how: number]>('int shutdown(int, int)')
 export const send = call<[fd: number, from: Pointer, bytes: number, flags: number]>(
   'int64_t send(int, void *, size_t, int)',
+)
+export const recv = call<[fd: number, into: Pointer, bytes: number, flags: number]>(
+  'int64_t recv(int, void *, size_t, int)',
 )
 export const recvmsg = call<[fd: number, header: Uint8Array, flags: number]>('int64_t recvmsg(int, void *, int)')
 export const sendmsg = call<[fd: number, header: Uint8Array, flags: number]>('int64_t sendmsg(int, void *, int)')
@@ -75,7 +79,7 @@ export function address(buffer: Uint8Array): bigint {
 
 export type PollHandle = node.PollHandle
 
-/** libuv's uv_poll. It makes the descriptor non-blocking; throws for what epoll cannot watch, as regular files. */
+/** libuv's uv_poll. It makes the descriptor non-blocking, which must be open and one that epoll can watch: no regular file. */
 export function pollHandle(fd: number, events: PollEvents, callback: () => void): PollHandle {
   return koffi.node.poll(fd, events, callback)
 }
@@ -102,6 +106,8 @@ export const EPERM = 1
 export const EINVAL = 22
 
 export const FIONREAD = 0x541b
+export const O_RDONLY = 0
+export const O_WRONLY = 1
 export const O_NONBLOCK = 0o4000
 export const O_CLOEXEC = 0o2000000
 export const F_SETFL = 4
@@ -120,7 +126,7 @@ export const SOL_SOCKET = 1
 export const SO_PEERCRED = 17
 export const SCM_RIGHTS = 1
 export const MSG_CTRUNC = 8
-export const MSG_DONTWAIT = 0x40
+export const MSG_PEEK = 2
 export const MSG_NOSIGNAL = 0x4000
 export const MSG_MORE = 0x8000
 export const MSG_CMSG_CLOEXEC = 0x40000000

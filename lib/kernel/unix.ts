@@ -94,6 +94,29 @@ export async function acceptUnix(listener: Fd): Promise<Fd> {
   }
 }
 
+/**
+ * Waits for a client's first byte; false if it left without one. A probe of `listenUnix` by another process does that,
+ * and is no client.
+ */
+export async function hasSpoken(socket: Fd): Promise<boolean> {
+  for (;;) {
+    const got = libc.recv(socket, Buffer.alloc(1), 1, libc.MSG_PEEK)
+    if (got >= 0) return got > 0
+    if (got === -libc.EAGAIN) await readable(socket)
+    else if (got === -libc.ECONNRESET) return false
+    else if (got !== -libc.EINTR) check(got, 'recv')
+  }
+}
+
+/** The next connection that says something; those that do not are closed. */
+export async function acceptSpeaker(listener: Fd): Promise<Fd> {
+  for (;;) {
+    const socket = await acceptUnix(listener)
+    if (await hasSpoken(socket)) return socket
+    closeFd(socket)
+  }
+}
+
 function peerUid(fd: Fd): number {
   const credentials = Buffer.alloc(12)
   check(

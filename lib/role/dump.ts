@@ -10,7 +10,7 @@ import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { decodeDumpStats } from '../format/stats.ts'
-import { acceptUnix } from '../kernel/unix.ts'
+import { acceptSpeaker, acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySource } from '../store/directory.ts'
 import { frameWriter } from '../stream/frames.ts'
@@ -80,7 +80,7 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
   const work = openWorkDir(options.directory, CAPTURE_SOCKET)
   try {
     options.report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
-    const socket = await Promise.race([acceptUnix(work.listener), aborted(options.signal)])
+    const socket = await Promise.race([acceptSpeaker(work.listener), aborted(options.signal)])
     await send(capture(socket), link, options)
   } finally {
     work.remove()

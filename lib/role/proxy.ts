@@ -10,7 +10,8 @@ import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { acceptUnix } from '../kernel/unix.ts'
+import { closeFd } from '../kernel/readiness.ts'
+import { acceptUnix, hasSpoken } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
 import { frameReader, frameWriter } from '../stream/frames.ts'
@@ -53,6 +54,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
 }
 
 async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions): Promise<void> {
+  if (!(await hasSpoken(socket))) return closeFd(socket)
   const source = capture(socket)
   const begun = performance.now()
   const stop = new AbortController()

@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
 import type { SnapshotId } from '../format/names.ts'
-import { acceptUnix } from '../kernel/unix.ts'
+import { acceptSpeaker, acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySink } from '../store/directory.ts'
 import { type MemorySnapshot, memorySnapshot } from '../store/memory.ts'
@@ -67,7 +67,7 @@ export async function restoreToListener(link: Link, options: RestoreOptions): Pr
     const snapshot = await receiveToMemory(link, options)
     options.report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
     const begun = performance.now()
-    const socket = await Promise.race([acceptUnix(work.listener), aborted(options.signal)])
+    const socket = await Promise.race([acceptSpeaker(work.listener), aborted(options.signal)])
     const served = await Promise.race([serve(socket, async () => snapshot.images), aborted(options.signal)])
     const ms = performance.now() - begun
     options.report({ event: 'served', id: options.id ?? '-', images: served.images.length, bytes: served.bytes, ms })
@@ -108,10 +108,12 @@ async function receive(link: Link, sink: ImageSink, options: RestoreOptions, sea
     const ms = performance.now() - begun
     options.report({ event: 'sealed', id, images: images.length, bytes, ms, digest: hex64(digest) })
   }
+  const working = work()
   try {
-    await Promise.race([work(), aborted(options.signal)])
+    await Promise.race([working, aborted(options.signal)])
   } finally {
     link.destroy()
+    await working.catch(() => {})
   }
 }
 

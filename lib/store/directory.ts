@@ -35,7 +35,7 @@ export function directorySink(path: string): DirectorySink {
   const files = new Set<FileHandle>()
   return {
     async open(name) {
-      const file = await open(join(temporary, name), 'wx', 0o600)
+      const file = await open(join(temporary, name), 'wx', 0o600).catch(ioFault(join(path, name)))
       files.add(file)
       const scratch = Buffer.allocUnsafeSlow(MOST_DATA)
       return {

@@ -9,7 +9,7 @@ import net from 'node:net'
 import { setTimeout } from 'node:timers/promises'
 import { isatty } from 'node:tty'
 import { Fault } from '../fault.ts'
-import { duplicate, isPipe } from '../kernel/fd.ts'
+import { duplicate, isPipe, ownNonBlocking } from '../kernel/fd.ts'
 import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
 import { duplexLink, readableLink, writableLink } from './node-link.ts'
@@ -26,7 +26,7 @@ export function parseEndpoint(text: string): Endpoint {
   const [, scheme = 'tcp', rest = ''] = /^(?:(tcp|unix|fd):)?(.*)$/.exec(text) ?? []
   if (scheme === 'unix' && rest !== '') return { kind: 'unix', path: rest }
   if (scheme === 'fd' && /^\d{1,7}$/.test(rest)) return { kind: 'fd', fd: Number(rest) }
-  const tcp = /^(?:\[([0-9a-fA-F:.%]+)\]|([^:/\s]+)):(\d{1,5})$/.exec(scheme === 'tcp' ? rest : '')
+  const tcp = /^(?:\[([0-9a-fA-F:.]+(?:%\w+)?)\]|([^:/\s[\]]+)):(\d{1,5})$/.exec(scheme === 'tcp' ? rest : '')
   const port = Number(tcp?.[3])
   if (tcp === null || port < 1 || port > 65535) {
     throw new Fault('USAGE', `not an endpoint: ${text}`, { hint: 'HOST:PORT, [V6]:PORT, unix:PATH, fd:N or -' })
@@ -36,7 +36,7 @@ export function parseEndpoint(text: string): Endpoint {
 
 /** Plain TCP carries other people's memory readable and unsigned. Throws `USAGE` for any host but this one. */
 export function refuseOpenNetwork(host: string): void {
-  if (host === 'localhost' || host === '::1' || /^127(\.\d{1,3}){3}$/.test(host)) return
+  if (host === 'localhost' || host === '::1' || (net.isIPv4(host) && host.startsWith('127.'))) return
   throw new Fault('USAGE', `plain TCP to or from ${host} is neither secret nor authenticated`, {
     hint: 'tunnel it: ssh -L 9997:127.0.0.1:9997 host; or, in a network that you trust: --insecure',
   })
@@ -116,17 +116,20 @@ function checkFd(fd: number): void {
   }
 }
 
+function kindOf(fd: number): 'socket' | 'pipe' | 'file' {
+  return fstatSync(fd).isSocket() ? 'socket' : isPipe(fd) ? 'pipe' : 'file'
+}
+
 /** Standard input or an inherited descriptor, to be read: a pipe, a file or a socket. */
 function inputLink(fd: number, peer: string): Link {
   checkFd(fd)
   if (isatty(fd)) {
     throw new Fault('USAGE', `${peer} is a terminal`, { hint: 'pipe an image stream into this command' })
   }
-  const stat = fstatSync(fd)
-  if (spliceAllowed)
-    return { ...fdLink(duplicate(fd), peer, stat.isSocket() ? 'socket' : isPipe(fd) ? 'pipe' : 'file'), duplex: false }
+  if (spliceAllowed) return { ...fdLink(ownNonBlocking(fd, 'read'), peer, kindOf(fd)), duplex: false }
   if (fd === 0) return readableLink(process.stdin, peer)
-  return readableLink(createReadStream('', { fd }), peer)
+  if (fstatSync(fd).isFile()) return readableLink(createReadStream('', { fd }), peer)
+  return readableLink(new net.Socket({ fd, readable: true, writable: false }), peer)
 }
 
 /** Standard output, to be written. Throws `USAGE` for a terminal. */
@@ -135,7 +138,11 @@ export function stdoutLink(): Link {
   if (isatty(1)) {
     throw new Fault('USAGE', 'stdout is a terminal', { hint: 'redirect it to a file or pipe it, as in > app.img' })
   }
+  if (fstatSync(1).isCharacterDevice()) {
+    throw new Fault('USAGE', 'stdout is a device: the images would be lost', {
+      hint: 'if you mean it: | cat > /dev/null',
+    })
+  }
   if (!spliceAllowed) return writableLink(process.stdout, 'stdout')
-  const kind = fstatSync(1).isSocket() ? 'socket' : isPipe(1) ? 'pipe' : 'file'
-  return { ...fdLink(duplicate(1), 'stdout', kind), duplex: false }
+  return { ...fdLink(ownNonBlocking(1, 'write'), 'stdout', kindOf(1)), duplex: false }
 }

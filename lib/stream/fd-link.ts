@@ -27,10 +27,11 @@ export function endedAfter(filled: number): false {
   throw new Fault('TRUNCATED', 'the stream ended in the middle', { hint: 'the sender was stopped or the link was cut' })
 }
 
-function fdOutlet(fd: Fd, kind: Kind): Outlet & { splice: NonNullable<Outlet['splice']> } {
+function fdOutlet(fd: Fd, kind: Kind): Outlet {
   return {
     send: (bytes, more = false) => writeAll(fd, bytes, { more, socket: kind === 'socket' }),
-    splice: (from, bytes) => spliceAll(from, fd, bytes),
+    // Not into a file: it would copy all the same, and one that is opened for appending refuses.
+    splice: kind === 'file' ? undefined : (from, bytes) => spliceAll(from, fd, bytes),
     async finish() {
       if (kind === 'socket') shutdown(fd, SHUT_WR)
     },
@@ -57,7 +58,11 @@ export function fdLink(fd: Fd, peer: string, kind: Kind = isPipe(fd) ? 'pipe' : 
   }
   return {
     inlet: { fill: guarded(inlet.fill) },
-    outlet: { send: guarded(outlet.send), splice: guarded(outlet.splice), finish: guarded(outlet.finish) },
+    outlet: {
+      send: guarded(outlet.send),
+      splice: outlet.splice && guarded(outlet.splice),
+      finish: guarded(outlet.finish),
+    },
     duplex: kind === 'socket',
     peer,
     destroy,

@@ -28,7 +28,7 @@ export interface ImageSink {
 
 /** Takes one image, without a copy where the sink is memory. */
 export interface ImageWriter {
-  /** Where the next bytes go: at least one byte, at most `wanted`. Valid until `wrote`. */
+  /** Where the next bytes go: at least one byte, perhaps more than `wanted`. Valid until `wrote`. */
   room(wanted: number): Uint8Array
   /** `bytes` bytes of the last `room` are filled. */
   wrote(bytes: number): void | Promise<void>

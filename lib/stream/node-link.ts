@@ -9,6 +9,8 @@ function linkFault(cause: unknown): Fault {
 }
 
 function readableInlet(stream: Readable): Inlet {
+  // An error before the first read would end the process; the next read reports it.
+  stream.on('error', () => {})
   const chunks: AsyncIterator<Buffer> = stream.iterator({ destroyOnReturn: false })
   let chunk: Buffer = Buffer.alloc(0)
   return {

@@ -158,8 +158,11 @@ async function sendPipe({ writer, tap, stop }: Sender, pipe: Fd, pass: Pass): Pr
       await tap.pass(pipe, bytes, outlet)
       return 'sent'
     })
-    if (step === 'wait') await readable(pipe)
     if (step === 'end') return
+    if (step === 'wait') {
+      stop.throwIfAborted()
+      await readable(pipe)
+    }
   }
 }
 

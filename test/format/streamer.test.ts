@@ -41,6 +41,10 @@ test('a reply is pinned, both ways', () => {
   throwsFault('CRIU_PROTOCOL', () => decodeReply(fromHex('10 01')))
 })
 
+test('a reply cut at any byte is refused', () => {
+  for (const hex of ['', '08']) throwsFault('CRIU_PROTOCOL', () => decodeReply(fromHex(hex)), hex)
+})
+
 test('a length has a limit', () => {
   assert.is(decodeLength(length(1)), 1)
   assert.is(decodeLength(length(LONGEST_REQUEST)), 512)

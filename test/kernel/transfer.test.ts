@@ -13,7 +13,9 @@ import { socketPair } from './fds.ts'
 const test = suite('kernel/transfer')
 
 const PIPE = 65536
-const large = Buffer.from(Array.from({ length: 5 * PIPE + 123 }, (_, at) => (at * 7 + (at >> 8)) & 255))
+const large = Buffer.from(
+  Array.from({ length: 5 * PIPE + 123 }, (_, at) => (at * 7 + (at >> 8) + (at >> 16) * 3) & 255),
+)
 
 function held(pipe: Fd): number {
   const value = new Int32Array(1)

@@ -13,7 +13,7 @@ import { openWorkDir, type WorkDir } from '../../lib/role/workdir.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { openPool } from '../../lib/store/pool.ts'
 import { type FakeRestore, fakeRestore, readToEnd } from '../support/fake-criu.ts'
-import { temporary } from '../support/run.ts'
+import { fixtures, temporary } from '../support/run.ts'
 import { pattern, talk } from '../support/talk.ts'
 
 interface Context {
@@ -95,9 +95,8 @@ test('an image that is not there', async ({ criu, served }) => {
 
 test('the conversation of a real restore gets the answers that it got', async ({ work, criu }) => {
   criu.close()
-  const names = ['inventory', 'pstree', 'ids-9150', 'files', 'core-9150', 'timens-0', 'seccomp', 'mm-9150']
-  const all = [...names, 'fdinfo-2', 'fs-9150', 'pagemap-9150', 'pages-1'].map((name) => [`${name}.img`, pattern(999)])
-  const snapshot = await store(Object.fromEntries(all) as Record<string, Buffer>)
+  const names = readdirSync(join(fixtures, 'images'))
+  const snapshot = await store(Object.fromEntries(names.map((name) => [name, pattern(999)])))
   const real = fakeRestore(join(work.path, SERVE_SOCKET))
   const served = acceptUnix(work.listener).then((socket) => serve(socket, async () => snapshot.images))
   let pipes = 0

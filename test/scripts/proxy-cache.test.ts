@@ -41,7 +41,7 @@ test('images cross from a dump to a restore, and the cache says that it sealed t
       assert.is(await criu.image('memfd.img'), undefined)
       criu.close()
     }
-    await cache.says(/served: 3 images[^]*served: 3 images/)
+    await cache.says(/served: 3 images[\s\S]*served: 3 images/)
   }))
 
 test('a restore that comes first waits for the snapshot that is on its way', () =>
@@ -95,7 +95,7 @@ test('two dumps at once through one proxy do not mix', () =>
     }
     for (const pipe of pipes) closeFd(pipe)
     await Promise.all([dumpAll(one, {}), dumpAll(two, {})])
-    await cache.says(/sealed[^]*sealed/)
+    await cache.says(/sealed[\s\S]*sealed/)
     const ids = [...cache.stderr().matchAll(/snapshot (\S+) sealed/g)].map((match) => match[1] as string)
     const seen = new Set<string>()
     for (const id of ids) {
@@ -189,7 +189,7 @@ test('a full cache refuses with the reason, keeps what it has, and the dump fail
     assert.is((await kept.image('name.img'))?.toString(), 'kept')
     kept.close()
     await dumpAll(dump(), { 'name.img': Buffer.from('fits') })
-    await cache.says(/sealed[^]*sealed/)
+    await cache.says(/sealed[\s\S]*sealed/)
   }))
 
 test('a cache that dies fails the dump; the proxy goes on', () =>

@@ -14,7 +14,7 @@ for (const command of commands) {
     assert.is(ran.code, 0)
     assert.is(ran.stderr, '')
     assert.match(ran.stdout.toString(), new RegExp(`^usage: ${command} `))
-    assert.match(ran.stdout.toString(), /exit codes:[^]*example, on the/)
+    assert.match(ran.stdout.toString(), /exit codes:[\s\S]*example, on the/)
     const { readFileSync } = await import('node:fs')
     const source = readFileSync(join(root, 'scripts', `${command}.ts`), 'utf8')
     const declared = [...source.matchAll(/^ {2}'?([a-z-]+)'?: \{ type:/gm)].map((match) => match[1] as string)

@@ -33,7 +33,8 @@ async function readAll(inlet: Inlet): Promise<Frame[]> {
     const frame = await reader.next()
     if (frame === undefined) return got
     got.push(frame)
-    if (frame.type === 'data' && !(await inlet.fill(Buffer.alloc(frame.length)))) throw new Fault('TRUNCATED', 'in data')
+    if (frame.type === 'data' && !(await inlet.fill(Buffer.alloc(frame.length))))
+      throw new Fault('TRUNCATED', 'in data')
   }
 }
 
@@ -61,7 +62,10 @@ test('an end between two frames is an end, any other is TRUNCATED', async () => 
   const parts = [encodePreamble(), ...frames.map(encodeFrame)]
   const seams = new Set([0])
   let length = 0
-  for (const part of parts) seams.add((length += part.length))
+  for (const part of parts) {
+    length += part.length
+    seams.add(length)
+  }
   const bytes = Buffer.concat(parts)
   for (let cut = 0; cut <= bytes.length; cut++) {
     const reading = readAll(inletOf(bytes.subarray(0, cut)))
@@ -78,7 +82,10 @@ test('where a frame is expected, the end is TRUNCATED', async () => {
 test('another stream is FORMAT, another version VERSION', async () => {
   await rejectsFault('FORMAT', readAll(inletOf(Buffer.from('HTTP/1.1 400 Bad Request\r\n\r\n'))))
   await rejectsFault('FORMAT', readAll(inletOf(Buffer.alloc(PREAMBLE_BYTES))))
-  await rejectsFault('VERSION', readAll(inletOf(Buffer.from('9346455252590d0a02000000000000000000000004314fed', 'hex'))))
+  await rejectsFault(
+    'VERSION',
+    readAll(inletOf(Buffer.from('9346455252590d0a02000000000000000000000004314fed', 'hex'))),
+  )
 })
 
 /** Feeds `bytes` and tells how much memory they made the reader hold while it waits for more. */

@@ -4,7 +4,10 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
 import { type ImageName, imageName } from '../../lib/format/names.ts'
-import { encodeFrame, encodePreamble, type Frame, MOST_DATA } from '../../lib/format/wire.ts'
+import { encodeFrame, type Frame, MOST_DATA } from '../../lib/format/wire.ts'
+import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
+import * as libc from '../../lib/kernel/libc.ts'
+import { closeFd } from '../../lib/kernel/readiness.ts'
 import { memorySnapshot } from '../../lib/store/memory.ts'
 import { openPool } from '../../lib/store/pool.ts'
 import { openShelf } from '../../lib/store/shelf.ts'
@@ -12,7 +15,7 @@ import { takeOver } from '../../lib/stream/endpoint.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSource } from '../../lib/stream/image.ts'
 import type { Link } from '../../lib/stream/link.ts'
-import { readableLink, writableLink } from '../../lib/stream/node-link.ts'
+import { writableLink } from '../../lib/stream/node-link.ts'
 import { receiveSnapshot } from '../../lib/stream/receive.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../../lib/stream/send.ts'
 import { onlyFaults, reasonOf, rejectsFault, turns, within } from '../expect.ts'
@@ -117,7 +120,10 @@ for (const [road, open] of Object.entries(roads)) {
     const [sent, received] = await within(Promise.all([sending, receive(to.inlet, sink)]))
     const total = everySize.reduce((sum, { bytes }) => sum + bytes.length, 0)
     assert.equal(received, { ...sent, id })
-    assert.equal(sent.images.map(({ name }) => name), everySize.map(({ name }) => name))
+    assert.equal(
+      sent.images.map(({ name }) => name),
+      everySize.map(({ name }) => name),
+    )
     assert.is(sent.bytes, total)
     assert.is(passed, total)
     assert.is(source.destroyed, undefined)
@@ -151,7 +157,11 @@ test('a small stream is pinned', async () => {
 })
 
 test('images take turns on the link, and frames are never above MOST_DATA', async () => {
-  const images = [image('a.img', 2 * MIB, 'pipe', 4096), image('b.img', 2 * MIB, 'pipe', 4096), image('inventory.img', 9)]
+  const images = [
+    image('a.img', 2 * MIB, 'pipe', 4096),
+    image('b.img', 2 * MIB, 'pipe', 4096),
+    image('inventory.img', 9),
+  ]
   const frames = await framesOf((await sentBytes(sourceOf(images))).bytes)
   const order = frames.flatMap((frame) => (frame.type === 'data' ? [frame.channel] : []))
   const turnsTaken = order.filter((channel, at) => at > 0 && channel !== order[at - 1]).length
@@ -239,58 +249,167 @@ const abc = Buffer.from('abc')
 const inventory = entry('inventory.img', abc)
 const open: Frame = { type: 'image', channel: 1, name: inventory.name }
 const close: Frame = { type: 'imageEnd', channel: 1, size: 3, digest: inventory.digest }
-const many = Array.from({ length: 65 }, (_, at): Frame => ({ type: 'image', channel: at + 1, name: imageName(`i${at}`) }))
+const many = Array.from(
+  { length: 65 },
+  (_, at): Frame => ({ type: 'image', channel: at + 1, name: imageName(`i${at}`) }),
+)
 const other = imageName('other.img')
 
 /** What a sender must not do, each as the frames after `snapshot`. */
-const wrongs: [what: string, code: Fault['code'], ...parts: (Frame | Uint8Array)[]][] = [
-  ['data on a channel that was never opened', 'FORMAT', data(1, 0, abc)],
-  ['data on channel 0', 'FORMAT', open, data(0, 0, abc)],
-  ['data on a channel that has ended', 'FORMAT', open, data(1, 0, abc), close, data(1, 3, abc)],
-  ['an end on a channel that was never opened', 'FORMAT', close],
-  ['an end that comes twice', 'FORMAT', open, data(1, 0, abc), close, close],
-  ['a first channel that is not 1', 'FORMAT', { ...open, channel: 0 }],
-  ['a channel number that is skipped', 'FORMAT', open, { type: 'image', channel: 3, name: other }],
-  ['a channel number that is used again', 'FORMAT', open, data(1, 0, abc), close, { type: 'image', channel: 1, name: other }],
-  ['the same image while it is open', 'FORMAT', open, { ...open, channel: 2 }],
-  ['the same image after its end', 'FORMAT', open, data(1, 0, abc), close, { ...open, channel: 2 }],
-  ['a gap', 'FORMAT', open, data(1, 0, abc), data(1, 4, abc)],
-  ['an overlap', 'FORMAT', open, data(1, 0, abc), data(1, 2, abc)],
-  ['a first offset that is not 0', 'FORMAT', open, data(1, 1, abc)],
-  ['an end with a size too small', 'DIGEST', open, data(1, 0, abc), { ...close, size: 2 }],
-  ['an end with a size too large', 'DIGEST', open, data(1, 0, abc), { ...close, size: 4 }],
-  ['an end with another digest', 'DIGEST', open, data(1, 0, abc), { ...close, digest: close.digest ^ 1n }],
-  ['the end while an image is open', 'FORMAT', open, data(1, 0, abc), end(inventory)],
-  ['a list with an image too many', 'DIGEST', open, data(1, 0, abc), close, end(inventory, entry('other.img', abc))],
-  ['a list with an image too few', 'DIGEST', ...whole(1, 'a.img', abc), ...whole(2, 'inventory.img', abc), end(inventory)],
+const wrongs: [what: string, code: Fault['code'], message: string, ...parts: (Frame | Uint8Array)[]][] = [
+  ['data on a channel that was never opened', 'FORMAT', 'channel 1 is not open', data(1, 0, abc)],
+  ['data on channel 0', 'FORMAT', 'numbers that do not belong', open, data(0, 0, abc)],
+  [
+    'data on a channel that has ended',
+    'FORMAT',
+    'channel 1 is not open',
+    open,
+    data(1, 0, abc),
+    close,
+    data(1, 3, abc),
+  ],
+  ['an end on a channel that was never opened', 'FORMAT', 'channel 1 is not open', close],
+  ['an end that comes twice', 'FORMAT', 'channel 1 is not open', open, data(1, 0, abc), close, close],
+  ['a first channel that is not 1', 'FORMAT', 'numbers that do not belong', { ...open, channel: 0 }],
+  [
+    'a channel number that is skipped',
+    'FORMAT',
+    'not numbered in order',
+    open,
+    { type: 'image', channel: 3, name: other },
+  ],
+  [
+    'a channel number that is used again',
+    'FORMAT',
+    'not numbered in order',
+    open,
+    data(1, 0, abc),
+    close,
+    { type: 'image', channel: 1, name: other },
+  ],
+  ['the same image while it is open', 'FORMAT', 'inventory.img comes twice', open, { ...open, channel: 2 }],
+  [
+    'the same image after its end',
+    'FORMAT',
+    'inventory.img comes twice',
+    open,
+    data(1, 0, abc),
+    close,
+    { ...open, channel: 2 },
+  ],
+  ['a gap', 'FORMAT', 'does not go on where it ended', open, data(1, 0, abc), data(1, 4, abc)],
+  ['an overlap', 'FORMAT', 'does not go on where it ended', open, data(1, 0, abc), data(1, 2, abc)],
+  ['a first offset that is not 0', 'FORMAT', 'does not go on where it ended', open, data(1, 1, abc)],
+  [
+    'an end with a size too small',
+    'DIGEST',
+    '3 bytes, digest 44bc2cf5ad770999; announced 2',
+    open,
+    data(1, 0, abc),
+    { ...close, size: 2 },
+  ],
+  ['an end with a size too large', 'DIGEST', 'announced 4', open, data(1, 0, abc), { ...close, size: 4 }],
+  [
+    'an end with another digest',
+    'DIGEST',
+    'announced 3, 44bc2cf5ad770998',
+    open,
+    data(1, 0, abc),
+    { ...close, digest: close.digest ^ 1n },
+  ],
+  ['the end while an image is open', 'FORMAT', 'while images are open', open, data(1, 0, abc), end(inventory)],
+  [
+    'a list with an image too many',
+    'DIGEST',
+    'is not what came',
+    open,
+    data(1, 0, abc),
+    close,
+    end(inventory, entry('other.img', abc)),
+  ],
+  [
+    'a list with an image too few',
+    'DIGEST',
+    'is not what came',
+    ...whole(1, 'a.img', abc),
+    ...whole(2, 'inventory.img', abc),
+    end(inventory),
+  ],
   [
     'a list in another order',
     'DIGEST',
+    'is not what came',
     ...whole(1, 'a.img', abc),
     ...whole(2, 'inventory.img', abc),
     end(inventory, entry('a.img', abc)),
   ],
-  ['a list with another size', 'DIGEST', open, data(1, 0, abc), close, end({ ...inventory, size: 4 })],
-  ['a list with another digest', 'DIGEST', open, data(1, 0, abc), close, end({ ...inventory, digest: 1n })],
-  ['a list whose own digest is wrong', 'DIGEST', open, data(1, 0, abc), close, { ...end(inventory), digest: 1n } as Frame],
-  ['more than 64 open images', 'LIMIT', ...many],
-  ['a name that leaves the directory', 'NAME', { ...open, name: '../x' as ImageName }],
-  ['an image above the largest', 'LIMIT', open, encodeFrame({ type: 'data', channel: 1, offset: 2 ** 48 + 1, length: 1 })],
-  ['a second snapshot', 'FORMAT', { type: 'snapshot', id }],
-  ['a hello', 'FORMAT', { type: 'hello' }],
-  ['a get', 'FORMAT', { type: 'get', id: undefined, timeoutMs: 1 }],
-  ['an ack', 'FORMAT', { type: 'ack', channel: 1, offset: 0 }],
-  ['a seal', 'FORMAT', { type: 'sealed', digest: 1n }],
-  ['a refusal', 'FORMAT', { type: 'refused', code: 'MEMORY', reason: 'full' }],
-  ['a source that gave up', 'ABORTED', open, { type: 'failed', code: 'ABORTED', reason: 'stopped' }],
+  [
+    'a list with another size',
+    'DIGEST',
+    'is not what came',
+    open,
+    data(1, 0, abc),
+    close,
+    end({ ...inventory, size: 4 }),
+  ],
+  [
+    'a list with another digest',
+    'DIGEST',
+    'is not what came',
+    open,
+    data(1, 0, abc),
+    close,
+    end({ ...inventory, digest: 1n }),
+  ],
+  [
+    'a list whose own digest is wrong',
+    'DIGEST',
+    'list of images is damaged',
+    open,
+    data(1, 0, abc),
+    close,
+    { ...end(inventory), digest: 1n } as Frame,
+  ],
+  [
+    'another list under the digest of the right one',
+    'DIGEST',
+    'is not what came',
+    open,
+    data(1, 0, abc),
+    close,
+    { ...end({ ...inventory, size: 4 }), digest: (end(inventory) as { digest: bigint }).digest } as Frame,
+  ],
+  ['more than 64 open images', 'LIMIT', 'more than 64 images open', ...many],
+  ['a name that leaves the directory', 'NAME', '"../x"', { ...open, name: '../x' as ImageName }],
+  [
+    'an image above the largest',
+    'LIMIT',
+    'above the limit',
+    open,
+    encodeFrame({ type: 'data', channel: 1, offset: 2 ** 48 + 1, length: 1 }),
+  ],
+  ['a second snapshot', 'FORMAT', 'a snapshot frame', { type: 'snapshot', id }],
+  ['a hello', 'FORMAT', 'a hello frame', { type: 'hello' }],
+  ['a get', 'FORMAT', 'a get frame', { type: 'get', id: undefined, timeoutMs: 1 }],
+  ['an ack', 'FORMAT', 'a ack frame', { type: 'ack', channel: 1, offset: 0 }],
+  ['a seal', 'FORMAT', 'a sealed frame', { type: 'sealed', digest: 1n }],
+  ['a refusal', 'FORMAT', 'a refused frame', { type: 'refused', code: 'MEMORY', reason: 'full' }],
+  [
+    'a source that gave up',
+    'ABORTED',
+    'gave up: stopped',
+    open,
+    { type: 'failed', code: 'ABORTED', reason: 'stopped' },
+  ],
 ]
 
-for (const [what, code, ...parts] of wrongs) {
+for (const [what, code, message, ...parts] of wrongs) {
   test(`${what} is ${code}`, async () => {
     const good = whole(1, 'inventory.img', abc)
     await within(receiveBytes(stream({ type: 'snapshot', id }, ...good, end(inventory))))
     // The end that would follow is there: a receiver that misses the fault would be content, or find another one.
-    await rejectsFault(code, receiveBytes(stream({ type: 'snapshot', id }, ...parts, end(inventory))), what)
+    const receiving = receiveBytes(stream({ type: 'snapshot', id }, ...parts, end(inventory)))
+    assert.match((await rejectsFault(code, receiving, what)).message, message)
   })
 }
 
@@ -341,14 +460,6 @@ async function failing(source: ImageSource, options?: SendOptions): Promise<{ se
   await turns()
   assert.is(openFds(), before, 'a descriptor is left')
   return { sender: error, receiver }
-}
-
-/** A pipe image whose writer never ends. */
-function endless(name: string): { source: ImageSource; stop: () => void } {
-  const writer = new AbortController()
-  const given = { ...image(name, 0, 'pipe', 1), bytes: Buffer.from('x') }
-  const source = sourceOf([given, { ...given, name: 'inventory.img' }])
-  return { source, stop: () => writer.abort() }
 }
 
 test('a source that fails is told to the receiver, and its pipes are closed', async () => {
@@ -407,6 +518,85 @@ test('the end is sent only when it is confirmed', async () => {
   assert.is(error, undefined)
   assert.ok(confirmed)
   assert.is((await framesOf(bytes)).at(-1)?.type, 'snapshotEnd')
+})
+
+/** An image whose pipe says one byte and then nothing, for as long as the test holds `into`. */
+function silent(): { source: ImageSource; into: Fd } {
+  const [out, into] = makePipe()
+  libc.write(into, Buffer.from('x'), 1)
+  const images = [{ name: imageName('inventory.img'), body: { kind: 'pipe' as const, fd: out } }]
+  return { source: { images: Readable.from(images), destroy() {} }, into }
+}
+
+test('a signal ends a sender that waits for a pipe', async () => {
+  const { source, into } = silent()
+  const stop = new AbortController()
+  const reason = new Fault('ABORTED', 'stopped by SIGTERM')
+  const sending = sentBytes(source, { signal: stop.signal })
+  await turns()
+  stop.abort(reason)
+  const { bytes, error } = await sending
+  assert.is(error, reason)
+  await rejectsFault('ABORTED', receiveBytes(bytes))
+  assert.is(libc.write(into, Buffer.from('x'), 1), -libc.EPIPE, 'the pipe is closed')
+  closeFd(into)
+})
+
+test('a signal ends a sender at any moment', async () => {
+  for (let ticks = 0; ticks < 100; ticks++) {
+    const { source, into } = silent()
+    const { from, to } = pipeLinks()
+    const stop = new AbortController()
+    const sending = sendSnapshot(frameWriter(from.outlet), from.outlet, id, source, { signal: stop.signal })
+    for (let tick = 0; tick < ticks; tick++) await null
+    stop.abort(new Fault('ABORTED', 'stopped'))
+    await rejectsFault('ABORTED', sending, `after ${ticks} ticks`)
+    closeFd(into)
+    from.destroy()
+    to.destroy()
+  }
+})
+
+test('a signal that came before ends a sender before it begins', async () => {
+  const reason = new Fault('ABORTED', 'stopped by SIGTERM')
+  const { sender, receiver } = await failing(sourceOf(plain), { signal: AbortSignal.abort(reason) })
+  assert.is(sender, reason)
+  assert.instance(receiver, Fault)
+})
+
+test('a link that is cut ends a sender, wherever it is', async () => {
+  const before = openFds()
+  for (const bytes of [0, 24, 54, 100, 70_000, 3 * MIB]) {
+    const { from, to } = pipeLinks()
+    const source = sourceOf([
+      image('a.img', 5 * MIB, 'pipe'),
+      image('b.img', 5 * MIB),
+      image('inventory.img', 9, 'pipe'),
+    ])
+    const sending = sendSnapshot(frameWriter(from.outlet), from.outlet, id, source)
+    sending.catch(() => {})
+    await within(to.inlet.fill(Buffer.alloc(bytes)))
+    to.destroy()
+    await rejectsFault('LINK', sending, `after ${bytes} bytes`)
+    assert.is((source.destroyed as Fault | undefined)?.code, 'LINK')
+    await within(source.written)
+    from.destroy()
+  }
+  await turns()
+  assert.is(openFds(), before)
+})
+
+test('a receiver waits for no more than its link: closing releases it', async () => {
+  const { from, to } = pipeLinks()
+  const sink = memorySnapshot(pool)
+  const receiving = receive(to.inlet, sink)
+  await from.outlet.send(small.subarray(0, 150))
+  await turns()
+  const reason = new Fault('ABORTED', 'stopped')
+  to.destroy(reason)
+  assert.is(await reasonOf(receiving), reason)
+  from.destroy()
+  sink.drop()
 })
 
 test.run()

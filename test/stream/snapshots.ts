@@ -1,5 +1,5 @@
 /** Snapshots made up for tests: as a source, as the bytes of a stream, and what a memory sink holds in the end. */
-import { PassThrough, Readable } from 'node:stream'
+import { Readable, Transform } from 'node:stream'
 import { digest } from '../../lib/format/digest.ts'
 import { type ImageName, imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
 import { encodeFrame, encodeList, encodePreamble, type Frame, type ImageEntry } from '../../lib/format/wire.ts'
@@ -102,9 +102,10 @@ export function pipeLinks(): { from: Link; to: Link } {
   return { from: fdLink(into, 'writer'), to: fdLink(out, 'reader') }
 }
 
-/** Two ends of a Node stream. */
+/** Two ends of a Node stream, which copies what is written, as a socket does: the sender uses its memory again. */
 export function streamLinks(): { from: Link; to: Link } {
-  const link = duplexLink(new PassThrough(), 'stream')
+  const copying = new Transform({ transform: (chunk: Buffer, _encoding, done) => done(null, Buffer.from(chunk)) })
+  const link = duplexLink(copying, 'stream')
   return { from: link, to: link }
 }
 
@@ -138,12 +139,17 @@ export function inletOf(bytes: Uint8Array, step = Math.max(bytes.length, 1)): In
 
 /** The contents of a snapshot by name, in hex or whole. */
 export function contents(snapshot: MemorySnapshot): Map<string, Buffer> {
-  return new Map([...snapshot.images].map(([name, { pieces }]) => [name, Buffer.concat(pieces.map((piece) => piece.window))]))
+  return new Map(
+    [...snapshot.images].map(([name, { pieces }]) => [name, Buffer.concat(pieces.map((piece) => piece.window))]),
+  )
 }
 
 /** A stream out of frames and loose bytes. */
 export function stream(...parts: (Frame | Uint8Array)[]): Buffer {
-  return Buffer.concat([encodePreamble(), ...parts.map((part) => (part instanceof Uint8Array ? part : encodeFrame(part)))])
+  return Buffer.concat([
+    encodePreamble(),
+    ...parts.map((part) => (part instanceof Uint8Array ? part : encodeFrame(part))),
+  ])
 }
 
 /** A data frame and its bytes. */

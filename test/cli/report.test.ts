@@ -1,0 +1,38 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { describe } from '../../lib/cli/report.ts'
+import { Fault } from '../../lib/fault.ts'
+import type { Progress } from '../../lib/progress.ts'
+
+const test = suite('cli/report')
+
+const amount = { id: 'web-1', images: 12, bytes: 3 * 2 ** 20, ms: 1500 }
+
+const lines: [Progress, string][] = [
+  [{ event: 'listening', at: '127.0.0.1:9997' }, 'listening on 127.0.0.1:9997'],
+  [{ event: 'waiting', what: 'the newest snapshot' }, 'waiting for the newest snapshot'],
+  [
+    { event: 'sent', ...amount, verified: true },
+    'snapshot web-1 sent and sealed by the cache: 12 images, 3.00 MiB in 1.500 s (2.00 MiB/s)',
+  ],
+  [{ event: 'sent', ...amount, verified: false }, 'snapshot web-1 sent: 12 images, 3.00 MiB in 1.500 s (2.00 MiB/s)'],
+  [
+    { event: 'sealed', ...amount, digest: '00000000000000ff' },
+    'snapshot web-1 sealed: 12 images, 3.00 MiB in 1.500 s (2.00 MiB/s), digest 00000000000000ff',
+  ],
+  [{ event: 'served', ...amount }, 'snapshot web-1 served: 12 images, 3.00 MiB in 1.500 s (2.00 MiB/s)'],
+  [{ event: 'dumped', ms: 250, frozenMs: 12.3456 }, 'dumped in 0.250 s, frozen for 0.012 s'],
+  [{ event: 'restored', ms: 61_000 }, 'restored in 61.000 s'],
+  [
+    { event: 'failed', what: 'snapshot web-1', fault: new Fault('LINK', 'the cache left', { hint: 'not shown here' }) },
+    'snapshot web-1 failed: the cache left',
+  ],
+]
+
+for (const [progress, line] of lines) {
+  test(`${progress.event} is one line`, () => {
+    assert.is(describe(progress), line)
+  })
+}
+
+test.run()

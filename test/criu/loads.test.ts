@@ -1,0 +1,59 @@
+/** Every load crosses twice: by a pipe, and by proxy and cache. Afterwards it checks itself. */
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { real } from '../support/criu.ts'
+import { daemons } from '../support/daemons.ts'
+import { type Load, loads } from '../support/loads.ts'
+import { run, shell, temporary } from '../support/run.ts'
+
+const test = suite('loads')
+
+async function byPipe(load: Load): Promise<void> {
+  const { path, remove } = temporary()
+  const started = await load.start(path)
+  try {
+    const ran = await shell(`dump-to-stdout -t ${started.pid} | restore-from-socket --from -`)
+    assert.is(ran.code, 0, ran.stderr)
+    assert.is(ran.stderr, '')
+    await started.gone
+    await started.verify()
+  } finally {
+    started.kill()
+    remove()
+  }
+}
+
+async function byProxyAndCache(load: Load, criu: string): Promise<void> {
+  const { path, remove } = temporary()
+  const both = await daemons()
+  const started = await load.start(path)
+  try {
+    const dumped = await run(criu, ['dump', '--stream', '-t', String(started.pid), '-D', both.source])
+    assert.is(dumped.code, 0, dumped.stderr)
+    await started.gone
+    const restored = await run(criu, ['restore', '--stream', '-d', '-D', both.target])
+    assert.is(restored.code, 0, restored.stderr)
+    await both.proxy.says(/sent and sealed by the cache/)
+    await started.verify()
+  } finally {
+    started.kill()
+    await both.stop()
+    remove()
+  }
+}
+
+for (const load of loads) {
+  if (typeof real === 'string') {
+    console.log(`skipped: ${load.name}: ${real}`)
+    continue
+  }
+  const { path, version, objection } = real
+  if (objection(load) !== undefined) {
+    console.log(`skipped: ${load.name}: ${objection(load)}`)
+    continue
+  }
+  test(`${load.name}, by a pipe, with CRIU ${version}`, () => byPipe(load))
+  test(`${load.name}, by proxy and cache, with CRIU ${version}`, () => byProxyAndCache(load, path))
+}
+
+test.run()

@@ -1,0 +1,212 @@
+/** The README's recipes, word for word, and the ways of failing that only the real CRIU has. */
+import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { real } from '../support/criu.ts'
+import { daemons } from '../support/daemons.ts'
+import { patternLoad, type Started } from '../support/loads.ts'
+import { eventually, type RunOptions, root, run, shell, start, temporary } from '../support/run.ts'
+import { startSshd } from '../support/sshd.ts'
+
+const test = suite('recipes')
+const load = patternLoad(16)
+
+interface Stage {
+  folder: string
+  load: Started
+  /** The environment of a recipe: `$PID`, and `criu` in the PATH. */
+  env: Record<string, string>
+}
+
+async function staged(body: (stage: Stage) => Promise<void>): Promise<void> {
+  const { path, remove } = temporary()
+  const started = await load.start(path)
+  try {
+    await body({ folder: path, load: started, env: { PID: String(started.pid) } })
+  } finally {
+    started.kill()
+    remove()
+  }
+}
+
+/** Runs a line of the README with bash. */
+async function recipe(line: string, options: RunOptions): Promise<void> {
+  const ran = await shell(line, options)
+  assert.is(ran.code, 0, `${line}\n${ran.stderr}`)
+}
+
+function recipes(criu: string): void {
+  test('dump-to-stdout -t $PID | ssh host restore-from-socket --from -', async () => {
+    const sshd = await startSshd()
+    if (typeof sshd === 'string') return void console.log(`skipped: ssh: ${sshd}`)
+    try {
+      await staged(async ({ load, env, folder }) => {
+        writeFileSync(join(folder, 'ssh'), `#!/bin/sh\nexec /usr/bin/ssh -F ${sshd.config} "$@"\n`, { mode: 0o755 })
+        const line = 'dump-to-stdout -t $PID | ssh host restore-from-socket --from -'
+        await recipe(`PATH=${folder}:$PATH; ${line}`, { env })
+        await load.gone
+        await load.verify()
+      })
+    } finally {
+      await sshd.stop()
+    }
+  })
+
+  test('dump-to-stdout -t $PID | zstd -T0 > app.img.zst ; zstd -dc app.img.zst | restore-from-socket --from -', () =>
+    staged(async ({ load, env, folder }) => {
+      await recipe('dump-to-stdout -t $PID | zstd -T0 > app.img.zst', { env, cwd: folder })
+      await load.gone
+      await recipe('zstd -dc app.img.zst | restore-from-socket --from -', { env, cwd: folder })
+      await load.verify()
+    }))
+
+  test('cache, proxy, criu dump --stream, criu restore --stream', () =>
+    staged(async ({ load, env, folder }) => {
+      mkdirSync(join(folder, 'bin'))
+      symlinkSync(criu, join(folder, 'bin', 'criu'))
+      const lines = [
+        `PATH=${folder}/bin:$PATH`,
+        `trap 'kill $(jobs -p); wait' EXIT`,
+        'cache --port 9997 -D ./target & proxy --address localhost --port 9997 -D ./source &',
+        'until [ -S source/streamer-capture.sock -a -S target/streamer-serve.sock ]; do sleep 0.1; done',
+        'criu dump --stream -t $PID -D ./source || exit; criu restore --stream -d -D ./target',
+      ]
+      await recipe(lines.join('\n'), { env, cwd: folder })
+      await load.gone
+      await load.verify()
+      assert.equal(
+        readdirSync(join(folder, 'target')).filter((name) => name.endsWith('.sock')),
+        [],
+      )
+    }))
+
+  test('a restore that is started before the dump', () =>
+    staged(async ({ load, folder }) => {
+      const both = await daemons()
+      const restoring = start(criu, ['restore', '--stream', '-d', '-D', both.target])
+      await both.cache.says(/waiting for/)
+      const dumped = await run(criu, ['dump', '--stream', '-t', String(load.pid), '-D', both.source], { cwd: folder })
+      assert.is(dumped.code, 0, dumped.stderr)
+      const restored = await restoring.ended
+      assert.is(restored.code, 0, restored.stderr)
+      await load.verify()
+      await both.stop()
+    }))
+
+  test('restore-from-socket takes a snapshot from the cache, again and again', () =>
+    staged(async ({ load }) => {
+      const both = await daemons()
+      const dumped = await run(criu, ['dump', '--stream', '-t', String(load.pid), '-D', both.source])
+      assert.is(dumped.code, 0, dumped.stderr)
+      await load.gone
+      for (let time = 0; time < 2; time++) {
+        const ran = await run('restore-from-socket', ['--from', `127.0.0.1:${both.port}`])
+        assert.is(ran.code, 0, ran.stderr)
+        await load.verify().catch((error: Error) => {
+          if (time === 0) throw error // the second copy counts on from an older line of the log
+        })
+        load.kill()
+        await eventually(() => !existsSync(`/proc/${load.pid}`) || undefined, 'the end of the copy')
+      }
+      await both.stop()
+    }))
+
+  test('--to-dir is what criu restore -D takes, --from-dir is what criu dump -D leaves', () =>
+    staged(async ({ load, env, folder }) => {
+      await recipe('dump-to-stdout -t $PID | restore-from-socket --from - --to-dir images', { env, cwd: folder })
+      await load.gone
+      const restored = await run(criu, ['restore', '-d', '-D', join(folder, 'images')])
+      assert.is(restored.code, 0, restored.stderr)
+      await load.verify()
+      mkdirSync(join(folder, 'plain'))
+      const dumped = await run(criu, ['dump', '-t', String(load.pid), '-D', join(folder, 'plain')])
+      assert.is(dumped.code, 0, dumped.stderr)
+      await recipe('dump-to-stdout --from-dir plain | restore-from-socket --from -', { env, cwd: folder })
+      await load.verify()
+    }))
+
+  test('--listen on both sides, with a criu that somebody else runs', () =>
+    staged(async ({ load, folder }) => {
+      const work = join(folder, 'work')
+      const line = `dump-to-stdout -v --listen -D ${work} | restore-from-socket -v --listen -D ${work}`
+      const pipeline = start('bash', ['-o', 'pipefail', '-c', line])
+      await pipeline.says(/streamer-capture/)
+      assert.is((await run(criu, ['dump', '--stream', '-t', String(load.pid), '-D', work])).code, 0)
+      await pipeline.says(/listening on .*streamer-serve/)
+      assert.is((await run(criu, ['restore', '--stream', '-d', '-D', work])).code, 0)
+      assert.is((await pipeline.ended).code, 0)
+      await load.verify()
+    }))
+
+  test('a restore that CRIU refuses does not consume the snapshot', () =>
+    staged(async ({ load }) => {
+      const both = await daemons()
+      const dumped = await run(criu, ['dump', '--stream', '-R', '-t', String(load.pid), '-D', both.source])
+      assert.is(dumped.code, 0, dumped.stderr)
+      const taken = await run(criu, ['restore', '--stream', '-d', '-D', both.target])
+      assert.not(taken.code === 0, 'the pid is taken')
+      const ours = await run('restore-from-socket', ['--from', `127.0.0.1:${both.port}`])
+      assert.is(ours.code, 5)
+      assert.match(ours.stderr, /^restore-from-socket: error: criu restore failed \(exit code 1\): .*\n/)
+      load.kill()
+      await load.gone
+      const restored = await run(criu, ['restore', '--stream', '-d', '-D', both.target])
+      assert.is(restored.code, 0, restored.stderr)
+      await both.stop()
+    }))
+
+  test('a dump that CRIU refuses: exit 5 with its reason, the receiver restores nothing, the process runs on', () =>
+    staged(async ({ load, env }) => {
+      const line = 'dump-to-stdout -t $PID -- --bogus | restore-from-socket --from -; echo ${PIPESTATUS[@]}'
+      const ran = await shell(line, { env })
+      assert.match(ran.stdout.toString(), /^5 4\n$/)
+      assert.match(ran.stderr, /dump-to-stdout: error: criu dump (failed|ended)/)
+      await load.runsOn()
+    }))
+
+  test('a reader that leaves in the middle: the process runs on', () =>
+    staged(async ({ load, env }) => {
+      const ran = await shell('dump-to-stdout -t $PID | head -c 2000000 > /dev/null; echo ${PIPESTATUS[0]}', { env })
+      assert.is(ran.stdout.toString(), '3\n', ran.stderr)
+      await load.runsOn()
+    }))
+
+  test('criu killed in the middle of a dump: nothing is sealed, the process runs on', () =>
+    staged(async ({ load, folder }) => {
+      const work = join(folder, 'work')
+      // The reader is stopped, so that the dump cannot finish before it is killed.
+      const line = `dump-to-stdout -v --listen -D ${work} | (sleep 1.5; restore-from-socket --to-dir ${folder}/out); echo codes \${PIPESTATUS[@]} >&2`
+      const pipeline = start('bash', ['-c', line])
+      await pipeline.says(/listening/)
+      const dumping = start(criu, ['dump', '--stream', '-t', String(load.pid), '-D', work])
+      await eventually(() => (existsSync(`/proc/${load.pid}`) && frozen(load.pid)) || undefined, 'the freeze')
+      await new Promise((resolve) => setTimeout(resolve, 200))
+      await dumping.stop('SIGKILL')
+      await pipeline.says(/codes 4 4/)
+      assert.not(existsSync(join(folder, 'out')))
+      await load.runsOn()
+    }))
+}
+
+function frozen(pid: number): boolean {
+  return /^State:\s+t/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
+}
+
+if (typeof real === 'string') {
+  console.log(`skipped: ${real}`)
+  test('the demo shows the recorded images instead', async () => {
+    const ran = await run(process.execPath, ['--import', 'tsx', join(root, 'scripts', 'demo.ts')])
+    assert.is(ran.code, 0, ran.stderr)
+    assert.match(ran.stdout.toString(), /all images arrived, byte for byte/)
+  })
+} else {
+  recipes(real.path)
+  test(`the demo, with CRIU ${real.version}`, async () => {
+    const ran = await run(process.execPath, ['--import', 'tsx', join(root, 'scripts', 'demo.ts')])
+    assert.is(ran.code, 0, ran.stderr)
+    assert.match(ran.stdout.toString(), /goes on: .*its memory: all 128 MiB ok\nfrozen for/)
+  })
+}
+
+test.run()

@@ -1,0 +1,218 @@
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { Fault } from '../../lib/fault.ts'
+import { imageName } from '../../lib/format/names.ts'
+import { MOST_DATA } from '../../lib/format/wire.ts'
+import { directorySink, directorySource } from '../../lib/store/directory.ts'
+import { memorySnapshot } from '../../lib/store/memory.ts'
+import { frameWriter } from '../../lib/stream/frames.ts'
+import type { ImageSink, ImageSource } from '../../lib/stream/image.ts'
+import { sendSnapshot } from '../../lib/stream/send.ts'
+import { reasonOf, rejectsFault, throwsFault, turns, within } from '../expect.ts'
+import { openFds } from '../kernel/fds.ts'
+import { bytesOf, contents, id, image, pipeLinks, pool, receive, sourceOf } from '../stream/snapshots.ts'
+import { temporary } from '../support/run.ts'
+
+const test = suite<{ dir: string; target: string; remove: () => void }>('store/directory')
+
+test.before.each((context) => {
+  const { path, remove } = temporary()
+  context.dir = path
+  context.target = join(path, 'images')
+  context.remove = remove
+})
+test.after.each((context) => context.remove())
+
+const images = [0, 1, 4096, MOST_DATA, MOST_DATA + 1].map((size) => image(`pages-${size}.img`, size))
+images.push(image('inventory.img', 60))
+
+/** Sends from one to the other as the commands do. */
+async function move(source: ImageSource, sink: ImageSink): Promise<string[]> {
+  const { from, to } = pipeLinks()
+  const sending = sendSnapshot(frameWriter(from.outlet), from.outlet, id, source).finally(() => from.destroy())
+  const receiving = receive(to.inlet, sink).finally(() => to.destroy())
+  await within(Promise.allSettled([sending, receiving]))
+  await sending
+  return (await receiving).images.map(({ name }) => name)
+}
+
+/** Everything below `dir`, hidden names too. */
+function tree(dir: string): string[] {
+  return readdirSync(dir, { recursive: true }).map(String).sort()
+}
+
+test('images are written, private, and have their name only when they are sealed', async ({ dir, target }) => {
+  const before = openFds()
+  const sink = directorySink(target)
+  await move(sourceOf(images), sink)
+  assert.not(existsSync(target))
+  const [partial = ''] = readdirSync(dir)
+  assert.match(partial, /^\.images\.\d+\.partial$/)
+  assert.is(lstatSync(join(dir, partial)).mode & 0o777, 0o700)
+  sink.seal()
+  await sink.drop()
+  assert.equal(readdirSync(dir), ['images'])
+  assert.is(lstatSync(target).mode & 0o777, 0o700)
+  assert.equal(readdirSync(target).sort(), images.map(({ name }) => name).sort())
+  for (const { name, bytes } of images) {
+    assert.ok(readFileSync(join(target, name)).equals(bytes), name)
+    assert.is(lstatSync(join(target, name)).mode & 0o777, 0o600)
+  }
+  assert.is(openFds(), before, 'a descriptor is left')
+})
+
+test('a drop leaves nothing behind, in the middle of an image too', async ({ dir, target }) => {
+  const before = openFds()
+  const sink = directorySink(target)
+  const writer = await sink.open(imageName('pages-1.img'))
+  writer.room(100).set(bytesOf('x', 100))
+  await writer.wrote(100)
+  await sink.open(imageName('core-1.img'))
+  await sink.drop()
+  assert.equal(readdirSync(dir), [])
+  await sink.drop()
+  await turns()
+  assert.is(openFds(), before, 'a descriptor is left')
+})
+
+test('a damaged stream leaves nothing behind', async ({ dir, target }) => {
+  const sink = directorySink(target)
+  await rejectsFault('CRIU', move(sourceOf(images.slice(0, 2), new Fault('CRIU', 'criu failed')), sink))
+  await sink.drop()
+  assert.equal(readdirSync(dir), [])
+})
+
+test('what is there is refused, before anything is written, and stays', ({ dir, target }) => {
+  mkdirSync(target)
+  writeFileSync(join(target, 'precious'), 'x')
+  writeFileSync(join(dir, 'file'), 'x')
+  symlinkSync('nowhere', join(dir, 'link'))
+  mkdirSync(join(dir, 'empty'))
+  symlinkSync('empty', join(dir, 'link-to-empty'))
+  const before = tree(dir)
+  for (const name of ['images', 'file', 'link', 'link-to-empty']) {
+    throwsFault('EXISTS', () => directorySink(join(dir, name)), name)
+  }
+  assert.equal(tree(dir), before)
+  assert.is(readFileSync(join(target, 'precious'), 'utf8'), 'x')
+})
+
+test('an empty directory is taken', async ({ dir, target }) => {
+  mkdirSync(target, { mode: 0o755 })
+  const sink = directorySink(target)
+  await move(sourceOf(images), sink)
+  sink.seal()
+  assert.equal(readdirSync(dir), ['images'])
+  assert.is(readdirSync(target).length, images.length)
+  assert.is(lstatSync(target).mode & 0o777, 0o700)
+})
+
+test('what appears at the target meanwhile is not replaced', async ({ dir, target }) => {
+  const sink = directorySink(target)
+  await move(sourceOf(images), sink)
+  mkdirSync(target)
+  writeFileSync(join(target, 'precious'), 'x')
+  throwsFault('EXISTS', () => sink.seal())
+  await sink.drop()
+  assert.equal(tree(dir), ['images', 'images/precious'])
+})
+
+test('a place that cannot be written to is IO with a hint', ({ dir }) => {
+  const fault = throwsFault('IO', () => directorySink(join(dir, 'no', 'images')))
+  assert.match(fault.message, 'ENOENT')
+  assert.ok(fault.hint)
+})
+
+test('a file that cannot be made is IO', async ({ target }) => {
+  const sink = directorySink(target)
+  await sink.drop()
+  await rejectsFault('IO', Promise.resolve(sink.open(imageName('a.img'))))
+})
+
+// Source
+
+function fill(target: string, names: readonly string[]): void {
+  mkdirSync(target)
+  for (const name of names) writeFileSync(join(target, name), bytesOf(name, 1000))
+}
+
+test('a directory is read: regular files *.img alone, inventory.img last', async ({ dir, target }) => {
+  fill(target, ['inventory.img', 'pages-1.img', 'core-1.img', 'stats-dump', 'dump.log', 'z.img.tmp'])
+  writeFileSync(join(dir, 'secret'), 'secret')
+  symlinkSync('../secret', join(target, 'link.img'))
+  mkdirSync(join(target, 'directory.img'))
+  const sink = memorySnapshot(pool)
+  assert.equal(await move(directorySource(target), sink), ['core-1.img', 'pages-1.img', 'inventory.img'])
+  for (const [name, bytes] of contents(sink)) assert.ok(bytes.equals(bytesOf(name, 1000)), name)
+  sink.drop()
+})
+
+test('what was written can be read', async ({ target }) => {
+  const written = directorySink(target)
+  await move(sourceOf(images), written)
+  written.seal()
+  const sink = memorySnapshot(pool)
+  await move(directorySource(target), sink)
+  assert.is(sink.images.size, images.length)
+  for (const { name, bytes } of images) assert.ok(contents(sink).get(name)?.equals(bytes), name)
+  sink.drop()
+})
+
+test('an incremental dump is refused, its parent a link or not', ({ dir, target }) => {
+  fill(target, ['inventory.img'])
+  symlinkSync('../nowhere', join(target, 'parent'))
+  assert.match(throwsFault('USAGE', () => directorySource(target)).message, 'incremental')
+  fill(join(dir, 'second'), ['inventory.img', 'parent'])
+  throwsFault('USAGE', () => directorySource(join(dir, 'second')))
+})
+
+test('a directory without inventory.img is FAILED_DUMP, a link to one is none', ({ target }) => {
+  fill(target, ['core-1.img'])
+  throwsFault('FAILED_DUMP', () => directorySource(target))
+  symlinkSync('core-1.img', join(target, 'inventory.img'))
+  throwsFault('FAILED_DUMP', () => directorySource(target))
+})
+
+test('a directory that is not there, or is a file, is MISSING', ({ dir, target }) => {
+  assert.match(throwsFault('MISSING', () => directorySource(target)).message, 'ENOENT')
+  writeFileSync(join(dir, 'file'), '')
+  throwsFault('MISSING', () => directorySource(join(dir, 'file')))
+})
+
+test('a file name that no image has is NAME', ({ target }) => {
+  fill(target, ['inventory.img', '.hidden.img'])
+  throwsFault('NAME', () => directorySource(target))
+})
+
+test('a file that goes away while it is sent is IO', async ({ target }) => {
+  fill(target, ['inventory.img', 'a.img'])
+  const source = directorySource(target)
+  rmSync(join(target, 'a.img'))
+  const sink = memorySnapshot(pool)
+  assert.match((await rejectsFault('IO', move(source, sink))).message, /a\.img: ENOENT/)
+  sink.drop()
+})
+
+test('a source that is destroyed throws the reason', async ({ target }) => {
+  fill(target, ['inventory.img', 'a.img'])
+  const source = directorySource(target)
+  const reason = new Error('enough')
+  source.destroy(reason)
+  const reading = (async () => {
+    for await (const { name } of source.images) assert.unreachable(name)
+  })()
+  assert.is(await reasonOf(reading), reason)
+})
+
+test.run()

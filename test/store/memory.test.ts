@@ -1,0 +1,148 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { imageName } from '../../lib/format/names.ts'
+import * as libc from '../../lib/kernel/libc.ts'
+import { type MemorySnapshot, memorySnapshot, type StoredImage } from '../../lib/store/memory.ts'
+import { EXTENT, openPool } from '../../lib/store/pool.ts'
+import { throwsFault } from '../expect.ts'
+import { bytesOf, contents, entry } from '../stream/snapshots.ts'
+
+const test = suite('store/memory')
+
+/** A writer of one image: `add` puts bytes in as the receiver does, `end` seals it. */
+async function writing(sink: MemorySnapshot, name: string) {
+  const writer = await sink.open(imageName(name))
+  const parts: Buffer[] = []
+  return {
+    async add(bytes: Uint8Array) {
+      for (let at = 0; at < bytes.length; ) {
+        const room = writer.room(bytes.length - at)
+        assert.ok(room.length > 0, 'room for one byte at least')
+        const part = bytes.subarray(at, at + room.length)
+        room.set(part)
+        await writer.wrote(part.length)
+        at += part.length
+      }
+      parts.push(Buffer.from(bytes))
+    },
+    async end() {
+      await writer.end(entry(name, Buffer.concat(parts)))
+    },
+  }
+}
+
+async function put(sink: MemorySnapshot, name: string, bytes: Uint8Array, step = bytes.length || 1): Promise<void> {
+  const image = await writing(sink, name)
+  for (let at = 0; at < bytes.length; at += step) await image.add(bytes.subarray(at, at + step))
+  await image.end()
+}
+
+const sizes = [
+  0,
+  1,
+  1023,
+  1024,
+  1025,
+  4096,
+  5119,
+  5120,
+  65535,
+  65536,
+  65537,
+  87040,
+  EXTENT - 1,
+  EXTENT,
+  EXTENT + 1,
+  3 * EXTENT,
+]
+
+for (const step of [1000, 4096, 2 ** 20, 4 * EXTENT]) {
+  test(`images of every size in steps of ${step} come back as they were`, async () => {
+    const sink = memorySnapshot(openPool(100 * EXTENT))
+    for (const size of sizes) await put(sink, `i${size}`, bytesOf(`i${size}`, size), step)
+    const got = contents(sink)
+    assert.is(got.size, sizes.length)
+    for (const size of sizes) assert.ok(got.get(`i${size}`)?.equals(bytesOf(`i${size}`, size)), `${size} bytes`)
+    for (const [name, image] of sink.images) {
+      const { pieces, ...rest } = image
+      assert.equal(rest, entry(name, bytesOf(name, image.size)))
+      for (const { address, window } of pieces) {
+        assert.ok(window.length > 0, 'no empty piece')
+        assert.ok(Buffer.from(libc.view(address, window.length)).equals(window), 'the address is the window’s')
+      }
+    }
+    sink.drop()
+  })
+}
+
+test('images that grow in turns do not touch each other', async () => {
+  const sink = memorySnapshot(openPool(100 * EXTENT))
+  const names = Array.from({ length: 8 }, (_, index) => `i${index}`)
+  const bytes = names.map((name) => bytesOf(name, 300_000))
+  const images = await Promise.all(names.map((name) => writing(sink, name)))
+  for (let at = 0; at < 300_000; at += 777) {
+    for (const [index, image] of images.entries())
+      await image.add((bytes[index] ?? Buffer.alloc(0)).subarray(at, at + 777))
+  }
+  for (const image of images) await image.end()
+  names.forEach((name, index) => {
+    assert.ok(
+      contents(sink)
+        .get(name)
+        ?.equals(bytes[index] ?? Buffer.alloc(0)),
+      name,
+    )
+  })
+  sink.drop()
+})
+
+test('an image is there only when it has ended', async () => {
+  const sink = memorySnapshot(openPool(EXTENT))
+  const image = await writing(sink, 'a.img')
+  await image.add(Buffer.from('abc'))
+  assert.is(sink.images.size, 0)
+  await image.end()
+  assert.is(sink.images.size, 1)
+  sink.drop()
+})
+
+test('many small images share an extent', async () => {
+  const pool = openPool(2 * EXTENT)
+  const sink = memorySnapshot(pool)
+  for (let index = 0; index < 2048; index++) await put(sink, `i${index}`, bytesOf(`i${index}`, 500))
+  assert.is(sink.held, EXTENT)
+  assert.is(pool.used, EXTENT)
+  for (let index = 2048; index < 2500; index++) await put(sink, `i${index}`, bytesOf(`i${index}`, 500))
+  assert.is(sink.held, 2 * EXTENT)
+  for (const [name, got] of contents(sink)) assert.ok(got.equals(bytesOf(name, 500)), name)
+  sink.drop()
+})
+
+test('the limit of the pool is MEMORY, and a drop gives everything back', async () => {
+  const pool = openPool(4 * EXTENT)
+  const other = memorySnapshot(pool)
+  await put(other, 'other.img', bytesOf('other.img', 100))
+  const sink = memorySnapshot(pool)
+  const image = await writing(sink, 'pages-1.img')
+  await image.add(bytesOf('pages-1.img', 3 * EXTENT))
+  const writer = await sink.open(imageName('more.img'))
+  throwsFault('MEMORY', () => writer.room(1))
+  assert.is(sink.held, 3 * EXTENT)
+  sink.drop()
+  assert.is(sink.held, 0)
+  assert.is(sink.images.size, 0)
+  assert.is(pool.used, EXTENT)
+  sink.drop()
+  assert.is(pool.used, EXTENT, 'dropping twice gives nothing back twice')
+  assert.ok(contents(other).get('other.img')?.equals(bytesOf('other.img', 100)), 'the other one is whole')
+})
+
+test('pieces of a dropped image read zeros', async () => {
+  const sink = memorySnapshot(openPool(EXTENT))
+  await put(sink, 'a.img', Buffer.from('secret'))
+  const [image] = sink.images.values() as Iterable<StoredImage>
+  sink.drop()
+  assert.equal([...(image?.pieces[0]?.window ?? [])], [0, 0, 0, 0, 0, 0])
+})
+
+test.run()

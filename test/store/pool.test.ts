@@ -1,0 +1,77 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import * as libc from '../../lib/kernel/libc.ts'
+import { EXTENT, type Extent, openPool } from '../../lib/store/pool.ts'
+import { throwsFault } from '../expect.ts'
+
+const test = suite('store/pool')
+
+const zeros = Buffer.alloc(EXTENT)
+
+function takeAll(count: number, take: () => Extent): Extent[] {
+  return Array.from({ length: count }, take)
+}
+
+test('extents are 2 MiB, aligned, zero, apart from each other, and where their address says', () => {
+  const pool = openPool(40 * EXTENT)
+  // More than one region of 32 extents.
+  const extents = takeAll(40, pool.take)
+  assert.is(new Set(extents.map(({ address }) => address)).size, 40)
+  extents.forEach(({ address, window }, index) => {
+    assert.is(address % BigInt(EXTENT), 0n)
+    assert.is(window.length, EXTENT)
+    assert.is(window[0], 0)
+    assert.is(window[EXTENT - 1], 0)
+    window[0] = index
+    window[EXTENT - 1] = index
+  })
+  extents.forEach(({ address, window }, index) => {
+    assert.equal([window[0], window[EXTENT - 1]], [index, index])
+    assert.equal([...libc.view(address, 1)], [index])
+  })
+})
+
+test('the limit holds to the byte and is MEMORY, which takes nothing', () => {
+  const pool = openPool(3 * EXTENT)
+  takeAll(3, pool.take)
+  assert.equal([pool.limit, pool.used], [3 * EXTENT, 3 * EXTENT])
+  const fault = throwsFault('MEMORY', pool.take)
+  assert.match(fault.message, '6.00 MiB of 6.00 MiB')
+  assert.match(fault.hint ?? '', '--max-memory')
+  assert.is(pool.used, 3 * EXTENT)
+  throwsFault('MEMORY', openPool(EXTENT - 1).take)
+  throwsFault('MEMORY', openPool(0).take)
+  const less = openPool(2 * EXTENT - 1)
+  less.take()
+  throwsFault('MEMORY', less.take)
+})
+
+test('what is given back is used again, and reads zeros', () => {
+  const pool = openPool(2 * EXTENT)
+  const [one, two] = [pool.take(), pool.take()]
+  one.window.fill(1)
+  two.window.fill(2)
+  pool.give(one)
+  assert.is(pool.used, EXTENT)
+  assert.ok(zeros.equals(one.window), 'a window that is still held reads zeros')
+  assert.is(two.window[0], 2, 'the neighbour stays')
+  const again = pool.take()
+  assert.is(again.address, one.address)
+  assert.ok(zeros.equals(again.window))
+  throwsFault('MEMORY', pool.take)
+})
+
+test('memory that is given back does not grow the process', () => {
+  const pool = openPool(EXTENT)
+  const addresses = new Set<bigint>()
+  for (let round = 0; round < 100; round++) {
+    const extent = pool.take()
+    addresses.add(extent.address)
+    extent.window.fill(round)
+    pool.give(extent)
+  }
+  assert.is(addresses.size, 1)
+  assert.is(pool.used, 0)
+})
+
+test.run()

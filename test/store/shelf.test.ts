@@ -1,0 +1,136 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { type SnapshotId, snapshotId } from '../../lib/format/names.ts'
+import { EXTENT, openPool } from '../../lib/store/pool.ts'
+import { type Arriving, openShelf, type Shelf } from '../../lib/store/shelf.ts'
+import { rejectsFault, throwsFault, turns, within } from '../expect.ts'
+import { entry } from '../stream/snapshots.ts'
+
+const test = suite('store/shelf')
+
+const [one, two] = [snapshotId('one'), snapshotId('two')]
+const LONG = 60_000
+
+async function arrive(shelf: Shelf, id: SnapshotId): Promise<Arriving> {
+  const arriving = shelf.receive(id)
+  const writer = await arriving.sink.open('inventory.img' as never)
+  writer.room(3).set(Buffer.from('abc'))
+  await writer.wrote(3)
+  await writer.end(entry('inventory.img', Buffer.from('abc')))
+  return arriving
+}
+
+/** Whether `work` is still running after some turns of the event loop. */
+async function waits(work: Promise<unknown>): Promise<boolean> {
+  let over = false
+  const end = (): void => {
+    over = true
+  }
+  work.then(end, end)
+  await turns()
+  return !over
+}
+
+test('a snapshot is had by its id, or as the newest, when it is sealed', async () => {
+  const shelf = openShelf(openPool(4 * EXTENT))
+  assert.equal([shelf.has(one), shelf.has(undefined)], [false, false])
+  const arriving = await arrive(shelf, one)
+  assert.equal([shelf.has(one), shelf.has(undefined)], [false, false], 'complete, but not sealed')
+  arriving.seal()
+  assert.equal([shelf.has(one), shelf.has(undefined), shelf.has(two)], [true, true, false])
+  const found = await within(shelf.find(one, LONG))
+  assert.is(found.id, 'one')
+  assert.equal([...found.images.keys()], ['inventory.img'])
+  assert.is(await within(shelf.find(undefined, LONG)), found)
+  assert.is(await within(shelf.find(one, LONG)), found, 'as often as it is asked for')
+})
+
+test('whoever comes early waits', async () => {
+  const shelf = openShelf(openPool(4 * EXTENT))
+  const waiters = [shelf.find(one, LONG), shelf.find(undefined, LONG), shelf.find(one, LONG)]
+  const other = shelf.find(two, LONG)
+  const arriving = await arrive(shelf, one)
+  assert.ok(await waits(Promise.race([...waiters, other])))
+  arriving.seal()
+  for (const waiter of waiters) assert.is((await within(waiter)).id, 'one')
+  assert.ok(await waits(other), 'another id is not what it asked for')
+  const second = await arrive(shelf, two)
+  second.seal()
+  assert.is((await within(other)).id, 'two')
+})
+
+test('the newest is the one that was sealed last', async () => {
+  const shelf = openShelf(openPool(4 * EXTENT))
+  const [first, second] = [await arrive(shelf, one), await arrive(shelf, two)]
+  second.seal()
+  first.seal()
+  assert.is((await within(shelf.find(undefined, LONG))).id, 'one')
+})
+
+test('while a newer one arrives the newest is waited for, an id is not', async () => {
+  const shelf = openShelf(openPool(4 * EXTENT))
+  ;(await arrive(shelf, one)).seal()
+  const arriving = await arrive(shelf, two)
+  const newest = shelf.find(undefined, LONG)
+  assert.not(shelf.has(undefined))
+  assert.ok(shelf.has(one))
+  assert.is((await within(shelf.find(one, LONG))).id, 'one')
+  assert.ok(await waits(newest))
+  arriving.seal()
+  assert.is((await within(newest)).id, 'two')
+})
+
+test('if the newer one fails, the older one is the newest again', async () => {
+  const shelf = openShelf(openPool(4 * EXTENT))
+  ;(await arrive(shelf, one)).seal()
+  const arriving = await arrive(shelf, two)
+  const newest = shelf.find(undefined, LONG)
+  assert.ok(await waits(newest))
+  arriving.drop()
+  assert.is((await within(newest)).id, 'one')
+  assert.not(shelf.has(two))
+})
+
+test('an id that is here or on its way is EXISTS, and what is here stays', async () => {
+  const shelf = openShelf(openPool(4 * EXTENT))
+  const arriving = await arrive(shelf, one)
+  throwsFault('EXISTS', () => shelf.receive(one))
+  arriving.seal()
+  throwsFault('EXISTS', () => shelf.receive(one))
+  assert.is((await within(shelf.find(one, LONG))).images.size, 1)
+})
+
+test('a drop gives the memory and the id back, and does nothing to what is sealed', async () => {
+  const pool = openPool(EXTENT)
+  const shelf = openShelf(pool)
+  const failed = await arrive(shelf, one)
+  assert.is(pool.used, EXTENT)
+  failed.drop()
+  assert.is(pool.used, 0)
+  const arriving = await arrive(shelf, one)
+  arriving.seal()
+  arriving.drop()
+  assert.is(pool.used, EXTENT)
+  const image = (await within(shelf.find(one, LONG))).images.get('inventory.img' as never)
+  assert.is(Buffer.concat(image?.pieces.map(({ window }) => window) ?? []).toString(), 'abc')
+})
+
+test('waiting has an end: TIMEOUT, for that waiter alone', async () => {
+  const shelf = openShelf(openPool(EXTENT))
+  const patient = shelf.find(one, LONG)
+  assert.match((await rejectsFault('TIMEOUT', shelf.find(one, 1))).message, 'no snapshot one')
+  assert.match((await rejectsFault('TIMEOUT', shelf.find(undefined, 1))).message, 'no snapshot was sealed')
+  ;(await arrive(shelf, one)).seal()
+  assert.is((await within(patient)).id, 'one')
+})
+
+test('the longest time-out that the wire carries is waited for', async () => {
+  const shelf = openShelf(openPool(EXTENT))
+  const patient = shelf.find(one, 2 ** 31 - 1)
+  await new Promise((resolve) => setTimeout(resolve, 50))
+  assert.ok(await waits(patient))
+  ;(await arrive(shelf, one)).seal()
+  assert.is((await within(patient)).id, 'one')
+})
+
+test.run()

@@ -1,0 +1,210 @@
+/** Real programs that check themselves, to be dumped and restored. Each writes `COUNT ok` lines into a log. */
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
+import net from 'node:net'
+import { join } from 'node:path'
+import { eventually, fixtures, root } from './run.ts'
+
+export interface Load {
+  name: string
+  /** It has an inet socket, which CRIU 4.1 cannot dump on kernels from 6.16. */
+  sockets: boolean
+  /** Why it cannot run here, if it cannot. */
+  missing(): string | undefined
+  start(folder: string): Promise<Started>
+}
+
+export interface Started {
+  pid: number
+  /** Resolves when the process that we started, not its restored copy, is gone and reaped. */
+  gone: Promise<void>
+  /** Throws unless the restored program is whole: its memory, its output, its sockets. */
+  verify(): Promise<void>
+  /** Throws unless the program that we started still runs and makes progress. */
+  runsOn(): Promise<void>
+  /** Ends the program, or its restored copy, with all its children. */
+  kill(): void
+}
+
+const log = (folder: string): string => join(folder, 'load.log')
+const lines = (folder: string): string[] =>
+  existsSync(log(folder)) ? readFileSync(log(folder), 'utf8').trim().split('\n') : []
+
+function tree(pid: number): number[] {
+  const path = `/proc/${pid}/task/${pid}/children`
+  const children = existsSync(path) ? readFileSync(path, 'utf8').trim().split(' ').filter(Boolean) : []
+  return [pid, ...children.flatMap((child) => tree(Number(child)))]
+}
+
+function spawnLoad(folder: string, command: string, args: string[]): { pid: number; gone: Promise<void> } {
+  const output = openSync(join(folder, 'load.out'), 'a')
+  const child = spawn(command, args, { cwd: folder, detached: true, stdio: ['ignore', output, output] })
+  closeSync(output)
+  const gone = new Promise<void>((resolve) => child.once('exit', () => resolve()))
+  return { pid: child.pid as number, gone }
+}
+
+/** Waits for `many` more counts, all good, that go on from the last one. */
+async function goesOn(folder: string, many: number): Promise<void> {
+  const counts = (): string[] => lines(folder).filter((line) => /^\d+ /.test(line))
+  const before = counts().length
+  await eventually(() => counts().length >= before + many || undefined, `the count in ${folder}`)
+  counts().forEach((line, index) => {
+    if (line !== `${index + 1} ok`) throw new Error(`line ${index + 1} of the count is: ${line}`)
+  })
+}
+
+async function ask(port: number, question: string): Promise<string> {
+  const socket = net.connect(port, '127.0.0.1')
+  socket.end(question)
+  let answer = ''
+  for await (const chunk of socket) answer += String(chunk)
+  return answer
+}
+
+interface Counting {
+  name: string
+  sockets?: boolean
+  command: string
+  args(folder: string): string[]
+  missing?: () => string | undefined
+  check?: (folder: string, pid: number, port: number) => Promise<void>
+}
+
+/** A program that writes `ready PID [port N]` and then counts into its log. */
+function counting({ name, sockets = false, command, args, missing, check }: Counting): Load {
+  return {
+    name,
+    sockets,
+    missing: missing ?? (() => (spawnSync(command, ['--version']).error ? `no ${command} on this machine` : undefined)),
+    async start(folder) {
+      const { pid, gone } = spawnLoad(folder, command, args(folder))
+      await eventually(
+        () => lines(folder).filter((line) => line.endsWith(' ok')).length > 3 || undefined,
+        `${name}'s start`,
+      )
+      const port = Number(/port (\d+)/.exec(lines(folder)[0] ?? '')?.[1])
+      return {
+        pid,
+        gone,
+        async verify() {
+          await goesOn(folder, 5)
+          await check?.(folder, pid, port)
+        },
+        runsOn: () => goesOn(folder, 5),
+        kill() {
+          for (const member of tree(pid)) spawnSync('kill', ['-9', String(member)])
+        },
+      }
+    },
+  }
+}
+
+/** `mib` MiB of a pattern, all of it compared after the restore. */
+export function patternLoad(mib: number): Load {
+  return counting({
+    name: `a pattern of ${mib} MiB`,
+    command: 'perl',
+    args: (folder) => [join(fixtures, 'pattern.pl'), String(mib), log(folder)],
+    async check(folder, pid) {
+      process.kill(pid, 'SIGUSR1')
+      await eventually(() => lines(folder).includes(`all ${mib} MiB ok`) || undefined, 'the check of all memory')
+    },
+  })
+}
+
+const redisServer = join(root, '.criu', 'redis', 'redis-server')
+
+const redis: Load = {
+  name: 'redis with 20,000 keys',
+  sockets: true,
+  missing: () => (existsSync(redisServer) ? undefined : 'redis-server could not be fetched'),
+  async start(folder) {
+    const socket = net.createServer().listen(0, '127.0.0.1')
+    await new Promise((resolve) => socket.once('listening', resolve))
+    const { port } = socket.address() as net.AddressInfo
+    await new Promise((resolve) => socket.close(resolve))
+    const options = ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no']
+    const { pid, gone } = spawnLoad(folder, redisServer, options)
+    const alive = async (): Promise<string> => {
+      for (let time = 0; time < 100; time++) {
+        const answer = await ask(port, 'PING\r\nQUIT\r\n').catch(() => '')
+        if (answer.startsWith('+PONG')) return answer
+        await new Promise((resolve) => setTimeout(resolve, 50))
+      }
+      throw new Error('redis does not answer')
+    }
+    const value = (n: number): string => `value-${n}-${'x'.repeat(n % 200)}`
+    await alive()
+    const sets = Array.from({ length: 20_000 }, (_, n) => `SET key:${n} ${value(n)}\r\n`).join('')
+    await ask(port, `${sets}QUIT\r\n`)
+    return {
+      pid,
+      gone,
+      async verify() {
+        await alive()
+        const gets = Array.from({ length: 20_000 }, (_, n) => `GET key:${n}\r\n`).join('')
+        const answer = await ask(port, `DBSIZE\r\n${gets}QUIT\r\n`)
+        const expected = Array.from({ length: 20_000 }, (_, n) => `$${value(n).length}\r\n${value(n)}\r\n`).join('')
+        if (answer !== `:20000\r\n${expected}+OK\r\n`) throw new Error(`redis lost data: ${answer.slice(0, 80)}`)
+      },
+      async runsOn() {
+        await alive()
+      },
+      kill() {
+        spawnSync('kill', ['-9', String(pid)])
+      },
+    }
+  },
+}
+
+async function tellsCount(_folder: string, _pid: number, port: number): Promise<void> {
+  const answer = await ask(port, 'GET / HTTP/1.0\r\n\r\n')
+  if (!/count \d+/.test(answer)) throw new Error(`the listener answers: ${answer}`)
+}
+
+function systemPython(): string {
+  return existsSync('/usr/bin/python3') ? '/usr/bin/python3' : 'python3'
+}
+
+export const loads: Load[] = [
+  patternLoad(64),
+  counting({
+    name: 'a tree with threads, pipes and shared memory (python3)',
+    command: systemPython(),
+    args: (folder) => [join(fixtures, 'tree.py'), log(folder)],
+  }),
+  counting({
+    name: 'node with a worker thread and a listener',
+    sockets: true,
+    command: process.execPath,
+    args: (folder) => [join(fixtures, 'heap.mjs'), log(folder)],
+    check: tellsCount,
+  }),
+  counting({
+    name: 'OpenJDK with a listener',
+    sockets: true,
+    command: 'java',
+    args: (folder) => ['-Xmx256m', '-XX:-UsePerfData', join(fixtures, 'Heap.java'), log(folder)],
+    missing: () => (spawnSync('javac', ['-version']).error ? 'no JDK on this machine' : undefined),
+    check: tellsCount,
+  }),
+  redis,
+  patternLoad(1024),
+]
+
+/** Fetches the programs that tests need and that are not part of a plain system, once, beside its packages. */
+export function fetchPrograms(): void {
+  for (const [folder, program, name] of [
+    ['redis', '/usr/bin/redis-server', 'redis-server'],
+    ['sshd', '/usr/sbin/sshd', 'openssh-server'],
+  ] as const) {
+    const target = join(root, '.criu', folder)
+    if (existsSync(target)) continue
+    try {
+      execFileSync(join(root, 'scripts', 'fetch-debian.sh'), [target, program, '.', name], { stdio: 'inherit' })
+    } catch {
+      process.stderr.write(`${name} could not be fetched\n`)
+    }
+  }
+}
