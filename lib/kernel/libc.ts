@@ -4,7 +4,7 @@
  * Every function returns what the system call returned, or minus errno. Nothing here waits: file descriptors are
  * made non-blocking by whoever owns them, and waiting is `readiness.ts`. A call costs about 0.3 us.
  */
-import koffi, { type node } from 'koffi'
+import koffi from 'koffi'
 
 const library = koffi.load(null)
 
@@ -26,12 +26,6 @@ export const dup = call<[fd: number, command: number, from: number]>('int fcntl(
 export const fcntl = dup
 export const ioctlInt = call<[fd: number, request: number, value: Int32Array]>('int ioctl(int, unsigned long, int *)')
 export const pipe2 = call<[fds: Int32Array, flags: number]>('int pipe2(int *, int)')
-export const splice = call<[from: number, fromOffset: null, to: number, toOffset: null, bytes: number, flags: number]>(
-  'int64_t splice(int, void *, int, void *, size_t, unsigned int)',
-)
-export const tee = call<[from: number, to: number, bytes: number, flags: number]>(
-  'int64_t tee(int, int, size_t, unsigned int)',
-)
 export const vmsplice = call<[to: number, iov: Pointer, count: number, flags: number]>(
   'int64_t vmsplice(int, void *, size_t, unsigned int)',
 )
@@ -77,15 +71,24 @@ export function address(buffer: Uint8Array): bigint {
   return BigInt(koffi.address(buffer))
 }
 
-export type PollHandle = node.PollHandle
+/** koffi 3.3 passes libuv's status first, which its own types leave out. */
+type PollCallback = (status: number, happened: PollEvents) => void
+
+export interface PollHandle {
+  start(events: PollEvents, callback: PollCallback): void
+  stop(): void
+  close(): void
+}
 
 /** libuv's uv_poll. It makes the descriptor non-blocking, which must be open and one that epoll can watch: no regular file. */
-export function pollHandle(fd: number, events: PollEvents, callback: () => void): PollHandle {
-  return koffi.node.poll(fd, events, callback)
+export function pollHandle(fd: number, events: PollEvents, callback: PollCallback): PollHandle {
+  return koffi.node.poll(fd, events, callback as unknown as (happened: PollEvents) => void) as unknown as PollHandle
 }
 export interface PollEvents {
   readable: boolean
   writable: boolean
+  /** The other end is closed. */
+  disconnect: boolean
 }
 
 const errnoNames = new Map(Object.entries(koffi.os.errno).map(([name, value]) => [value, name]))
@@ -115,9 +118,7 @@ export const F_GETFL = 3
 export const F_DUPFD_CLOEXEC = 1030
 export const F_SETPIPE_SZ = 1031
 export const F_GETPIPE_SZ = 1032
-export const SPLICE_F_MOVE = 1
 export const SPLICE_F_NONBLOCK = 2
-export const SPLICE_F_MORE = 4
 export const AF_UNIX = 1
 export const SOCK_STREAM = 1
 export const SOCK_NONBLOCK = 0o4000

@@ -1,9 +1,9 @@
 /**
  * Waiting for a descriptor without a thread and without reading from it.
  *
- * Node has no public way to ask "is this readable?" and its own streams read at once, which loses SCM_RIGHTS and
- * defeats splice. libuv's uv_poll, which koffi exposes, does it. Refused: `koffi.async(epoll_wait)`, which holds one
- * of libuv's four threads and costs 24-70 us a wake-up, against about 5 us here.
+ * Node has no public way to ask "is this readable?" and its own streams read at once, which loses SCM_RIGHTS.
+ * libuv's uv_poll, which koffi exposes, does it. Refused: `koffi.async(epoll_wait)`, which holds one
+ * of libuv's four threads and costs 24-70 us a wake-up.
  *
  * One wait per direction and descriptor. Close through `closeFd`, so that a waiter is released and no number is
  * reused under it.
@@ -17,10 +17,11 @@ interface Waiter {
   reject: (reason: Error) => void
 }
 
+type Direction = keyof PollEvents
+
 interface Watch {
   handle: PollHandle | undefined
-  readable: Waiter | undefined
-  writable: Waiter | undefined
+  waiters: Map<Direction, Waiter>
 }
 
 const watches = new Map<Fd, Watch>()
@@ -35,16 +36,26 @@ export function writable(fd: Fd): Promise<void> {
   return wait(fd, 'writable')
 }
 
+/** `happened` resolves when all writers of the pipe `fd` are gone; `forget` ends the wait, and then it never settles. */
+export function hungUp(fd: Fd): { happened: Promise<void>; forget: () => void } {
+  const happened = wait(fd, 'disconnect')
+  return {
+    happened,
+    forget() {
+      const watch = watches.get(fd)
+      if (watch?.waiters.delete('disconnect') === true) restart(fd, watch)
+    },
+  }
+}
+
 /** Rejects whoever waits on `fd`, which stays open: for the one who must still close it. */
 export function interrupt(fd: Fd, reason: Error): void {
   const watch = watches.get(fd)
   if (watch === undefined) return
   watch.handle?.stop()
-  const { readable, writable } = watch
-  watch.readable = undefined
-  watch.writable = undefined
-  readable?.reject(reason)
-  writable?.reject(reason)
+  const waiters = [...watch.waiters.values()]
+  watch.waiters.clear()
+  for (const waiter of waiters) waiter.reject(reason)
 }
 
 /** Closes `fd`; whoever waits on it is rejected with `reason`. */
@@ -58,34 +69,38 @@ export function closeFd(fd: Fd, reason: Error = new Fault('ABORTED', 'closed')):
   close(fd)
 }
 
-function wait(fd: Fd, direction: keyof PollEvents): Promise<void> {
-  const watch = watches.get(fd) ?? { handle: undefined, readable: undefined, writable: undefined }
+function wait(fd: Fd, direction: Direction): Promise<void> {
+  const watch = watches.get(fd) ?? { handle: undefined, waiters: new Map<Direction, Waiter>() }
   watches.set(fd, watch)
   return new Promise((resolve, reject) => {
-    if (watch[direction] !== undefined) throw new Error(`two waiters for fd ${fd} ${direction}`)
-    watch[direction] = { resolve, reject }
-    start(fd, watch)
+    if (watch.waiters.has(direction)) throw new Error(`two waiters for fd ${fd} ${direction}`)
+    watch.waiters.set(direction, { resolve, reject })
+    restart(fd, watch)
   })
 }
 
-function start(fd: Fd, watch: Watch): void {
-  const events = { readable: watch.readable !== undefined, writable: watch.writable !== undefined }
-  const wake = (): void => {
+/** Watches for what is waited for, and for nothing else. */
+function restart(fd: Fd, watch: Watch): void {
+  if (watch.waiters.size === 0) return void watch.handle?.stop()
+  const has = (direction: Direction): boolean => watch.waiters.has(direction)
+  const events = { readable: has('readable'), writable: has('writable'), disconnect: has('disconnect') }
+  const wake = (_status: number, happened: PollEvents): void => {
     watch.handle?.stop()
     // koffi calls this outside of a callback scope: promises settled here would sleep until the next event. The
     // check phase that follows in the same turn of the loop is a proper scope.
-    setImmediate(release, fd, watch)
+    setImmediate(release, fd, watch, happened)
   }
   if (watch.handle === undefined) watch.handle = pollHandle(fd, events, wake)
   else watch.handle.start(events, wake)
 }
 
-/** Both directions are woken: the one that was not meant finds EAGAIN and waits again. */
-function release(fd: Fd, watch: Watch): void {
+/** Readers and writers are woken together, and find EAGAIN if it was not their turn; a hang-up must have happened. */
+function release(fd: Fd, watch: Watch, happened: PollEvents): void {
   if (watches.get(fd) !== watch) return
-  const { readable, writable } = watch
-  watch.readable = undefined
-  watch.writable = undefined
-  readable?.resolve()
-  writable?.resolve()
+  for (const [direction, waiter] of [...watch.waiters]) {
+    if (direction === 'disconnect' && !happened.disconnect) continue
+    watch.waiters.delete(direction)
+    waiter.resolve()
+  }
+  restart(fd, watch)
 }

@@ -30,28 +30,6 @@ export async function writeAll(fd: Fd, bytes: Uint8Array, options: { more?: bool
   }
 }
 
-/** Moves exactly `bytes` bytes, which are known to be in the pipe `from`, to `to`, without copying where the kernel can. */
-export async function spliceAll(from: Fd, to: Fd, bytes: number): Promise<void> {
-  let left = bytes
-  while (left > 0) {
-    const moved = libc.splice(from, null, to, null, left, libc.SPLICE_F_MOVE | libc.SPLICE_F_NONBLOCK)
-    if (moved > 0) left -= moved
-    else if (moved === -libc.EAGAIN) await writable(to)
-    else if (moved === 0) throw new Error('a pipe holds less than it said')
-    else if (moved !== -libc.EINTR) check(moved, 'splice')
-  }
-}
-
-/** Copies what the pipe `from` holds, at most `bytes`, into the empty pipe `to` without taking it out. 0 at the end. */
-export async function teeSome(from: Fd, to: Fd, bytes: number): Promise<number> {
-  for (;;) {
-    const got = libc.tee(from, to, bytes, libc.SPLICE_F_NONBLOCK)
-    if (got >= 0) return got
-    if (got === -libc.EAGAIN) await readable(from)
-    else if (got !== -libc.EINTR) return check(got, 'tee')
-  }
-}
-
 const IOVEC_BYTES = 16
 
 /** Lends `bytes` bytes at `address` to the pipe `to`. They must stay as they are until the reader has taken them. */

@@ -94,7 +94,7 @@ async function answer(link: Link, shelf: Shelf, options: CacheOptions): Promise<
     if (frame.type === 'snapshot') {
       what = `snapshot ${frame.id}`
       await take(frame.id, reader, writer, shelf, options)
-    } else if (frame.type === 'get') await give(frame, link, reader, writer, shelf, options)
+    } else if (frame.type === 'get') await give(frame, reader, writer, shelf, options)
     else throw unexpected(frame)
   } catch (error) {
     if (!(error instanceof Fault)) throw error
@@ -152,7 +152,6 @@ async function take(
 
 async function give(
   { id, timeoutMs }: { id: SnapshotId | undefined; timeoutMs: number },
-  link: Link,
   reader: FrameReader,
   writer: FrameWriter,
   shelf: Shelf,
@@ -167,7 +166,7 @@ async function give(
     }),
   ])
   const begun = performance.now()
-  const sent = await sendSnapshot(writer, link.outlet, snapshot.id, storedSource(snapshot.images), { signal })
+  const sent = await sendSnapshot(writer, snapshot.id, storedSource(snapshot.images), { signal })
   const reply = await gone
   if (reply?.type !== 'sealed' || reply.digest !== sent.digest) {
     throw new Fault('LINK', 'the client did not confirm the snapshot')

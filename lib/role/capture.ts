@@ -5,12 +5,10 @@
  * name and then one dummy byte that carries the read end of a pipe; what comes out of the pipe is the image. There is no
  * reply, and no end but the end of the connection, which looks the same for a dump that succeeded, failed or was killed:
  * that inventory.img came is the only proof (criu/img-streamer.c, 4.1.1).
- *
- * The pipes are enlarged as soon as they are ours: with the default 64 KiB CRIU is woken sixteen times as often.
  */
 import { Fault } from '../fault.ts'
 import { decodeLength, decodeRequest, LENGTH_BYTES } from '../format/streamer.ts'
-import { enlargePipe, type Fd, isPipe, setNonBlocking } from '../kernel/fd.ts'
+import { type Fd, isPipe } from '../kernel/fd.ts'
 import { closeFd, interrupt } from '../kernel/readiness.ts'
 import { receiveWithFds } from '../kernel/unix.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
@@ -30,8 +28,6 @@ export function capture(socket: Fd): ImageSource {
         const request = await readRequest(socket)
         if (request === undefined) return
         const fd = await readPipe(socket)
-        setNonBlocking(fd)
-        enlargePipe(fd)
         yield { name: request, body: { kind: 'pipe', fd } }
       }
     } finally {

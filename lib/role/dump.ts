@@ -100,7 +100,7 @@ async function send(
 ): Promise<void> {
   const begun = performance.now()
   const writer = frameWriter(link.outlet)
-  const sent = await sendSnapshot(writer, link.outlet, id, source, { signal, ...(confirm && { confirm }) })
+  const sent = await sendSnapshot(writer, id, source, { signal, ...(confirm && { confirm }) })
   await link.outlet.finish()
   link.destroy()
   const ms = performance.now() - begun

@@ -71,7 +71,7 @@ async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions): Promi
     link.destroy(reason)
   })
   try {
-    const sent = await sendSnapshot(frameWriter(link.outlet), link.outlet, id, source, { signal: stop.signal })
+    const sent = await sendSnapshot(frameWriter(link.outlet), id, source, { signal: stop.signal })
     await Promise.race([verdict.then((digest) => compare(digest, sent)), late(options), aborted(options.signal)])
     const ms = performance.now() - begun
     options.report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: true })

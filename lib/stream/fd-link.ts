@@ -2,7 +2,7 @@ import { Fault } from '../fault.ts'
 import { enlargePipe, type Fd, isPipe } from '../kernel/fd.ts'
 import { SHUT_WR, shutdown } from '../kernel/libc.ts'
 import { closeFd } from '../kernel/readiness.ts'
-import { readSome, spliceAll, writeAll } from '../kernel/transfer.ts'
+import { readSome, writeAll } from '../kernel/transfer.ts'
 import type { Inlet, Link, Outlet } from './link.ts'
 
 /** What the descriptor is: only a socket can be told "more follows" and closed for writing alone. */
@@ -30,8 +30,6 @@ export function endedAfter(filled: number): false {
 function fdOutlet(fd: Fd, kind: Kind): Outlet {
   return {
     send: (bytes, more = false) => writeAll(fd, bytes, { more, socket: kind === 'socket' }),
-    // Not into a file: it would copy all the same, and one that is opened for appending refuses.
-    splice: kind === 'file' ? undefined : (from, bytes) => spliceAll(from, fd, bytes),
     async finish() {
       if (kind === 'socket') shutdown(fd, SHUT_WR)
     },
@@ -58,11 +56,7 @@ export function fdLink(fd: Fd, peer: string, kind: Kind = isPipe(fd) ? 'pipe' : 
   }
   return {
     inlet: { fill: guarded(inlet.fill) },
-    outlet: {
-      send: guarded(outlet.send),
-      splice: outlet.splice && guarded(outlet.splice),
-      finish: guarded(outlet.finish),
-    },
+    outlet: { send: guarded(outlet.send), finish: guarded(outlet.finish) },
     duplex: kind === 'socket',
     peer,
     destroy,

@@ -1,5 +1,3 @@
-import type { Fd } from '../kernel/fd.ts'
-
 /** Where bytes come from: a socket, a pipe, a file, or a Node stream where the kernel's descriptor cannot be used. */
 export interface Inlet {
   /**
@@ -13,8 +11,6 @@ export interface Inlet {
 export interface Outlet {
   /** Resolves when `bytes` may be reused. `more` says that the next bytes follow at once. Throws `LINK` or `IO`. */
   send(bytes: Uint8Array, more?: boolean): Promise<void>
-  /** Moves `bytes` bytes out of the pipe `from` without copying them; absent where the kernel cannot. */
-  readonly splice: ((from: Fd, bytes: number) => Promise<void>) | undefined
   /** Everything is handed to the kernel; a socket is closed for writing, a pipe or a file by `destroy`. */
   finish(): Promise<void>
 }
@@ -31,5 +27,5 @@ export interface Link {
   destroy(reason?: Error): void
 }
 
-/** Off with FERRY_NO_SPLICE=1: then every byte passes through Buffers and Node's own streams. */
+/** Off with FERRY_NO_SPLICE=1: then the link is one of Node's own streams, and CRIU is served by write(). */
 export const spliceAllowed = process.env.FERRY_NO_SPLICE !== '1'

@@ -48,7 +48,6 @@ function writableOutlet(stream: Writable): Outlet {
     })
   return {
     send: (bytes) => settled((done) => stream.write(bytes, done)),
-    splice: undefined,
     finish: () => settled((done) => stream.end(done)),
   }
 }
@@ -71,7 +70,6 @@ const nothing: Inlet & Outlet = {
   send: async () => {
     throw new Error('this link only receives')
   },
-  splice: undefined,
   finish: async () => {},
 }
 

@@ -11,11 +11,10 @@ import { digest } from '../format/digest.ts'
 import { INVENTORY, type SnapshotId } from '../format/names.ts'
 import { encodeFrame, encodeList, type ImageEntry, MOST_DATA, MOST_IMAGES } from '../format/wire.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { closeFd, interrupt, readable } from '../kernel/readiness.ts'
+import { closeFd, interrupt } from '../kernel/readiness.ts'
 import type { FrameWriter } from './frames.ts'
 import type { ImageBody, ImageSource, OpenImage } from './image.ts'
-import type { Outlet } from './link.ts'
-import { openTap, type Tap } from './tap.ts'
+import { pipeReader } from './pipe-reader.ts'
 
 export interface Snapshot {
   images: ImageEntry[]
@@ -49,7 +48,6 @@ export interface SendOptions {
 /** Sends all images of `source`. Returns what the end frame said. */
 export async function sendSnapshot(
   writer: FrameWriter,
-  outlet: Outlet,
   id: SnapshotId,
   source: ImageSource,
   { onBytes = () => {}, confirm = async () => {}, signal }: SendOptions = {},
@@ -63,7 +61,7 @@ export async function sendSnapshot(
   }
   const outside = (): void => fail(signal?.reason)
   signal?.addEventListener('abort', outside)
-  const sender = { writer, tap: openTap(outlet, MOST_DATA), onBytes, stop: stop.signal, pipes: new Set<Fd>() }
+  const sender = { writer, onBytes, stop: stop.signal, pipes: new Set<Fd>() }
   const names = new Set<string>()
   const entries: (ImageEntry | undefined)[] = []
   const running: Promise<void>[] = []
@@ -98,13 +96,11 @@ export async function sendSnapshot(
     throw reason
   } finally {
     signal?.removeEventListener('abort', outside)
-    sender.tap.close()
   }
 }
 
 interface Sender {
   writer: FrameWriter
-  tap: Tap
   onBytes: (bytes: number) => void
   stop: AbortSignal
   /** Pipes that are read at this moment. */
@@ -147,23 +143,21 @@ async function sendImage(sender: Sender, channel: number, { name, body }: OpenIm
 
 type Pass = (bytes: Uint8Array) => Buffer
 
-async function sendPipe({ writer, tap, stop }: Sender, pipe: Fd, pass: Pass): Promise<void> {
+async function sendPipe({ writer, stop }: Sender, pipe: Fd, pass: Pass): Promise<void> {
+  const reader = pipeReader(pipe, MOST_DATA)
   for (;;) {
     stop.throwIfAborted()
-    const step = await writer.exclusive(async (outlet) => {
-      const bytes = tap.peek(pipe)
-      if (bytes === undefined) return 'wait'
-      if (bytes.length === 0) return 'end'
-      await outlet.send(pass(bytes), true)
-      await tap.pass(pipe, bytes, outlet)
-      return 'sent'
-    })
-    if (step === 'end') return
-    if (step === 'wait') {
-      stop.throwIfAborted()
-      await readable(pipe)
-    }
+    const bytes = await reader.next()
+    if (bytes.length === 0) return
+    await reader.whileSending(sendData(writer, pass(bytes), bytes))
   }
+}
+
+function sendData(writer: FrameWriter, header: Buffer, bytes: Uint8Array): Promise<void> {
+  return writer.exclusive(async (outlet) => {
+    await outlet.send(header, true)
+    await outlet.send(bytes)
+  })
 }
 
 async function sendPieces(
@@ -175,10 +169,7 @@ async function sendPieces(
     for (let at = 0; at < piece.length; at += MOST_DATA) {
       stop.throwIfAborted()
       const bytes = piece.subarray(at, at + MOST_DATA)
-      await writer.exclusive(async (outlet) => {
-        await outlet.send(pass(bytes), true)
-        await outlet.send(bytes)
-      })
+      await sendData(writer, pass(bytes), bytes)
     }
   }
 }

@@ -3,6 +3,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { real } from '../support/criu.ts'
 import { daemons } from '../support/daemons.ts'
+import { startHost } from '../support/host.ts'
 import { type Load, loads } from '../support/loads.ts'
 import { run, shell, temporary } from '../support/run.ts'
 
@@ -10,33 +11,38 @@ const test = suite('loads')
 
 async function byPipe(load: Load): Promise<void> {
   const { path, remove } = temporary()
+  const target = await startHost()
   const started = await load.start(path)
   try {
-    const ran = await shell(`dump-to-stdout -t ${started.pid} | restore-from-socket --from -`)
+    const line = `dump-to-stdout -t ${started.pid} | ${target.enter.join(' ')} restore-from-socket --from -`
+    const ran = await shell(line)
     assert.is(ran.code, 0, ran.stderr)
     assert.is(ran.stderr, '')
     await started.gone
-    await started.verify()
+    await started.verify(target.outerPid(started.pid))
   } finally {
     started.kill()
+    await target.stop()
     remove()
   }
 }
 
 async function byProxyAndCache(load: Load, criu: string): Promise<void> {
   const { path, remove } = temporary()
+  const target = await startHost()
   const both = await daemons()
   const started = await load.start(path)
   try {
     const dumped = await run(criu, ['dump', '--stream', '-t', String(started.pid), '-D', both.source])
     assert.is(dumped.code, 0, dumped.stderr)
     await started.gone
-    const restored = await run(criu, ['restore', '--stream', '-d', '-D', both.target])
+    const restored = await shell(`${target.enter.join(' ')} ${criu} restore --stream -d -D ${both.target}`)
     assert.is(restored.code, 0, restored.stderr)
     await both.proxy.says(/sent and sealed by the cache/)
-    await started.verify()
+    await started.verify(target.outerPid(started.pid))
   } finally {
     started.kill()
+    await target.stop()
     await both.stop()
     remove()
   }

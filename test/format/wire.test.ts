@@ -91,13 +91,7 @@ function seal(bytes: Buffer, at: number): Buffer {
 const addressed = (type: number): number => ([2, 3, 4, 18].includes(type) ? 1 : 0)
 
 /** A header with a crc that holds; frames that speak of an image are given channel 1. */
-function header({
-  type = 1,
-  zeros = 0,
-  channel = [2, 3, 4, 18].includes(type) ? 1 : 0,
-  offset = 0n,
-  length = 5,
-}): Buffer {
+function header({ type = 1, zeros = 0, channel = addressed(type), offset = 0n, length = 5 }): Buffer {
   const bytes = Buffer.alloc(HEADER_BYTES)
   bytes.writeUInt8(type, 0)
   bytes.writeUIntLE(zeros, 1, 3)

@@ -5,7 +5,7 @@ import { asFd, type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { HUGE_PAGE, mapMemory } from '../../lib/kernel/memory.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
-import { readSome, spliceAll, teeSome, vmspliceAll, writeAll } from '../../lib/kernel/transfer.ts'
+import { readSome, vmspliceAll, writeAll } from '../../lib/kernel/transfer.ts'
 import { reasonOf, rejectsFault, turns, within } from '../expect.ts'
 import { readToEnd } from '../support/fake-criu.ts'
 import { socketPair } from './fds.ts'
@@ -68,18 +68,6 @@ const region = mapMemory(HUGE_PAGE)
 region.window.set(large)
 writes('vmspliceAll', (into) => vmspliceAll(region.address, large.length, into))
 
-writes('spliceAll', async (into) => {
-  const [from, feed] = makePipe()
-  assert.ok(libc.fcntl(feed, libc.F_SETPIPE_SZ, 2 ** 19) > large.length)
-  try {
-    assert.is(libc.write(feed, large, large.length), large.length)
-    await spliceAll(from, into, large.length)
-  } finally {
-    closeFd(from)
-    closeFd(feed)
-  }
-})
-
 test('readSome gives what is there, waits when there is nothing, and 0 at the end', async () => {
   const [out, into] = makePipe()
   const buffer = Buffer.alloc(10)
@@ -134,40 +122,10 @@ test('a peer that leaves with bytes unread is LINK for the reader too', async ()
   closeFd(near)
 })
 
-test('spliceAll moves no more than it is told', async () => {
-  const [[from, feed], [out, into]] = [makePipe(), makePipe()]
-  libc.write(feed, Buffer.from('abcdef'), 6)
-  await within(spliceAll(from, into, 4))
-  assert.is(held(from), 2)
-  assert.is(held(out), 4)
-  closeFd(feed)
-  const reason = await reasonOf(spliceAll(from, into, 3))
-  assert.match((reason as Error).message, 'holds less than it said')
-  for (const fd of [from, out, into]) closeFd(fd)
-})
-
-test('teeSome copies without taking out, waits, and gives 0 at the end', async () => {
-  const [[from, feed], [out, into]] = [makePipe(), makePipe()]
-  const waiting = teeSome(from, into, 100)
-  await turns()
-  libc.write(feed, Buffer.from('abcdef'), 6)
-  assert.is(await within(waiting), 6)
-  assert.is(held(from), 6, 'the bytes are still there')
-  const copy = Buffer.alloc(6)
-  libc.read(out, copy, 6)
-  assert.is(copy.toString(), 'abcdef')
-  assert.is(await within(teeSome(from, into, 2)), 2)
-  libc.read(from, copy, 6)
-  closeFd(feed)
-  assert.is(await within(teeSome(from, into, 100)), 0)
-  for (const fd of [from, out, into]) closeFd(fd)
-})
-
 test('nothing to write is written at once', async () => {
   const [out, into] = makePipe()
   await within(writeAll(into, Buffer.alloc(0)))
   await within(vmspliceAll(region.address, 0, into))
-  await within(spliceAll(out, into, 0))
   assert.is(held(out), 0)
   closeFd(out)
   closeFd(into)

@@ -40,7 +40,7 @@ images.push(image('inventory.img', 60))
 /** Sends from one to the other as the commands do. */
 async function move(source: ImageSource, sink: ImageSink): Promise<string[]> {
   const { from, to } = pipeLinks()
-  const sending = sendSnapshot(frameWriter(from.outlet), from.outlet, id, source).finally(() => from.destroy())
+  const sending = sendSnapshot(frameWriter(from.outlet), id, source).finally(() => from.destroy())
   const receiving = receive(to.inlet, sink).finally(() => to.destroy())
   await within(Promise.allSettled([sending, receiving]))
   await sending

@@ -67,7 +67,7 @@ async function tcpLinks(): Promise<{ from: Link; to: Link }> {
 
 /** Sends all of `source` and hands everything to the kernel. */
 async function send(link: Link, source: ImageSource, options?: SendOptions): Promise<Snapshot> {
-  const snapshot = await sendSnapshot(frameWriter(link.outlet), link.outlet, id, source, options)
+  const snapshot = await sendSnapshot(frameWriter(link.outlet), id, source, options)
   await link.outlet.finish()
   return snapshot
 }
@@ -547,7 +547,7 @@ test('a signal ends a sender at any moment', async () => {
     const { source, into } = silent()
     const { from, to } = pipeLinks()
     const stop = new AbortController()
-    const sending = sendSnapshot(frameWriter(from.outlet), from.outlet, id, source, { signal: stop.signal })
+    const sending = sendSnapshot(frameWriter(from.outlet), id, source, { signal: stop.signal })
     for (let tick = 0; tick < ticks; tick++) await null
     stop.abort(new Fault('ABORTED', 'stopped'))
     await rejectsFault('ABORTED', sending, `after ${ticks} ticks`)
@@ -573,7 +573,7 @@ test('a link that is cut ends a sender, wherever it is', async () => {
       image('b.img', 5 * MIB),
       image('inventory.img', 9, 'pipe'),
     ])
-    const sending = sendSnapshot(frameWriter(from.outlet), from.outlet, id, source)
+    const sending = sendSnapshot(frameWriter(from.outlet), id, source)
     sending.catch(() => {})
     await within(to.inlet.fill(Buffer.alloc(bytes)))
     to.destroy()

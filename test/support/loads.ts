@@ -18,11 +18,11 @@ export interface Started {
   pid: number
   /** Resolves when the process that we started, not its restored copy, is gone and reaped. */
   gone: Promise<void>
-  /** Throws unless the restored program is whole: its memory, its output, its sockets. */
-  verify(): Promise<void>
+  /** Throws unless the restored program, now with number `pid` here, is whole: its memory, its output, its sockets. */
+  verify(pid?: number): Promise<void>
   /** Throws unless the program that we started still runs and makes progress. */
   runsOn(): Promise<void>
-  /** Ends the program, or its restored copy, with all its children. */
+  /** Ends the program, or its copy on this host, with all its children. */
   kill(): void
 }
 
@@ -87,9 +87,9 @@ function counting({ name, sockets = false, command, args, missing, check }: Coun
       return {
         pid,
         gone,
-        async verify() {
+        async verify(now = pid) {
           await goesOn(folder, 5)
-          await check?.(folder, pid, port)
+          await check?.(folder, now, port)
         },
         runsOn: () => goesOn(folder, 5),
         kill() {

@@ -1,0 +1,88 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { makePipe } from '../../lib/kernel/fd.ts'
+import { closeFd } from '../../lib/kernel/readiness.ts'
+import { writeAll } from '../../lib/kernel/transfer.ts'
+import { pipeReader } from '../../lib/stream/pipe-reader.ts'
+import { within } from '../expect.ts'
+import { pattern } from '../support/talk.ts'
+
+const test = suite('stream/pipe-reader')
+
+async function readAll(reader: ReturnType<typeof pipeReader>): Promise<Buffer> {
+  const chunks: Buffer[] = []
+  for (;;) {
+    const bytes = await within(reader.next())
+    if (bytes.length === 0) return Buffer.concat(chunks)
+    chunks.push(Buffer.from(bytes))
+  }
+}
+
+for (const size of [0, 1, 16_383, 16_384, 16_385, 3_000_000]) {
+  test(`${size} bytes come out as they went in, and the end stays the end`, async () => {
+    const [out, into] = makePipe()
+    const bytes = pattern(size)
+    const writing = writeAll(into, bytes).then(() => closeFd(into))
+    const reader = pipeReader(out, 2 ** 20)
+    assert.ok((await readAll(reader)).equals(bytes))
+    assert.is((await within(reader.next())).length, 0)
+    await writing
+    closeFd(out)
+  })
+}
+
+test('what the writer leaves is read at once, even while the link is blocked', async () => {
+  const [out, into] = makePipe()
+  const reader = pipeReader(out, 2 ** 20)
+  await writeAll(into, pattern(1000, 1))
+  assert.ok((await within(reader.next())).length === 1000)
+  let unblock: () => void = () => {}
+  const sending = reader.whileSending(
+    new Promise((resolve) => {
+      unblock = resolve
+    }),
+  )
+  await writeAll(into, pattern(200_000, 2))
+  closeFd(into)
+  // The link stays blocked; the pipe is emptied all the same.
+  const { FIONREAD, ioctlInt } = await import('../../lib/kernel/libc.ts')
+  const left = new Int32Array(1)
+  await within(
+    (async () => {
+      do {
+        await new Promise((resolve) => setTimeout(resolve, 5))
+        ioctlInt(out, FIONREAD, left)
+      } while (left[0] !== 0)
+    })(),
+  )
+  unblock()
+  await within(sending)
+  assert.ok((await readAll(reader)).equals(pattern(200_000, 2)))
+  closeFd(out)
+})
+
+test('a writer that is still there is not read ahead of a blocked link', async () => {
+  const [out, into] = makePipe()
+  const reader = pipeReader(out, 2 ** 20)
+  await writeAll(into, pattern(10, 1))
+  await within(reader.next())
+  let unblock: () => void = () => {}
+  const sending = reader.whileSending(
+    new Promise((resolve) => {
+      unblock = resolve
+    }),
+  )
+  await writeAll(into, pattern(5000, 2))
+  await new Promise((resolve) => setTimeout(resolve, 50))
+  const { FIONREAD, ioctlInt } = await import('../../lib/kernel/libc.ts')
+  const left = new Int32Array(1)
+  ioctlInt(out, FIONREAD, left)
+  assert.is(left[0], 5000)
+  unblock()
+  await within(sending)
+  closeFd(into)
+  assert.ok((await readAll(reader)).equals(pattern(5000, 2)))
+  closeFd(out)
+})
+
+test.run()

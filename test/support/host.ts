@@ -1,0 +1,52 @@
+/**
+ * A second host, as far as processes go: a pid and mount namespace of its own. On one host the copy would want the pid
+ * of a source that is still being torn down.
+ */
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { readdirSync, readFileSync } from 'node:fs'
+import { eventually } from './run.ts'
+
+export interface Host {
+  /** The start of a command line that runs in it. */
+  enter: string[]
+  /** Our number for its process `pid`. */
+  outerPid(pid: number): number
+  /** Ends everything in it. */
+  stop(): Promise<void>
+}
+
+/** Needs root and unshare, which is part of every Debian. */
+export async function startHost(): Promise<Host> {
+  const unshare: ChildProcess = spawn('unshare', ['--pid', '--mount', '--fork', '--mount-proc', 'sleep', '3600'], {
+    stdio: 'ignore',
+  })
+  const exited = once(unshare, 'exit')
+  const children = `/proc/${unshare.pid}/task/${unshare.pid}/children`
+  const init = await eventually(() => Number(readFileSync(children, 'utf8').trim()) || undefined, 'a namespace')
+  await eventually(() => readFileSync(`/proc/${init}/comm`, 'utf8') === 'sleep\n' || undefined, 'its first process')
+  return {
+    enter: ['nsenter', '-t', String(init), '-p', '-m'],
+    outerPid(pid) {
+      for (const entry of readdirSync('/proc')) {
+        const ours = Number(entry)
+        if (Number.isInteger(ours) && innerPid(ours) === pid) return ours
+      }
+      throw new Error(`no process ${pid} in the namespace`)
+    },
+    async stop() {
+      process.kill(init, 'SIGKILL')
+      await exited
+    },
+  }
+}
+
+/** The process's number in its own namespace, if it has one below ours. */
+function innerPid(pid: number): number | undefined {
+  try {
+    const [, outer, inner] = /^NSpid:\s+(\d+)\s+(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8')) ?? []
+    return Number(outer) === pid ? Number(inner) : undefined
+  } catch {
+    return undefined
+  }
+}
