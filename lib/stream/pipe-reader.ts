@@ -22,6 +22,8 @@ export interface PipeReader {
 
 /** Most images are smaller than this, and get a small buffer. */
 const SMALL = 16 * 2 ** 10
+/** What is left in a pipe is read in steps of this many bytes. */
+const REST = 64 * 2 ** 10
 
 /** A reader of chunks of at most `most` bytes; the pipe is made as large as allowed, and non-blocking. */
 export function pipeReader(pipe: Fd, most: number): PipeReader {
@@ -31,30 +33,33 @@ export function pipeReader(pipe: Fd, most: number): PipeReader {
   const left: Uint8Array[] = []
   let ended = false
 
-  /** Undefined when there is nothing now. */
-  function take(): Uint8Array | undefined {
-    const got = read(pipe, scratch, scratch.length)
+  /** Reads once into `into`; undefined when there is nothing now. */
+  function take(into: Buffer): Uint8Array | undefined {
+    const got = read(pipe, into, into.length)
     if (got === -EAGAIN || got === -EINTR) return undefined
-    const bytes = scratch.subarray(0, check(got, 'read'))
-    ended = got === 0
-    if (got === scratch.length && got < most) scratch = Buffer.allocUnsafeSlow(most)
-    return bytes
+    ended = check(got, 'read') === 0
+    return into.subarray(0, got)
   }
 
+  /** Into buffers of its own: the link is still sending the last one. */
   function takeRest(): void {
     while (!ended) {
-      const bytes = take()
+      const bytes = take(Buffer.allocUnsafeSlow(REST))
       if (bytes === undefined) return
-      left.push(Buffer.from(bytes))
+      if (bytes.length > 0) left.push(bytes)
     }
   }
 
   return {
     async next() {
       for (;;) {
-        const bytes = left.shift() ?? (ended ? scratch.subarray(0, 0) : take())
-        if (bytes !== undefined) return bytes
-        await readable(pipe)
+        const bytes = left.shift() ?? (ended ? scratch.subarray(0, 0) : take(scratch))
+        if (bytes === undefined) {
+          await readable(pipe)
+          continue
+        }
+        if (bytes.length === SMALL && most > SMALL) scratch = Buffer.allocUnsafeSlow(most)
+        return bytes
       }
     },
     async whileSending(sending) {

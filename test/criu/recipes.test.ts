@@ -1,10 +1,11 @@
 /** The README's recipes, word for word, and the ways of failing that only the real CRIU has. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { real } from '../support/criu.ts'
 import { daemons } from '../support/daemons.ts'
+import { type Host, startHost } from '../support/host.ts'
 import { patternLoad, type Started } from '../support/loads.ts'
 import { eventually, type RunOptions, root, run, shell, start, temporary } from '../support/run.ts'
 import { startSshd } from '../support/sshd.ts'
@@ -15,19 +16,34 @@ const load = patternLoad(16)
 interface Stage {
   folder: string
   load: Started
+  /** Where it goes. */
+  host: Host
+  /** Throws unless the load goes on there. */
+  arrived(): Promise<void>
   /** The environment of a recipe: `$PID`, and `criu` in the PATH. */
   env: Record<string, string>
 }
 
 async function staged(body: (stage: Stage) => Promise<void>): Promise<void> {
   const { path, remove } = temporary()
+  const host = await startHost()
   const started = await load.start(path)
+  const arrived = async (): Promise<void> => {
+    await started.gone
+    await started.verify(host.outerPid(started.pid))
+  }
   try {
-    await body({ folder: path, load: started, env: { PID: String(started.pid) } })
+    await body({ folder: path, load: started, host, arrived, env: { PID: String(started.pid) } })
   } finally {
     started.kill()
+    await host.stop()
     remove()
   }
+}
+
+/** After a restore on this host: waits until the pid can be taken again. */
+async function free(pid: number): Promise<void> {
+  await eventually(() => !existsSync(`/proc/${pid}`) || undefined, `the end of ${pid}`)
 }
 
 /** Runs a line of the README with bash. */
@@ -37,21 +53,19 @@ async function recipe(line: string, options: RunOptions): Promise<void> {
 }
 
 function recipes(criu: string): void {
-  test('dump-to-stdout -t $PID | ssh host restore-from-socket --from -', async () => {
-    const sshd = await startSshd()
-    if (typeof sshd === 'string') return void console.log(`skipped: ssh: ${sshd}`)
-    try {
-      await staged(async ({ load, env, folder }) => {
+  test('dump-to-stdout -t $PID | ssh host restore-from-socket --from -', () =>
+    staged(async ({ host, arrived, env, folder }) => {
+      const sshd = await startSshd(host)
+      if (typeof sshd === 'string') return void console.log(`skipped: ssh: ${sshd}`)
+      try {
         writeFileSync(join(folder, 'ssh'), `#!/bin/sh\nexec /usr/bin/ssh -F ${sshd.config} "$@"\n`, { mode: 0o755 })
         const line = 'dump-to-stdout -t $PID | ssh host restore-from-socket --from -'
         await recipe(`PATH=${folder}:$PATH; ${line}`, { env })
-        await load.gone
-        await load.verify()
-      })
-    } finally {
-      await sshd.stop()
-    }
-  })
+        await arrived()
+      } finally {
+        await sshd.stop()
+      }
+    }))
 
   test('dump-to-stdout -t $PID | zstd -T0 > app.img.zst ; zstd -dc app.img.zst | restore-from-socket --from -', () =>
     staged(async ({ load, env, folder }) => {
@@ -62,35 +76,37 @@ function recipes(criu: string): void {
     }))
 
   test('cache, proxy, criu dump --stream, criu restore --stream', () =>
-    staged(async ({ load, env, folder }) => {
+    staged(async ({ host, arrived, env, folder }) => {
       mkdirSync(join(folder, 'bin'))
       symlinkSync(criu, join(folder, 'bin', 'criu'))
+      const path = `${folder}/bin:${join(root, 'scripts', 'bin')}:$PATH`
+      writeFileSync(
+        join(folder, 'bin', 'there'),
+        `#!/bin/sh\ncd ${folder}; exec ${host.enter.join(' ')} env PATH=${path} "$@"\n`,
+        { mode: 0o755 },
+      )
       const lines = [
         `PATH=${folder}/bin:$PATH`,
         `trap 'kill $(jobs -p); wait' EXIT`,
-        'cache --port 9997 -D ./target & proxy --address localhost --port 9997 -D ./source &',
-        'until [ -S source/streamer-capture.sock -a -S target/streamer-serve.sock ]; do sleep 0.1; done',
-        'criu dump --stream -t $PID -D ./source || exit; criu restore --stream -d -D ./target',
+        'there cache --port 9997 -D ./target & proxy --address localhost --port 9997 -D ./source &',
+        'until [ -S source/streamer-capture.sock ]; do sleep 0.1; done',
+        'criu dump --stream -t $PID -D ./source || exit; there criu restore --stream -d -D ./target',
       ]
       await recipe(lines.join('\n'), { env, cwd: folder })
-      await load.gone
-      await load.verify()
-      assert.equal(
-        readdirSync(join(folder, 'target')).filter((name) => name.endsWith('.sock')),
-        [],
-      )
+      await arrived()
     }))
 
   test('a restore that is started before the dump', () =>
-    staged(async ({ load, folder }) => {
+    staged(async ({ load, host, arrived, folder }) => {
       const both = await daemons()
-      const restoring = start(criu, ['restore', '--stream', '-d', '-D', both.target])
+      const [enter = '', ...options] = host.enter
+      const restoring = start(enter, [...options, criu, 'restore', '--stream', '-d', '-D', both.target])
       await both.cache.says(/waiting for/)
       const dumped = await run(criu, ['dump', '--stream', '-t', String(load.pid), '-D', both.source], { cwd: folder })
       assert.is(dumped.code, 0, dumped.stderr)
       const restored = await restoring.ended
       assert.is(restored.code, 0, restored.stderr)
-      await load.verify()
+      await arrived()
       await both.stop()
     }))
 
@@ -107,7 +123,7 @@ function recipes(criu: string): void {
           if (time === 0) throw error // the second copy counts on from an older line of the log
         })
         load.kill()
-        await eventually(() => !existsSync(`/proc/${load.pid}`) || undefined, 'the end of the copy')
+        await free(load.pid)
       }
       await both.stop()
     }))
@@ -122,6 +138,7 @@ function recipes(criu: string): void {
       mkdirSync(join(folder, 'plain'))
       const dumped = await run(criu, ['dump', '-t', String(load.pid), '-D', join(folder, 'plain')])
       assert.is(dumped.code, 0, dumped.stderr)
+      await free(load.pid)
       await recipe('dump-to-stdout --from-dir plain | restore-from-socket --from -', { env, cwd: folder })
       await load.verify()
     }))
@@ -189,8 +206,9 @@ function recipes(criu: string): void {
     }))
 }
 
+/** While criu dump works on it. */
 function frozen(pid: number): boolean {
-  return /^State:\s+t/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
+  return /^TracerPid:\s+[1-9]/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
 }
 
 if (typeof real === 'string') {

@@ -26,7 +26,8 @@ export async function startHost(): Promise<Host> {
   const init = await eventually(() => Number(readFileSync(children, 'utf8').trim()) || undefined, 'a namespace')
   await eventually(() => readFileSync(`/proc/${init}/comm`, 'utf8') === 'sleep\n' || undefined, 'its first process')
   return {
-    enter: ['nsenter', '-t', String(init), '-p', '-m'],
+    // nsenter forks: without setpriv its child would outlive it and keep our pipes open.
+    enter: ['nsenter', '-t', String(init), '-p', '-m', 'setpriv', '--pdeathsig', 'TERM'],
     outerPid(pid) {
       for (const entry of readdirSync('/proc')) {
         const ours = Number(entry)

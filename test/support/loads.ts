@@ -56,7 +56,7 @@ async function goesOn(folder: string, many: number): Promise<void> {
 
 async function ask(port: number, question: string): Promise<string> {
   const socket = net.connect(port, '127.0.0.1')
-  socket.end(question)
+  socket.write(question) // whoever is asked closes: redis drops answers to a client that has
   let answer = ''
   for await (const chunk of socket) answer += String(chunk)
   return answer

@@ -1,8 +1,9 @@
-/** A real sshd on loopback, in a mount namespace of its own, with keys and a user table of its own. */
+/** A real sshd on loopback, on the second host, with keys and a user table of its own. */
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
+import type { Host } from './host.ts'
 import { root, start, temporary } from './run.ts'
 
 export interface Sshd {
@@ -11,8 +12,8 @@ export interface Sshd {
   stop(): Promise<void>
 }
 
-/** Starts it, or says why it cannot. */
-export async function startSshd(): Promise<Sshd | string> {
+/** Starts it in `host`, or says why it cannot. */
+export async function startSshd(host: Host): Promise<Sshd | string> {
   const sshd = join(root, '.criu', 'sshd', 'sshd')
   if (process.geteuid?.() !== 0) return 'sshd needs root here'
   if (!existsSync(sshd)) return 'openssh-server could not be fetched'
@@ -48,7 +49,8 @@ export async function startSshd(): Promise<Sshd | string> {
     'mkdir -p /run/sshd && chmod 755 /run/sshd',
     `exec ${sshd} -D -e -r -f ${file('sshd_config', `${server.join('\n')}\n`)}`,
   ]
-  const daemon = start('unshare', ['--mount', 'sh', '-ec', line.join('\n')])
+  const [enter = '', ...options] = host.enter
+  const daemon = start(enter, [...options, 'sh', '-ec', line.join('\n')])
   await daemon.says(/Server listening/)
   return {
     config: file('ssh_config', `${config.join('\n')}\n`),
