@@ -22,7 +22,7 @@ export function check(result: number, what: string): number {
   const name = libc.errnoName(-result)
   const gone = result === -libc.EPIPE || result === -libc.ECONNRESET
   const hint = hints[name]
-  throw new Fault(gone ? 'LINK' : 'IO', `${what}: ${gone ? 'the reader went away' : name} (${name})`, {
+  throw new Fault(gone ? 'LINK' : 'IO', `${what}: ${gone ? 'the other end went away' : name} (${name})`, {
     ...(hint === undefined ? {} : { hint }),
   })
 }

@@ -25,6 +25,7 @@ export const open = call<[path: string, flags: number, mode: number]>('int open(
 export const dup = call<[fd: number, command: number, from: number]>('int fcntl(int, int, int)')
 export const fcntl = dup
 export const ioctlInt = call<[fd: number, request: number, value: Int32Array]>('int ioctl(int, unsigned long, int *)')
+export const flock = call<[fd: number, operation: number]>('int flock(int, int)')
 export const pipe2 = call<[fds: Int32Array, flags: number]>('int pipe2(int *, int)')
 export const vmsplice = call<[to: number, iov: Pointer, count: number, flags: number]>(
   'int64_t vmsplice(int, void *, size_t, unsigned int)',
@@ -108,6 +109,7 @@ export const ENOENT = 2
 export const EPERM = 1
 export const EINVAL = 22
 
+export const LOCK_EX = 2
 export const FIONREAD = 0x541b
 export const O_RDONLY = 0
 export const O_WRONLY = 1

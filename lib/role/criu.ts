@@ -36,9 +36,6 @@ const refused: Record<string, string> = {
   '--images-dir': 'the directory is ours: use -D DIR before the --',
   '-t': 'name the process before the --',
   '--tree': 'name the process before the --',
-  '-R': 'a process that runs on could change pages on their way; use criu dump -R -D DIR and --from-dir DIR',
-  '--leave-running':
-    'a process that runs on could change pages on their way; use criu dump -R -D DIR and --from-dir DIR',
   '--page-server': 'pages travel in the stream already',
   '--prev-images-dir': 'criu --stream has no incremental dumps; it would ignore this',
   '--auto-dedup': 'criu aborts when this meets --stream',

@@ -1,8 +1,9 @@
 /**
  * dump-to-stdout: one image source to one link.
  *
- * The source is a criu that we start, a criu that somebody else starts, or a directory. Where we start it, the end of the
- * stream is written only after criu itself has exited 0: a stream that is complete is a dump that succeeded.
+ * The source is a criu that we start, a criu that somebody else starts, or a directory. Where we start it, its tasks are
+ * killed only when every image has been taken by stdout (see gate.ts), and the end of the stream is written only after criu
+ * itself has exited 0: a stream that is complete is a dump that succeeded.
  */
 import { readFileSync } from 'node:fs'
 import { hostname } from 'node:os'
@@ -19,7 +20,8 @@ import type { Link } from '../stream/link.ts'
 import { type SendOptions, sendSnapshot } from '../stream/send.ts'
 import { CAPTURE_SOCKET, capture } from './capture.ts'
 import { checkCriuOptions, startCriu } from './criu.ts'
-import { openWorkDir, type WorkDir } from './workdir.ts'
+import { closedGate } from './gate.ts'
+import { openWorkDir, privateDirectory, type WorkDir } from './workdir.ts'
 
 export interface DumpOptions {
   id: SnapshotId
@@ -53,7 +55,10 @@ export async function dumpTree(
   if (!isRunning(pid)) throw new Fault('MISSING', `no process ${pid}`, { hint: 'look with: ps -e' })
   const work = openWorkDir(options.directory, CAPTURE_SOCKET)
   const begun = performance.now()
-  const run = startCriu(criu, 'dump', ['--stream', '-t', String(pid), '-D', work.path, ...criuOptions])
+  const secret = privateDirectory()
+  const gate = closedGate(secret.path)
+  const ours = ['--stream', '-t', String(pid), '-D', work.path, '--action-script', gate.script]
+  const run = startCriu(criu, 'dump', [...ours, ...criuOptions])
   try {
     const socket = await Promise.race([
       acceptUnix(work.listener),
@@ -62,15 +67,18 @@ export async function dumpTree(
       }),
       aborted(options.signal),
     ])
-    await send(capture(socket), link, options, () => run.done)
+    await send(capture(socket), link, options, { onDrained: gate.go, confirm: () => run.done })
     options.report({ event: 'dumped', frozenMs: frozenMs(work), ms: performance.now() - begun })
   } catch (error) {
     // Without our ends of its socket and pipes criu gives up by itself and lets the process run on.
+    gate.close()
     work.remove()
     const cause = await Promise.race([run.done.catch((reason: unknown) => reason), patience()])
     if (cause === 'impatient') run.kill()
     throw betterOf(error, cause)
   } finally {
+    gate.close()
+    secret.remove()
     work.remove()
   }
 }
@@ -96,11 +104,11 @@ async function send(
   source: ImageSource,
   link: Link,
   { id, report, signal }: DumpOptions,
-  confirm?: SendOptions['confirm'],
+  more: Pick<SendOptions, 'onDrained' | 'confirm'> = {},
 ): Promise<void> {
   const begun = performance.now()
   const writer = frameWriter(link.outlet)
-  const sent = await sendSnapshot(writer, id, source, { signal, ...(confirm && { confirm }) })
+  const sent = await sendSnapshot(writer, id, source, { signal, ...more })
   await link.outlet.finish()
   link.destroy()
   const ms = performance.now() - begun

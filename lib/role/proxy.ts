@@ -5,6 +5,7 @@
  * no other. CRIU is never answered, only read from: as long as the cache is not there, CRIU waits at its full pipes. If
  * the cache refuses or the link breaks, our ends of socket and pipes are closed, the dump fails, and the process runs on.
  */
+import { setPriority } from 'node:os'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
@@ -36,6 +37,7 @@ export interface ProxyOptions {
 export async function proxy(options: ProxyOptions): Promise<never> {
   const { report, signal } = options
   const work = openWorkDir(options.directory, CAPTURE_SOCKET)
+  hurry()
   const running = new Set<Promise<void>>()
   try {
     report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
@@ -51,6 +53,16 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     work.remove()
     await Promise.all(running)
   }
+}
+
+/**
+ * CRIU waits for nobody before it kills the tasks, and by then the last pipe must be read (see pipe-reader.ts): the proxy
+ * goes before other work on a busy host, where it may.
+ */
+function hurry(): void {
+  try {
+    setPriority(-10)
+  } catch {}
 }
 
 async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions): Promise<void> {

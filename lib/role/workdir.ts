@@ -14,16 +14,22 @@ export interface WorkDir {
   remove(): void
 }
 
+/** A directory of our own, mode 0700, that `remove` takes away with all that is in it. */
+export function privateDirectory(): { path: string; remove: () => void } {
+  const path = mkdtempSync(join(tmpdir(), 'ferry-'))
+  return { path, remove: () => rmSync(path, { recursive: true, force: true }) }
+}
+
 /**
  * Offers `socketName` in `path`, which is made if it is missing, or in a private temporary directory.
  * Throws `EXISTS`, `USAGE` or `IO`.
  */
 export function openWorkDir(path: string | undefined, socketName: string): WorkDir {
-  const temporary = path === undefined
-  const directory = path === undefined ? mkdtempSync(join(tmpdir(), 'ferry-')) : resolve(path)
+  const temporary = path === undefined ? privateDirectory() : undefined
+  const directory = temporary?.path ?? resolve(path ?? '')
   const socket = join(directory, socketName)
   try {
-    if (!temporary) makeDirectory(directory)
+    if (temporary === undefined) makeDirectory(directory)
     const listener = listenUnix(socket)
     let there = true
     return {
@@ -33,11 +39,12 @@ export function openWorkDir(path: string | undefined, socketName: string): WorkD
         if (!there) return
         there = false
         closeFd(listener)
-        rmSync(temporary ? directory : socket, { recursive: temporary, force: true })
+        rmSync(socket, { force: true })
+        temporary?.remove()
       },
     }
   } catch (error) {
-    if (temporary) rmSync(directory, { recursive: true, force: true })
+    temporary?.remove()
     throw error
   }
 }

@@ -5,7 +5,8 @@ import type { Inlet, Link, Outlet } from './link.ts'
 
 function linkFault(cause: unknown): Fault {
   if (cause instanceof Fault) return cause
-  return new Fault('LINK', cause instanceof Error ? cause.message : 'the link was cut', { cause })
+  const { syscall = 'link', code = 'closed' } = (cause ?? {}) as NodeJS.ErrnoException
+  return new Fault('LINK', `${syscall}: the other end went away (${code})`, { cause })
 }
 
 function readableInlet(stream: Readable): Inlet {

@@ -39,6 +39,8 @@ export function summarize(images: ImageEntry[]): Snapshot {
 export interface SendOptions {
   /** Called for progress. */
   onBytes?: (bytes: number) => void
+  /** Called when inventory.img and every image before it are out of CRIU's pipes: it may let go of the tasks. */
+  onDrained?: () => void
   /** Awaited before the end frame: the last chance to say that the dump failed after all. */
   confirm?: () => Promise<void>
   /** Stops everything; its reason is thrown. */
@@ -50,7 +52,7 @@ export async function sendSnapshot(
   writer: FrameWriter,
   id: SnapshotId,
   source: ImageSource,
-  { onBytes = () => {}, confirm = async () => {}, signal }: SendOptions = {},
+  { onBytes = () => {}, onDrained = () => {}, confirm = async () => {}, signal }: SendOptions = {},
 ): Promise<Snapshot> {
   const stop = new AbortController()
   const fail = (reason: unknown): void => {
@@ -77,6 +79,7 @@ export async function sendSnapshot(
       names.add(image.name)
       const sent = sendImage(sender, channel, image).then((entry) => {
         entries[channel - 1] = entry
+        if (names.has(INVENTORY) && entries.every((one) => one !== undefined)) onDrained()
       })
       running.push(sent.catch(fail))
       // CRIU holds several pipes open and needs them all read; what merely lies there goes out in order.

@@ -143,6 +143,18 @@ function recipes(criu: string): void {
       await load.verify()
     }))
 
+  test('dump-to-stdout -- -R: the process runs on, and its copy starts where it was copied', () =>
+    staged(async ({ load, env, folder, host }) => {
+      const dumped = await shell('dump-to-stdout -t $PID -- -R > app.img', { env, cwd: folder })
+      assert.is(dumped.code, 0, dumped.stderr)
+      await load.runsOn()
+      load.kill()
+      await load.gone
+      const restored = await shell(`${host.enter.join(' ')} restore-from-socket < app.img`, { cwd: folder })
+      assert.is(restored.code, 0, restored.stderr)
+      assert.ok(host.outerPid(load.pid) > 0)
+    }))
+
   test('--listen on both sides, with a criu that somebody else runs', () =>
     staged(async ({ load, folder }) => {
       const work = join(folder, 'work')

@@ -23,7 +23,7 @@ test('check passes results on and turns errno into a Fault', () => {
   assert.is(check(0, 'x'), 0)
   assert.is(check(7, 'x'), 7)
   const gone = throwsFault('LINK', () => check(-libc.EPIPE, 'write'))
-  assert.is(gone.message, 'write: the reader went away (EPIPE)')
+  assert.is(gone.message, 'write: the other end went away (EPIPE)')
   throwsFault('LINK', () => check(-libc.ECONNRESET, 'read'))
   const full = throwsFault('IO', () => check(-28, 'write'))
   assert.match(full.message, 'ENOSPC')

@@ -120,7 +120,7 @@ test('a reader that leaves: exit 3, and what is asked for is never half of it', 
     cwd: folder,
   })
   assert.is(ran.stdout.toString(), '3\n')
-  assert.match(ran.stderr, /^dump-to-stdout: error: .*reader went away/)
+  assert.match(ran.stderr, /^dump-to-stdout: error: .*other end went away/)
 })
 
 test('no stream to or from a terminal', async ({ folder }) => {

@@ -204,6 +204,7 @@ test('a cache that dies fails the dump; the proxy goes on', () =>
     closeFd(pipe)
     criu.close()
     const second = dump()
+    closeFd(second.open('pages-1.img'))
     await proxy.says(/cannot connect to 127.0.0.1:\d+ \(ECONNREFUSED\)/)
     second.close()
     assert.is(proxy.child.exitCode, null)

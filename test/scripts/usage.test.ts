@@ -40,7 +40,6 @@ const misuse: [line: string, message: RegExp][] = [
   ['dump-to-stdout --from-dir x -- -v4', /criu options do not go together/],
   ['dump-to-stdout --listen', /--dir is missing/],
   ['dump-to-stdout --from-dir x --snapshot ../y', /snapshot id refused/],
-  ['dump-to-stdout -t 1 -- -R', /criu option -R cannot be used here/],
   ['dump-to-stdout -t 1 -- -D x', /criu option -D cannot be used here/],
   ['dump-to-stdout -t 1 -- --page-server', /criu option --page-server cannot be used here/],
   ['dump-to-stdout -t 1 -- --prev-images-dir=x', /criu option --prev-images-dir cannot be used here/],

@@ -1,0 +1,73 @@
+/**
+ * Runs the tests: every file in a process of its own, in several passes (both data paths, every CRIU that was fetched,
+ * none at all). A file that hangs, dies or runs no test has failed. `npm test -- wire` runs what has `wire` in its name.
+ * The last line is `N passed, N failed`.
+ */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, readdirSync } from 'node:fs'
+import { dirname, join, relative } from 'node:path'
+import { fetchPrograms } from '../test/support/loads.ts'
+
+const root = dirname(import.meta.dirname)
+const wanted = process.argv.slice(2)
+const LIMIT_MS = 10 * 60_000
+
+const criu = (suite: string): string => join(root, '.criu', suite, 'criu')
+const passes = [
+  { name: 'everything, with the newest CRIU', files: /./, env: {} },
+  { name: 'without splice', files: /^(stream|role|scripts)\//, env: { FERRY_NO_SPLICE: '1' } },
+  { name: 'without splice, CRIU 4.2', files: /^criu\//, env: { FERRY_NO_SPLICE: '1', FERRY_CRIU: criu('sid') } },
+  { name: 'CRIU 4.2', files: /^criu\//, env: { FERRY_CRIU: criu('sid') } },
+  { name: 'CRIU 4.1, no sockets', files: /^criu\//, env: { FERRY_CRIU: criu('trixie') } },
+  { name: 'no CRIU', files: /^(criu|scripts)\//, env: { FERRY_CRIU: 'none' } },
+]
+
+const files = readdirSync(join(root, 'test'), { recursive: true, encoding: 'utf8' })
+  .filter((file) => file.endsWith('.test.ts'))
+  .sort()
+let passed = 0
+let failed = 0
+
+async function runFile(file: string, env: Record<string, string>): Promise<void> {
+  const path = join(root, 'test', file)
+  const child = spawn(process.execPath, ['--import', 'tsx', path], {
+    cwd: root,
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  const timer = setTimeout(() => child.kill('SIGKILL'), LIMIT_MS)
+  let output = ''
+  child.stdout.on('data', (chunk: Buffer) => {
+    output += chunk.toString()
+  })
+  const [code] = (await once(child, 'close')) as [number | null]
+  clearTimeout(timer)
+  const count = (word: string): number => Number(new RegExp(`${word}:\\s+(\\d+)`).exec(output)?.[1] ?? 0)
+  const [total, good] = [count('Total'), count('Passed')]
+  const skipped = output.match(/^skipped: .*$/gm) ?? []
+  // A file in which everything is skipped, with its reason, is in order; one that says nothing is not.
+  const lost = total === 0 && skipped.length === 0
+  const bad = Math.max(total - good, code === 0 && !lost ? 0 : 1)
+  passed += good
+  failed += bad
+  console.log(`${bad === 0 ? 'ok  ' : 'FAIL'} ${relative(root, path)} (${good} of ${total})`)
+  for (const line of skipped) console.log(`     ${line}`)
+  if (bad > 0) console.log(output, code === null ? 'killed: it took too long' : `exit code ${code}`)
+}
+
+fetchPrograms()
+for (const pass of passes) {
+  const program = 'FERRY_CRIU' in pass.env ? pass.env.FERRY_CRIU : undefined
+  console.log(`\n# ${pass.name}`)
+  if (program !== undefined && program !== 'none' && !existsSync(program)) {
+    console.log(`skipped: ${relative(root, program)} could not be fetched`)
+    continue
+  }
+  for (const file of files) {
+    if (!pass.files.test(file) || (wanted.length > 0 && !wanted.some((word) => file.includes(word)))) continue
+    await runFile(file, pass.env)
+  }
+}
+console.log(`\n${passed} passed, ${failed} failed`)
+process.exitCode = failed === 0 && passed > 0 ? 0 : 1
