@@ -40,7 +40,7 @@ const options = {
 
 main({ name: 'cache', usage, options, daemon: true }, async ({ values, report, signal }) => {
   const { port, address, dir, snapshot, timeout, insecure } = values
-  if (!insecure) refuseOpenNetwork(address)
+  if (!insecure) await refuseOpenNetwork(address)
   await cache({
     host: address,
     port: wholeNumber('--port', required('--port', port, 'as in --port 9997'), 0, 65535),

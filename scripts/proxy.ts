@@ -39,7 +39,7 @@ main({ name: 'proxy', usage, options, daemon: true }, async ({ values, report, s
   const { address, port, dir, snapshot, timeout, insecure } = values
   const host = address.includes(':') ? `[${address}]` : address
   const cache = parseEndpoint(`${host}:${required('--port', port, "the cache's port, as in --port 9997")}`)
-  if (!insecure) refuseOpenNetwork(address)
+  if (!insecure) await refuseOpenNetwork(address)
   await proxy({
     cache,
     directory: required('--dir', dir, 'the directory that criu dump --stream gets as -D'),

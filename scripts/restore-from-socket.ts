@@ -61,7 +61,7 @@ main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, rep
   const restores = listen !== true && toDir === undefined
   const program = restores ? findCriu(criu) : ''
   const endpoint = parseEndpoint(from)
-  if (endpoint.kind === 'tcp' && !values.insecure) refuseOpenNetwork(endpoint.host)
+  if (endpoint.kind === 'tcp' && !values.insecure) await refuseOpenNetwork(endpoint.host)
   const link = await connectEndpoint(endpoint, common.timeoutMs, signal)
   if (toDir !== undefined) return restoreToDirectory(toDir, link, common)
   if (listen === true) return restoreToListener(link, common)

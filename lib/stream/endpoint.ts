@@ -4,6 +4,7 @@
  * Names are resolved and connections made by Node; then the descriptor is taken over (dup, and Node's half closed
  * before it has read anything), because splice needs it bare.
  */
+import { lookup } from 'node:dns/promises'
 import { createReadStream, fstatSync } from 'node:fs'
 import net from 'node:net'
 import { setTimeout } from 'node:timers/promises'
@@ -34,9 +35,16 @@ export function parseEndpoint(text: string): Endpoint {
   return { kind: 'tcp', host: tcp[1] ?? tcp[2] ?? '', port }
 }
 
-/** Plain TCP carries other people's memory readable and unsigned. Throws `USAGE` for any host but this one. */
-export function refuseOpenNetwork(host: string): void {
-  if (host === 'localhost' || host === '::1' || (net.isIPv4(host) && host.startsWith('127.'))) return
+/**
+ * Plain TCP carries other people's memory readable and unsigned. Throws `USAGE` for any host whose addresses are not
+ * all this host's own, `LINK` for one that has none.
+ */
+export async function refuseOpenNetwork(host: string): Promise<void> {
+  const found = await lookup(host, { all: true }).catch((cause: NodeJS.ErrnoException) => {
+    throw new Fault('LINK', `cannot find the address of ${host} (${cause.code})`, { cause })
+  })
+  const local = found.filter(({ address }) => address === '::1' || (net.isIPv4(address) && address.startsWith('127.')))
+  if (found.length > 0 && local.length === found.length) return
   throw new Fault('USAGE', `plain TCP to or from ${host} is neither secret nor authenticated`, {
     hint: 'tunnel it: ssh -L 9997:127.0.0.1:9997 host; or, in a network that you trust: --insecure',
   })

@@ -1,5 +1,5 @@
 /** The README's recipes, word for word, and the ways of failing that only the real CRIU has. */
-import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -77,23 +77,29 @@ function recipes(criu: string): void {
 
   test('cache, proxy, criu dump --stream, criu restore --stream', () =>
     staged(async ({ host, arrived, env, folder }) => {
-      mkdirSync(join(folder, 'bin'))
-      symlinkSync(criu, join(folder, 'bin', 'criu'))
-      const path = `${folder}/bin:${join(root, 'scripts', 'bin')}:$PATH`
-      writeFileSync(
-        join(folder, 'bin', 'there'),
-        `#!/bin/sh\ncd ${folder}; exec ${host.enter.join(' ')} env PATH=${path} "$@"\n`,
-        { mode: 0o755 },
-      )
+      if (existsSync('/run/ferry')) return void console.log('skipped: /run/ferry is in use')
+      const bin = join(folder, 'bin')
+      const command = (name: string, line: string): void =>
+        writeFileSync(join(bin, name), `#!/bin/sh\n${line} "$@"\n`, { mode: 0o755 })
+      mkdirSync(bin)
+      symlinkSync(criu, join(bin, 'criu'))
+      writeFileSync(join(folder, 'hosts'), '127.0.0.1 localhost host\n')
+      // `host` is a name for loopback, and `host$` is the second host.
+      const path = `PATH=${bin}:${join(root, 'scripts', 'bin')}:$PATH`
+      command('host$', `exec ${host.enter.join(' ')} env ${path}`)
+      command('src$', `exec unshare --mount sh -c 'mount --bind ${folder}/hosts /etc/hosts; ${path}; exec "$@"' sh`)
       const lines = [
-        `PATH=${folder}/bin:$PATH`,
-        `trap 'kill $(jobs -p); wait' EXIT`,
-        'there cache --port 9997 -D ./target & proxy --address localhost --port 9997 -D ./source &',
-        'until [ -S source/streamer-capture.sock ]; do sleep 0.1; done',
-        'criu dump --stream -t $PID -D ./source || exit; there criu restore --stream -d -D ./target',
+        `PATH=${bin}:$PATH`,
+        `trap 'kill $(jobs -p); wait; rm -f /run/ferry/stats-*; rmdir /run/ferry' EXIT`,
+        'host$ cache --port 9997 -D /run/ferry &',
+        'src$ proxy --address host --port 9997 -D /run/ferry &',
+        'until [ -S /run/ferry/streamer-capture.sock ]; do sleep 0.1; done',
+        'criu dump --stream -t $PID -D /run/ferry || exit',
+        'host$ criu restore --stream -d -D /run/ferry',
       ]
       await recipe(lines.join('\n'), { env, cwd: folder })
       await arrived()
+      assert.not(existsSync('/run/ferry'), 'nothing is left')
     }))
 
   test('a restore that is started before the dump', () =>
@@ -200,6 +206,27 @@ function recipes(criu: string): void {
       assert.is(ran.stdout.toString(), '3\n', ran.stderr)
       await load.runsOn()
     }))
+
+  for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
+    test(`dump-to-stdout gets ${signal} in the middle: the process runs on`, () =>
+      staged(async ({ load, folder }) => {
+        // Nobody reads for a while, so that the dump cannot finish.
+        const env = { TMPDIR: folder }
+        const pipeline = start(
+          'bash',
+          ['-c', `dump-to-stdout -t ${load.pid} | sleep 3; echo code \${PIPESTATUS[0]} >&2`],
+          { env },
+        )
+        await eventually(() => frozen(load.pid) || undefined, 'the freeze')
+        const dumping = readFileSync(`/proc/${pipeline.child.pid}/task/${pipeline.child.pid}/children`, 'utf8')
+        process.kill(Number(dumping.split(' ')[0]), signal)
+        await pipeline.says(signal === 'SIGTERM' ? /code 143/ : /code 137/)
+        await load.runsOn()
+        assert.not(frozen(load.pid))
+        const left = readdirSync(folder).filter((name) => name.startsWith('ferry-'))
+        if (signal === 'SIGTERM') assert.equal(left, [])
+      }))
+  }
 
   test('criu killed in the middle of a dump: nothing is sealed, the process runs on', () =>
     staged(async ({ load, folder }) => {

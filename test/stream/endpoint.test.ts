@@ -78,20 +78,11 @@ test('what is no endpoint is USAGE', () => {
   for (const text of [...hosts, ...others]) throwsFault('USAGE', () => parseEndpoint(text), JSON.stringify(text))
 })
 
-test('plain TCP is for this host alone', () => {
-  for (const host of ['localhost', '127.0.0.1', '127.1.2.3', '::1']) refuseOpenNetwork(host)
-  const others = [
-    '0.0.0.0',
-    '::',
-    '10.0.0.1',
-    'example.org',
-    'localhost.evil.org',
-    '127.0.0.1.evil.org',
-    'x127.0.0.1',
-    '128.0.0.1',
-    '',
-  ]
-  for (const host of others) throwsFault('USAGE', () => refuseOpenNetwork(host), host)
+test('plain TCP is for this host alone', async () => {
+  for (const host of ['localhost', '127.0.0.1', '127.1.2.3', '::1']) await within(refuseOpenNetwork(host))
+  for (const host of ['0.0.0.0', '::', '192.0.2.1', '128.0.0.1', '']) {
+    await rejectsFault('USAGE', refuseOpenNetwork(host), host)
+  }
 })
 
 /** Bytes both ways, the end of one direction, and then of the other. */
