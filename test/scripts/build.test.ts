@@ -1,0 +1,32 @@
+import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { fixtures, root, run, shell, temporary } from '../support/run.ts'
+
+const test = suite('the built package')
+
+interface Package {
+  version: string
+  bin: Record<string, string>
+}
+
+test('npm run build makes plain JavaScript that does the same', async () => {
+  const built = await run('npm', ['run', '--silent', 'build'], { cwd: root })
+  assert.is(built.code, 0, built.stdout.toString())
+  const { version, bin } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as Package
+  const names = ['criu-dump-to-stdout', 'criu-image-cache', 'criu-image-proxy', 'criu-restore-from-socket']
+  assert.equal(Object.keys(bin).sort(), names)
+  for (const file of Object.values(bin)) {
+    const said = await run(process.execPath, [join(root, file), '--version'])
+    assert.is(said.stdout.toString(), `${version}\n`, file)
+  }
+  const { path, remove } = temporary()
+  const [dump, restore] = ['criu-dump-to-stdout', 'criu-restore-from-socket'].map((name) => join(root, bin[name] ?? ''))
+  const moved = await shell(`node ${dump} --from-dir ${fixtures}/images | node ${restore} --to-dir ${path}/images`)
+  assert.is(moved.code, 0, moved.stderr)
+  assert.ok(existsSync(join(path, 'images', 'inventory.img')))
+  remove()
+})
+
+test.run()
