@@ -237,6 +237,7 @@ function harmless(text: string): string {
 
 function decodeList(body: Buffer): ImageEntry[] {
   const count = body.readUInt32LE(0)
+  if (count > MOST_IMAGES) throw new Fault('LIMIT', `a list of ${count} images, at most ${MOST_IMAGES} are allowed`)
   const images: ImageEntry[] = []
   let at = 4
   while (at < body.length) {
@@ -272,7 +273,7 @@ function numbers(...values: bigint[]): Buffer {
   return out
 }
 
-/** Whole characters, at most LONGEST_REASON bytes. */
+/** At most LONGEST_REASON bytes; a character that is cut becomes U+FFFD, three bytes. */
 function cutText(text: string): Buffer {
   return Buffer.from(
     Buffer.from(text)

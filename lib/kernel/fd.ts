@@ -75,7 +75,7 @@ export function enlargePipe(fd: Fd): number {
   return check(libc.fcntl(fd, libc.F_GETPIPE_SZ, 0), 'fcntl')
 }
 
-/** Whether the descriptor is a pipe, which is what splice needs at one side. */
+/** Whether the descriptor is a pipe. */
 export function isPipe(fd: number): boolean {
   return libc.fcntl(fd, libc.F_GETPIPE_SZ, 0) > 0
 }

@@ -50,7 +50,6 @@ export const getsockopt = call<[fd: number, level: number, option: number, value
   'int getsockopt(int, int, int, void *, int *)',
 )
 export const madvise = call<[address: bigint, bytes: number, advice: number]>('int madvise(void *, size_t, int)')
-export const munmap = call<[address: bigint, bytes: number]>('int munmap(void *, size_t)')
 
 const rawMmap = library.func('intptr_t mmap(void *, size_t, int, int, int, int64_t)') as (
   ...args: [null, number, number, number, number, number]
@@ -107,10 +106,10 @@ export const ECONNREFUSED = 111
 export const EADDRINUSE = 98
 export const ENOENT = 2
 export const EPERM = 1
-export const EINVAL = 22
 
-export const LOCK_EX = 2
+/** Bytes that are waiting in a pipe or socket. */
 export const FIONREAD = 0x541b
+export const LOCK_EX = 2
 export const O_RDONLY = 0
 export const O_WRONLY = 1
 export const O_NONBLOCK = 0o4000
@@ -142,4 +141,3 @@ export const MADV_DONTNEED = 4
 export const MADV_DONTFORK = 10
 export const MADV_HUGEPAGE = 14
 export const MADV_DONTDUMP = 16
-export const MADV_POPULATE_WRITE = 23

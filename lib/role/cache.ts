@@ -27,7 +27,6 @@ import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { receiveSnapshot, unexpected } from '../stream/receive.ts'
 import { sendSnapshot } from '../stream/send.ts'
-import { aborted } from './dump.ts'
 import { SERVE_SOCKET, serve } from './serve.ts'
 import { openWorkDir } from './workdir.ts'
 
@@ -53,6 +52,7 @@ export async function cache(options: CacheOptions): Promise<never> {
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   const links = new Set<Link>()
   const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true, keepAlive: true })
+  server.maxConnections = MOST_LINKS
   server.on('connection', (socket) => {
     const link = takeOver(socket, `${socket.remoteAddress}:${socket.remotePort}`)
     links.add(link)
@@ -62,8 +62,9 @@ export async function cache(options: CacheOptions): Promise<never> {
     const port = await listen(server, options)
     report({ event: 'listening', at: `${options.host}:${port}` })
     report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
+    signal.addEventListener('abort', () => work.remove(signal.reason as Error))
     for (;;) {
-      const socket = await Promise.race([acceptUnix(work.listener), aborted(signal)])
+      const socket = await acceptUnix(work.listener)
       void serveCriu(socket, shelf, options)
     }
   } finally {
@@ -83,13 +84,19 @@ function listen(server: net.Server, { host, port }: CacheOptions): Promise<numbe
   })
 }
 
+/** Links at a time; more are closed at once. */
+const MOST_LINKS = 256
+/** A client that has connected has something to say. */
+const FIRST_FRAME_MS = 30_000
+
 async function answer(link: Link, shelf: Shelf, options: CacheOptions): Promise<void> {
   const writer = frameWriter(link.outlet)
   const reader = frameReader(link.inlet)
   let what = link.peer
   try {
     await writer.send({ type: 'hello' })
-    const frame = await reader.next()
+    const silent = setTimeout(() => link.destroy(new Fault('TIMEOUT', 'the client said nothing')), FIRST_FRAME_MS)
+    const frame = await reader.next().finally(() => clearTimeout(silent))
     if (frame === undefined) return
     if (frame.type === 'snapshot') {
       what = `snapshot ${frame.id}`
@@ -159,12 +166,10 @@ async function give(
 ): Promise<void> {
   const gone = reader.next()
   gone.catch(() => {})
-  const snapshot = await Promise.race([
-    shelf.find(id, timeoutMs),
-    gone.then(() => {
-      throw new Fault('LINK', 'the client left before its snapshot was here')
-    }),
-  ])
+  const left = new AbortController()
+  const leave = (): void => left.abort(new Fault('LINK', 'the client left before its snapshot was here'))
+  gone.then(leave, leave)
+  const snapshot = await shelf.find(id, timeoutMs, left.signal)
   const begun = performance.now()
   const sent = await sendSnapshot(writer, snapshot.id, storedSource(snapshot.images), { signal })
   const reply = await gone

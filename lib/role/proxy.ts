@@ -2,11 +2,13 @@
  * The image-proxy: a daemon on the source host. Whoever runs `criu dump --stream -D DIR` there is forwarded to the cache.
  *
  * Every CRIU that connects gets a connection to the cache of its own, so that dumps do not mix and one that fails harms
- * no other. CRIU is never answered, only read from: as long as the cache is not there, CRIU waits at its full pipes. If
- * the cache refuses or the link breaks, our ends of socket and pipes are closed, the dump fails, and the process runs on.
+ * no other. CRIU is never answered, only read from: it waits where its pipes are full. If the cache refuses or the link
+ * breaks while CRIU is dumping, our ends of socket and pipes are closed, the dump fails, and the process runs on. Once
+ * CRIU has written its last image it waits for nobody: then the process is gone, whatever the cache says.
  */
 import { setPriority } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
 import type { SnapshotId } from '../format/names.ts'
@@ -16,6 +18,7 @@ import { acceptUnix, hasSpoken } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
 import { frameReader, frameWriter } from '../stream/frames.ts'
+import type { Link, Outlet } from '../stream/link.ts'
 import { unexpected } from '../stream/receive.ts'
 import { type Snapshot, sendSnapshot } from '../stream/send.ts'
 import { CAPTURE_SOCKET, capture } from './capture.ts'
@@ -40,9 +43,10 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   hurry()
   const running = new Set<Promise<void>>()
   try {
+    signal.addEventListener('abort', () => work.remove(signal.reason as Error))
     report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     for (;;) {
-      const socket = await Promise.race([acceptUnix(work.listener), aborted(signal)])
+      const socket = await acceptUnix(work.listener)
       const id = options.id ?? freshId()
       const forwarded = forward(socket, id, options)
         .catch((fault: Error) => report({ event: 'failed', what: `snapshot ${id}`, fault }))
@@ -72,26 +76,32 @@ async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions): Promi
   const stop = new AbortController()
   const outside = (): void => stop.abort(options.signal.reason)
   options.signal.addEventListener('abort', outside)
-  const link = await connectEndpoint(options.cache, options.timeoutMs, options.signal).catch((error: Error) => {
-    source.destroy(error)
-    throw error
-  })
+  const connecting = connectEndpoint(options.cache, options.timeoutMs, stop.signal)
   // The cache may refuse, or go away, while CRIU has nothing to send: the verdict is awaited all along.
-  const verdict = sealed(link.inlet)
-  verdict.catch((reason: Error) => {
+  const verdict = connecting.then((link) => sealed(link.inlet))
+  verdict.catch(async (reason: Error) => {
     stop.abort(reason)
-    link.destroy(reason)
+    await connecting.then((link) => link.destroy(reason)).catch(() => {})
   })
   try {
-    const sent = await sendSnapshot(frameWriter(link.outlet), id, source, { signal: stop.signal })
-    await Promise.race([verdict.then((digest) => compare(digest, sent)), late(options), aborted(options.signal)])
+    const sent = await sendSnapshot(frameWriter(whenConnected(connecting)), id, source, { signal: stop.signal })
+    await Promise.race([verdict.then((digest) => compare(digest, sent)), late(options), aborted(stop.signal)])
     const ms = performance.now() - begun
     options.report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: true })
   } catch (error) {
     throw await reasonFor(error, verdict)
   } finally {
     options.signal.removeEventListener('abort', outside)
-    link.destroy()
+    stop.abort(new Fault('ABORTED', 'over'))
+    await connecting.then((link) => link.destroy()).catch(() => {})
+  }
+}
+
+/** CRIU is read from before the cache is there: what fits into its pipes does not wait to be read. */
+function whenConnected(connecting: Promise<Link>): Outlet {
+  return {
+    send: async (bytes, more) => (await connecting).outlet.send(bytes, more),
+    finish: async () => (await connecting).outlet.finish(),
   }
 }
 
@@ -119,7 +129,7 @@ const ANSWER_MS = 5000
 async function reasonFor(error: unknown, verdict: Promise<unknown>): Promise<unknown> {
   const word = await Promise.race([
     verdict.catch((reason: unknown) => reason),
-    new Promise((resolve) => setTimeout(resolve, ANSWER_MS).unref()),
+    setTimeout(ANSWER_MS, undefined, { ref: false }),
   ])
   const refused = word instanceof Fault && word.code !== 'LINK'
   return refused && error instanceof Fault && error.code === 'LINK' ? word : error
@@ -130,9 +140,7 @@ function compare(digest: bigint, sent: Snapshot): void {
   throw new Fault('DIGEST', `the cache sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
 }
 
-function late({ timeoutMs }: ProxyOptions): Promise<never> {
-  return new Promise((_resolve, reject) => {
-    const fault = new Fault('TIMEOUT', `the cache did not seal the snapshot within ${timeoutMs / 1000} s`)
-    setTimeout(reject, timeoutMs, fault).unref()
-  })
+async function late({ timeoutMs }: ProxyOptions): Promise<never> {
+  await setTimeout(timeoutMs, undefined, { ref: false })
+  throw new Fault('TIMEOUT', `the cache did not seal the snapshot within ${timeoutMs / 1000} s`)
 }

@@ -10,8 +10,8 @@ import { listenUnix } from '../kernel/unix.ts'
 export interface WorkDir {
   path: string
   listener: Fd
-  /** Closes and removes the socket, and the directory if we made it. May be called twice. */
-  remove(): void
+  /** Closes and removes the socket, and the directory if we made it; who waits on it gets `reason`. May be called twice. */
+  remove(reason?: Error): void
 }
 
 /** A directory of our own, mode 0700, that `remove` takes away with all that is in it. */
@@ -35,10 +35,10 @@ export function openWorkDir(path: string | undefined, socketName: string): WorkD
     return {
       path: directory,
       listener,
-      remove() {
+      remove(reason) {
         if (!there) return
         there = false
-        closeFd(listener)
+        closeFd(listener, reason)
         rmSync(socket, { force: true })
         temporary?.remove()
       },

@@ -28,8 +28,8 @@ export interface Shelf {
   receive(id: SnapshotId): Arriving
   /** Whether `find` would answer at once. */
   has(id: SnapshotId | undefined): boolean
-  /** The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`. */
-  find(id: SnapshotId | undefined, timeoutMs: number): Promise<Sealed>
+  /** The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`, or until `signal`. */
+  find(id: SnapshotId | undefined, timeoutMs: number, signal?: AbortSignal): Promise<Sealed>
 }
 
 interface Waiter {
@@ -79,15 +79,19 @@ export function openShelf(pool: Pool): Shelf {
       }
     },
     has: (id) => now(id) !== undefined,
-    find(id, timeoutMs) {
+    find(id, timeoutMs, signal) {
       const snapshot = now(id)
       if (snapshot !== undefined) return Promise.resolve(snapshot)
       return new Promise((resolve, reject) => {
-        const timer = setTimeout(() => {
+        const giveUp = (reason: unknown): void => {
+          clearTimeout(timer)
           waiters.delete(waiter)
-          const what = id === undefined ? 'no snapshot' : `no snapshot ${id}`
-          reject(new Fault('TIMEOUT', `${what} was sealed within ${timeoutMs / 1000} s`))
-        }, timeoutMs)
+          reject(reason)
+        }
+        const what = id === undefined ? 'no snapshot' : `no snapshot ${id}`
+        const tooLate = new Fault('TIMEOUT', `${what} was sealed within ${timeoutMs / 1000} s`)
+        const timer = setTimeout(giveUp, timeoutMs, tooLate)
+        signal?.addEventListener('abort', () => giveUp(signal.reason), { once: true })
         const waiter: Waiter = {
           id,
           resolve(found) {

@@ -2,7 +2,7 @@
  * Where the other end is: `HOST:PORT`, `[v6]:PORT`, `tcp:HOST:PORT`, `unix:PATH`, `fd:N`, `-`.
  *
  * Names are resolved and connections made by Node; then the descriptor is taken over (dup, and Node's half closed
- * before it has read anything), because splice needs it bare.
+ * before it has read anything): reads and writes go straight to and from the memory that we choose.
  */
 import { lookup } from 'node:dns/promises'
 import { createReadStream, fstatSync } from 'node:fs'

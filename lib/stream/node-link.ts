@@ -53,7 +53,7 @@ function writableOutlet(stream: Writable): Outlet {
   }
 }
 
-/** The same as a descriptor's link, through Node's streams: for TLS, and for FERRY_NO_SPLICE=1. */
+/** The same as a descriptor's link, through Node's streams: for FERRY_NO_SPLICE=1, and where there is no descriptor. */
 export function duplexLink(stream: Duplex, peer: string): Link {
   return {
     inlet: readableInlet(stream),

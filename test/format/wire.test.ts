@@ -233,10 +233,10 @@ test('a list that is cut, or counts wrongly, is refused', () => {
   for (let cut = 4; cut < list.length; cut++) {
     throwsFault('FORMAT', () => decodeBody('snapshotEnd', body(list.subarray(0, cut))), `cut at ${cut}`)
   }
-  for (const count of [0, 1, 3, 2 ** 32 - 1]) {
+  for (const count of [0, 1, 3, 2 ** 16, 2 ** 16 + 1, 2 ** 32 - 1]) {
     const wrong = Buffer.from(list)
     wrong.writeUInt32LE(count)
-    throwsFault('FORMAT', () => decodeBody('snapshotEnd', body(wrong)), `count ${count}`)
+    throwsFault(count > 2 ** 16 ? 'LIMIT' : 'FORMAT', () => decodeBody('snapshotEnd', body(wrong)), `count ${count}`)
   }
   throwsFault('FORMAT', () => decodeBody('snapshotEnd', body(Buffer.concat([list, Buffer.of(0)]))), 'a byte too many')
 })
