@@ -9,7 +9,7 @@ export type Progress =
   /** A restore took its images. */
   | { event: 'served'; id: string; images: number; bytes: number; ms: number }
   /** criu dump returned; `frozenMs` from its own statistics. */
-  | { event: 'dumped'; frozenMs: number; ms: number }
+  | { event: 'dumped'; frozenMs: number | undefined; ms: number }
   | { event: 'restored'; ms: number }
   /** A restore waits for a snapshot. */
   | { event: 'waiting'; what: string }

@@ -1,10 +1,10 @@
 #!/usr/bin/env node
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { main } from '../lib/cli/main.ts'
-import { required, timeoutMs } from '../lib/cli/values.ts'
+import { required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { proxy } from '../lib/role/proxy.ts'
-import { parseEndpoint, refuseOpenNetwork } from '../lib/stream/endpoint.ts'
+import { refuseOpenNetwork } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: proxy --address HOST --port N -D DIR [OPTIONS]
 
@@ -37,11 +37,10 @@ const options = {
 
 main({ name: 'proxy', usage, options, daemon: true }, async ({ values, report, signal }) => {
   const { address, port, dir, snapshot, timeout, insecure } = values
-  const host = address.includes(':') ? `[${address}]` : address
-  const cache = parseEndpoint(`${host}:${required('--port', port, "the cache's port, as in --port 9997")}`)
+  const cachePort = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)
   if (!insecure) await refuseOpenNetwork(address)
   await proxy({
-    cache,
+    cache: { kind: 'tcp', host: address, port: cachePort },
     directory: required('--dir', dir, 'the directory that criu dump --stream gets as -D'),
     id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
     timeoutMs: timeoutMs(timeout, 60_000),

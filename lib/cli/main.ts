@@ -46,11 +46,14 @@ export function main<Spec extends Options>(
   command: Command<Spec>,
   body: (run: Invocation<Spec>) => Promise<void>,
 ): void {
+  // Who closes our stderr does not want to know; the work goes on.
+  process.stderr.on('error', () => {})
   const stop = new AbortController()
   let caught: NodeJS.Signals | undefined
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.once(name, () => {
-      caught ??= name
+    process.on(name, () => {
+      if (caught !== undefined) return
+      caught = name
       stop.abort(new Fault('ABORTED', `stopped by ${name}`))
       setTimeout(() => process.exit(128 + constants.signals[name]), STOP_MS).unref()
     })
@@ -80,8 +83,8 @@ async function invoke<Spec extends Options>(
   if (common.version === true) return void process.stdout.write(`${packageVersion()}\n`)
   const talks = common.quiet !== true && (command.daemon === true || common.verbose === true)
   const report = (progress: Progress): void => {
-    if (talks) process.stderr.write(`${command.name}: ${describe(progress)}\n`)
-    if (progress.event === 'failed' && common.quiet !== true) hint(command.name, progress.fault)
+    if (talks || progress.event === 'failed') process.stderr.write(`${command.name}: ${describe(progress)}\n`)
+    if (progress.event === 'failed') hint(command.name, progress.fault)
   }
   await body({ values, rest: cut < 0 ? [] : argv.slice(cut + 1), report, signal })
 }

@@ -15,7 +15,7 @@ export function describe(progress: Progress): string {
     case 'served':
       return `snapshot ${progress.id} served: ${amount(progress)}`
     case 'dumped':
-      return `dumped in ${seconds(progress.ms)}, frozen for ${seconds(progress.frozenMs)}`
+      return `dumped in ${seconds(progress.ms)}${progress.frozenMs === undefined ? '' : `, frozen for ${seconds(progress.frozenMs)}`}`
     case 'restored':
       return `restored in ${seconds(progress.ms)}`
     case 'failed':

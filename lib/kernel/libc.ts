@@ -25,6 +25,10 @@ export const open = call<[path: string, flags: number, mode: number]>('int open(
 export const dup = call<[fd: number, command: number, from: number]>('int fcntl(int, int, int)')
 export const fcntl = dup
 export const ioctlInt = call<[fd: number, request: number, value: Int32Array]>('int ioctl(int, unsigned long, int *)')
+export const fallocate = call<[fd: number, mode: number, offset: number, bytes: number]>(
+  'int fallocate(int, int, int64_t, int64_t)',
+)
+export const fsync = call<[fd: number]>('int fsync(int)')
 export const flock = call<[fd: number, operation: number]>('int flock(int, int)')
 export const pipe2 = call<[fds: Int32Array, flags: number]>('int pipe2(int *, int)')
 export const vmsplice = call<[to: number, iov: Pointer, count: number, flags: number]>(
@@ -109,6 +113,10 @@ export const EPERM = 1
 
 /** Bytes that are waiting in a pipe or socket. */
 export const FIONREAD = 0x541b
+export const FALLOC_FL_KEEP_SIZE = 1
+export const EOPNOTSUPP = 95
+export const EMFILE = 24
+export const ENFILE = 23
 export const LOCK_EX = 2
 export const O_RDONLY = 0
 export const O_WRONLY = 1

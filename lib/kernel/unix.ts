@@ -6,6 +6,7 @@
  */
 import { lstatSync, renameSync, rmSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { asFd, check, type Fd } from './fd.ts'
 import * as libc from './libc.ts'
@@ -81,6 +82,9 @@ export function listenUnix(path: string): Fd {
   return fd
 }
 
+/** A daemon that has run out of descriptors goes on when others are closed. */
+const OUT_OF_FDS_MS = 100
+
 /** The next connection. Its other end must be root or our own user (SO_PEERCRED); others are closed unheard. */
 export async function acceptUnix(listener: Fd): Promise<Fd> {
   for (;;) {
@@ -90,6 +94,7 @@ export async function acceptUnix(listener: Fd): Promise<Fd> {
       if (uid === 0 || uid === process.geteuid?.()) return asFd(got)
       closeFd(asFd(got))
     } else if (got === -libc.EAGAIN) await readable(listener)
+    else if (got === -libc.EMFILE || got === -libc.ENFILE) await setTimeout(OUT_OF_FDS_MS)
     else if (got !== -libc.EINTR) check(got, 'accept')
   }
 }

@@ -51,10 +51,17 @@ export async function cache(options: CacheOptions): Promise<never> {
   const shelf = openShelf(openPool(options.maxMemory))
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   const links = new Set<Link>()
-  const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true, keepAlive: true })
+  const server = net.createServer({
+    pauseOnConnect: true,
+    allowHalfOpen: true,
+    noDelay: true,
+    keepAlive: true,
+    keepAliveInitialDelay: 10_000,
+  })
   server.maxConnections = MOST_LINKS
   server.on('connection', (socket) => {
-    const link = takeOver(socket, `${socket.remoteAddress}:${socket.remotePort}`)
+    const link = tryTakeOver(socket)
+    if (link === undefined) return
     links.add(link)
     void answer(link, shelf, options).finally(() => links.delete(link))
   })
@@ -74,6 +81,16 @@ export async function cache(options: CacheOptions): Promise<never> {
   }
 }
 
+/** Undefined, and the client is gone, when there are no descriptors left: the daemon and its snapshots stay. */
+function tryTakeOver(socket: net.Socket): Link | undefined {
+  try {
+    return takeOver(socket, `${socket.remoteAddress}:${socket.remotePort}`)
+  } catch {
+    socket.destroy()
+    return undefined
+  }
+}
+
 function listen(server: net.Server, { host, port }: CacheOptions): Promise<number> {
   return new Promise((resolve, reject) => {
     server.once('error', (cause: NodeJS.ErrnoException) => {
@@ -86,6 +103,8 @@ function listen(server: net.Server, { host, port }: CacheOptions): Promise<numbe
 
 /** Links at a time; more are closed at once. */
 const MOST_LINKS = 256
+/** Bytes of payload in the first frame: a name. */
+const LONGEST_FIRST = 1024
 /** A client that has connected has something to say. */
 const FIRST_FRAME_MS = 30_000
 
@@ -96,7 +115,7 @@ async function answer(link: Link, shelf: Shelf, options: CacheOptions): Promise<
   try {
     await writer.send({ type: 'hello' })
     const silent = setTimeout(() => link.destroy(new Fault('TIMEOUT', 'the client said nothing')), FIRST_FRAME_MS)
-    const frame = await reader.next().finally(() => clearTimeout(silent))
+    const frame = await reader.next(LONGEST_FIRST).finally(() => clearTimeout(silent))
     if (frame === undefined) return
     if (frame.type === 'snapshot') {
       what = `snapshot ${frame.id}`

@@ -3,7 +3,7 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
+import { accessSync, constants, statSync } from 'node:fs'
 import { delimiter, dirname, join } from 'node:path'
 import pump from 'pump'
 import split from 'split2'
@@ -18,16 +18,25 @@ export function findCriu(option?: string): string {
   const hint = 'install criu 4.1 or newer, or name one with --criu PATH; in a checkout: npm run setup'
   if (asked === 'none') throw new Fault('CRIU', 'FERRY_CRIU=none: criu is switched off', { hint: 'unset FERRY_CRIU' })
   if (asked !== undefined) {
-    if (existsSync(asked)) return asked
+    if (isProgram(asked)) return asked
     throw new Fault('CRIU', `no criu at ${asked}`, { hint })
   }
   for (let folder = import.meta.dirname; folder !== dirname(folder); folder = dirname(folder)) {
-    if (existsSync(join(folder, FETCHED))) return join(folder, FETCHED)
+    if (isProgram(join(folder, FETCHED))) return join(folder, FETCHED)
   }
   for (const folder of [...(process.env.PATH ?? '').split(delimiter), '/usr/sbin', '/usr/local/sbin']) {
-    if (folder !== '' && existsSync(join(folder, 'criu'))) return join(folder, 'criu')
+    if (folder !== '' && isProgram(join(folder, 'criu'))) return join(folder, 'criu')
   }
   throw new Fault('CRIU', 'criu is not installed', { hint })
+}
+
+function isProgram(path: string): boolean {
+  try {
+    accessSync(path, constants.X_OK)
+    return statSync(path).isFile()
+  } catch {
+    return false
+  }
 }
 
 /** Options of CRIU that cannot go together with `--stream` as we run it, and what to do instead. */
@@ -46,7 +55,9 @@ const refused: Record<string, string> = {
 export function checkCriuOptions(options: readonly string[]): void {
   for (const option of options) {
     const name = option.startsWith('--') ? (option.split('=')[0] as string) : option.slice(0, 2)
-    const hint = refused[name]
+    // getopt takes any beginning of a long option for it.
+    const [, hint] =
+      Object.entries(refused).find(([long]) => long === name || (name.length > 5 && long.startsWith(name))) ?? []
     if (hint !== undefined) throw new Fault('USAGE', `criu option ${name} cannot be used here`, { hint })
   }
 }
@@ -84,7 +95,7 @@ export function startCriu(criu: string, action: 'dump' | 'restore', options: rea
     await Promise.race([drained, new Promise((resolve) => setTimeout(resolve, 1000).unref())])
     const how = signal === null ? `exit code ${code}` : signal
     throw new Fault('CRIU', `criu ${action} failed (${how})${errors[0] === undefined ? '' : `: ${errors[0]}`}`, {
-      hint: `for the whole story add: -- -v4 -o ${action}.log`,
+      hint: `for the whole story add: -- -v4 -o /tmp/${action}.log`,
     })
   })()
   done.catch(() => {})

@@ -11,7 +11,7 @@ import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { decodeDumpStats } from '../format/stats.ts'
-import { acceptSpeaker, acceptUnix } from '../kernel/unix.ts'
+import { acceptSpeaker } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySource } from '../store/directory.ts'
 import { frameWriter } from '../stream/frames.ts'
@@ -53,21 +53,25 @@ export async function dumpTree(
 ): Promise<void> {
   checkCriuOptions(criuOptions)
   if (!isRunning(pid)) throw new Fault('MISSING', `no process ${pid}`, { hint: 'look with: ps -e' })
-  const work = openWorkDir(options.directory, CAPTURE_SOCKET)
-  const begun = performance.now()
   const secret = privateDirectory()
+  const work = openedBeside(secret, options.directory)
+  const begun = performance.now()
   const gate = closedGate(secret.path)
   const ours = ['--stream', '-t', String(pid), '-D', work.path, '--action-script', gate.script]
   const run = startCriu(criu, 'dump', [...ours, ...criuOptions])
   try {
     const socket = await Promise.race([
-      acceptUnix(work.listener),
+      acceptSpeaker(work.listener),
       run.done.then(() => {
         throw new Fault('CRIU', 'criu dump ended without sending an image', { hint: 'is it newer than 3.15?' })
       }),
       aborted(options.signal),
     ])
-    await send(capture(socket), link, options, { onDrained: gate.go, confirm: () => run.done })
+    const onDrained = async (endBytes: number): Promise<void> => {
+      await link.outlet.settle(endBytes)
+      gate.go()
+    }
+    await send(capture(socket), link, options, { onDrained, confirm: () => run.done })
     options.report({ event: 'dumped', frozenMs: frozenMs(work), ms: performance.now() - begun })
   } catch (error) {
     // Without our ends of its socket and pipes criu gives up by itself and lets the process run on.
@@ -80,6 +84,16 @@ export async function dumpTree(
     gate.close()
     secret.remove()
     work.remove()
+  }
+}
+
+/** The work directory, or neither of the two. */
+function openedBeside(secret: { remove: () => void }, directory: string | undefined): WorkDir {
+  try {
+    return openWorkDir(directory, CAPTURE_SOCKET)
+  } catch (error) {
+    secret.remove()
+    throw error
   }
 }
 
@@ -108,7 +122,14 @@ async function send(
 ): Promise<void> {
   const begun = performance.now()
   const writer = frameWriter(link.outlet)
-  const sent = await sendSnapshot(writer, id, source, { signal, ...more })
+  // A reader that has stopped reading must not hold up the end.
+  const cut = (): void => link.destroy(signal.reason as Error)
+  signal.addEventListener('abort', cut)
+  const onDrained = async (endBytes: number): Promise<void> => {
+    signal.removeEventListener('abort', cut)
+    await more.onDrained?.(endBytes)
+  }
+  const sent = await sendSnapshot(writer, id, source, { signal, ...more, onDrained })
   await link.outlet.finish()
   link.destroy()
   const ms = performance.now() - begun
@@ -145,6 +166,11 @@ function isRunning(pid: number): boolean {
   }
 }
 
-function frozenMs(work: WorkDir): number {
-  return decodeDumpStats(readFileSync(join(work.path, 'stats-dump'))).frozenTime / 1000
+/** From CRIU's statistics, where it left them in the work directory. */
+function frozenMs(work: WorkDir): number | undefined {
+  try {
+    return decodeDumpStats(readFileSync(join(work.path, 'stats-dump'))).frozenTime / 1000
+  } catch {
+    return undefined
+  }
 }

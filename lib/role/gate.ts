@@ -12,6 +12,7 @@
  */
 import { closeSync, openSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { Fault } from '../fault.ts'
 import { asFd, check } from '../kernel/fd.ts'
 import { flock, LOCK_EX } from '../kernel/libc.ts'
 
@@ -27,8 +28,10 @@ export interface Gate {
 /** A closed gate in the private directory `directory`. */
 export function closedGate(directory: string): Gate {
   const [script, lock, verdict] = [join(directory, 'post-dump'), join(directory, 'lock'), join(directory, 'go')]
-  writeFileSync(script, postDump, { mode: 0o700 })
-  const fd = openSync(lock, 'wx', 0o600)
+  const fd = made(() => {
+    writeFileSync(script, postDump, { mode: 0o700 })
+    return openSync(lock, 'wx', 0o600)
+  })
   check(flock(asFd(fd), LOCK_EX), 'flock')
   let held = true
   const close = (): void => {
@@ -43,6 +46,15 @@ export function closedGate(directory: string): Gate {
       close()
     },
     close,
+  }
+}
+
+/** A full disk is an `IO`. */
+function made<Result>(make: () => Result): Result {
+  try {
+    return make()
+  } catch (cause) {
+    throw new Fault('IO', `cannot write a temporary file (${(cause as NodeJS.ErrnoException).code})`, { cause })
   }
 }
 

@@ -74,7 +74,10 @@ async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions): Promi
   const source = capture(socket)
   const begun = performance.now()
   const stop = new AbortController()
-  const outside = (): void => stop.abort(options.signal.reason)
+  const outside = (): void => {
+    stop.abort(options.signal.reason)
+    void connecting.then((link) => link.destroy(options.signal.reason as Error)).catch(() => {})
+  }
   options.signal.addEventListener('abort', outside)
   const connecting = connectEndpoint(options.cache, options.timeoutMs, stop.signal)
   // The cache may refuse, or go away, while CRIU has nothing to send: the verdict is awaited all along.
@@ -101,6 +104,7 @@ async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions): Promi
 function whenConnected(connecting: Promise<Link>): Outlet {
   return {
     send: async (bytes, more) => (await connecting).outlet.send(bytes, more),
+    settle: async () => {},
     finish: async () => (await connecting).outlet.finish(),
   }
 }

@@ -5,10 +5,11 @@
  * nobody has seen. The sink is a criu that we start, a criu that somebody else starts, or a directory.
  */
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
-import type { SnapshotId } from '../format/names.ts'
-import { acceptSpeaker, acceptUnix } from '../kernel/unix.ts'
+import { INVENTORY, type SnapshotId } from '../format/names.ts'
+import { acceptSpeaker } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySink } from '../store/directory.ts'
 import { type MemorySnapshot, memorySnapshot } from '../store/memory.ts'
@@ -43,22 +44,32 @@ export async function restoreTree(
   options: RestoreOptions,
 ): Promise<void> {
   checkCriuOptions(criuOptions)
-  const snapshot = await receiveToMemory(link, options)
   const work = openWorkDir(options.directory, SERVE_SOCKET)
-  const begun = performance.now()
-  const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...criuOptions])
   try {
-    const serving = (async () => serve(await acceptUnix(work.listener), async () => snapshot.images))()
+    const snapshot = await receiveToMemory(link, options)
+    const begun = performance.now()
+    const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...criuOptions])
+    // A signal takes the images away from criu, which then removes what it has restored; it is never killed half way.
+    const stop = (): void => work.remove(options.signal.reason as Error)
+    options.signal.addEventListener('abort', stop)
+    const serving = (async () =>
+      serve(await acceptSpeaker(work.listener), async () => snapshot.images, options.signal))()
     serving.catch(() => {})
-    await Promise.race([run.done, serving.then(() => run.done), aborted(options.signal)])
+    await run.done.catch((error: unknown) => {
+      throw options.signal.aborted ? options.signal.reason : error
+    })
+    const served = await Promise.race([serving, setTimeout(TAKEN_MS, undefined, { ref: false })])
+    if (served?.images.includes(INVENTORY) !== true) {
+      throw new Fault('CRIU', 'criu restore ended without taking the images', { hint: 'look at the options behind --' })
+    }
     options.report({ event: 'restored', ms: performance.now() - begun })
-  } catch (error) {
-    run.kill()
-    throw error
   } finally {
     work.remove()
   }
 }
+
+/** After criu's end, its socket's end is noticed at once. */
+const TAKEN_MS = 1000
 
 /** Offers the socket in the work directory to a `criu restore --stream` that somebody else starts. */
 export async function restoreToListener(link: Link, options: RestoreOptions): Promise<void> {

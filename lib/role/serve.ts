@@ -12,7 +12,7 @@ import { Fault } from '../fault.ts'
 import type { ImageName } from '../format/names.ts'
 import { encodeReply } from '../format/streamer.ts'
 import { enlargePipe, type Fd, setNonBlocking } from '../kernel/fd.ts'
-import { closeFd } from '../kernel/readiness.ts'
+import { closeFd, interrupt } from '../kernel/readiness.ts'
 import { vmspliceAll, writeAll } from '../kernel/transfer.ts'
 import type { StoredImage } from '../store/memory.ts'
 import { spliceAllowed } from '../stream/link.ts'
@@ -32,14 +32,22 @@ export interface Served {
 
 /**
  * Answers the CRIU at the other end of `socket` from the snapshot that `choose` gives; the first request waits for it.
- * Returns when CRIU closes the socket; throws `CRIU_PROTOCOL`, or what `choose` threw. The socket is closed at the end.
+ * Returns when CRIU closes the socket; throws `CRIU_PROTOCOL`, or what `choose` threw, or the signal's reason. The socket is
+ * closed at the end.
  */
-export async function serve(socket: Fd, choose: () => Promise<ReadonlyMap<ImageName, StoredImage>>): Promise<Served> {
+export async function serve(
+  socket: Fd,
+  choose: () => Promise<ReadonlyMap<ImageName, StoredImage>>,
+  signal?: AbortSignal,
+): Promise<Served> {
   const served: Served = { images: [], bytes: 0 }
   const running = new Set<Promise<void>>()
   let failure: unknown
+  const interrupted = (): void => interrupt(socket, signal?.reason as Error)
+  signal?.addEventListener('abort', interrupted)
   try {
     for (;;) {
+      signal?.throwIfAborted()
       const name = await readRequest(socket)
       if (name === undefined) break
       const image = (await choose()).get(name)
@@ -57,8 +65,9 @@ export async function serve(socket: Fd, choose: () => Promise<ReadonlyMap<ImageN
     if (failure !== undefined) throw failure
     return served
   } finally {
-    await Promise.all(running)
+    signal?.removeEventListener('abort', interrupted)
     closeFd(socket)
+    await Promise.all(running)
   }
 }
 

@@ -16,8 +16,19 @@ export interface WorkDir {
 
 /** A directory of our own, mode 0700, that `remove` takes away with all that is in it. */
 export function privateDirectory(): { path: string; remove: () => void } {
-  const path = mkdtempSync(join(tmpdir(), 'ferry-'))
+  const path = temporaryPath()
   return { path, remove: () => rmSync(path, { recursive: true, force: true }) }
+}
+
+function temporaryPath(): string {
+  try {
+    return mkdtempSync(join(tmpdir(), 'ferry-'))
+  } catch (cause) {
+    throw new Fault('IO', `cannot make a directory in ${tmpdir()} (${(cause as NodeJS.ErrnoException).code})`, {
+      hint: 'make room there, or name another one with TMPDIR',
+      cause,
+    })
+  }
 }
 
 /**

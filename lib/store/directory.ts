@@ -4,7 +4,7 @@
  * Written under a temporary name beside the real one and renamed when everything is verified, files 0600 in a directory
  * 0700: a failed run leaves nothing, and nobody else reads them.
  */
-import { createReadStream, lstatSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs'
+import { createReadStream, lstatSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
@@ -23,9 +23,9 @@ export interface DirectorySink extends ImageSink {
 export function directorySink(path: string): DirectorySink {
   const target = resolve(path)
   refuseUnlessEmpty(target)
-  const temporary = join(dirname(target), `.${basename(target)}.${process.pid}.partial`)
+  let temporary: string
   try {
-    mkdirSync(temporary, { mode: 0o700 })
+    temporary = mkdtempSync(join(dirname(target), `.${basename(target)}.partial-`))
   } catch (cause) {
     throw new Fault('IO', `cannot make a directory in ${dirname(target)} (${(cause as NodeJS.ErrnoException).code})`, {
       hint: 'it must exist and be writable',
@@ -53,7 +53,11 @@ export function directorySink(path: string): DirectorySink {
     },
     seal() {
       refuseUnlessEmpty(target)
-      renameSync(temporary, target)
+      try {
+        renameSync(temporary, target)
+      } catch (cause) {
+        ioFault(path)(cause)
+      }
     },
     async drop() {
       for (const file of files) await file.close().catch(() => {})
@@ -64,7 +68,11 @@ export function directorySink(path: string): DirectorySink {
 
 function refuseUnlessEmpty(path: string): void {
   const found = lstatSync(path, { throwIfNoEntry: false })
-  if (found === undefined || (found.isDirectory() && readdirSync(path).length === 0)) return
+  if (found === undefined) return
+  if (found.isDirectory() && found.dev !== statSync(dirname(path)).dev) {
+    throw new Fault('EXISTS', `${path} is a mount point`, { hint: 'name a directory below it that does not exist yet' })
+  }
+  if (found.isDirectory() && readdirSync(path).length === 0) return
   throw new Fault('EXISTS', `${path} is there already and is not an empty directory`, {
     hint: 'name a directory that does not exist yet',
   })
@@ -119,7 +127,12 @@ function listImages(path: string): ImageName[] {
       hint: 'only complete dumps can be streamed',
     })
   }
-  const names = files.filter((file) => file.isFile() && file.name.endsWith('.img')).map((file) => imageName(file.name))
+  const images = files.filter((file) => file.name.endsWith('.img'))
+  const odd = images.find((file) => !file.isFile())
+  if (odd !== undefined) {
+    throw new Fault('MISSING', `${join(path, odd.name)} is not a regular file`, { hint: 'put the image itself there' })
+  }
+  const names = images.map((file) => imageName(file.name))
   if (!names.includes(INVENTORY)) {
     throw new Fault('FAILED_DUMP', `no ${INVENTORY} in ${path}`, {
       hint: 'name a directory that criu dump -D finished',

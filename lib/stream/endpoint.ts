@@ -64,6 +64,8 @@ export function formatEndpoint(endpoint: Endpoint): string {
 }
 
 const RETRY_MS = 100
+/** Even the last try gets this long for an answer. */
+const LEAST_CONNECT_MS = 1000
 
 /**
  * Connects, and tries again every 100 ms while the other end is not there yet. Throws `LINK` after `timeoutMs`, or
@@ -76,7 +78,7 @@ export async function connectEndpoint(endpoint: Endpoint, timeoutMs: number, sig
   const deadline = performance.now() + timeoutMs
   for (;;) {
     try {
-      return takeOver(await connectOnce(endpoint), peer)
+      return takeOver(await connectOnce(endpoint, deadline - performance.now(), signal), peer)
     } catch (cause) {
       const code = (cause as NodeJS.ErrnoException).code ?? ''
       const mayCome = ['ECONNREFUSED', 'ENOENT', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH', 'EAI_AGAIN'].includes(code)
@@ -93,13 +95,24 @@ export async function connectEndpoint(endpoint: Endpoint, timeoutMs: number, sig
   }
 }
 
-function connectOnce(endpoint: Extract<Endpoint, { kind: 'tcp' | 'unix' }>): Promise<net.Socket> {
+function connectOnce(
+  endpoint: Extract<Endpoint, { kind: 'tcp' | 'unix' }>,
+  timeoutMs: number,
+  signal: AbortSignal,
+): Promise<net.Socket> {
   return new Promise((resolve, reject) => {
     const target = endpoint.kind === 'tcp' ? { host: endpoint.host, port: endpoint.port } : { path: endpoint.path }
     const socket = net.connect({ ...target, noDelay: true, keepAlive: true, allowHalfOpen: true })
     socket.pause()
     socket.once('error', reject)
+    const late = Object.assign(new Error('no answer'), { code: 'ETIMEDOUT' })
+    const timer = globalThis.setTimeout(() => socket.destroy(late), Math.max(timeoutMs, LEAST_CONNECT_MS))
+    const stop = (): void => void socket.destroy(signal.reason as Error)
+    signal.addEventListener('abort', stop)
+    socket.once('close', () => clearTimeout(timer))
     socket.once('connect', () => {
+      clearTimeout(timer)
+      signal.removeEventListener('abort', stop)
       socket.off('error', reject)
       resolve(socket)
     })

@@ -1,6 +1,7 @@
+import { fstatSync } from 'node:fs'
 import { Fault } from '../fault.ts'
-import { enlargePipe, type Fd, isPipe } from '../kernel/fd.ts'
-import { SHUT_WR, shutdown } from '../kernel/libc.ts'
+import { check, enlargePipe, type Fd, isPipe } from '../kernel/fd.ts'
+import { EOPNOTSUPP, FALLOC_FL_KEEP_SIZE, fallocate, fsync, SHUT_WR, shutdown } from '../kernel/libc.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { readSome, writeAll } from '../kernel/transfer.ts'
 import type { Inlet, Link, Outlet } from './link.ts'
@@ -30,6 +31,12 @@ export function endedAfter(filled: number): false {
 function fdOutlet(fd: Fd, kind: Kind): Outlet {
   return {
     send: (bytes, more = false) => writeAll(fd, bytes, { more, socket: kind === 'socket' }),
+    async settle(bytes) {
+      if (kind !== 'file') return
+      const reserved = fallocate(fd, FALLOC_FL_KEEP_SIZE, fstatSync(fd).size, bytes)
+      if (reserved !== -EOPNOTSUPP) check(reserved, 'write')
+      check(fsync(fd), 'write')
+    },
     async finish() {
       if (kind === 'socket') shutdown(fd, SHUT_WR)
     },
@@ -56,7 +63,7 @@ export function fdLink(fd: Fd, peer: string, kind: Kind = isPipe(fd) ? 'pipe' : 
   }
   return {
     inlet: { fill: guarded(inlet.fill) },
-    outlet: { send: guarded(outlet.send), finish: guarded(outlet.finish) },
+    outlet: { send: guarded(outlet.send), settle: guarded(outlet.settle), finish: guarded(outlet.finish) },
     duplex: kind === 'socket',
     peer,
     destroy,

@@ -13,8 +13,11 @@ import type { Inlet, Outlet } from './link.ts'
 
 /** Reads frames one by one. After a `data` frame its bytes are the next that the inlet gives. */
 export interface FrameReader {
-  /** The next frame, or undefined where the stream ends between two frames. Throws `FORMAT`, `LIMIT`, `TRUNCATED`. */
-  next(): Promise<Frame | undefined>
+  /**
+   * The next frame, or undefined where the stream ends between two frames. A payload above `most` bytes is `LIMIT`.
+   * Throws `FORMAT`, `LIMIT`, `TRUNCATED`.
+   */
+  next(most?: number): Promise<Frame | undefined>
   /** The next frame; the end of the stream is `TRUNCATED`. */
   expect(): Promise<Frame>
   readonly inlet: Inlet
@@ -27,7 +30,7 @@ export function frameReader(inlet: Inlet): FrameReader {
   const header = Buffer.alloc(HEADER_BYTES)
   let started = false
 
-  async function next(): Promise<Frame | undefined> {
+  async function next(most = Number.POSITIVE_INFINITY): Promise<Frame | undefined> {
     if (!started) {
       const preamble = Buffer.alloc(PREAMBLE_BYTES)
       if (!(await inlet.fill(preamble))) return undefined
@@ -36,6 +39,7 @@ export function frameReader(inlet: Inlet): FrameReader {
     }
     if (!(await inlet.fill(header))) return undefined
     const decoded = decodeHeader(header)
+    if (decoded.length > most) throw new Fault('LIMIT', `a ${decoded.type} frame of ${decoded.length} bytes here`)
     return decodeFrame(decoded, decoded.type === 'data' ? header : await payload(decoded.length))
   }
 

@@ -11,6 +11,8 @@ export interface Inlet {
 export interface Outlet {
   /** Resolves when `bytes` may be reused. `more` says that the next bytes follow at once. Throws `LINK` or `IO`. */
   send(bytes: Uint8Array, more?: boolean): Promise<void>
+  /** What was sent is safe as far as this host can tell, and `bytes` more will fit: for a file. Throws `IO`. */
+  settle(bytes: number): Promise<void>
   /** Everything is handed to the kernel; a socket is closed for writing, a pipe or a file by `destroy`. */
   finish(): Promise<void>
 }

@@ -6,7 +6,8 @@ import type { Inlet, Link, Outlet } from './link.ts'
 function linkFault(cause: unknown): Fault {
   if (cause instanceof Fault) return cause
   const { syscall = 'link', code = 'closed' } = (cause ?? {}) as NodeJS.ErrnoException
-  return new Fault('LINK', `${syscall}: the other end went away (${code})`, { cause })
+  const gone = ['EPIPE', 'ECONNRESET', 'closed'].includes(code)
+  return new Fault(gone ? 'LINK' : 'IO', `${syscall}: ${gone ? `the other end went away (${code})` : code}`, { cause })
 }
 
 function readableInlet(stream: Readable): Inlet {
@@ -49,6 +50,7 @@ function writableOutlet(stream: Writable): Outlet {
     })
   return {
     send: (bytes) => settled((done) => stream.write(bytes, done)),
+    settle: async () => {},
     finish: () => settled((done) => stream.end(done)),
   }
 }
@@ -71,6 +73,7 @@ const nothing: Inlet & Outlet = {
   send: async () => {
     throw new Error('this link only receives')
   },
+  settle: async () => {},
   finish: async () => {},
 }
 

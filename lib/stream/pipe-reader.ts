@@ -11,13 +11,17 @@
  */
 import { check, enlargePipe, type Fd, setNonBlocking } from '../kernel/fd.ts'
 import { EAGAIN, EINTR, read } from '../kernel/libc.ts'
-import { hungUp, readable } from '../kernel/readiness.ts'
+import { closeFd, hungUp, interrupt, readable } from '../kernel/readiness.ts'
 
 export interface PipeReader {
   /** The next bytes; none at the end. They are valid until the next call. */
   next(): Promise<Uint8Array>
   /** Awaits `sending`; if CRIU closes its end meanwhile, reads what it left. */
-  whileSending(sending: Promise<void>): Promise<void>
+  whileSending<Result>(sending: Promise<Result>): Promise<Result>
+  /** Rejects a `next` that waits. */
+  interrupt(reason: Error): void
+  /** Closes the pipe, which happens by itself at its end. */
+  close(): void
 }
 
 /** Most images are smaller than this, and get a small buffer. */
@@ -25,35 +29,44 @@ const SMALL = 16 * 2 ** 10
 /** What is left in a pipe is read in steps of this many bytes. */
 const REST = 64 * 2 ** 10
 
-/** A reader of chunks of at most `most` bytes; the pipe is made as large as allowed, and non-blocking. */
+/** A reader of chunks of at most `most` bytes; the pipe, which it owns, is made as large as allowed, and non-blocking. */
 export function pipeReader(pipe: Fd, most: number): PipeReader {
   setNonBlocking(pipe)
   enlargePipe(pipe)
-  let scratch = Buffer.allocUnsafeSlow(SMALL)
+  let scratch = Buffer.allocUnsafeSlow(0)
   const left: Uint8Array[] = []
-  let ended = false
+  let open = true
+
+  function close(): void {
+    if (open) closeFd(pipe)
+    open = false
+  }
 
   /** Reads once into `into`; undefined when there is nothing now. */
   function take(into: Buffer): Uint8Array | undefined {
     const got = read(pipe, into, into.length)
     if (got === -EAGAIN || got === -EINTR) return undefined
-    ended = check(got, 'read') === 0
+    if (check(got, 'read') === 0) close()
     return into.subarray(0, got)
   }
 
   /** Into buffers of its own: the link is still sending the last one. */
   function takeRest(): void {
-    while (!ended) {
+    while (open) {
       const bytes = take(Buffer.allocUnsafeSlow(REST))
       if (bytes === undefined) return
-      if (bytes.length > 0) left.push(bytes)
+      if (bytes.length > 0) left.push(bytes.length < REST / 2 ? Buffer.from(bytes) : bytes)
     }
   }
 
   return {
     async next() {
       for (;;) {
-        const bytes = left.shift() ?? (ended ? scratch.subarray(0, 0) : take(scratch))
+        const waiting = left.shift()
+        if (waiting !== undefined) return waiting
+        if (!open) return scratch.subarray(0, 0)
+        if (scratch.length === 0) scratch = Buffer.allocUnsafeSlow(SMALL)
+        const bytes = take(scratch)
         if (bytes === undefined) {
           await readable(pipe)
           continue
@@ -63,14 +76,18 @@ export function pipeReader(pipe: Fd, most: number): PipeReader {
       }
     },
     async whileSending(sending) {
-      if (ended) return sending
+      if (!open) return sending
       const hangUp = hungUp(pipe)
-      hangUp.happened.then(takeRest, () => {})
+      hangUp.happened.then(takeRest).catch(() => {})
       try {
-        await sending
+        return await sending
       } finally {
         hangUp.forget()
       }
     },
+    interrupt(reason) {
+      if (open) interrupt(pipe, reason)
+    },
+    close,
   }
 }

@@ -8,13 +8,12 @@
  */
 import { Fault } from '../fault.ts'
 import { digest } from '../format/digest.ts'
-import { INVENTORY, type SnapshotId } from '../format/names.ts'
+import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
 import { encodeFrame, encodeList, type ImageEntry, MOST_DATA, MOST_IMAGES } from '../format/wire.ts'
-import type { Fd } from '../kernel/fd.ts'
-import { closeFd, interrupt } from '../kernel/readiness.ts'
+import { closeFd } from '../kernel/readiness.ts'
 import type { FrameWriter } from './frames.ts'
 import type { ImageBody, ImageSource, OpenImage } from './image.ts'
-import { pipeReader } from './pipe-reader.ts'
+import { type PipeReader, pipeReader } from './pipe-reader.ts'
 
 export interface Snapshot {
   images: ImageEntry[]
@@ -36,60 +35,86 @@ export function summarize(images: ImageEntry[]): Snapshot {
   return { images, digest: list.finish(), bytes: images.reduce((sum, image) => sum + image.size, 0) }
 }
 
+function encodeEnd({ images, digest }: Snapshot): Buffer {
+  return encodeFrame({ type: 'snapshotEnd', images, digest })
+}
+
 export interface SendOptions {
   /** Called for progress. */
   onBytes?: (bytes: number) => void
-  /** Called when inventory.img and every image before it are out of CRIU's pipes: it may let go of the tasks. */
-  onDrained?: () => void
+  /** Called when inventory.img and every image before it are out of CRIU's pipes: it may let go of the tasks.
+   * `endBytes` is the size of the end frame that is still to come. If it throws, the snapshot fails. */
+  onDrained?: (endBytes: number) => Promise<void>
   /** Awaited before the end frame: the last chance to say that the dump failed after all. */
   confirm?: () => Promise<void>
   /** Stops everything; its reason is thrown. */
   signal?: AbortSignal
 }
 
+/**
+ * Images that are under way on the link at a time. CRIU opens hundreds when a tree has many deleted files; the others wait
+ * for their turn, read but not sent. A receiver need not take more (PROTOCOL.md).
+ */
+const MOST_UNDER_WAY = 32
+
 /** Sends all images of `source`. Returns what the end frame said. */
 export async function sendSnapshot(
   writer: FrameWriter,
   id: SnapshotId,
   source: ImageSource,
-  { onBytes = () => {}, onDrained = () => {}, confirm = async () => {}, signal }: SendOptions = {},
+  { onBytes = () => {}, onDrained, confirm = async () => {}, signal }: SendOptions = {},
 ): Promise<Snapshot> {
   const stop = new AbortController()
   const fail = (reason: unknown): void => {
     if (stop.signal.aborted) return
     stop.abort(reason)
     source.destroy(reason as Error)
-    for (const pipe of sender.pipes) interrupt(pipe, reason as Error)
+    for (const reader of sender.readers) reader.interrupt(reason as Error)
   }
   const outside = (): void => fail(signal?.reason)
   signal?.addEventListener('abort', outside)
-  const sender = { writer, onBytes, stop: stop.signal, pipes: new Set<Fd>() }
-  const names = new Set<string>()
   const entries: (ImageEntry | undefined)[] = []
-  const running: Promise<void>[] = []
+  const sender: Sender = {
+    writer,
+    onBytes,
+    stop: stop.signal,
+    readers: new Set(),
+    turns: turns(MOST_UNDER_WAY),
+    entries,
+  }
+  const names = new Set<string>()
+  const running = new Set<Promise<void>>()
+  const track = (sent: Promise<void>): Promise<void> => {
+    const task: Promise<void> = sent.catch(fail).then(() => ended(task))
+    running.add(task)
+    return task
+  }
+  const ended = async (task: Promise<void>): Promise<void> => {
+    running.delete(task)
+    if (running.size > 0 || !names.has(INVENTORY) || stop.signal.aborted) return
+    // From here on CRIU may kill the tasks: a signal comes too late.
+    signal?.removeEventListener('abort', outside)
+    await onDrained?.(encodeEnd(summarize(entries as ImageEntry[])).length).catch(fail)
+  }
   try {
     signal?.throwIfAborted()
-    await writer.send({ type: 'snapshot', id })
+    // Not awaited: CRIU is read from even while the link is not there.
+    writer.send({ type: 'snapshot', id }).catch(fail)
     for await (const image of source.images) {
-      const channel = entries.push(undefined)
-      if (names.has(image.name) || channel > MOST_IMAGES) {
+      if (names.has(image.name) || names.size >= MOST_IMAGES) {
         if (image.body.kind === 'pipe') closeFd(image.body.fd)
         throw new Fault('CRIU_PROTOCOL', `image ${image.name} is opened twice, or is one too many`)
       }
       names.add(image.name)
-      const sent = sendImage(sender, channel, image).then((entry) => {
-        entries[channel - 1] = entry
-        if (names.has(INVENTORY) && entries.every((one) => one !== undefined)) onDrained()
-      })
-      running.push(sent.catch(fail))
+      const done = track(sendImage(sender, image))
       // CRIU holds several pipes open and needs them all read; what merely lies there goes out in order.
-      if (image.body.kind === 'pieces') await running.at(-1)
+      if (image.body.kind === 'pieces') await done
     }
     await Promise.all(running)
     stop.signal.throwIfAborted()
     const snapshot = summarize(entries as ImageEntry[])
     await confirm()
-    await writer.send({ type: 'snapshotEnd', images: snapshot.images, digest: snapshot.digest })
+    await writer.exclusive((outlet) => outlet.send(encodeEnd(snapshot)))
     return snapshot
   } catch (error) {
     fail(error)
@@ -106,8 +131,33 @@ interface Sender {
   writer: FrameWriter
   onBytes: (bytes: number) => void
   stop: AbortSignal
-  /** Pipes that are read at this moment. */
-  pipes: Set<Fd>
+  /** Of the pipes that are read at this moment. */
+  readers: Set<PipeReader>
+  turns: Turns
+  /** By channel; a channel gets its number when it is announced. */
+  entries: (ImageEntry | undefined)[]
+}
+
+interface Turns {
+  take(): Promise<void>
+  give(): void
+}
+
+/** At most `most` at a time, in the order of asking. */
+function turns(most: number): Turns {
+  const waiting: (() => void)[] = []
+  let taken = 0
+  return {
+    async take() {
+      if (taken >= most) await new Promise<void>((resolve) => waiting.push(resolve))
+      else taken++
+    },
+    give() {
+      const next = waiting.shift()
+      if (next === undefined) taken--
+      else next()
+    },
+  }
 }
 
 /** The receiver learns the reason if the link still carries it; if not, the missing end tells it enough. */
@@ -116,43 +166,63 @@ async function sayFailed(writer: FrameWriter, fault: Fault): Promise<void> {
   await writer.send({ type: 'failed', code, reason: fault.message }).catch(() => {})
 }
 
-async function sendImage(sender: Sender, channel: number, { name, body }: OpenImage): Promise<ImageEntry> {
-  const { writer, onBytes } = sender
+async function sendImage(sender: Sender, { name, body }: OpenImage): Promise<void> {
+  const reader = body.kind === 'pipe' ? pipeReader(body.fd, MOST_DATA) : undefined
+  if (reader !== undefined) sender.readers.add(reader)
+  try {
+    await (reader?.whileSending(sender.turns.take()) ?? sender.turns.take())
+    try {
+      await sendTurn(sender, name, body, reader)
+    } finally {
+      sender.turns.give()
+    }
+  } finally {
+    if (reader !== undefined) sender.readers.delete(reader)
+    reader?.close()
+  }
+}
+
+async function sendTurn(
+  { writer, onBytes, stop, entries }: Sender,
+  name: ImageName,
+  body: ImageBody,
+  reader: PipeReader | undefined,
+): Promise<void> {
+  stop.throwIfAborted()
+  const channel = entries.push(undefined)
   const sum = digest()
   let size = 0
-  const pass = (bytes: Uint8Array): Buffer => {
+  const send = (bytes: Uint8Array): Promise<void> => {
+    stop.throwIfAborted()
     sum.update(bytes)
     const header = encodeFrame({ type: 'data', channel, offset: size, length: bytes.length })
     size += bytes.length
     onBytes(bytes.length)
-    return header
+    return sendData(writer, header, bytes)
   }
-  try {
-    await writer.send({ type: 'image', channel, name })
-    if (body.kind === 'pipe') {
-      sender.pipes.add(body.fd)
-      await sendPipe(sender, body.fd, pass)
-    } else await sendPieces(sender, body.pieces, pass)
-    const entry = { name, size, digest: sum.finish() }
-    await writer.send({ type: 'imageEnd', channel, size: entry.size, digest: entry.digest })
-    return entry
-  } finally {
-    if (body.kind === 'pipe') {
-      sender.pipes.delete(body.fd)
-      closeFd(body.fd)
-    }
-  }
+  const announced = writer.send({ type: 'image', channel, name })
+  await (reader?.whileSending(announced) ?? announced)
+  if (reader !== undefined) await sendPipe(reader, stop, send)
+  else if (body.kind === 'pieces') await sendPieces(body.pieces, send)
+  const entry = { name, size, digest: sum.finish() }
+  await writer.send({ type: 'imageEnd', channel, size: entry.size, digest: entry.digest })
+  entries[channel - 1] = entry
 }
 
-type Pass = (bytes: Uint8Array) => Buffer
+type Send = (bytes: Uint8Array) => Promise<void>
 
-async function sendPipe({ writer, stop }: Sender, pipe: Fd, pass: Pass): Promise<void> {
-  const reader = pipeReader(pipe, MOST_DATA)
+async function sendPipe(reader: PipeReader, stop: AbortSignal, send: Send): Promise<void> {
   for (;;) {
     stop.throwIfAborted()
     const bytes = await reader.next()
     if (bytes.length === 0) return
-    await reader.whileSending(sendData(writer, pass(bytes), bytes))
+    await reader.whileSending(send(bytes))
+  }
+}
+
+async function sendPieces(pieces: Extract<ImageBody, { kind: 'pieces' }>['pieces'], send: Send): Promise<void> {
+  for await (const piece of pieces) {
+    for (let at = 0; at < piece.length; at += MOST_DATA) await send(piece.subarray(at, at + MOST_DATA))
   }
 }
 
@@ -161,18 +231,4 @@ function sendData(writer: FrameWriter, header: Buffer, bytes: Uint8Array): Promi
     await outlet.send(header, true)
     await outlet.send(bytes)
   })
-}
-
-async function sendPieces(
-  { writer, stop }: Sender,
-  pieces: Extract<ImageBody, { kind: 'pieces' }>['pieces'],
-  pass: Pass,
-): Promise<void> {
-  for await (const piece of pieces) {
-    for (let at = 0; at < piece.length; at += MOST_DATA) {
-      stop.throwIfAborted()
-      const bytes = piece.subarray(at, at + MOST_DATA)
-      await sendData(writer, pass(bytes), bytes)
-    }
-  }
 }

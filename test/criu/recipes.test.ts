@@ -1,5 +1,5 @@
 /** The README's recipes, word for word, and the ways of failing that only the real CRIU has. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -214,12 +214,15 @@ function recipes(criu: string): void {
         const env = { TMPDIR: folder }
         const pipeline = start(
           'bash',
-          ['-c', `dump-to-stdout -t ${load.pid} | sleep 3; echo code \${PIPESTATUS[0]} >&2`],
+          ['-c', `dump-to-stdout -t ${load.pid} | sleep 100; echo code \${PIPESTATUS[0]} >&2`],
           { env },
         )
         await eventually(() => frozen(load.pid) || undefined, 'the freeze')
         const dumping = readFileSync(`/proc/${pipeline.child.pid}/task/${pipeline.child.pid}/children`, 'utf8')
-        process.kill(Number(dumping.split(' ')[0]), signal)
+        const [dump, sleep] = dumping.split(' ').map(Number)
+        process.kill(dump as number, signal)
+        await eventually(() => !existsSync(`/proc/${dump}`) || zombie(dump as number) || undefined, 'its end')
+        process.kill(sleep as number)
         await pipeline.says(signal === 'SIGTERM' ? /code 143/ : /code 137/)
         await load.runsOn()
         assert.not(frozen(load.pid))
@@ -227,6 +230,69 @@ function recipes(criu: string): void {
         if (signal === 'SIGTERM') assert.equal(left, [])
       }))
   }
+
+  test('a signal after CRIU was let go comes too late: the dump is finished', () =>
+    staged(async ({ load, host, arrived, folder }) => {
+      const slow = join(folder, 'slow')
+      writeFileSync(
+        slow,
+        `#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ] || { touch ${folder}/at; sleep 1; }\n`,
+        {
+          mode: 0o755,
+        },
+      )
+      const dumping = start('dump-to-stdout', ['-t', String(load.pid), '--', '--action-script', slow], { cwd: folder })
+      await eventually(() => existsSync(join(folder, 'at')) || undefined, 'post-dump')
+      const dumped = await dumping.stop()
+      assert.is(dumped.code, 0, dumped.stderr)
+      const [enter = '', ...options] = host.enter
+      const restored = await run(enter, [...options, 'restore-from-socket'], { input: dumped.stdout })
+      assert.is(restored.code, 0, restored.stderr)
+      await arrived()
+    }))
+
+  test('a signal during a restore leaves no half of a process', () =>
+    staged(async ({ load, folder, env }) => {
+      await recipe('dump-to-stdout -t $PID > app.img', { env, cwd: folder })
+      await load.gone
+      const slow = join(folder, 'slow')
+      writeFileSync(
+        slow,
+        `#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != pre-restore ] || { touch ${folder}/at; sleep 1; }\n`,
+        {
+          mode: 0o755,
+        },
+      )
+      const line = `exec restore-from-socket -- --action-script ${slow} < app.img`
+      const restoring = start('bash', ['-c', line], { cwd: folder })
+      await eventually(() => existsSync(join(folder, 'at')) || undefined, 'pre-restore')
+      assert.is((await restoring.stop()).code, 143)
+      await free(load.pid)
+    }))
+
+  test('a criu that does not restore is no success, and a wrong work directory is found before the stream', () =>
+    staged(async ({ load, env, folder }) => {
+      await recipe('dump-to-stdout -t $PID -- -R -W . > app.img', { env, cwd: folder })
+      const ran = await shell('restore-from-socket -- -V < app.img', { cwd: folder })
+      assert.is(ran.code, 5)
+      assert.match(ran.stderr, /criu restore ended without taking the images/)
+      const line = 'dump-to-stdout -t $PID | restore-from-socket -D /nonexistent/x; echo ${PIPESTATUS[@]}'
+      assert.is((await shell(line, { env })).stdout.toString(), '3 1\n')
+      await load.runsOn()
+    }))
+
+  test('a disk that is full at the very end: the process runs on', () =>
+    staged(async ({ load, env, folder }) => {
+      await recipe('dump-to-stdout -t $PID -- -R > whole.img', { env, cwd: folder })
+      mkdirSync(join(folder, 'disk'))
+      // Room for everything but the last page, in which the end frame is.
+      const pages = Math.floor((statSync(join(folder, 'whole.img')).size - 1) / 4096)
+      const line = `mount -t tmpfs -o size=${pages * 4096} none disk && dump-to-stdout -t $PID > disk/app.img`
+      const ran = await shell(`unshare --mount bash -c '${line}'`, { env, cwd: folder })
+      assert.is(ran.code, 1)
+      assert.match(ran.stderr, /ENOSPC/)
+      await load.runsOn()
+    }))
 
   test('criu killed in the middle of a dump: nothing is sealed, the process runs on', () =>
     staged(async ({ load, folder }) => {
@@ -243,6 +309,10 @@ function recipes(criu: string): void {
       assert.not(existsSync(join(folder, 'out')))
       await load.runsOn()
     }))
+}
+
+function zombie(pid: number): boolean {
+  return /^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
 }
 
 /** While criu dump works on it. */

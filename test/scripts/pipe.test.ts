@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { crc32 } from 'node:zlib'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { closeFd } from '../../lib/kernel/readiness.ts'
@@ -72,7 +73,7 @@ const damage: [name: string, input: Buffer, code: number, message: RegExp][] = [
   ['a byte too many', Buffer.concat([wire, Buffer.from('!')]), 4, /bytes after the end of the snapshot/],
   ['a second stream', Buffer.concat([wire, wire]), 4, /bytes after the end of the snapshot/],
   ['a flipped bit in the pages', flipped(wire, 70_000), 4, /image pages-1.img is damaged/],
-  ['a newer version', changedVersion(wire), 4, /damaged preamble/],
+  ['a newer version', changedVersion(wire), 4, /the stream has version 2/],
 ]
 
 function flipped(bytes: Buffer, at: number): Buffer {
@@ -84,6 +85,7 @@ function flipped(bytes: Buffer, at: number): Buffer {
 function changedVersion(bytes: Buffer): Buffer {
   const copy = Buffer.from(bytes)
   copy.writeUInt16LE(2, 8)
+  copy.writeUInt32LE(crc32(copy.subarray(0, 20)), 20)
   return copy
 }
 

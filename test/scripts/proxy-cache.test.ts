@@ -321,6 +321,67 @@ test('restore-from-socket --listen hands a cached snapshot to a restore that com
     assert.not(existsSync(join(work, 'streamer-serve.sock')))
   }))
 
+test('hundreds of images open at once: all arrive, in order, through the proxy and through a pipe', () =>
+  using({}, async ({ dump, restore, proxy, cache, folder }) => {
+    const many = (criu: FakeDump): Promise<void> =>
+      dumpAll(
+        criu,
+        Object.fromEntries(Array.from({ length: 600 }, (_, n) => [`ghost-file-${n}.img`, pattern(n * 7, n)])),
+      )
+    await many(dump())
+    await proxy.says(/sealed by the cache: 601 images/)
+    const criu = restore()
+    for (const n of [0, 1, 31, 32, 64, 599]) {
+      assert.ok((await criu.image(`ghost-file-${n}.img`))?.equals(pattern(n * 7, n)), String(n))
+    }
+    criu.close()
+    await cache.says(/served/)
+    const work = join(folder, 'work')
+    const line = `dump-to-stdout -v --listen -D ${work} | restore-from-socket --to-dir ${folder}/out`
+    const pipeline = start('bash', ['-o', 'pipefail', '-c', line])
+    await pipeline.says(/listening/)
+    await many(fakeDump(join(work, 'streamer-capture.sock')))
+    assert.is((await pipeline.ended).code, 0, pipeline.stderr())
+    assert.ok(readFileSync(join(folder, 'out', 'ghost-file-500.img')).equals(pattern(3500, 500)))
+  }))
+
+test('CRIU is read from while the cache is not there yet, and its pipes are emptied', async () => {
+  const { path, remove } = temporary()
+  const proxy = await startProxy(path, '9', ['--timeout', '20'])
+  const criu = fakeDump(join(path, 'streamer-capture.sock'))
+  const pipe = criu.open('pages-1.img')
+  await writeAll(pipe, pattern(60_000))
+  const { openSync, closeSync } = await import('node:fs')
+  // A second look at the same pipe: it must be empty soon after its writer is gone.
+  const look = openSync(`/proc/self/fd/${pipe}`, 'r')
+  closeFd(pipe)
+  const { FIONREAD, ioctlInt } = await import('../../lib/kernel/libc.ts')
+  const left = new Int32Array(1)
+  await eventually(() => ioctlInt(look, FIONREAD, left) < 0 || left[0] === 0 || undefined, 'an empty pipe', 5000)
+  closeSync(look)
+  criu.close()
+  await proxy.stop()
+  remove()
+})
+
+test('a cache without descriptors refuses links and lives on; its stderr may be closed', async () => {
+  const { path, remove } = temporary()
+  const cache = start('bash', ['-c', `ulimit -n 64; exec cache --port 0 -D ${path}/target`])
+  const [, port = ''] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
+  const sockets = Array.from({ length: 100 }, () => net.connect(Number(port), '127.0.0.1').on('error', () => {}))
+  await new Promise((resolve) => setTimeout(resolve, 500))
+  cache.child.stderr?.destroy()
+  for (const socket of sockets) socket.end('no stream at all, but long enough for a preamble')
+  await new Promise((resolve) => setTimeout(resolve, 500))
+  for (const socket of sockets) socket.destroy()
+  const proxy = await startProxy(join(path, 'source'), port)
+  await dumpAll(fakeDump(join(path, 'source', 'streamer-capture.sock')), images)
+  await proxy.says(/sealed by the cache/)
+  await proxy.stop()
+  assert.is((await cache.stop()).code, 143)
+  remove()
+})
+
 test('fds of the daemons do not grow with snapshots and restores', () =>
   using({}, async ({ dump, restore, proxy, cache }) => {
     const { readdirSync } = await import('node:fs')

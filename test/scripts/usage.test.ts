@@ -55,7 +55,7 @@ const misuse: [line: string, message: RegExp][] = [
   ['restore-from-socket --from 192.0.2.1:9997 --to-dir x', /plain TCP to or from 192.0.2.1/],
   ['proxy -D x', /--port is missing/],
   ['proxy --port 9997', /--dir is missing/],
-  ['proxy --port 0 -D x', /not an endpoint/],
+  ['proxy --port 0 -D x', /--port wants a number/],
   ['proxy --port 9997 -D x --address 192.0.2.1', /plain TCP to or from 192.0.2.1/],
   ['cache -D x', /--port is missing/],
   ['cache --port 9997', /--dir is missing/],

@@ -58,7 +58,7 @@ test('images are written, private, and have their name only when they are sealed
   await move(sourceOf(images), sink)
   assert.not(existsSync(target))
   const [partial = ''] = readdirSync(dir)
-  assert.match(partial, /^\.images\.\d+\.partial$/)
+  assert.match(partial, /^\.images\.partial-\w+$/)
   assert.is(lstatSync(join(dir, partial)).mode & 0o777, 0o700)
   sink.seal()
   await sink.drop()
@@ -150,12 +150,18 @@ function fill(target: string, names: readonly string[]): void {
 test('a directory is read: regular files *.img alone, inventory.img last', async ({ dir, target }) => {
   fill(target, ['inventory.img', 'pages-1.img', 'core-1.img', 'stats-dump', 'dump.log', 'z.img.tmp'])
   writeFileSync(join(dir, 'secret'), 'secret')
-  symlinkSync('../secret', join(target, 'link.img'))
-  mkdirSync(join(target, 'directory.img'))
+  symlinkSync('../secret', join(target, 'link'))
   const sink = memorySnapshot(pool)
   assert.equal(await move(directorySource(target), sink), ['core-1.img', 'pages-1.img', 'inventory.img'])
   for (const [name, bytes] of contents(sink)) assert.ok(bytes.equals(bytesOf(name, 1000)), name)
   sink.drop()
+})
+
+test('an image that is no regular file is refused, not left out', ({ dir, target }) => {
+  fill(target, ['inventory.img'])
+  writeFileSync(join(dir, 'secret'), 'secret')
+  symlinkSync('../secret', join(target, 'link.img'))
+  assert.match(throwsFault('MISSING', () => directorySource(target)).message, 'link.img')
 })
 
 test('what was written can be read', async ({ target }) => {
@@ -181,7 +187,7 @@ test('a directory without inventory.img is FAILED_DUMP, a link to one is none', 
   fill(target, ['core-1.img'])
   throwsFault('FAILED_DUMP', () => directorySource(target))
   symlinkSync('core-1.img', join(target, 'inventory.img'))
-  throwsFault('FAILED_DUMP', () => directorySource(target))
+  throwsFault('MISSING', () => directorySource(target))
 })
 
 test('a directory that is not there, or is a file, is MISSING', ({ dir, target }) => {

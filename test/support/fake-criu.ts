@@ -28,7 +28,12 @@ export function sendWithFds(socket: Fd, bytes: Uint8Array, fds: readonly number[
     header.writeBigUInt64LE(libc.address(control), 32)
     header.writeBigUInt64LE(BigInt(control.length), 40)
   }
-  check(libc.sendmsg(socket, header, libc.MSG_NOSIGNAL), 'sendmsg')
+  for (;;) {
+    const sent = libc.sendmsg(socket, header, libc.MSG_NOSIGNAL)
+    if (sent !== -libc.EAGAIN) return void check(sent, 'sendmsg')
+    // CRIU's socket blocks, and CRIU with it.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1)
+  }
 }
 
 export interface FakeDump {
