@@ -220,7 +220,7 @@ async function serveCriu(socket: Fd, shelf: Shelf, { id, timeoutMs, report }: Ca
   }
 }
 
-/** Stored images as a source: any snapshot can be sent on. */
+/** Stored images as a source, so that a snapshot can be sent on. */
 function storedSource(images: ReadonlyMap<ImageName, StoredImage>): ImageSource {
   return {
     images: (async function* (): AsyncGenerator<OpenImage> {
