@@ -70,3 +70,14 @@ export function onlyFaults<Result>(decode: () => Result): Result | undefined {
 export async function turns(count = 50): Promise<void> {
   for (let turn = 0; turn < count; turn++) await new Promise((resolve) => setImmediate(resolve))
 }
+
+/** Whether `work` is still running after some turns of the event loop. */
+export async function waits(work: Promise<unknown>): Promise<boolean> {
+  let over = false
+  const end = (): void => {
+    over = true
+  }
+  work.then(end, end)
+  await turns()
+  return !over
+}

@@ -20,7 +20,7 @@ import { readPipe, readRequest } from './capture.ts'
 
 export const SERVE_SOCKET = 'streamer-serve.sock'
 
-/** Below this, copying into the pipe costs less than lending pages to it. */
+/** Smaller pieces share pages with other images and are copied. Not tuned. */
 const LEAST_LENT = 64 * 2 ** 10
 
 /** What one client took. */

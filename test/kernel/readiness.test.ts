@@ -4,23 +4,12 @@ import { Fault } from '../../lib/fault.ts'
 import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd, interrupt, readable, writable } from '../../lib/kernel/readiness.ts'
-import { reasonOf, rejectsFault, turns, within } from '../expect.ts'
+import { reasonOf, rejectsFault, turns, waits, within } from '../expect.ts'
 import { openFds, socketPair } from './fds.ts'
 
 const test = suite('kernel/readiness')
 
 const byte = Buffer.from('x')
-
-/** Whether `work` is still running after some turns of the event loop. */
-async function waits(work: Promise<unknown>): Promise<boolean> {
-  let over = false
-  const end = (): void => {
-    over = true
-  }
-  work.then(end, end)
-  await turns()
-  return !over
-}
 
 function fillUp(fd: Fd): void {
   while (libc.write(fd, Buffer.alloc(4096), 4096) > 0);

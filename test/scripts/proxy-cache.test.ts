@@ -117,15 +117,18 @@ test('two dumps at once through one proxy do not mix', () =>
     assert.is(seen.size, 2)
   }))
 
+/** Puts a snapshot `id` into the cache, whose one image says the id. */
+async function dumpAs(id: string, { dump, source, port }: Pick<Daemons, 'dump' | 'source' | 'port'>): Promise<void> {
+  const named = await startProxy(source, port, ['--snapshot', id])
+  await dumpAll(dump(), { 'name.img': Buffer.from(id) })
+  await named.says(/sealed by the cache/)
+  await named.stop()
+}
+
 test('snapshots are kept by id: chosen, newest by default, never replaced', () =>
   using({}, async ({ dump, restore, proxy, cache, source, port, folder }) => {
     await proxy.stop()
-    for (const id of ['first', 'second']) {
-      const named = await startProxy(source, port, ['--snapshot', id])
-      await dumpAll(dump(), { 'name.img': Buffer.from(id) })
-      await named.says(/sealed by the cache/)
-      await named.stop()
-    }
+    for (const id of ['first', 'second']) await dumpAs(id, { dump, source, port })
     const newest = restore()
     assert.is((await newest.image('name.img'))?.toString(), 'second')
     newest.close()
@@ -147,12 +150,7 @@ test('snapshots are kept by id: chosen, newest by default, never replaced', () =
 test('the cache serves the snapshot that --snapshot names', () =>
   using({ cache: ['--snapshot', 'wanted'] }, async ({ dump, restore, source, port, proxy }) => {
     await proxy.stop()
-    for (const id of ['wanted', 'later']) {
-      const named = await startProxy(source, port, ['--snapshot', id])
-      await dumpAll(dump(), { 'name.img': Buffer.from(id) })
-      await named.says(/sealed by the cache/)
-      await named.stop()
-    }
+    for (const id of ['wanted', 'later']) await dumpAs(id, { dump, source, port })
     const criu = restore()
     assert.is((await criu.image('name.img'))?.toString(), 'wanted')
     criu.close()

@@ -3,7 +3,7 @@ import * as assert from 'uvu/assert'
 import { type SnapshotId, snapshotId } from '../../lib/format/names.ts'
 import { EXTENT, openPool } from '../../lib/store/pool.ts'
 import { type Arriving, openShelf, type Shelf } from '../../lib/store/shelf.ts'
-import { rejectsFault, throwsFault, turns, within } from '../expect.ts'
+import { rejectsFault, throwsFault, waits, within } from '../expect.ts'
 import { entry } from '../stream/snapshots.ts'
 
 const test = suite('store/shelf')
@@ -18,17 +18,6 @@ async function arrive(shelf: Shelf, id: SnapshotId): Promise<Arriving> {
   await writer.wrote(3)
   await writer.end(entry('inventory.img', Buffer.from('abc')))
   return arriving
-}
-
-/** Whether `work` is still running after some turns of the event loop. */
-async function waits(work: Promise<unknown>): Promise<boolean> {
-  let over = false
-  const end = (): void => {
-    over = true
-  }
-  work.then(end, end)
-  await turns()
-  return !over
 }
 
 test('a snapshot is had by its id, or as the newest, when it is sealed', async () => {
