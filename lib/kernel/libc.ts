@@ -70,7 +70,7 @@ export function view(address: bigint, bytes: number): Uint8Array {
   return new Uint8Array(koffi.view(address, bytes))
 }
 
-/** The address of a buffer's first byte; valid while the buffer is reachable (Node keeps them off the moving heap). */
+/** The address of a buffer's first byte. It keeps nothing alive: for buffers that live as long as the program. */
 export function address(buffer: Uint8Array): bigint {
   return BigInt(koffi.address(buffer))
 }

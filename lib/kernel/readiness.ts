@@ -39,11 +39,13 @@ export function writable(fd: Fd): Promise<void> {
 /** `happened` resolves when all writers of the pipe `fd` are gone; `forget` ends the wait, and then it never settles. */
 export function hungUp(fd: Fd): { happened: Promise<void>; forget: () => void } {
   const happened = wait(fd, 'disconnect')
+  const watch = watches.get(fd)
   return {
     happened,
     forget() {
-      const watch = watches.get(fd)
-      if (watch?.waiters.delete('disconnect') === true) restart(fd, watch)
+      // The number may have been closed meanwhile, and be another pipe's now.
+      if (watch === undefined || watches.get(fd) !== watch) return
+      if (watch.waiters.delete('disconnect')) restart(fd, watch)
     },
   }
 }

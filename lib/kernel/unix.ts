@@ -134,28 +134,41 @@ function peerUid(fd: Fd): number {
 const CMSG_HEADER = 16
 /** One descriptor is expected; room for four tells "too many" from "one" without losing count. */
 const MOST_FDS = 4
+const MSGHDR = 56 // struct msghdr, 64-bit: name 0, namelen 8, iov 16, iovlen 24, control 32, controllen 40, flags 48
+const IOVEC = 16
+const CONTROL = CMSG_HEADER + 4 * MOST_FDS
+const MOST_BYTES = 2 ** 10
 
-/** Reads at most `into.length` bytes and the descriptors that came with them. 0 bytes at the end of the stream. */
+/**
+ * One block for every recvmsg(2), for ever: the kernel gets addresses, which keep nothing alive, and a buffer of our own for
+ * each call was seen to be collected between taking its address and the call.
+ */
+const block = Buffer.alloc(MSGHDR + IOVEC + CONTROL + MOST_BYTES)
+const header = block.subarray(0, MSGHDR)
+const iovec = block.subarray(MSGHDR, MSGHDR + IOVEC)
+const control = block.subarray(MSGHDR + IOVEC, MSGHDR + IOVEC + CONTROL)
+const data = block.subarray(MSGHDR + IOVEC + CONTROL)
+
+/** Reads at most `into.length` bytes (and at most 1 KiB) and the descriptors that came with them. 0 bytes at the end of the stream. */
 export async function receiveWithFds(socket: Fd, into: Uint8Array): Promise<{ bytes: number; fds: Fd[] }> {
-  const control = Buffer.alloc(CMSG_HEADER + 4 * MOST_FDS)
-  const iovec = Buffer.alloc(16)
-  iovec.writeBigUInt64LE(libc.address(into), 0)
-  iovec.writeBigUInt64LE(BigInt(into.length), 8)
-  const header = Buffer.alloc(56) // struct msghdr, 64-bit: name 0, namelen 8, iov 16, iovlen 24, control 32, controllen 40, flags 48
   for (;;) {
     header.fill(0)
+    iovec.writeBigUInt64LE(libc.address(data), 0)
+    iovec.writeBigUInt64LE(BigInt(Math.min(into.length, MOST_BYTES)), 8)
     header.writeBigUInt64LE(libc.address(iovec), 16)
     header.writeBigUInt64LE(1n, 24)
     header.writeBigUInt64LE(libc.address(control), 32)
     header.writeBigUInt64LE(BigInt(control.length), 40)
     const bytes = libc.recvmsg(socket, header, libc.MSG_CMSG_CLOEXEC)
     if (bytes === -libc.EAGAIN) await readable(socket)
-    else if (bytes >= 0) return { bytes, fds: takeFds(header, control) }
-    else if (bytes !== -libc.EINTR) check(bytes, 'recvmsg')
+    else if (bytes >= 0) {
+      into.set(data.subarray(0, bytes))
+      return { bytes, fds: takeFds() }
+    } else if (bytes !== -libc.EINTR) check(bytes, 'recvmsg')
   }
 }
 
-function takeFds(header: Buffer, control: Buffer): Fd[] {
+function takeFds(): Fd[] {
   const fds: Fd[] = []
   if (header.readBigUInt64LE(40) >= CMSG_HEADER && control.readInt32LE(12) === libc.SCM_RIGHTS) {
     const end = Number(control.readBigUInt64LE(0))

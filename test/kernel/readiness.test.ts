@@ -3,7 +3,7 @@ import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
 import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
-import { closeFd, interrupt, readable, writable } from '../../lib/kernel/readiness.ts'
+import { closeFd, hungUp, interrupt, readable, writable } from '../../lib/kernel/readiness.ts'
 import { reasonOf, rejectsFault, turns, waits, within } from '../expect.ts'
 import { openFds, socketPair } from './fds.ts'
 
@@ -138,6 +138,20 @@ test('a number that is used again has only its new waiter', async () => {
   await within(waiting)
   closeFd(again)
   closeFd(feeder)
+})
+
+test('who forgets a hang-up of a closed descriptor leaves alone the one that has its number now', async () => {
+  const [out, into] = makePipe()
+  const { forget, happened } = hungUp(out)
+  happened.catch(() => {})
+  closeFd(out)
+  const [again, other] = makePipe()
+  assert.is(again, out, 'the number is used again')
+  const second = hungUp(again)
+  forget()
+  closeFd(other)
+  await within(second.happened)
+  for (const fd of [again, into]) closeFd(fd)
 })
 
 test.run()

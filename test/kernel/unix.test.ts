@@ -19,7 +19,7 @@ import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { acceptUnix, connectUnix, listenUnix, receiveWithFds } from '../../lib/kernel/unix.ts'
 import { reasonOf, rejectsFault, throwsFault, turns, within } from '../expect.ts'
 import { sendWithFds } from '../support/fake-criu.ts'
-import { temporary } from '../support/run.ts'
+import { root, run, temporary } from '../support/run.ts'
 import { asNobody, isRoot, openFds, socketPair } from './fds.ts'
 
 const test = suite<{ dir: string; remove: () => void }>('kernel/unix')
@@ -196,6 +196,12 @@ test('bytes without descriptors, a short buffer, waiting, and the end', async ()
   closeFd(near)
   assert.equal(await within(receiveWithFds(far, Buffer.alloc(2))), { bytes: 0, fds: [] })
   closeFd(far)
+})
+
+test('the collector takes nothing away from under a system call', async () => {
+  const hurry = ['--import', 'tsx', '--stress-scavenge=50', '--max-lazy']
+  const ran = await run(process.execPath, [...hurry, join(root, 'test', 'kernel', 'many-messages.ts')])
+  assert.is(`${ran.stdout}${ran.stderr}`, '0 wrong\n')
 })
 
 test.run()

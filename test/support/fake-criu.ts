@@ -9,24 +9,32 @@ import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { connectUnix } from '../../lib/kernel/unix.ts'
 
+/** For every sendmsg(2): an address keeps nothing alive, so what it points to must live for ever. */
+const block = Buffer.alloc(2 ** 16)
+const [header, iovec, control, data] = [
+  block.subarray(0, 56),
+  block.subarray(56, 72),
+  block.subarray(72, 4096),
+  block.subarray(4096),
+]
+
 /** Sends `bytes` with descriptors attached. */
 export function sendWithFds(socket: Fd, bytes: Uint8Array, fds: readonly number[]): void {
-  const iovec = Buffer.alloc(16)
-  iovec.writeBigUInt64LE(libc.address(bytes), 0)
+  data.set(bytes)
+  iovec.writeBigUInt64LE(libc.address(data), 0)
   iovec.writeBigUInt64LE(BigInt(bytes.length), 8)
-  const control = Buffer.alloc(16 + Math.ceil(fds.length / 2) * 8)
   control.writeBigUInt64LE(BigInt(16 + 4 * fds.length), 0)
   control.writeInt32LE(libc.SOL_SOCKET, 8)
   control.writeInt32LE(libc.SCM_RIGHTS, 12)
   fds.forEach((fd, index) => {
     control.writeInt32LE(fd, 16 + 4 * index)
   })
-  const header = Buffer.alloc(56)
+  header.fill(0)
   header.writeBigUInt64LE(libc.address(iovec), 16)
   header.writeBigUInt64LE(1n, 24)
   if (fds.length > 0) {
     header.writeBigUInt64LE(libc.address(control), 32)
-    header.writeBigUInt64LE(BigInt(control.length), 40)
+    header.writeBigUInt64LE(BigInt(16 + Math.ceil(fds.length / 2) * 8), 40)
   }
   for (;;) {
     const sent = libc.sendmsg(socket, header, libc.MSG_NOSIGNAL)
