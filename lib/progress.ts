@@ -11,6 +11,10 @@ export type Progress =
   /** criu dump returned; `frozenMs` from its own statistics. */
   | { event: 'dumped'; frozenMs: number | undefined; ms: number }
   | { event: 'restored'; ms: number }
+  /** Both ends know what became of a snapshot's tasks. */
+  | { event: 'handed over'; id: string; verdict: 'go' | 'drop' | 'copy'; fate: 'kept' | 'running' | 'dropped' }
+  /** The link to the source is gone, and with it the verdict: restored tasks are held; `how` to give it by hand. */
+  | { event: 'undecided'; id: string; how: string }
   /** A restore waits for a snapshot. */
   | { event: 'waiting'; what: string }
   /** One snapshot or one client failed; the daemon goes on. */

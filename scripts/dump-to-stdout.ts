@@ -1,13 +1,14 @@
 #!/usr/bin/env node
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { main } from '../lib/cli/main.ts'
-import { atMostOne, required, wholeNumber } from '../lib/cli/values.ts'
+import { atMostOne, oneOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
+import { untils } from '../lib/format/wire.ts'
 import { findCriu } from '../lib/role/criu.ts'
-import { dumpFromDirectory, dumpFromListener, dumpTree, freshId } from '../lib/role/dump.ts'
+import { dumpFromDirectory, dumpFromListener, dumpTree, freshId, handOverTree } from '../lib/role/dump.ts'
 import { stdoutLink } from '../lib/stream/endpoint.ts'
 
-const usage = `usage: dump-to-stdout -t PID [OPTIONS] [-- CRIU OPTIONS]
+const usage = `usage: dump-to-stdout -t PID [--via COMMAND] [OPTIONS] [-- CRIU OPTIONS]
        dump-to-stdout --listen -D DIR [OPTIONS]
        dump-to-stdout --from-dir DIR [OPTIONS]
 
@@ -19,6 +20,10 @@ anything fails before that.
   -t, --tree PID       dump this process and its children with criu dump --stream
       --listen         offer streamer-capture.sock in -D DIR and wait for a criu
       --from-dir DIR   stream the images that criu dump -D left in DIR
+      --via COMMAND    no stdout: hand the process over to a restore-from-socket that
+                       COMMAND starts, and let it go here when it is ready there
+      --until sealed   with --via: let it go when the target has all images
+      --timeout SEC    with --via: how long the target may take to agree (default: 60)
   -D, --dir DIR        work directory (default: a private temporary one)
       --snapshot ID    name of the snapshot (default: time, host, random)
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
@@ -27,8 +32,9 @@ anything fails before that.
 
 ${exitCodeHelp}
 
-example, on the source host:
-  dump-to-stdout -t $PID | ssh host restore-from-socket --from -`
+examples, on the source host:
+  dump-to-stdout -t $PID | ssh host restore-from-socket --from -
+  dump-to-stdout -t $PID --via 'ssh host restore-from-socket --from -'`
 
 const options = {
   tree: { type: 'string', short: 't' },
@@ -37,13 +43,18 @@ const options = {
   dir: { type: 'string', short: 'D' },
   snapshot: { type: 'string' },
   criu: { type: 'string' },
+  via: { type: 'string' },
+  until: { type: 'string' },
+  timeout: { type: 'string' },
 } as const
 
 main({ name: 'dump-to-stdout', usage, options }, async ({ values, rest, report, signal }) => {
-  const { tree, listen, dir, criu, snapshot, 'from-dir': fromDir } = values
+  const { tree, listen, dir, criu, snapshot, via, until, timeout, 'from-dir': fromDir } = values
   atMostOne({ '--tree': tree, '--listen': listen, '--from-dir': fromDir })
   atMostOne({ '--dir': dir, '--from-dir': fromDir })
   if (tree === undefined) atMostOne({ '--listen or --from-dir': true, 'criu options': rest.length > 0 })
+  if (via === undefined) atMostOne({ '--until or --timeout': until ?? timeout, 'no --via': true })
+  else required('--tree', tree, '--via hands a process over: name it with -t PID')
   const id = snapshot === undefined ? freshId() : snapshotId(snapshot, 'USAGE')
   const common = { id, directory: dir, report, signal }
   if (fromDir !== undefined) return dumpFromDirectory(fromDir, stdoutLink(), common)
@@ -52,5 +63,7 @@ main({ name: 'dump-to-stdout', usage, options }, async ({ values, rest, report, 
     return dumpFromListener(stdoutLink(), common)
   }
   const pid = wholeNumber('--tree', required('--tree', tree, 'dump-to-stdout --help'), 1, 2 ** 22)
-  await dumpTree(findCriu(criu), pid, rest, stdoutLink(), common)
+  if (via === undefined) return dumpTree(findCriu(criu), pid, rest, stdoutLink(), common)
+  const agreement = { until: oneOf('--until', until ?? 'running', untils), timeoutMs: timeoutMs(timeout, 60_000) }
+  await handOverTree(findCriu(criu), pid, rest, via, { ...common, ...agreement })
 })

@@ -1,21 +1,26 @@
 #!/usr/bin/env node
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { main } from '../lib/cli/main.ts'
-import { required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
+import { oneOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
+import { untils } from '../lib/format/wire.ts'
 import { proxy } from '../lib/role/proxy.ts'
 import { refuseOpenNetwork } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: proxy --address HOST --port N -D DIR [OPTIONS]
 
 The image-proxy, a daemon on the source host: whoever runs criu dump --stream -D DIR
-here is forwarded to the image-cache at HOST. One snapshot per dump.
+here is forwarded to the image-cache at HOST. One snapshot per dump. With
+--action-script DIR/post-dump criu kills the process only when the cache agrees.
 
       --address HOST   where the cache is (default: 127.0.0.1)
       --port N         the cache's port
   -D, --dir DIR        directory for streamer-capture.sock; made if it is missing
       --snapshot ID    name of the snapshot (default: time, host, random)
-      --timeout SEC    how long the cache may be out of reach (default: 60)
+      --until sealed   let the process go when the cache has it all (the default)
+      --until running  let it go when the target has restored it and holds it
+      --timeout SEC    how long the cache may be out of reach, and may take to agree
+                       (default: 60)
       --insecure       allow plain TCP to another host
   -q, --quiet          only errors
   -h, --help           this text               -V, --version
@@ -24,7 +29,7 @@ ${exitCodeHelp}
 
 example, on the source host:
   proxy --address 127.0.0.1 --port 9997 -D /run/ferry &
-  criu dump --stream -t $PID -D /run/ferry`
+  criu dump --stream -t $PID -D /run/ferry --action-script /run/ferry/post-dump`
 
 const options = {
   address: { type: 'string', default: '127.0.0.1' },
@@ -32,6 +37,7 @@ const options = {
   dir: { type: 'string', short: 'D' },
   snapshot: { type: 'string' },
   timeout: { type: 'string' },
+  until: { type: 'string', default: 'sealed' },
   insecure: { type: 'boolean', default: false },
 } as const
 
@@ -43,6 +49,7 @@ main({ name: 'proxy', usage, options, daemon: true }, async ({ values, report, s
     cache: { kind: 'tcp', host: address, port: cachePort },
     directory: required('--dir', dir, 'the directory that criu dump --stream gets as -D'),
     id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
+    until: oneOf('--until', values.until, untils),
     timeoutMs: timeoutMs(timeout, 60_000),
     report,
     signal,

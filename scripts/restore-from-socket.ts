@@ -4,22 +4,28 @@ import { main } from '../lib/cli/main.ts'
 import { atMostOne, maxMemory, required, timeoutMs } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { findCriu } from '../lib/role/criu.ts'
+import { tellHolder } from '../lib/role/hold.ts'
 import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/role/restore.ts'
-import { connectEndpoint, parseEndpoint, refuseOpenNetwork } from '../lib/stream/endpoint.ts'
+import { connectEndpoint, parseEndpoint, refuseOpenNetwork, stdoutLink } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: restore-from-socket [--from ENDPOINT] [OPTIONS] [-- CRIU OPTIONS]
        restore-from-socket [--from ENDPOINT] --listen -D DIR [OPTIONS]
        restore-from-socket [--from ENDPOINT] --to-dir DIR [OPTIONS]
+       restore-from-socket [-D DIR] --let-run ID | --drop ID
 
 Takes one image stream, verifies it to its end, and only then restores it with
 criu restore --stream -d, offers it to a criu restore --stream that somebody else
-starts, or writes a directory that criu restore -D accepts.
+starts, or writes a directory that criu restore -D accepts. A process that is
+handed over (dump-to-stdout --via, or a cache) is held, restored, until its
+source has let it go.
 
       --from ENDPOINT  - (stdin, the default), HOST:PORT, unix:PATH or fd:N; a cache
                        is asked for a snapshot, anything else just sends one
       --snapshot ID    which snapshot of a cache (default: the newest sealed)
       --listen         offer streamer-serve.sock in -D DIR and wait for a criu
       --to-dir DIR     write plain images; DIR appears when all is verified
+      --let-run ID     tell the one that holds ID here: the source is gone, let it run
+      --drop ID        the same: it runs on at its source, drop the copy
   -D, --dir DIR        work directory (default: a private temporary one)
       --timeout SEC    how long to wait for a connection and a snapshot (default: 60)
       --max-memory SZ  most memory for images (default: 80 % of this machine's)
@@ -42,11 +48,18 @@ const options = {
   timeout: { type: 'string' },
   'max-memory': { type: 'string' },
   criu: { type: 'string' },
+  'let-run': { type: 'string' },
+  drop: { type: 'string' },
   insecure: { type: 'boolean', default: false },
 } as const
 
 main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, report, signal }) => {
-  const { from, snapshot, listen, dir, timeout, criu, 'to-dir': toDir } = values
+  const { from, snapshot, listen, dir, timeout, criu, drop, 'to-dir': toDir, 'let-run': letRun } = values
+  atMostOne({ '--let-run': letRun, '--drop': drop })
+  const told = letRun ?? drop
+  if (told !== undefined) {
+    return void (await tellHolder(dir, snapshotId(told, 'USAGE'), letRun === undefined ? 'drop' : 'go'))
+  }
   atMostOne({ '--listen': listen, '--to-dir': toDir, 'criu options': rest.length > 0 })
   atMostOne({ '--dir': dir, '--to-dir': toDir })
   if (listen === true) required('--dir', dir, 'the directory that criu restore --stream gets as -D')
@@ -55,6 +68,7 @@ main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, rep
     directory: dir,
     maxMemory: maxMemory(values['max-memory']),
     timeoutMs: timeoutMs(timeout, 60_000),
+    ...(from === '-' && { wayBack: stdoutLink }),
     report,
     signal,
   }

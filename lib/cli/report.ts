@@ -18,9 +18,24 @@ export function describe(progress: Progress): string {
       return `dumped in ${seconds(progress.ms)}${progress.frozenMs === undefined ? '' : `, frozen for ${seconds(progress.frozenMs)}`}`
     case 'restored':
       return `restored in ${seconds(progress.ms)}`
+    case 'handed over':
+      return `snapshot ${progress.id} handed over: ${here[progress.verdict]}, ${there[progress.fate]}`
+    case 'undecided':
+      return `snapshot ${progress.id} is held until its source says what became of the process; by hand: ${progress.how}`
     case 'failed':
       return `${progress.what} failed: ${progress.fault.message}`
   }
+}
+
+const here = {
+  go: 'the source is gone',
+  drop: 'the source runs on',
+  copy: 'the source runs on as it was asked to',
+}
+const there = {
+  kept: 'the cache keeps its images',
+  running: 'it runs on the target',
+  dropped: 'the target runs nothing of it',
 }
 
 function amount({ images, bytes, ms }: { images: number; bytes: number; ms: number }): string {

@@ -22,6 +22,13 @@ export function maxMemory(text: string | undefined): number {
   return text === undefined ? Math.floor(totalmem() * 0.8) : parseSize(text)
 }
 
+/** One of some words. Throws `USAGE`. */
+export function oneOf<Word extends string>(flag: string, text: string, words: readonly Word[]): Word {
+  const word = words.find((candidate) => candidate === text)
+  if (word !== undefined) return word
+  throw new Fault('USAGE', `${flag} wants ${words.join(' or ')}, not ${text}`)
+}
+
 /** Throws `USAGE` if more than one of the flags is given. */
 export function atMostOne(flags: Record<string, unknown>): void {
   const given = Object.entries(flags).filter(([, value]) => value !== undefined && value !== false)

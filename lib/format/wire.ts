@@ -40,17 +40,34 @@ export const frameType = {
   imageEnd: 4,
   snapshotEnd: 5,
   failed: 6,
+  handOver: 7,
   hello: 16,
   get: 17,
   ack: 18,
   sealed: 19,
   refused: 20,
+  ready: 21,
+  verdict: 22,
+  fate: 23,
 } as const
-export type FrameType = (typeof frameType)[keyof typeof frameType]
+type FrameName = keyof typeof frameType
+export type FrameType = (typeof frameType)[FrameName]
 
 /** Reasons that cross the link, with the `Fault` code that each becomes. */
 const refusalCodes = ['FAILED_DUMP', 'REFUSED', 'EXISTS', 'MISSING', 'MEMORY', 'TIMEOUT', 'DIGEST', 'ABORTED'] as const
 export type RefusalCode = (typeof refusalCodes)[number]
+
+/** How far the source of a hand-over waits before it lets CRIU kill the tasks. */
+export const untils = ['sealed', 'running'] as const
+export type Until = (typeof untils)[number]
+
+/** What became of the source's tasks: they are gone; they run on, and so the target's must not; they run on as was asked for. */
+const verdicts = ['go', 'drop', 'copy'] as const
+export type Verdict = (typeof verdicts)[number]
+
+/** What became of the target's: only the images are there; the tasks run; there are none. */
+const fates = ['kept', 'running', 'dropped'] as const
+export type Fate = (typeof fates)[number]
 
 export interface ImageEntry {
   name: ImageName
@@ -66,34 +83,42 @@ export type Frame =
   | { type: 'imageEnd'; channel: number; size: number; digest: bigint }
   | { type: 'snapshotEnd'; images: ImageEntry[]; digest: bigint }
   | { type: 'failed'; code: RefusalCode; reason: string }
+  | { type: 'handOver'; until: Until }
   | { type: 'hello' }
   | { type: 'get'; id: SnapshotId | undefined; timeoutMs: number }
   | { type: 'ack'; channel: number; offset: number }
   | { type: 'sealed'; digest: bigint }
   | { type: 'refused'; code: RefusalCode; reason: string }
+  | { type: 'ready' }
+  | { type: 'verdict'; verdict: Verdict; id: SnapshotId }
+  | { type: 'fate'; fate: Fate }
 
 export interface Header {
-  type: keyof typeof frameType
+  type: FrameName
   channel: number
   offset: number
   length: number
 }
 
-const typeNames = new Map(Object.entries(frameType).map(([name, code]) => [code, name as keyof typeof frameType]))
+const typeNames = new Map(Object.entries(frameType).map(([name, code]) => [code, name as FrameName]))
 
 /** Payload bytes that a frame may have, crc included. A peer cannot make us hold more. */
-const payloadRange: Record<keyof typeof frameType, [least: number, most: number]> = {
+const payloadRange: Record<FrameName, [least: number, most: number]> = {
   snapshot: [1 + CRC_BYTES, LONGEST_ID + CRC_BYTES],
   image: [1 + CRC_BYTES, LONGEST_NAME + CRC_BYTES],
   data: [1, MOST_DATA],
   imageEnd: [16 + CRC_BYTES, 16 + CRC_BYTES],
   snapshotEnd: [4 + 8 + CRC_BYTES, MOST_LIST],
   failed: [1 + CRC_BYTES, 1 + LONGEST_REASON + CRC_BYTES],
+  handOver: [1 + CRC_BYTES, 1 + CRC_BYTES],
   hello: [CRC_BYTES, CRC_BYTES],
   get: [4 + CRC_BYTES, 4 + LONGEST_ID + CRC_BYTES],
   ack: [CRC_BYTES, CRC_BYTES],
   sealed: [8 + CRC_BYTES, 8 + CRC_BYTES],
   refused: [1 + CRC_BYTES, 1 + LONGEST_REASON + CRC_BYTES],
+  ready: [CRC_BYTES, CRC_BYTES],
+  verdict: [2 + CRC_BYTES, 1 + LONGEST_ID + CRC_BYTES],
+  fate: [1 + CRC_BYTES, 1 + CRC_BYTES],
 }
 
 export function encodePreamble(): Buffer {
@@ -161,8 +186,15 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
     }
     case 'sealed':
       return numbers(frame.digest)
+    case 'handOver':
+      return Buffer.of(untils.indexOf(frame.until))
+    case 'verdict':
+      return Buffer.concat([Buffer.of(verdicts.indexOf(frame.verdict)), Buffer.from(frame.id)])
+    case 'fate':
+      return Buffer.of(fates.indexOf(frame.fate))
     case 'hello':
     case 'ack':
+    case 'ready':
       return Buffer.alloc(0)
   }
 }
@@ -225,9 +257,26 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
       return { type, digest: body.readBigUInt64LE(0) }
     case 'ack':
       return { type, channel, offset }
+    case 'handOver':
+      return { type, until: oneOf(untils, body.readUInt8(0), type) }
+    case 'verdict':
+      return {
+        type,
+        verdict: oneOf(verdicts, body.readUInt8(0), type),
+        id: snapshotId(body.toString('latin1', 1)),
+      }
+    case 'fate':
+      return { type, fate: oneOf(fates, body.readUInt8(0), type) }
     case 'hello':
+    case 'ready':
       return { type }
   }
+}
+
+function oneOf<Word>(words: readonly Word[], number: number, type: FrameName): Word {
+  const word = words[number]
+  if (word === undefined) throw new Fault('FORMAT', `a ${type} frame with the unknown word ${number}`)
+  return word
 }
 
 /** Without control characters: it ends up on somebody's terminal. */

@@ -53,6 +53,13 @@ export const sendmsg = call<[fd: number, header: Uint8Array, flags: number]>('in
 export const getsockopt = call<[fd: number, level: number, option: number, value: Uint8Array, length: Int32Array]>(
   'int getsockopt(int, int, int, void *, int *)',
 )
+export const mkfifo = call<[path: string, mode: number]>('int mkfifo(const char *, unsigned int)')
+const syscall = call<[number: number, first: number, second: number, third: number, fourth: number]>(
+  'int64_t syscall(int64_t, int64_t, int64_t, int64_t, int64_t)',
+)
+/** A descriptor for a process, readable when it has ended. The numbers are the same on x86-64 and arm64. */
+export const pidfdOpen = (pid: number): number => syscall(434, pid, 0, 0, 0)
+export const pidfdSendSignal = (pidfd: number, signal: number): number => syscall(424, pidfd, signal, 0, 0)
 export const madvise = call<[address: bigint, bytes: number, advice: number]>('int madvise(void *, size_t, int)')
 
 const rawMmap = library.func('intptr_t mmap(void *, size_t, int, int, int, int64_t)') as (
@@ -118,6 +125,8 @@ export const EOPNOTSUPP = 95
 export const EMFILE = 24
 export const ENFILE = 23
 export const LOCK_EX = 2
+export const SIGKILL = 9
+export const O_RDWR = 2
 export const O_RDONLY = 0
 export const O_WRONLY = 1
 export const O_NONBLOCK = 0o4000

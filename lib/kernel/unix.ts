@@ -90,7 +90,7 @@ export async function acceptUnix(listener: Fd): Promise<Fd> {
   for (;;) {
     const got = libc.accept4(listener, null, null, libc.SOCK_NONBLOCK | libc.SOCK_CLOEXEC)
     if (got >= 0) {
-      const uid = peerUid(asFd(got))
+      const { uid } = credentials(asFd(got))
       if (uid === 0 || uid === process.geteuid?.()) return asFd(got)
       closeFd(asFd(got))
     } else if (got === -libc.EAGAIN) await readable(listener)
@@ -113,6 +113,11 @@ export async function hasSpoken(socket: Fd): Promise<boolean> {
   }
 }
 
+/** Whether bytes or the end of the stream are there to be read now. */
+export function hasNews(socket: Fd): boolean {
+  return libc.recv(socket, Buffer.alloc(1), 1, libc.MSG_PEEK) !== -libc.EAGAIN
+}
+
 /** The next connection that says something; those that do not are closed. */
 export async function acceptSpeaker(listener: Fd): Promise<Fd> {
   for (;;) {
@@ -122,13 +127,15 @@ export async function acceptSpeaker(listener: Fd): Promise<Fd> {
   }
 }
 
-function peerUid(fd: Fd): number {
-  const credentials = Buffer.alloc(12)
-  check(
-    libc.getsockopt(fd, libc.SOL_SOCKET, libc.SO_PEERCRED, credentials, new Int32Array([credentials.length])),
-    'getsockopt',
-  )
-  return credentials.readUInt32LE(4)
+function credentials(fd: Fd): { pid: number; uid: number } {
+  const ucred = Buffer.alloc(12)
+  check(libc.getsockopt(fd, libc.SOL_SOCKET, libc.SO_PEERCRED, ucred, new Int32Array([ucred.length])), 'getsockopt')
+  return { pid: ucred.readUInt32LE(0), uid: ucred.readUInt32LE(4) }
+}
+
+/** The process that connected; 0 if it is in a pid namespace that this one cannot see. */
+export function peerPid(socket: Fd): number {
+  return credentials(socket).pid
 }
 
 const CMSG_HEADER = 16

@@ -9,24 +9,32 @@
  * Refused: serving an image while it still arrives. CRIU's order of restoring is nearly the reverse of its order of dumping, so
  * there is little to gain, and a process could run from a dump that then fails.
  */
+import { rmSync } from 'node:fs'
 import net from 'node:net'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
-import type { RefusalCode } from '../format/wire.ts'
+import type { Frame, Until, Verdict } from '../format/wire.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { acceptUnix } from '../kernel/unix.ts'
+import { commandLine, openProcess } from '../kernel/process.ts'
+import { acceptUnix, connectUnix, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import type { StoredImage } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
 import { openShelf, type Sealed, type Shelf } from '../store/shelf.ts'
 import { takeOver } from '../stream/endpoint.ts'
+import { fdLink } from '../stream/fd-link.ts'
 import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { receiveSnapshot, unexpected } from '../stream/receive.ts'
 import { sendSnapshot } from '../stream/send.ts'
+import { type Arrivals, type Lead, openArrivals } from './arrivals.ts'
+import { closedGate, writeScript } from './gate.ts'
+import type { TargetState } from './handover.ts'
+import { tell } from './owed.ts'
+import { refusalOf } from './refusal.ts'
 import { SERVE_SOCKET, serve } from './serve.ts'
 import { openWorkDir } from './workdir.ts'
 
@@ -41,8 +49,27 @@ export interface CacheOptions {
   maxMemory: number
   /** How long a restore may wait for its snapshot. */
   timeoutMs: number
+  /** Restore every snapshot that comes with a hand-over as soon as it is here. */
+  restore: { criu: string; options: readonly string[] } | undefined
   report: Report
   signal: AbortSignal
+}
+
+/** A UNIX socket that speaks the wire, in the work directory: for this host's root, and for verdicts by hand. */
+export const CACHE_SOCKET = 'cache.sock'
+
+/** What every conversation needs. */
+interface House {
+  shelf: Shelf
+  arrivals: Arrivals
+  options: CacheOptions
+}
+
+/** One conversation on the wire. */
+interface Talk {
+  link: Link
+  reader: FrameReader
+  writer: FrameWriter
 }
 
 /** Runs until the signal comes; throws its reason. Throws `EXISTS`, `IO` or `LINK` if it cannot listen. */
@@ -50,6 +77,8 @@ export async function cache(options: CacheOptions): Promise<never> {
   const { report, signal } = options
   const shelf = openShelf(openPool(options.maxMemory))
   const work = openWorkDir(options.directory, SERVE_SOCKET)
+  const arrivals = openArrivals(shelf, { ...options, directory: work.path })
+  const house = { shelf, arrivals, options: { ...options, directory: work.path } }
   const links = new Set<Link>()
   const server = net.createServer({
     pauseOnConnect: true,
@@ -61,24 +90,38 @@ export async function cache(options: CacheOptions): Promise<never> {
   server.maxConnections = MOST_LINKS
   server.on('connection', (socket) => {
     const link = tryTakeOver(socket)
-    if (link === undefined) return
-    links.add(link)
-    void answer(link, shelf, options).finally(() => links.delete(link))
+    if (link !== undefined) welcome(link)
   })
+  const welcome = (link: Link): void => {
+    links.add(link)
+    void answer(link, house).finally(() => links.delete(link))
+  }
+  const control = openWorkDir(work.path, CACHE_SOCKET)
+  const script = writeScript(work.path, 'post-restore')
   try {
     const port = await listen(server, options)
     report({ event: 'listening', at: `${options.host}:${port}` })
     report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
-    signal.addEventListener('abort', () => work.remove(signal.reason as Error))
-    for (;;) {
-      const socket = await acceptUnix(work.listener)
-      void serveCriu(socket, shelf, options)
-    }
+    signal.addEventListener('abort', () => {
+      work.remove(signal.reason as Error)
+      control.remove(signal.reason as Error)
+    })
+    await Promise.all([
+      acceptAll(work.listener, (socket) => void serveCriu(socket, script, house)),
+      acceptAll(control.listener, (socket) => welcome(fdLink(socket, 'a local client', 'socket'))),
+    ])
+    throw signal.reason
   } finally {
     server.close()
+    control.remove()
     work.remove()
+    rmSync(script, { force: true })
     for (const link of links) link.destroy(signal.reason as Error)
   }
+}
+
+async function acceptAll(listener: Fd, take: (socket: Fd) => void): Promise<never> {
+  for (;;) take(await acceptUnix(listener))
 }
 
 /** Undefined, and the client is gone, when there are no descriptors left: the daemon and its snapshots stay. */
@@ -108,9 +151,10 @@ const LONGEST_FIRST = 1024
 /** A client that has connected has something to say. */
 const FIRST_FRAME_MS = 30_000
 
-async function answer(link: Link, shelf: Shelf, options: CacheOptions): Promise<void> {
+async function answer(link: Link, house: House): Promise<void> {
   const writer = frameWriter(link.outlet)
   const reader = frameReader(link.inlet)
+  const talk = { link, reader, writer }
   let what = link.peer
   try {
     await writer.send({ type: 'hello' })
@@ -119,12 +163,17 @@ async function answer(link: Link, shelf: Shelf, options: CacheOptions): Promise<
     if (frame === undefined) return
     if (frame.type === 'snapshot') {
       what = `snapshot ${frame.id}`
-      await take(frame.id, reader, writer, shelf, options)
-    } else if (frame.type === 'get') await give(frame, reader, writer, shelf, options)
+      await take({ id: frame.id, ...talk }, house)
+    } else if (frame.type === 'get') await give(frame, { ...talk, holds: false }, house)
+    else if (frame.type === 'handOver') {
+      const get = await reader.expect()
+      if (get.type !== 'get') throw unexpected(get)
+      await give(get, { ...talk, holds: true }, house)
+    } else if (frame.type === 'verdict') await obey(frame, writer, house.arrivals)
     else throw unexpected(frame)
   } catch (error) {
     if (!(error instanceof Fault)) throw error
-    options.report({ event: 'failed', what, fault: error })
+    house.options.report({ event: 'failed', what, fault: error })
     await refuse(link, writer, error).catch(() => {})
   } finally {
     link.destroy()
@@ -149,64 +198,107 @@ async function refuse(link: Link, writer: FrameWriter, fault: Fault): Promise<vo
   }
 }
 
-const passedOn: readonly string[] = ['FAILED_DUMP', 'EXISTS', 'MISSING', 'MEMORY', 'TIMEOUT', 'DIGEST', 'ABORTED']
-
-function refusalOf(fault: Fault): RefusalCode {
-  return passedOn.includes(fault.code) ? (fault.code as RefusalCode) : 'REFUSED'
-}
-
 async function take(
-  id: SnapshotId,
-  reader: FrameReader,
-  writer: FrameWriter,
-  shelf: Shelf,
-  { report }: CacheOptions,
+  { id, reader, writer, link }: Talk & { id: SnapshotId },
+  { shelf, arrivals, options }: House,
 ): Promise<void> {
+  const { report } = options
   const begun = performance.now()
   const arriving = shelf.receive(id)
+  let until: Until | undefined
+  let digest: bigint
   try {
     const ack = (channel: number, offset: number): Promise<void> => writer.send({ type: 'ack', channel, offset })
-    const { images, bytes, digest } = await receiveSnapshot(reader, arriving.sink, ack)
-    arriving.seal()
+    const snapshot = await receiveSnapshot(reader, arriving.sink, ack, (far) => {
+      until = far
+    })
+    digest = snapshot.digest
+    if (until !== undefined) arrivals.add(id, until)
+    arriving.seal(until !== undefined)
     const ms = performance.now() - begun
-    report({ event: 'sealed', id, images: images.length, bytes, ms, digest: hex64(digest) })
-    await writer.send({ type: 'sealed', digest })
+    report({ event: 'sealed', id, images: snapshot.images.length, bytes: snapshot.bytes, ms, digest: hex64(digest) })
   } finally {
     arriving.drop()
   }
+  const arrival = arrivals.get(id)
+  if (arrival === undefined || until === undefined) return writer.send({ type: 'sealed', digest })
+  const watcher = {
+    ready: () => void writer.send({ type: 'ready' }).catch(() => {}),
+    refused: (fault: Fault) =>
+      void writer.send({ type: 'refused', code: refusalOf(fault), reason: fault.message }).catch(() => {}),
+  }
+  arrival.watcher = watcher
+  try {
+    await writer.send({ type: 'sealed', digest })
+    arrivals.restore(id)
+    await obey(await reader.next(), writer, arrivals)
+    link.destroy()
+  } finally {
+    arrival.watcher = undefined
+    if (!settled.includes(arrival.state)) report({ event: 'undecided', id, how: byHand(options.directory, id) })
+  }
+}
+
+/** States in which nothing depends on a verdict any more. */
+const settled: readonly TargetState[] = ['owning', 'reviving', 'running', 'dropped']
+
+function byHand(directory: string, id: SnapshotId): string {
+  return `cache -D ${directory} --let-run ${id}, or --drop ${id}`
+}
+
+/** The verdict is the last word of a source; it may come on a link of its own. Without it the copy is held. */
+async function obey(frame: Frame | undefined, writer: FrameWriter, arrivals: Arrivals): Promise<void> {
+  if (frame === undefined) return
+  if (frame.type === 'failed') throw new Fault(frame.code, `the source gave up: ${frame.reason}`)
+  if (frame.type !== 'verdict') throw unexpected(frame)
+  await writer.send({ type: 'fate', fate: await arrivals.decide(frame.id, frame.verdict) })
 }
 
 async function give(
   { id, timeoutMs }: { id: SnapshotId | undefined; timeoutMs: number },
-  reader: FrameReader,
-  writer: FrameWriter,
-  shelf: Shelf,
-  { report, signal }: CacheOptions,
+  { reader, writer, holds }: Talk & { holds: boolean },
+  { shelf, arrivals, options: { report, signal } }: House,
 ): Promise<void> {
-  const gone = reader.next()
-  gone.catch(() => {})
+  const first = reader.next()
+  first.catch(() => {})
   const left = new AbortController()
   const leave = (): void => left.abort(new Fault('LINK', 'the client left before its snapshot was here'))
-  gone.then(leave, leave)
-  const snapshot = await shelf.find(id, timeoutMs, left.signal)
-  const begun = performance.now()
-  const sent = await sendSnapshot(writer, snapshot.id, storedSource(snapshot.images), { signal })
-  const reply = await gone
-  if (reply?.type !== 'sealed' || reply.digest !== sent.digest) {
-    throw new Fault('LINK', 'the client did not confirm the snapshot')
+  first.then(leave, leave)
+  const snapshot = await shelf.find(id, timeoutMs, left.signal, holds)
+  const remote = holds ? arrivals.remote(snapshot.id, writer) : undefined
+  try {
+    const begun = performance.now()
+    const until = remote === undefined ? undefined : 'running'
+    const sent = await sendSnapshot(writer, snapshot.id, storedSource(snapshot.images), { signal, until })
+    const reply = await first
+    if (reply?.type !== 'sealed' || reply.digest !== sent.digest) {
+      throw new Fault('LINK', 'the client did not confirm the snapshot')
+    }
+    const ms = performance.now() - begun
+    report({ event: 'served', id: snapshot.id, images: sent.images.length, bytes: sent.bytes, ms })
+    await remote?.follow(reader)
+  } catch (error) {
+    remote?.lost(error as Fault)
+    throw error
   }
-  const ms = performance.now() - begun
-  report({ event: 'served', id: snapshot.id, images: sent.images.length, bytes: sent.bytes, ms })
 }
 
-async function serveCriu(socket: Fd, shelf: Shelf, { id, timeoutMs, report }: CacheOptions): Promise<void> {
+/** A criu restore that somebody else started. One that has our action script can be held, and so may come before the verdict. */
+async function serveCriu(socket: Fd, script: string, { shelf, arrivals, options }: House): Promise<void> {
+  const { id, timeoutMs, report, directory } = options
+  const pid = peerPid(socket)
+  const gate = commandLine(pid).some((word) => resolve(word) === script) ? closedGate(directory, pid) : undefined
+  const criu = openProcess(pid)
   let found: Sealed | undefined
+  let lead: Lead | undefined
   let begun = performance.now()
   try {
     const served = await serve(socket, async () => {
       if (found !== undefined) return found.images
       if (!shelf.has(id)) report({ event: 'waiting', what: id ?? 'the newest snapshot' })
-      found = await shelf.find(id, timeoutMs)
+      const next = await shelf.find(id, timeoutMs, undefined, gate !== undefined)
+      lead = arrivals.lead(next.id, gate, criu)
+      found = next
       begun = performance.now()
       return found.images
     })
@@ -214,10 +306,21 @@ async function serveCriu(socket: Fd, shelf: Shelf, { id, timeoutMs, report }: Ca
     if (found !== undefined) {
       report({ event: 'served', id: found.id, images: served.images.length, bytes: served.bytes, ms })
     }
+    await lead?.finish()
   } catch (error) {
     if (!(error instanceof Fault)) throw error
     report({ event: 'failed', what: found === undefined ? 'a restore' : `the restore of ${found.id}`, fault: error })
+  } finally {
+    gate?.remove()
+    criu?.close()
   }
+}
+
+/** Gives a verdict to the cache that runs in `directory`. Throws `MISSING`, `LINK`, and what the cache refuses. */
+export async function decideByHand(directory: string, id: SnapshotId, verdict: Verdict, report: Report): Promise<void> {
+  const link = fdLink(connectUnix(join(resolve(directory), CACHE_SOCKET)), 'the cache', 'socket')
+  const fate = await tell(link, id, verdict)
+  report({ event: 'handed over', id, verdict, fate })
 }
 
 /** Stored images as a source, so that a snapshot can be sent on. */

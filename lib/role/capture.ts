@@ -9,22 +9,48 @@
 import { Fault } from '../fault.ts'
 import { decodeLength, decodeRequest, LENGTH_BYTES } from '../format/streamer.ts'
 import { type Fd, isPipe } from '../kernel/fd.ts'
-import { closeFd, interrupt } from '../kernel/readiness.ts'
-import { receiveWithFds } from '../kernel/unix.ts'
+import { closeFd, interrupt, readable } from '../kernel/readiness.ts'
+import { hasNews, receiveWithFds } from '../kernel/unix.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 
 export const CAPTURE_SOCKET = 'streamer-capture.sock'
 
-/** The images that the CRIU at the other end of `socket` dumps. The socket is closed at the end. */
-export function capture(socket: Fd): ImageSource {
+/**
+ * The images that the CRIU at the other end of `socket` dumps. The socket is closed at the end: when CRIU has closed it, or when
+ * `complete` has resolved (CRIU waits at post-dump, with the socket open) and nothing more is there to be read.
+ */
+export function capture(socket: Fd, complete?: Promise<void>): ImageSource {
   let failure: Error | undefined
   let started = false
+  let waiting = false
+  let last = false
+  complete?.then(
+    () => {
+      last = true
+      if (waiting) interrupt(socket, new Fault('ABORTED', 'complete'))
+    },
+    () => {},
+  )
+  /** Whether another request comes. */
+  async function another(): Promise<boolean> {
+    for (;;) {
+      if (failure !== undefined) throw failure
+      if (hasNews(socket)) return true
+      if (last) return false
+      waiting = true
+      await readable(socket).catch((reason: unknown) => {
+        if (!last) throw reason
+      })
+      waiting = false
+    }
+  }
+
   async function* images(): AsyncGenerator<OpenImage> {
     if (failure !== undefined) throw failure
     started = true
     try {
       for (;;) {
-        if (failure !== undefined) throw failure
+        if (!(await another())) return
         const request = await readRequest(socket)
         if (request === undefined) return
         const fd = await readPipe(socket)

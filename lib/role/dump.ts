@@ -11,17 +11,24 @@ import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { decodeDumpStats } from '../format/stats.ts'
-import { acceptSpeaker } from '../kernel/unix.ts'
+import type { Until } from '../format/wire.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { acceptSpeaker, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySource } from '../store/directory.ts'
+import { commandLink } from '../stream/endpoint.ts'
 import { frameWriter } from '../stream/frames.ts'
 import type { ImageSource } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, sendSnapshot } from '../stream/send.ts'
 import { CAPTURE_SOCKET, capture } from './capture.ts'
-import { checkCriuOptions, startCriu } from './criu.ts'
-import { closedGate } from './gate.ts'
-import { openWorkDir, privateDirectory, type WorkDir } from './workdir.ts'
+import { type CriuRun, checkCriuOptions, startCriu } from './criu.ts'
+import { depart } from './departure.ts'
+import { closedGate, writeScript } from './gate.ts'
+import { HOLD_DIRECTORY } from './hold.ts'
+import { type Delivered, deliver, type Owed, settleOwed } from './owed.ts'
+import { aborted } from './wait.ts'
+import { openDirectory, openWorkDir, privateDirectory, type WorkDir } from './workdir.ts'
 
 export interface DumpOptions {
   id: SnapshotId
@@ -43,6 +50,14 @@ export function freshId(): SnapshotId {
   return snapshotId(`${time}-${host}-${Math.floor(Math.random() * 2 ** 32).toString(36)}`)
 }
 
+interface Dumping {
+  /** The connection of our criu. */
+  socket: Fd
+  run: CriuRun
+  /** Where the gate is. */
+  gates: string
+}
+
 /** Dumps the tree of `pid` with `criu` to `link`. Throws `CRIU`, `LINK`, `IO`, `FAILED_DUMP`. */
 export async function dumpTree(
   criu: string,
@@ -51,39 +66,120 @@ export async function dumpTree(
   link: Link,
   options: DumpOptions,
 ): Promise<void> {
+  await withCriu(criu, pid, criuOptions, options, async ({ socket, run, gates }) => {
+    const gate = closedGate(gates, peerPid(socket))
+    const onDrained = async (endBytes: number): Promise<void> => {
+      await link.outlet.settle(endBytes)
+      gate.open()
+    }
+    try {
+      await send(capture(socket), link, options, { onDrained, confirm: () => run.done })
+    } finally {
+      gate.remove()
+    }
+  })
+}
+
+export interface HandOverOptions extends DumpOptions {
+  until: Until
+  /** How long the target may take, from the last image to its answer. */
+  timeoutMs: number
+}
+
+/** Options of CRIU after which the tasks go on at the source. */
+const leavesTasks = ['-R', '--leave-running', '-s', '--leave-stopped']
+
+/**
+ * Dumps the tree of `pid` and hands it over to what the shell command `command` starts, which is spoken to at its stdin and
+ * stdout. Throws like `dumpTree`, what the target refuses, and `TIMEOUT`; then the tasks run on here, or the message says
+ * where they are.
+ */
+export async function handOverTree(
+  criu: string,
+  pid: number,
+  criuOptions: readonly string[],
+  command: string,
+  options: HandOverOptions,
+): Promise<void> {
+  const leaves = criuOptions.find((option) => leavesTasks.includes(option))
+  if (leaves !== undefined) {
+    throw new Fault('USAGE', `criu option ${leaves} and --via do not go together: a hand-over leaves one process`, {
+      hint: 'for a copy use a pipe: dump-to-stdout -t PID -- -R | ...',
+    })
+  }
+  const { id, until, timeoutMs, report, signal } = options
+  const debts = openDirectory(options.directory ?? HOLD_DIRECTORY)
+  const begun = performance.now()
+  const connect = (stop: AbortSignal): Promise<Link> => commandLink(command, stop)
+  await withCriu(criu, pid, criuOptions, options, async ({ socket, run, gates }) => {
+    const end = await depart(socket, { id, until, gates, directory: debts, connect, timeoutMs, signal })
+    const tell = (owed: Owed): Promise<Delivered> => deliver(owed, connect, AbortSignal.timeout(timeoutMs))
+    if ('reason' in end) {
+      if (end.owed !== undefined) {
+        await tell(end.owed).catch(() => {})
+        settleOwed(debts, id)
+      }
+      throw end.reason
+    }
+    await run.done
+    const { images, bytes } = end.snapshot
+    report({ event: 'sent', id, images: images.length, bytes, ms: performance.now() - begun, verified: true })
+    const { verdict, fate } = end.fate === undefined ? await tell(end.owed).catch(lost(id)) : (end as Delivered)
+    settleOwed(debts, id)
+    report({ event: 'handed over', id, verdict, fate })
+  })
+}
+
+function lost(id: SnapshotId): (cause: unknown) => never {
+  return (cause) => {
+    throw new Fault(
+      'LINK',
+      `the process is gone from here, and the target, which holds snapshot ${id}, is out of reach`,
+      {
+        hint: `let it run there with: restore-from-socket --let-run ${id}`,
+        cause,
+      },
+    )
+  }
+}
+
+/** Starts criu dump on the tree, and waits until it connects. `work` takes its images, before or after its end. */
+async function withCriu(
+  criu: string,
+  pid: number,
+  criuOptions: readonly string[],
+  options: DumpOptions,
+  work: (dumping: Dumping) => Promise<void>,
+): Promise<void> {
   checkCriuOptions(criuOptions)
   if (!isRunning(pid)) throw new Fault('MISSING', `no process ${pid}`, { hint: 'look with: ps -e' })
   const secret = privateDirectory()
-  const work = openedBeside(secret, options.directory)
+  const place = openedBeside(secret, options.directory)
   const begun = performance.now()
-  const gate = closedGate(secret.path)
-  const ours = ['--stream', '-t', String(pid), '-D', work.path, '--action-script', gate.script]
-  const run = startCriu(criu, 'dump', [...ours, ...criuOptions])
+  const script = writeScript(secret.path, 'post-dump')
+  const run = startCriu(criu, 'dump', [
+    ...['--stream', '-t', String(pid), '-D', place.path, '--action-script', script],
+    ...criuOptions,
+  ])
   try {
     const socket = await Promise.race([
-      acceptSpeaker(work.listener),
+      acceptSpeaker(place.listener),
       run.done.then(() => {
         throw new Fault('CRIU', 'criu dump ended without sending an image', { hint: 'is it newer than 3.15?' })
       }),
       aborted(options.signal),
     ])
-    const onDrained = async (endBytes: number): Promise<void> => {
-      await link.outlet.settle(endBytes)
-      gate.go()
-    }
-    await send(capture(socket), link, options, { onDrained, confirm: () => run.done })
-    options.report({ event: 'dumped', frozenMs: frozenMs(work), ms: performance.now() - begun })
+    await work({ socket, run, gates: secret.path })
+    options.report({ event: 'dumped', frozenMs: frozenMs(place), ms: performance.now() - begun })
   } catch (error) {
     // Without our ends of its socket and pipes criu gives up by itself and lets the process run on.
-    gate.close()
-    work.remove()
+    place.remove()
     const cause = await Promise.race([run.done.catch((reason: unknown) => reason), patience()])
     if (cause === 'impatient') run.kill()
     throw betterOf(error, cause)
   } finally {
-    gate.close()
     secret.remove()
-    work.remove()
+    place.remove()
   }
 }
 
@@ -134,14 +230,6 @@ async function send(
   link.destroy()
   const ms = performance.now() - begun
   report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: false })
-}
-
-/** Rejects when the signal comes. */
-export function aborted(signal: AbortSignal): Promise<never> {
-  return new Promise((_resolve, reject) => {
-    if (signal.aborted) reject(signal.reason)
-    signal.addEventListener('abort', () => reject(signal.reason), { once: true })
-  })
 }
 
 /** A criu whose socket is gone ends within milliseconds; it may still have to thaw a large tree. */

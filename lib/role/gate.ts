@@ -1,52 +1,96 @@
 /**
- * The gate: CRIU kills the dumped tasks only after we say so.
+ * The gate: a CRIU waits at a moment of its work until we say how it goes on.
  *
- * CRIU runs its action script at `post-dump`, when every image is written and the tasks are still frozen; if the script fails,
- * CRIU lets the tasks run on (seen with 4.1.1 to 4.3). Ours waits for a lock that we hold and then looks for a file that we make:
+ * CRIU runs its action scripts at `post-dump`, when every image is written and the tasks are still frozen, and at `post-restore`, when
+ * the tasks are restored and do not run yet; if the script fails, the tasks run on, or the restored ones are removed (seen
+ * with 4.1.1 to 4.3). Our scripts find us by the number of their criu, which is that of the process at the other end of its
+ * socket, tell us by a FIFO that they are there, wait for a lock that we hold, and then look for a file that we made:
  *
- *     all images are out of the pipes    go(): make the file, drop the lock    exit 0, the tasks are killed
- *     something failed                   close(): drop the lock               exit 1, the tasks run on
- *     we were killed                     the kernel drops the lock            exit 1, the tasks run on
+ *     open()            rename PID.lock to PID.go, drop the lock     exit 0: the dumped tasks die, the restored ones run
+ *     shut()            rename PID.lock to PID.drop, drop the lock   exit 1: the dumped tasks run on, the restored ones go
+ *     we were killed    the kernel drops the lock                    post-dump: exit 1; post-restore: waits on for one of
+ *                                                                    the names, for the copy may be the only one
  *
- * flock(1) is part of util-linux, which every Debian has; a shell and a lock take 4 ms of the freeze (medians of 15
- * runs), where starting a node would take 60.
+ * A shell and flock(1) (util-linux, on every Debian) take 4 ms of the freeze (medians of 15 runs), where starting a node would
+ * take 60.
  */
-import { closeSync, openSync, writeFileSync } from 'node:fs'
+import { closeSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { asFd, check } from '../kernel/fd.ts'
-import { flock, LOCK_EX } from '../kernel/libc.ts'
+import { flock, LOCK_EX, mkfifo, O_CLOEXEC, O_NONBLOCK, O_RDWR, open } from '../kernel/libc.ts'
+import { closeFd } from '../kernel/readiness.ts'
+import { readSome } from '../kernel/transfer.ts'
+import { defer } from './wait.ts'
+
+export type Moment = 'post-dump' | 'post-restore'
 
 export interface Gate {
-  /** For `criu dump --action-script`. */
-  script: string
-  /** Lets CRIU kill the tasks. */
-  go(): void
-  /** Opens the gate for nobody: unless `go` came first, CRIU lets the tasks run on. May be called twice. */
-  close(): void
+  /** Resolves when the criu waits at the gate; rejects when the gate is removed before. */
+  readonly held: Promise<void>
+  /** Resolves when the restored tasks run (`post-resume`); rejects when the gate is removed before. */
+  readonly resumed: Promise<void>
+  /** Lets it go on. */
+  open(): void
+  /** Makes its script fail. Without effect after `open`, as `open` is after this. */
+  shut(): void
+  /** Takes away its files: when the criu has ended. Shuts it first. */
+  remove(): void
 }
 
-/** A closed gate in the private directory `directory`. */
-export function closedGate(directory: string): Gate {
-  const [script, lock, verdict] = [join(directory, 'post-dump'), join(directory, 'lock'), join(directory, 'go')]
-  const fd = made(() => {
-    writeFileSync(script, postDump, { mode: 0o700 })
-    return openSync(lock, 'wx', 0o600)
+/** Writes the script for `criu --action-script` into `directory`, and returns its path. */
+export function writeScript(directory: string, moment: Moment): string {
+  const path = join(directory, moment)
+  made(() => {
+    rmSync(path, { force: true })
+    writeFileSync(path, moment === 'post-dump' ? postDump : postRestore, { mode: 0o700, flag: 'wx' })
   })
-  check(flock(asFd(fd), LOCK_EX), 'flock')
-  let held = true
-  const close = (): void => {
-    if (held) closeSync(fd)
-    held = false
+  return path
+}
+
+/** A closed gate in `directory` for the criu with the number `pid`. Throws `IO`. */
+export function closedGate(directory: string, pid: number): Gate {
+  const file = (kind: string): string => join(directory, `${pid}.${kind}`)
+  const clean = (): void => {
+    for (const kind of ['held', 'lock', 'go', 'drop']) rmSync(file(kind), { force: true })
   }
+  clean()
+  const lock = made(() => openSync(file('lock'), 'wx', 0o600))
+  check(flock(asFd(lock), LOCK_EX), 'flock')
+  check(mkfifo(file('held'), 0o600), 'mkfifo')
+  const fifo = asFd(check(open(file('held'), O_RDWR | O_NONBLOCK | O_CLOEXEC, 0), 'open'))
+  let decided = false
+  const decide = (kind: 'go' | 'drop'): void => {
+    if (decided) return
+    decided = true
+    // Renamed, for a full disk must not keep us from it.
+    renameSync(file('lock'), file(kind))
+    closeSync(lock)
+  }
+  let there = true
+  const [held, resumed] = [defer<void>(), defer<void>()]
+  const listen = async (): Promise<void> => {
+    for (const word of [held, resumed]) {
+      await readSome(fifo, Buffer.alloc(1))
+      word.resolve()
+    }
+  }
+  listen().catch((reason: unknown) => {
+    held.reject(reason)
+    resumed.reject(reason)
+  })
   return {
-    script,
-    go() {
-      if (!held) return
-      writeFileSync(verdict, '', { mode: 0o600 })
-      close()
+    held: held.promise,
+    resumed: resumed.promise,
+    open: () => decide('go'),
+    shut: () => decide('drop'),
+    remove() {
+      if (!there) return
+      there = false
+      decide('drop')
+      closeFd(fifo)
+      clean()
     },
-    close,
   }
 }
 
@@ -55,11 +99,31 @@ function made<Result>(make: () => Result): Result {
   try {
     return make()
   } catch (cause) {
-    throw new Fault('IO', `cannot write a temporary file (${(cause as NodeJS.ErrnoException).code})`, { cause })
+    throw new Fault('IO', `cannot write a file for criu (${(cause as NodeJS.ErrnoException).code})`, { cause })
   }
 }
 
-const postDump = `#!/bin/sh
-[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0
-cd "$(dirname "$0")" && flock -s lock true && [ -e go ]
+const head = (moment: Moment): string => `#!/bin/sh
+# For criu --action-script: holds criu at ${moment} until criu-ferry has decided.
+cd "$(dirname "$0")" || exit 1
+case $CRTOOLS_SCRIPT_ACTION in
+${moment}) ;;
+post-resume) [ -p $PPID.held ] && printf r 1<>$PPID.held; exit 0 ;;
+*) exit 0 ;;
+esac
+[ -p $PPID.held ] || { echo "${moment}: criu-ferry does not know this criu ($PPID)" >&2; exit 1; }
+printf h 1<>$PPID.held`
+
+const postDump = `${head('post-dump')}
+flock -s $PPID.lock true && [ -e $PPID.go ]
+`
+
+const postRestore = `${head('post-restore')}
+while kill -0 $PPID && [ -p $PPID.held ]; do
+  flock -s $PPID.lock true
+  [ -e $PPID.go ] && exit 0
+  [ -e $PPID.drop ] && exit 1
+  sleep 1
+done
+exit 1
 `

@@ -2,27 +2,27 @@
  * The image-proxy: a daemon on the source host. Whoever runs `criu dump --stream -D DIR` there is forwarded to the cache.
  *
  * Every CRIU that connects gets a connection to the cache of its own, so that dumps do not mix and one that fails harms
- * no other. CRIU is never answered, only read from: it waits where its pipes are full. If the cache refuses or the link
- * breaks while CRIU is dumping, our ends of socket and pipes are closed, the dump fails, and the process runs on. Once
- * CRIU has written its last image it waits for nobody: then the process is gone, whatever the cache says.
+ * no other. CRIU is never answered, only read from: it waits where its pipes are full, and at post-dump where it has our
+ * action script. One without that script waits for nobody once its last image is written: then the process is gone, whatever
+ * the cache says.
  */
+import { rmSync } from 'node:fs'
 import { setPriority } from 'node:os'
 import { join } from 'node:path'
-import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
-import { hex64 } from '../format/digest.ts'
 import type { SnapshotId } from '../format/names.ts'
+import type { Until } from '../format/wire.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { acceptUnix, hasSpoken } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
-import { frameReader, frameWriter } from '../stream/frames.ts'
-import type { Link, Outlet } from '../stream/link.ts'
-import { unexpected } from '../stream/receive.ts'
-import { type Snapshot, sendSnapshot } from '../stream/send.ts'
-import { CAPTURE_SOCKET, capture } from './capture.ts'
-import { aborted, freshId } from './dump.ts'
+import type { Link } from '../stream/link.ts'
+import { CAPTURE_SOCKET } from './capture.ts'
+import { depart } from './departure.ts'
+import { freshId } from './dump.ts'
+import { writeScript } from './gate.ts'
+import { deliver, type Owed, readOwed, settleOwed } from './owed.ts'
 import { openWorkDir } from './workdir.ts'
 
 export interface ProxyOptions {
@@ -30,7 +30,9 @@ export interface ProxyOptions {
   directory: string
   /** The id of every snapshot that passes; a fresh one each if undefined. */
   id: SnapshotId | undefined
-  /** How long the cache may be out of reach, and how long it may take to seal. */
+  /** What the cache must have before CRIU may kill the tasks. */
+  until: Until
+  /** How long the cache may be out of reach, and how long it may take to do what `until` says. */
   timeoutMs: number
   report: Report
   signal: AbortSignal
@@ -42,20 +44,26 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   const work = openWorkDir(options.directory, CAPTURE_SOCKET)
   hurry()
   const running = new Set<Promise<void>>()
+  const track = (task: Promise<void>, what: string): void => {
+    const tracked = task
+      .catch((fault: Error) => void (signal.aborted || report({ event: 'failed', what, fault })))
+      .finally(() => running.delete(tracked))
+    running.add(tracked)
+  }
   try {
+    writeScript(work.path, 'post-dump')
+    for (const owed of readOwed(work.path)) track(pay(owed, work.path, options), `snapshot ${owed.id}`)
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
     report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     for (;;) {
       const socket = await acceptUnix(work.listener)
       const id = options.id ?? freshId()
-      const forwarded = forward(socket, id, options)
-        .catch((fault: Error) => report({ event: 'failed', what: `snapshot ${id}`, fault }))
-        .finally(() => running.delete(forwarded))
-      running.add(forwarded)
+      track(forward(socket, id, work.path, options), `snapshot ${id}`)
     }
   } finally {
     work.remove()
     await Promise.all(running)
+    rmSync(join(work.path, 'post-dump'), { force: true })
   }
 }
 
@@ -69,82 +77,39 @@ function hurry(): void {
   } catch {}
 }
 
-async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions): Promise<void> {
+/** One dump. What it still owes its target is paid afterwards. */
+async function forward(socket: Fd, id: SnapshotId, directory: string, options: ProxyOptions): Promise<void> {
+  const { cache, until, timeoutMs, report, signal } = options
   if (!(await hasSpoken(socket))) return closeFd(socket)
-  const source = capture(socket)
   const begun = performance.now()
-  const stop = new AbortController()
-  const outside = (): void => {
-    stop.abort(options.signal.reason)
-    void connecting.then((link) => link.destroy(options.signal.reason as Error)).catch(() => {})
+  const connect = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, timeoutMs, stop)
+  const end = await depart(socket, { id, until, gates: directory, directory, connect, timeoutMs, signal })
+  if ('reason' in end) {
+    report({ event: 'failed', what: `snapshot ${id}`, fault: end.reason as Error })
+    if (end.owed !== undefined) await pay(end.owed, directory, options)
+    return
   }
-  options.signal.addEventListener('abort', outside)
-  const connecting = connectEndpoint(options.cache, options.timeoutMs, stop.signal)
-  // The cache may refuse, or go away, while CRIU has nothing to send: the verdict is awaited all along.
-  const verdict = connecting.then((link) => sealed(link.inlet))
-  verdict.catch(async (reason: Error) => {
-    stop.abort(reason)
-    await connecting.then((link) => link.destroy(reason)).catch(() => {})
-  })
+  const { snapshot, verdict, fate, owed } = end
+  const ms = performance.now() - begun
+  report({ event: 'sent', id, images: snapshot.images.length, bytes: snapshot.bytes, ms, verified: true })
+  if (fate === undefined) await pay(owed, directory, options)
+  else report({ event: 'handed over', id, verdict, fate })
+}
+
+/** Delivers a verdict that its target does not know yet. A signal leaves it on disk for the next proxy. */
+async function pay(owed: Owed, directory: string, { cache, report, signal }: ProxyOptions): Promise<void> {
+  const { id } = owed
+  const connect = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, DELIVERY_MS, stop)
+  report({ event: 'waiting', what: `the target, which must learn what became of snapshot ${id}` })
   try {
-    const sent = await sendSnapshot(frameWriter(whenConnected(connecting)), id, source, { signal: stop.signal })
-    await Promise.race([verdict.then((digest) => compare(digest, sent)), late(options), aborted(stop.signal)])
-    const ms = performance.now() - begun
-    options.report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: true })
+    const { verdict, fate } = await deliver(owed, connect, signal)
+    report({ event: 'handed over', id, verdict, fate })
+    settleOwed(directory, id)
   } catch (error) {
-    throw await reasonFor(error, verdict)
-  } finally {
-    options.signal.removeEventListener('abort', outside)
-    stop.abort(new Fault('ABORTED', 'over'))
-    await connecting.then((link) => link.destroy()).catch(() => {})
+    if (signal.aborted || !(error instanceof Fault)) throw error
+    report({ event: 'failed', what: `the verdict of snapshot ${id}`, fault: error })
+    settleOwed(directory, id)
   }
 }
 
-/** CRIU is read from before the cache is there: what fits into its pipes does not wait to be read. */
-function whenConnected(connecting: Promise<Link>): Outlet {
-  return {
-    send: async (bytes, more) => (await connecting).outlet.send(bytes, more),
-    settle: async () => {},
-    finish: async () => (await connecting).outlet.finish(),
-  }
-}
-
-/** The digest with which the cache seals. Throws what it refuses with, or `LINK` if it goes away. */
-async function sealed(inlet: Parameters<typeof frameReader>[0]): Promise<bigint> {
-  const reader = frameReader(inlet)
-  const first = await reader.expect()
-  if (first.type !== 'hello') throw unexpected(first)
-  for (;;) {
-    const frame = await reader.next()
-    if (frame === undefined) throw new Fault('LINK', 'the cache closed the link before it sealed the snapshot')
-    if (frame.type === 'sealed') return frame.digest
-    if (frame.type === 'refused') throw new Fault(frame.code, `the cache refused: ${frame.reason}`)
-    if (frame.type !== 'ack') throw unexpected(frame)
-  }
-}
-
-/** How long the cache may take to answer a dump that failed. */
-const ANSWER_MS = 5000
-
-/**
- * Waits for the cache's last word, for two ends: closing over its unread acks would reset the link before it has read
- * that the dump failed; and where it closed the link on us, its refusal says more than our broken write.
- */
-async function reasonFor(error: unknown, verdict: Promise<unknown>): Promise<unknown> {
-  const word = await Promise.race([
-    verdict.catch((reason: unknown) => reason),
-    setTimeout(ANSWER_MS, undefined, { ref: false }),
-  ])
-  const refused = word instanceof Fault && word.code !== 'LINK'
-  return refused && error instanceof Fault && error.code === 'LINK' ? word : error
-}
-
-function compare(digest: bigint, sent: Snapshot): void {
-  if (digest === sent.digest) return
-  throw new Fault('DIGEST', `the cache sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
-}
-
-async function late({ timeoutMs }: ProxyOptions): Promise<never> {
-  await setTimeout(timeoutMs, undefined, { ref: false })
-  throw new Fault('TIMEOUT', `the cache did not seal the snapshot within ${timeoutMs / 1000} s`)
-}
+const DELIVERY_MS = 5000

@@ -5,22 +5,25 @@
  * nobody has seen. The sink is a criu that we start, a criu that somebody else starts, or a directory.
  */
 import { join } from 'node:path'
-import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
-import { INVENTORY, type SnapshotId } from '../format/names.ts'
+import type { SnapshotId } from '../format/names.ts'
+import type { Frame, Until, Verdict } from '../format/wire.ts'
 import { acceptSpeaker } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySink } from '../store/directory.ts'
-import { type MemorySnapshot, memorySnapshot } from '../store/memory.ts'
+import { memorySnapshot } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
 import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
 import type { ImageSink } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { expectEnd, receiveSnapshot, unexpected } from '../stream/receive.ts'
-import { checkCriuOptions, startCriu } from './criu.ts'
-import { aborted } from './dump.ts'
+import { checkCriuOptions } from './criu.ts'
+import { type Offer, takeOver, tellHolder } from './hold.ts'
+import { refusalOf } from './refusal.ts'
+import { type Restoring, startRestoring } from './restoring.ts'
 import { SERVE_SOCKET, serve } from './serve.ts'
+import { aborted } from './wait.ts'
 import { openWorkDir } from './workdir.ts'
 
 export interface RestoreOptions {
@@ -32,6 +35,8 @@ export interface RestoreOptions {
   maxMemory: number
   /** How long a cache may let us wait for a snapshot. */
   timeoutMs: number
+  /** Where to answer a peer that offers a hand-over on a link of one direction: stdout. */
+  wayBack?: () => Link
   report: Report
   signal: AbortSignal
 }
@@ -46,36 +51,34 @@ export async function restoreTree(
   checkCriuOptions(criuOptions)
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   try {
-    const snapshot = await receiveToMemory(link, options)
+    const snapshot = memorySnapshot(openPool(options.maxMemory))
+    const received = await receive(link, snapshot, { ...options, holds: true })
+    if (received === 'verdict passed on') return
+    const { handOver } = received
     const begun = performance.now()
-    const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...criuOptions])
-    // A signal takes the images away from criu, which then removes what it has restored; it is never killed half way.
-    const stop = (): void => work.remove(options.signal.reason as Error)
-    options.signal.addEventListener('abort', stop)
-    const serving = (async () =>
-      serve(await acceptSpeaker(work.listener), async () => snapshot.images, options.signal))()
-    serving.catch(() => {})
-    await run.done.catch((error: unknown) => {
-      throw options.signal.aborted ? options.signal.reason : error
-    })
-    const served = await Promise.race([serving, setTimeout(TAKEN_MS, undefined, { ref: false })])
-    if (served?.images.includes(INVENTORY) !== true) {
-      throw new Fault('CRIU', 'criu restore ended without taking the images', { hint: 'look at the options behind --' })
+    const { signal } = options
+    if (handOver === undefined) {
+      link.destroy()
+      await startRestoring(criu, criuOptions, snapshot.images, work, { hold: false, signal }).done
+    } else {
+      const start = (stop: AbortSignal): Restoring =>
+        startRestoring(criu, criuOptions, snapshot.images, work, { hold: true, signal: stop })
+      await takeOver(handOver, start, options)
     }
     options.report({ event: 'restored', ms: performance.now() - begun })
   } finally {
+    link.destroy()
     work.remove()
   }
 }
-
-/** After criu's end, its socket's end is noticed at once. */
-const TAKEN_MS = 1000
 
 /** Offers the socket in the work directory to a `criu restore --stream` that somebody else starts. */
 export async function restoreToListener(link: Link, options: RestoreOptions): Promise<void> {
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   try {
-    const snapshot = await receiveToMemory(link, options)
+    const snapshot = memorySnapshot(openPool(options.maxMemory))
+    await receive(link, snapshot, options)
+    link.destroy()
     options.report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
     const begun = performance.now()
     const socket = await Promise.race([acceptSpeaker(work.listener), aborted(options.signal)])
@@ -93,50 +96,93 @@ export async function restoreToDirectory(path: string, link: Link, options: Rest
   try {
     await receive(link, sink, options, () => sink.seal())
   } finally {
+    link.destroy()
     await sink.drop()
   }
 }
 
-async function receiveToMemory(link: Link, options: RestoreOptions): Promise<MemorySnapshot> {
-  const snapshot = memorySnapshot(openPool(options.maxMemory))
-  await receive(link, snapshot, options)
-  return snapshot
-}
-
 /**
  * Receives one snapshot. A peer that greets with `hello` is a cache: it is asked for the snapshot, and told the digest
- * afterwards; any other just streams.
+ * afterwards; any other just streams, and may offer a hand-over if it has a way to hear us.
  */
-async function receive(link: Link, sink: ImageSink, options: RestoreOptions, seal: () => void = () => {}) {
+async function receive(
+  link: Link,
+  sink: ImageSink,
+  options: RestoreOptions & { holds?: boolean },
+  seal: () => void = () => {},
+): Promise<{ handOver: Offer | undefined } | 'verdict passed on'> {
   const begun = performance.now()
   const reader = frameReader(link.inlet)
-  const work = async (): Promise<void> => {
-    const { id, answer } = await begin(reader, link, options)
-    const { images, bytes, digest } = await receiveSnapshot(reader, sink)
-    if (answer === undefined) await expectEnd(reader)
+  const work = async (): Promise<{ handOver: Offer | undefined } | 'verdict passed on'> => {
+    const first = await reader.expect()
+    if (first.type === 'verdict' && options.wayBack !== undefined) {
+      await passOn(first, greet(options.wayBack()), options)
+      return 'verdict passed on'
+    }
+    const { id, answer } = await begin(first, reader, link, options)
+    let offer: Offer | undefined
+    const onHandOver = (until: Until): void => {
+      const writer = answer ?? greet(options.wayBack?.() ?? link)
+      offer = { id, until, reader, writer, seal: () => Promise.resolve() }
+    }
+    const { images, bytes, digest } = await receiveSnapshot(
+      reader,
+      sink,
+      undefined,
+      options.holds === true ? onHandOver : undefined,
+    )
+    if (answer === undefined && offer === undefined) await expectEnd(reader)
     seal()
-    await answer?.send({ type: 'sealed', digest })
     const ms = performance.now() - begun
     options.report({ event: 'sealed', id, images: images.length, bytes, ms, digest: hex64(digest) })
+    const sealed = async (): Promise<void> => (offer?.writer ?? answer)?.send({ type: 'sealed', digest })
+    // Who does not wait for `ready` must not let go before the tasks are held: nobody else has the images.
+    if (offer?.until === 'sealed') offer.seal = sealed
+    else await sealed()
+    return { handOver: offer }
   }
   const working = work()
   try {
-    await Promise.race([working, aborted(options.signal)])
-  } finally {
+    return await Promise.race([working, aborted(options.signal)])
+  } catch (error) {
     link.destroy()
-    await working.catch(() => {})
+    throw error
+  } finally {
+    if (options.signal.aborted) await working.catch(() => {})
+  }
+}
+
+function greet(back: Link): FrameWriter {
+  const writer = frameWriter(back.outlet)
+  writer.send({ type: 'hello' }).catch(() => {})
+  return writer
+}
+
+/** A source that lost its link starts us anew, to tell the one that holds its tasks. */
+async function passOn(
+  { id, verdict }: { id: SnapshotId; verdict: Verdict },
+  writer: FrameWriter,
+  { directory }: RestoreOptions,
+): Promise<void> {
+  try {
+    await writer.send({ type: 'fate', fate: await tellHolder(directory, id, verdict) })
+  } catch (error) {
+    if (!(error instanceof Fault)) throw error
+    await writer.send({ type: 'refused', code: refusalOf(error), reason: error.message })
+    throw error
   }
 }
 
 async function begin(
+  first: Frame,
   reader: FrameReader,
   link: Link,
-  { id, timeoutMs, report }: RestoreOptions,
+  { id, timeoutMs, report, holds }: RestoreOptions & { holds?: boolean },
 ): Promise<{ id: SnapshotId; answer?: FrameWriter }> {
-  const first = await reader.expect()
   if (first.type === 'snapshot') return { id: first.id }
   if (first.type !== 'hello' || !link.duplex) throw unexpected(first)
   const answer = frameWriter(link.outlet)
+  if (holds === true) await answer.send({ type: 'handOver', until: 'running' })
   await answer.send({ type: 'get', id, timeoutMs })
   report({ event: 'waiting', what: id ?? 'the newest snapshot' })
   const reply = await reader.expect()

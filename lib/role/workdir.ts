@@ -14,17 +14,17 @@ export interface WorkDir {
   remove(reason?: Error): void
 }
 
-/** A directory of our own, mode 0700, that `remove` takes away with all that is in it. */
-export function privateDirectory(): { path: string; remove: () => void } {
-  const path = temporaryPath()
+/** A directory of our own in `parent`, mode 0700, that `remove` takes away with all that is in it. */
+export function privateDirectory(parent = tmpdir()): { path: string; remove: () => void } {
+  const path = temporaryPath(parent)
   return { path, remove: () => rmSync(path, { recursive: true, force: true }) }
 }
 
-function temporaryPath(): string {
+function temporaryPath(parent: string): string {
   try {
-    return mkdtempSync(join(tmpdir(), 'ferry-'))
+    return mkdtempSync(join(parent, 'ferry-'))
   } catch (cause) {
-    throw new Fault('IO', `cannot make a directory in ${tmpdir()} (${(cause as NodeJS.ErrnoException).code})`, {
+    throw new Fault('IO', `cannot make a directory in ${parent} (${(cause as NodeJS.ErrnoException).code})`, {
       hint: 'make room there, or name another one with TMPDIR',
       cause,
     })
@@ -58,6 +58,13 @@ export function openWorkDir(path: string | undefined, socketName: string): WorkD
     temporary?.remove()
     throw error
   }
+}
+
+/** Makes the directory, mode 0700, if it is missing. Returns its path. Throws `IO`. */
+export function openDirectory(path: string): string {
+  const directory = resolve(path)
+  makeDirectory(directory)
+  return directory
 }
 
 function makeDirectory(directory: string): void {

@@ -12,13 +12,15 @@ import type { Pool } from './pool.ts'
 export interface Sealed {
   readonly id: SnapshotId
   readonly images: ReadonlyMap<ImageName, StoredImage>
+  /** Its source has not said yet what becomes of the tasks: only who can hold a restored copy may have it. */
+  readonly undecided: boolean
 }
 
 /** A snapshot on its way in. */
 export interface Arriving {
   readonly sink: MemorySnapshot
-  /** Everything is here and verified: whoever waits gets it. */
-  seal(): void
+  /** Everything is here and verified: whoever waits gets it, or, if it is `undecided`, only who may have it early. */
+  seal(undecided?: boolean): void
   /** Forgets what came, unless it was sealed. */
   drop(): void
 }
@@ -28,28 +30,48 @@ export interface Shelf {
   receive(id: SnapshotId): Arriving
   /** Whether `find` would answer at once. */
   has(id: SnapshotId | undefined): boolean
-  /** The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`, or until `signal`. */
-  find(id: SnapshotId | undefined, timeoutMs: number, signal?: AbortSignal): Promise<Sealed>
+  /**
+   * The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`, or until `signal`.
+   * `early`: also one that is undecided.
+   */
+  find(id: SnapshotId | undefined, timeoutMs: number, signal?: AbortSignal, early?: boolean): Promise<Sealed>
+  /** An undecided snapshot is anybody's now. Where its source runs on, who waits already does not get it: nobody asked for a copy. */
+  decide(id: SnapshotId, sourceRuns: boolean): void
+  /** Forgets a sealed snapshot, if it is there. Nobody reads it any more. */
+  remove(id: SnapshotId): void
+  /** Snapshots that are sealed. */
+  readonly size: number
 }
 
 interface Waiter {
   id: SnapshotId | undefined
+  early: boolean
+  since: number
   resolve: (snapshot: Sealed) => void
 }
 
+interface Entry extends Sealed {
+  undecided: boolean
+  sink: MemorySnapshot
+  /** Who waited before this does not get it. */
+  notBefore: number
+}
+
 export function openShelf(pool: Pool): Shelf {
-  const sealed = new Map<SnapshotId, Sealed>()
+  const sealed = new Map<SnapshotId, Entry>()
   const arriving = new Set<SnapshotId>()
   const waiters = new Set<Waiter>()
 
-  function now(id: SnapshotId | undefined): Sealed | undefined {
-    if (id !== undefined) return sealed.get(id)
-    return arriving.size > 0 ? undefined : [...sealed.values()].at(-1)
+  function now({ id, early, since }: Omit<Waiter, 'resolve'>): Sealed | undefined {
+    if (id === undefined && arriving.size > 0) return undefined
+    const entry = id === undefined ? [...sealed.values()].at(-1) : sealed.get(id)
+    if (entry === undefined || (entry.undecided && !early) || entry.notBefore > since) return undefined
+    return entry
   }
 
   function wake(): void {
     for (const waiter of waiters) {
-      const snapshot = now(waiter.id)
+      const snapshot = now(waiter)
       if (snapshot === undefined) continue
       waiters.delete(waiter)
       waiter.resolve(snapshot)
@@ -65,8 +87,8 @@ export function openShelf(pool: Pool): Shelf {
       const sink = memorySnapshot(pool)
       return {
         sink,
-        seal() {
-          sealed.set(id, { id, images: sink.images })
+        seal(undecided = false) {
+          sealed.set(id, { id, images: sink.images, undecided, sink, notBefore: 0 })
           arriving.delete(id)
           wake()
         },
@@ -78,9 +100,10 @@ export function openShelf(pool: Pool): Shelf {
         },
       }
     },
-    has: (id) => now(id) !== undefined,
-    find(id, timeoutMs, signal) {
-      const snapshot = now(id)
+    has: (id) => now({ id, early: false, since: performance.now() }) !== undefined,
+    find(id, timeoutMs, signal, early = false) {
+      const since = performance.now()
+      const snapshot = now({ id, early, since })
       if (snapshot !== undefined) return Promise.resolve(snapshot)
       return new Promise((resolve, reject) => {
         const giveUp = (reason: unknown): void => {
@@ -94,6 +117,8 @@ export function openShelf(pool: Pool): Shelf {
         signal?.addEventListener('abort', () => giveUp(signal.reason), { once: true })
         const waiter: Waiter = {
           id,
+          early,
+          since,
           resolve(found) {
             clearTimeout(timer)
             resolve(found)
@@ -101,6 +126,22 @@ export function openShelf(pool: Pool): Shelf {
         }
         waiters.add(waiter)
       })
+    },
+    decide(id, sourceRuns) {
+      const entry = sealed.get(id)
+      if (entry === undefined) return
+      entry.undecided = false
+      if (sourceRuns) entry.notBefore = performance.now()
+      wake()
+    },
+    remove(id) {
+      const entry = sealed.get(id)
+      sealed.delete(id)
+      entry?.sink.drop()
+      wake()
+    },
+    get size() {
+      return sealed.size
     },
   }
 }

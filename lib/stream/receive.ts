@@ -8,7 +8,7 @@
 import { Fault } from '../fault.ts'
 import { type Digest, digest, hex64 } from '../format/digest.ts'
 import type { ImageName } from '../format/names.ts'
-import { encodeList, type Frame, type ImageEntry, LARGEST_IMAGE, MOST_IMAGES } from '../format/wire.ts'
+import { encodeList, type Frame, type ImageEntry, LARGEST_IMAGE, MOST_IMAGES, type Until } from '../format/wire.ts'
 import type { FrameReader } from './frames.ts'
 import type { ImageSink, ImageWriter } from './image.ts'
 import { type Snapshot, summarize } from './send.ts'
@@ -23,11 +23,15 @@ interface Channel {
   size: number
 }
 
-/** Receives what follows a `snapshot` frame. `onAck` is told of every image that is complete and verified. */
+/**
+ * Receives what follows a `snapshot` frame. `onAck` is told of every image that is complete and verified, `onHandOver` that
+ * the sender will give a verdict; a receiver without it has no way to take one.
+ */
 export async function receiveSnapshot(
   reader: FrameReader,
   sink: ImageSink,
   onAck: (channel: number, size: number) => Promise<void> = async () => {},
+  onHandOver?: (until: Until) => void,
 ): Promise<Snapshot> {
   const channels = new Map<number, Channel>()
   const names = new Set<string>()
@@ -75,6 +79,10 @@ export async function receiveSnapshot(
         if (snapshot.digest !== frame.digest) throw new Fault('DIGEST', 'the list of images is damaged')
         return snapshot
       }
+      case 'handOver':
+        if (onHandOver === undefined || entries.length > 0) throw unexpected(frame)
+        onHandOver(frame.until)
+        break
       case 'failed':
         throw new Fault(frame.code, `the source gave up: ${frame.reason}`)
       case 'snapshot':
@@ -83,6 +91,9 @@ export async function receiveSnapshot(
       case 'ack':
       case 'sealed':
       case 'refused':
+      case 'ready':
+      case 'verdict':
+      case 'fate':
         throw unexpected(frame)
     }
   }

@@ -9,7 +9,7 @@
 import { Fault } from '../fault.ts'
 import { digest } from '../format/digest.ts'
 import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
-import { encodeFrame, encodeList, type ImageEntry, MOST_DATA, MOST_IMAGES } from '../format/wire.ts'
+import { encodeFrame, encodeList, type ImageEntry, MOST_DATA, MOST_IMAGES, type Until } from '../format/wire.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { FrameWriter } from './frames.ts'
 import type { ImageBody, ImageSource, OpenImage } from './image.ts'
@@ -40,6 +40,8 @@ function encodeEnd({ images, digest }: Snapshot): Buffer {
 }
 
 export interface SendOptions {
+  /** It is a hand-over: the receiver is told how far we wait, and that a verdict follows. */
+  until?: Until | undefined
   /** Called for progress. */
   onBytes?: (bytes: number) => void
   /** Called when inventory.img and every image before it are out of CRIU's pipes: it may let go of the tasks.
@@ -62,7 +64,7 @@ export async function sendSnapshot(
   writer: FrameWriter,
   id: SnapshotId,
   source: ImageSource,
-  { onBytes = () => {}, onDrained, confirm = async () => {}, signal }: SendOptions = {},
+  { until, onBytes = () => {}, onDrained, confirm = async () => {}, signal }: SendOptions = {},
 ): Promise<Snapshot> {
   const stop = new AbortController()
   const fail = (reason: unknown): void => {
@@ -100,6 +102,7 @@ export async function sendSnapshot(
     signal?.throwIfAborted()
     // Not awaited: CRIU is read from even while the link is not there.
     writer.send({ type: 'snapshot', id }).catch(fail)
+    if (until !== undefined) writer.send({ type: 'handOver', until }).catch(fail)
     for await (const image of source.images) {
       if (names.has(image.name) || names.size >= MOST_IMAGES) {
         if (image.body.kind === 'pipe') closeFd(image.body.fd)

@@ -1,0 +1,62 @@
+/** Processes that are not our children: who they are, and when they end. A pidfd is not fooled by a number that is used again. */
+import { readdirSync, readFileSync } from 'node:fs'
+import { asFd } from './fd.ts'
+import { pidfdOpen, pidfdSendSignal, SIGKILL } from './libc.ts'
+import { closeFd, readable } from './readiness.ts'
+
+export interface Process {
+  readonly pid: number
+  /** Resolves when the process has ended (its parent need not have heard of it); rejects after `close`. */
+  readonly ended: Promise<void>
+  kill(): void
+  /** Forgets it. May be called twice. */
+  close(): void
+}
+
+/** Undefined where there is no such process. */
+export function openProcess(pid: number): Process | undefined {
+  const result = pid > 0 ? pidfdOpen(pid) : -1
+  if (result < 0) return undefined
+  const pidfd = asFd(result)
+  const ended = readable(pidfd)
+  ended.catch(() => {})
+  let open = true
+  return {
+    pid,
+    ended,
+    kill: () => void pidfdSendSignal(pidfd, SIGKILL),
+    close() {
+      if (open) closeFd(pidfd)
+      open = false
+    },
+  }
+}
+
+/** The processes that `tracer` holds with ptrace: the frozen tree, while a criu dumps it. */
+export function tracedBy(tracer: number): number[] {
+  const line = new RegExp(`^TracerPid:\\t${tracer}$`, 'm')
+  return readdirSync('/proc')
+    .map(Number)
+    .filter((pid) => pid > 0 && line.test(procFile(pid, 'status')))
+}
+
+/** When the process was started, in clock ticks since the boot: with its number, its name for ever. Undefined if it is gone. */
+export function startTime(pid: number): number | undefined {
+  const stat = procFile(pid, 'stat')
+  const [state, ...fields] = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+  if (stat === '' || state === 'Z' || state === 'X') return undefined
+  return Number(fields[18])
+}
+
+/** The words of its command line. */
+export function commandLine(pid: number): string[] {
+  return procFile(pid, 'cmdline').split('\0')
+}
+
+function procFile(pid: number, name: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/${name}`, 'utf8')
+  } catch {
+    return ''
+  }
+}

@@ -1,0 +1,163 @@
+/**
+ * The hand-overs of one cache, by snapshot, and who restores them: a criu that the cache starts, or one that somebody else did.
+ */
+import { Fault } from '../fault.ts'
+import type { SnapshotId } from '../format/names.ts'
+import type { Fate, Until, Verdict } from '../format/wire.ts'
+import type { Process } from '../kernel/process.ts'
+import type { Report } from '../progress.ts'
+import type { Shelf } from '../store/shelf.ts'
+import type { FrameReader, FrameWriter } from '../stream/frames.ts'
+import { unexpected } from '../stream/receive.ts'
+import { type Arrival, openArrival } from './arrival.ts'
+import { checkCriuOptions } from './criu.ts'
+import type { Gate } from './gate.ts'
+import { startRestoring } from './restoring.ts'
+import { SERVE_SOCKET } from './serve.ts'
+import { defer } from './wait.ts'
+import { openWorkDir, privateDirectory } from './workdir.ts'
+
+/** A restore that was let in. */
+export interface Lead {
+  /** CRIU has closed its socket: resolves when it is known whether the tasks run. */
+  finish(): Promise<void>
+}
+
+export interface Remote {
+  /** Takes part in the agreement until the client's tasks run, or do not. */
+  follow(reader: FrameReader): Promise<void>
+  /** The client is gone. If it was ready it holds, and must be told by hand. */
+  lost(reason: Fault): void
+}
+
+export interface Arrivals {
+  add(id: SnapshotId, until: Until): void
+  get(id: SnapshotId): Arrival | undefined
+  /** Starts criu on it, where the cache is to restore. */
+  restore(id: SnapshotId): void
+  /**
+   * Lets a criu that somebody else started restore the snapshot, held by `gate` if it has one. Throws `EXISTS` where
+   * another restore is at work. One without a gate may have run or not: the images stay.
+   */
+  lead(id: SnapshotId, gate: Gate | undefined, criu: Process | undefined): Lead
+  /**
+   * Lets a client restore the snapshot on its own host; its `ready` and our verdict cross its link. Undefined for a
+   * snapshot without a hand-over. Throws `EXISTS`.
+   */
+  remote(id: SnapshotId, writer: FrameWriter): Remote | undefined
+  /** Throws `MISSING` for an unknown snapshot, and what `Arrival.decide` throws. */
+  decide(id: SnapshotId, verdict: Verdict): Promise<Fate>
+}
+
+interface ArrivalsOptions {
+  directory: string
+  restore: { criu: string; options: readonly string[] } | undefined
+  report: Report
+  signal: AbortSignal
+}
+
+/** Fates that are remembered, for a verdict that comes twice. */
+const MOST_REMEMBERED = 1000
+
+export function openArrivals(shelf: Shelf, { directory, restore, report, signal }: ArrivalsOptions): Arrivals {
+  const arrivals = new Map<SnapshotId, Arrival>()
+  if (restore !== undefined) checkCriuOptions(restore.options)
+
+  function get(id: SnapshotId): Arrival {
+    const arrival = arrivals.get(id)
+    if (arrival === undefined) throw new Fault('MISSING', `no snapshot ${id} waits for a verdict here`)
+    return arrival
+  }
+
+  function forgetOldest(): void {
+    for (const [id, { state }] of arrivals) {
+      if (arrivals.size <= MOST_REMEMBERED) return
+      if (state === 'running' || state === 'dropped') arrivals.delete(id)
+    }
+  }
+
+  async function start({ id }: Arrival, criu: string, options: readonly string[]): Promise<void> {
+    const arrival = get(id)
+    const begun = performance.now()
+    arrival.restore()
+    const secret = privateDirectory(directory)
+    const work = openWorkDir(secret.path, SERVE_SOCKET)
+    try {
+      const { images } = await shelf.find(id, 0, undefined, true)
+      const restoring = startRestoring(criu, options, images, work, { hold: true, signal })
+      void restoring.held.then(() => arrival.restored(restoring))
+      await restoring.done
+      report({ event: 'restored', ms: performance.now() - begun })
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      arrival.restoreFailed(error)
+      if (arrival.state !== 'dropped') report({ event: 'failed', what: `the restore of ${id}`, fault: error })
+    } finally {
+      work.remove()
+      secret.remove()
+    }
+  }
+
+  return {
+    add(id, until) {
+      const arrival = openArrival(id, until, (outcome) => {
+        if (outcome === 'copied') shelf.decide(id, true)
+        else shelf.remove(id)
+        forgetOldest()
+      })
+      arrivals.set(id, arrival)
+    },
+    get: (id) => arrivals.get(id),
+    restore(id) {
+      if (restore !== undefined) void start(get(id), restore.criu, restore.options)
+    },
+    lead(id, gate, criu) {
+      const arrival = arrivals.get(id)
+      if (arrival === undefined || arrival.state === 'dropped') {
+        gate?.held.then(gate.open).catch(() => {})
+        return { finish: async () => void (gate && (await criu?.ended)) }
+      }
+      arrival.restore()
+      const failed = (): void => arrival.restoreFailed(new Fault('CRIU', `the criu that restored ${id} failed`))
+      if (gate === undefined) return { finish: async () => failed() }
+      const ended = criu?.ended ?? Promise.resolve()
+      const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
+      gate.held.then(() => arrival.restored({ open: gate.open, shut: gate.shut, runs })).catch(() => {})
+      return {
+        async finish() {
+          if (!(await runs)) failed()
+        },
+      }
+    },
+    remote(id, writer) {
+      const arrival = arrivals.get(id)
+      if (arrival === undefined || arrival.state === 'dropped') return undefined
+      arrival.restore()
+      const runs = defer<boolean>()
+      const say = (verdict: Verdict) => () => void writer.send({ type: 'verdict', verdict, id }).catch(runs.reject)
+      return {
+        async follow(reader) {
+          for (;;) {
+            const frame = await reader.expect()
+            if (frame.type === 'ready') arrival.restored({ open: say('go'), shut: say('drop'), runs: runs.promise })
+            else if (frame.type === 'fate') return runs.resolve(frame.fate === 'running')
+            else if (frame.type === 'refused') throw new Fault(frame.code, `the client refused: ${frame.reason}`)
+            else throw unexpected(frame)
+          }
+        },
+        lost(reason) {
+          const held = arrival.state === 'holding' || arrival.state === 'running'
+          if (held) runs.reject(new Fault('LINK', `the client that holds snapshot ${id} is out of reach`))
+          else arrival.restoreFailed(reason)
+        },
+      }
+    },
+    async decide(id, verdict) {
+      const arrival = get(id)
+      const fate = await arrival.decide(verdict)
+      if (verdict === 'go' && fate === 'kept') shelf.decide(id, false)
+      report({ event: 'handed over', id, verdict, fate })
+      return fate
+    },
+  }
+}

@@ -1,0 +1,234 @@
+/**
+ * The source's end of a hand-over: the images of one criu to one link, and then the agreement (see handover.ts).
+ *
+ * The target is heard all along: it may refuse, or go away, while CRIU has nothing to send. Whatever fails before CRIU
+ * may kill the tasks makes it fail, by its gate or by its socket and pipes, and the tasks run on. From then on only
+ * what really happens to the tasks counts.
+ */
+import { setTimeout } from 'node:timers/promises'
+import { Fault } from '../fault.ts'
+import { hex64 } from '../format/digest.ts'
+import type { SnapshotId } from '../format/names.ts'
+import type { Fate, Until, Verdict } from '../format/wire.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { peerPid } from '../kernel/unix.ts'
+import { frameReader, frameWriter } from '../stream/frames.ts'
+import type { ImageSource, OpenImage } from '../stream/image.ts'
+import type { Inlet, Link, Outlet } from '../stream/link.ts'
+import { unexpected } from '../stream/receive.ts'
+import { type Snapshot, sendSnapshot } from '../stream/send.ts'
+import { capture } from './capture.ts'
+import { closedGate } from './gate.ts'
+import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './handover.ts'
+import { type Owed, settleOwed, writeOwed } from './owed.ts'
+import { type Tree, watchTree } from './tree.ts'
+import { aborted, defer, late } from './wait.ts'
+
+export interface Departure {
+  id: SnapshotId
+  until: Until
+  /** Where the gate's script is. */
+  gates: string
+  /** Where the verdict is kept. */
+  directory: string
+  /** Rejects with `signal`. */
+  connect: (signal: AbortSignal) => Promise<Link>
+  /** From the last image to the target's answer. */
+  timeoutMs: number
+  signal: AbortSignal
+}
+
+export interface Departed {
+  snapshot: Snapshot
+  verdict: Verdict
+  /** What became of the target's tasks; undefined if it could not be told: then `owed` is still on disk. */
+  fate: Fate | undefined
+  owed: Owed
+}
+
+/** A hand-over that failed, with the debt that it leaves. */
+export interface Failed {
+  reason: unknown
+  owed: Owed | undefined
+}
+
+/**
+ * Sends what the criu at the other end of `socket` dumps, which is closed, and hands the process over. Returns the
+ * debt if something failed before the tasks were gone.
+ */
+export async function depart(socket: Fd, options: Departure): Promise<Departed | Failed> {
+  const { id, until, gates, directory, signal } = options
+  const pid = peerPid(socket)
+  const gate = closedGate(gates, pid)
+  let atGate = false
+  gate.held.then(
+    () => {
+      atGate = true
+    },
+    () => {},
+  )
+  const stop = new AbortController()
+  const outside = (): void => stop.abort(signal.reason)
+  signal.addEventListener('abort', outside)
+  const connecting = options.connect(stop.signal)
+  const talk = connecting.then((link) => listenTo(link.inlet))
+  const broken = talk.then((said) => said.offer)
+  broken.catch((reason: unknown) => stop.abort(reason))
+
+  let state: SourceState = 'offering'
+  let decide: (verdict: Verdict) => void
+  const verdict = new Promise<Verdict>((resolve) => {
+    decide = resolve
+  })
+  const step = (event: SourceEvent): void => {
+    state = sourceAfter(state, event)
+    const decided = verdictOf(state)
+    if (decided !== undefined) decide(decided)
+  }
+  let tree: Tree | undefined
+  let owed: Owed | undefined
+  const watch = (): void => {
+    tree = watchTree(pid)
+    void tree.fate.then(step)
+  }
+  const writer = frameWriter(whenConnected(connecting))
+  const what = `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`
+  try {
+    const snapshot = await sendSnapshot(writer, id, watched(capture(socket, gate.held), watch), {
+      signal: stop.signal,
+      until,
+      confirm: async () => {
+        const watched = tree as Tree
+        if (atGate && watched.tasks.length === 0) throw unseen()
+        owed = writeOwed(directory, id, watched)
+      },
+    })
+    const said = await talk
+    await Promise.race([agreement(said, until, snapshot), late(options.timeoutMs, what), aborted(stop.signal)])
+    step('agreed')
+    gate.open()
+    const decided = await verdict
+    const fate = await Promise.race([tellThere(writer, said, id, decided), late(options.timeoutMs, 'no answer')]).catch(
+      () => undefined,
+    )
+    if (fate !== undefined) settleOwed(directory, id)
+    return { snapshot, verdict: decided, fate, owed: owed as unknown as Owed }
+  } catch (error) {
+    step('failed')
+    gate.shut()
+    const reason = await reasonFor(error, broken)
+    if (owed === undefined) return { reason, owed }
+    const told = await Promise.race([
+      Promise.all([talk, verdict]).then(([said, decided]) => tellThere(writer, said, id, decided)),
+      setTimeout(ANSWER_MS, undefined, { ref: false }),
+    ]).catch(() => undefined)
+    if (told === undefined) return { reason, owed }
+    settleOwed(directory, id)
+    return { reason, owed: undefined }
+  } finally {
+    signal.removeEventListener('abort', outside)
+    stop.abort(new Fault('ABORTED', 'over'))
+    void connecting.then((link) => link.destroy()).catch(() => {})
+    tree?.close()
+    gate.remove()
+  }
+}
+
+function unseen(): Fault {
+  return new Fault('CRIU', 'cannot see the tasks that this criu dumps, and so not whether they die', {
+    hint: 'run this command in the pid namespace of that criu',
+  })
+}
+
+/** Calls `first` when CRIU opens its first image: by then the tree is frozen, and until CRIU has gone on it stays so. */
+function watched(source: ImageSource, first: () => void): ImageSource {
+  async function* images(): AsyncGenerator<OpenImage> {
+    let begun = false
+    for await (const image of source.images) {
+      if (!begun) first()
+      begun = true
+      yield image
+    }
+  }
+  return { images: images(), destroy: (reason) => source.destroy(reason) }
+}
+
+/** CRIU is read from before the target is there: what fits into its pipes does not wait to be read. */
+function whenConnected(connecting: Promise<Link>): Outlet {
+  return {
+    send: async (bytes, more) => (await connecting).outlet.send(bytes, more),
+    settle: async () => {},
+    finish: async () => (await connecting).outlet.finish(),
+  }
+}
+
+interface Said {
+  sealed: Promise<bigint>
+  ready: Promise<void>
+  fate: Promise<Fate>
+  /** Never resolves; rejects when the target refuses or goes away. */
+  offer: Promise<never>
+}
+
+/** What the target says, each as a promise that its refusal or its absence rejects. */
+function listenTo(inlet: Inlet): Said {
+  const [sealed, ready, fate, offer] = [defer<bigint>(), defer<void>(), defer<Fate>(), defer<never>()]
+  const refuse = (reason: unknown): void => {
+    for (const wait of [sealed, ready, offer]) wait.reject(reason)
+  }
+  const listen = async (): Promise<void> => {
+    const reader = frameReader(inlet)
+    const first = await reader.expect()
+    if (first.type !== 'hello') throw unexpected(first)
+    for (;;) {
+      const frame = await reader.next()
+      if (frame === undefined) throw new Fault('LINK', 'the target closed the link')
+      if (frame.type === 'sealed') sealed.resolve(frame.digest)
+      else if (frame.type === 'ready') ready.resolve()
+      else if (frame.type === 'fate') fate.resolve(frame.fate)
+      // It may still take a verdict.
+      else if (frame.type === 'refused') refuse(new Fault(frame.code, `the target refused: ${frame.reason}`))
+      else if (frame.type !== 'ack') throw unexpected(frame)
+    }
+  }
+  listen().catch((reason: unknown) => {
+    refuse(reason)
+    fate.reject(reason)
+  })
+  return { sealed: sealed.promise, ready: ready.promise, fate: fate.promise, offer: offer.promise }
+}
+
+/** Resolves when the target has what `until` asks for. Throws `DIGEST` where it is not what was sent. */
+async function agreement(said: Said, until: Until, sent: Snapshot): Promise<void> {
+  const digest = await said.sealed
+  if (digest !== sent.digest) {
+    throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
+  }
+  if (until === 'running') await said.ready
+}
+
+async function tellThere(
+  writer: ReturnType<typeof frameWriter>,
+  said: Said,
+  id: SnapshotId,
+  verdict: Verdict,
+): Promise<Fate> {
+  await writer.send({ type: 'verdict', verdict, id })
+  return said.fate
+}
+
+/** How long the target may take to answer a dump that failed. */
+const ANSWER_MS = 5000
+
+/**
+ * Waits for the target's last word, for two ends: closing over its unread acks would reset the link before it has read
+ * that the dump failed; and where it closed the link on us, its refusal says more than our broken write.
+ */
+async function reasonFor(error: unknown, broken: Promise<unknown>): Promise<unknown> {
+  const word = await Promise.race([
+    broken.catch((reason: unknown) => reason),
+    setTimeout(ANSWER_MS, undefined, { ref: false }),
+  ])
+  const refused = word instanceof Fault && word.code !== 'LINK'
+  return refused && error instanceof Fault && error.code === 'LINK' ? word : error
+}

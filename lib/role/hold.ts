@@ -1,0 +1,156 @@
+/**
+ * The target's end of a hand-over outside of a cache: restore-from-socket holds the tasks until its source says what became
+ * of its own. If the link is lost meanwhile it holds on, and takes the verdict at a socket by its snapshot's name.
+ */
+import { rmdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+import { Fault } from '../fault.ts'
+import type { SnapshotId } from '../format/names.ts'
+import type { Fate, Frame, Until, Verdict } from '../format/wire.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { acceptUnix, connectUnix } from '../kernel/unix.ts'
+import type { Report } from '../progress.ts'
+import { fdLink } from '../stream/fd-link.ts'
+import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
+import type { Link } from '../stream/link.ts'
+import { unexpected } from '../stream/receive.ts'
+import { type Outcome, openArrival } from './arrival.ts'
+import { tell } from './owed.ts'
+import { refusalOf } from './refusal.ts'
+import type { Restoring } from './restoring.ts'
+import { defer } from './wait.ts'
+import { openWorkDir } from './workdir.ts'
+
+/** What a source offers: its snapshot is here, and a verdict will come. */
+export interface Offer {
+  id: SnapshotId
+  until: Until
+  reader: FrameReader
+  writer: FrameWriter
+  /** Says `sealed`, where that was put off. */
+  seal: () => Promise<void>
+}
+
+/** Where held restores have their sockets, unless a work directory is named. */
+export const HOLD_DIRECTORY = '/run/criu-ferry'
+
+/** The socket at which the holder of a snapshot takes its verdict. */
+export function holdSocket(directory: string | undefined, id: SnapshotId): { directory: string; name: string } {
+  return { directory: directory ?? HOLD_DIRECTORY, name: `${id}.sock` }
+}
+
+/** A source that heard a refusal answers with its verdict; it may be gone. */
+const ANSWER_MS = 5000
+
+/**
+ * Restores and holds; returns when the tasks run. Throws what CRIU refuses, and `ABORTED` where the source's tasks run on.
+ * A signal stops a restore that is not held yet; a copy that is held is offered back, for it may be the only one.
+ */
+export async function takeOver(
+  offer: Offer,
+  start: (signal: AbortSignal) => Restoring,
+  { directory, report, signal }: { directory: string | undefined; report: Report; signal: AbortSignal },
+): Promise<void> {
+  const { id, until, reader, writer } = offer
+  const outcome = defer<Outcome>()
+  const arrival = openArrival(id, until, outcome.resolve)
+  const place = holdSocket(directory, id)
+  const control = openWorkDir(place.directory, place.name)
+  const stop = new AbortController()
+  const say = (frame: Frame): void => void writer.send(frame).catch(() => {})
+  const refuse = (fault: Fault): void => say({ type: 'refused', code: refusalOf(fault), reason: fault.message })
+  arrival.watcher = {
+    ready: () => void (until === 'sealed' ? offer.seal().catch(() => {}) : say({ type: 'ready' })),
+    refused: refuse,
+  }
+  const obey = async (from: FrameReader, to: FrameWriter): Promise<void> => {
+    const frame = await from.next()
+    if (frame === undefined) throw new Fault('LINK', 'the source closed the link')
+    if (frame.type !== 'verdict' || frame.id !== id) throw unexpected(frame)
+    await to.send({ type: 'fate', fate: await arrival.decide(frame.verdict) })
+  }
+  const interrupted = (): void => {
+    if (arrival.state === 'holding') refuse(signal.reason as Fault)
+    else stop.abort(signal.reason)
+  }
+  signal.addEventListener('abort', interrupted)
+  void listenAt(control.listener, obey)
+  arrival.restore()
+  const restoring = start(stop.signal)
+  void restoring.held.then(() => arrival.restored(restoring))
+  const linked = obey(reader, writer).catch((reason: unknown) => {
+    if (arrival.state === 'holding') {
+      report({ event: 'undecided', id, how: byHand(directory, id) })
+      return
+    }
+    // It was never told that we are ready, and so cannot have let go.
+    stop.abort(reason)
+  })
+  try {
+    await Promise.race([restoring.done, outcome.promise])
+    const became = await outcome.promise
+    await linked
+    if (became !== 'running') throw notHere()
+    await restoring.done
+  } catch (error) {
+    const fault = error instanceof Fault ? error : new Fault('CRIU', String(error))
+    arrival.restoreFailed(fault)
+    await Promise.race([linked, setTimeout(ANSWER_MS, undefined, { ref: false })])
+    throw arrival.state === 'dropped' ? notHere() : error
+  } finally {
+    signal.removeEventListener('abort', interrupted)
+    control.remove()
+    removeIfEmpty(place.directory)
+  }
+}
+
+function notHere(): Fault {
+  return new Fault('ABORTED', 'the source keeps the process: nothing of it runs here')
+}
+
+function removeIfEmpty(directory: string): void {
+  if (directory !== HOLD_DIRECTORY) return
+  try {
+    rmdirSync(directory)
+  } catch {}
+}
+
+/** Gives the holder on this host a verdict. Throws `MISSING` where nobody holds the snapshot. */
+export async function tellHolder(directory: string | undefined, id: SnapshotId, verdict: Verdict): Promise<Fate> {
+  const place = holdSocket(directory, id)
+  let socket: Fd
+  try {
+    socket = connectUnix(join(place.directory, place.name))
+  } catch (cause) {
+    throw new Fault('MISSING', `nobody holds a snapshot ${id} here`, { cause })
+  }
+  return tell(fdLink(socket, 'the holder', 'socket'), id, verdict)
+}
+
+function byHand(directory: string | undefined, id: SnapshotId): string {
+  const dir = directory === undefined ? '' : ` -D ${directory}`
+  return `restore-from-socket${dir} --let-run ${id}, or --drop ${id}`
+}
+
+/** Takes verdicts from this host, one after the other. */
+async function listenAt(
+  listener: Parameters<typeof acceptUnix>[0],
+  obey: (from: FrameReader, to: FrameWriter) => Promise<void>,
+): Promise<void> {
+  for (;;) {
+    let link: Link
+    try {
+      link = fdLink(await acceptUnix(listener), 'a local client', 'socket')
+    } catch {
+      return
+    }
+    const writer = frameWriter(link.outlet)
+    const talk = async (): Promise<void> => {
+      await writer.send({ type: 'hello' })
+      await obey(frameReader(link.inlet), writer)
+    }
+    await Promise.race([talk(), setTimeout(ANSWER_MS, undefined, { ref: false })]).catch(() => {})
+    link.destroy()
+  }
+}

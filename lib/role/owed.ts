@@ -1,0 +1,127 @@
+/**
+ * What a source owes its target: the verdict, written down before the target can be `ready` and kept until it is
+ * delivered. The file does not say what the verdict is, but which tasks decide it: so it is right whenever the source dies.
+ */
+import { closeSync, fsyncSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+import { Fault } from '../fault.ts'
+import { type SnapshotId, snapshotId } from '../format/names.ts'
+import type { Fate, Verdict } from '../format/wire.ts'
+import { frameReader, frameWriter } from '../stream/frames.ts'
+import type { Link } from '../stream/link.ts'
+import { unexpected } from '../stream/receive.ts'
+import { fateOf, type Tree } from './tree.ts'
+
+export interface Owed extends Pick<Tree, 'criu' | 'tasks'> {
+  id: SnapshotId
+  /** After a reboot numbers mean other processes, and the tasks are gone. */
+  boot: string
+}
+
+const SUFFIX = '.owed'
+
+function thisBoot(): string {
+  return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
+}
+
+/** Writes it into `directory`, safe from a crash of this host where the file system is. Throws `IO`. */
+export function writeOwed(directory: string, id: SnapshotId, { criu, tasks }: Pick<Tree, 'criu' | 'tasks'>): Owed {
+  const owed: Owed = { id, boot: thisBoot(), criu, tasks }
+  const path = pathOf(directory, id)
+  try {
+    const file = openSync(`${path}.new`, 'w', 0o600)
+    writeSync(file, `${JSON.stringify(owed)}\n`)
+    fsyncSync(file)
+    closeSync(file)
+    renameSync(`${path}.new`, path)
+    const folder = openSync(directory, 'r')
+    fsyncSync(folder)
+    closeSync(folder)
+  } catch (cause) {
+    rmSync(`${path}.new`, { force: true })
+    throw new Fault('IO', `cannot write ${path} (${(cause as NodeJS.ErrnoException).code})`, {
+      hint: 'make room there: the verdict of a hand-over must be on disk before it is given',
+      cause,
+    })
+  }
+  return owed
+}
+
+function pathOf(directory: string, id: SnapshotId): string {
+  return join(directory, `${id}${SUFFIX}`)
+}
+
+/** Forgets it: it was delivered, or never can be. */
+export function settleOwed(directory: string, id: SnapshotId): void {
+  rmSync(pathOf(directory, id), { force: true })
+}
+
+/** What a proxy before us left in `directory`. Files that it did not finish are ignored. */
+export function readOwed(directory: string): Owed[] {
+  return readdirSync(directory)
+    .filter((name) => name.endsWith(SUFFIX))
+    .flatMap((name) => {
+      try {
+        const found = JSON.parse(readFileSync(join(directory, name), 'utf8')) as Owed
+        return [{ ...found, id: snapshotId(found.id) }]
+      } catch {
+        return []
+      }
+    })
+}
+
+/** The verdict that what happened to the tasks asks for; undefined while their criu still works. */
+export function verdictFor(owed: Owed): Verdict | undefined {
+  if (owed.boot !== thisBoot()) return 'go'
+  const fate = fateOf(owed)
+  return fate === undefined ? undefined : fate === 'dead' ? 'go' : 'drop'
+}
+
+export interface Delivered {
+  verdict: Verdict
+  fate: Fate
+}
+
+const RETRY_MS = 1000
+
+/**
+ * Delivers the verdict over new connections, again and again until the target answers or `signal` comes. Returns it, and
+ * what became of the target's tasks. Throws `MISSING` if the target does not know the snapshot, and the signal's reason.
+ */
+export async function deliver(
+  owed: Owed,
+  connect: (signal: AbortSignal) => Promise<Link>,
+  signal: AbortSignal,
+): Promise<Delivered> {
+  for (;;) {
+    signal.throwIfAborted()
+    const verdict = verdictFor(owed)
+    try {
+      if (verdict !== undefined) return { verdict, fate: await tell(await connect(signal), owed.id, verdict, signal) }
+    } catch (error) {
+      if (!(error instanceof Fault) || error.code === 'MISSING') throw error
+    }
+    await setTimeout(RETRY_MS, undefined, { signal }).catch(() => {})
+  }
+}
+
+/** One try on a link of its own, which is closed. Throws `REFUSED` and the like, and `LINK`. */
+export async function tell(link: Link, id: SnapshotId, verdict: Verdict, signal?: AbortSignal): Promise<Fate> {
+  const cut = (): void => link.destroy(signal?.reason as Error)
+  signal?.addEventListener('abort', cut)
+  try {
+    const reader = frameReader(link.inlet)
+    // Not every target greets before it is spoken to.
+    await frameWriter(link.outlet).send({ type: 'verdict', verdict, id })
+    const hello = await reader.expect()
+    if (hello.type !== 'hello') throw unexpected(hello)
+    const answer = await reader.expect()
+    if (answer.type === 'refused') throw new Fault(answer.code, answer.reason)
+    if (answer.type !== 'fate') throw unexpected(answer)
+    return answer.fate
+  } finally {
+    signal?.removeEventListener('abort', cut)
+    link.destroy()
+  }
+}

@@ -1,0 +1,61 @@
+/**
+ * The tasks that a criu dumps, watched from outside: whether they are dead is what decides a hand-over, not what anybody says.
+ *
+ * While criu dumps them they are all its ptrace tracees (they are frozen before the first image is opened), so they are found
+ * by that, and held by pidfds, before criu can kill one of them.
+ */
+import { openProcess, type Process, startTime, tracedBy } from '../kernel/process.ts'
+
+/** A process with the moment of its start: together they are never used again before a reboot. */
+export interface Member {
+  pid: number
+  /** Clock ticks since the boot. */
+  start: number
+}
+
+export interface Tree {
+  /** The criu first. */
+  readonly criu: Member
+  readonly tasks: readonly Member[]
+  /** `dead` when all tasks are; `alive` when the criu has ended and the first of them is alive. Never settles after `close`. */
+  readonly fate: Promise<'dead' | 'alive'>
+  close(): void
+}
+
+/** What the criu with the number `pid` dumps. No tasks where it dumps none, or none that can be seen from here. */
+export function watchTree(pid: number): Tree {
+  const criu = openProcess(pid)
+  const members = tracedBy(pid)
+    .map((task) => ({ pid: task, start: startTime(task), process: openProcess(task) }))
+    .filter((task): task is Member & { process: Process } => task.start !== undefined && task.process !== undefined)
+  const processes = members.map((task) => task.process)
+  const dead = Promise.all(processes.map((task) => task.ended)).then(() => 'dead' as const)
+  const over = (criu?.ended ?? new Promise<never>(() => {})).then(() => settle(members))
+  return {
+    criu: { pid, start: startTime(pid) ?? 0 },
+    tasks: members.map(({ pid: task, start }) => ({ pid: task, start })),
+    fate: new Promise((resolve) => {
+      // Without tasks there is nothing to be alive.
+      dead.then(resolve, () => {})
+      over.then(resolve, () => {})
+    }),
+    close() {
+      for (const member of [criu, ...processes]) member?.close()
+    },
+  }
+}
+
+/** A criu that was killed while it killed may leave the rest of a tree without its root: that is no process any more. */
+async function settle(tasks: readonly (Member & { process: Process })[]): Promise<'dead' | 'alive'> {
+  const [root] = tasks
+  if (root !== undefined && startTime(root.pid) === root.start) return 'alive'
+  for (const { process } of tasks) process.kill()
+  return 'dead'
+}
+
+/** The same question without pidfds, for a tree that a proxy before us watched; undefined while its criu works. */
+export function fateOf({ criu, tasks }: Pick<Tree, 'criu' | 'tasks'>): 'dead' | 'alive' | undefined {
+  const lives = (member: Member | undefined): boolean => member !== undefined && startTime(member.pid) === member.start
+  if (!tasks.some(lives)) return 'dead'
+  return lives(criu) ? undefined : 'alive'
+}
