@@ -48,9 +48,17 @@ export function writeScript(directory: string, moment: Moment): string {
   return path
 }
 
-/** A closed gate in `directory` for the criu with the number `pid`. Throws `IO`. */
+/** The gates of this process. */
+const gates = new Set<string>()
+
+/**
+ * A closed gate in `directory` for the criu with the number `pid`. A second one for the same number, which a client that we
+ * cannot tell from another has (number 0, from a pid namespace that is hidden from us), is never held. Throws `IO`.
+ */
 export function closedGate(directory: string, pid: number): Gate {
   const file = (kind: string): string => join(directory, `${pid}.${kind}`)
+  if (gates.has(file('held'))) return noGate()
+  gates.add(file('held'))
   const clean = (): void => {
     for (const kind of ['held', 'lock', 'go', 'drop']) rmSync(file(kind), { force: true })
   }
@@ -90,8 +98,14 @@ export function closedGate(directory: string, pid: number): Gate {
       decide('drop')
       closeFd(fifo)
       clean()
+      gates.delete(file('held'))
     },
   }
+}
+
+function noGate(): Gate {
+  const never = new Promise<never>(() => {})
+  return { held: never, resumed: never, open() {}, shut() {}, remove() {} }
 }
 
 /** A full disk is an `IO`. */

@@ -2,12 +2,12 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
 import { real } from '../support/criu.ts'
+import { startCache, startProxy } from '../support/daemons.ts'
 import { type Host, startHost } from '../support/host.ts'
 import { patternLoad, type Started } from '../support/loads.ts'
-import * as assert from 'uvu/assert'
-import { startCache, startProxy } from '../support/daemons.ts'
-import { eventually, root, run, type Running, start, temporary } from '../support/run.ts'
+import { eventually, type Running, root, run, start, temporary } from '../support/run.ts'
 
 const test = suite('hand-over')
 const load = patternLoad(8)
@@ -54,9 +54,23 @@ async function staged(body: (stage: Stage) => Promise<void>): Promise<void> {
 
 function handOvers(criu: string): void {
   const dump = ({ load, source, folder }: Stage, ...options: string[]): Running =>
-    start(criu, ['dump', '--stream', '-t', String(load.pid), '-D', source, '--action-script', join(source, 'post-dump'), ...options], {
-      cwd: folder,
-    })
+    start(
+      criu,
+      [
+        'dump',
+        '--stream',
+        '-t',
+        String(load.pid),
+        '-D',
+        source,
+        '--action-script',
+        join(source, 'post-dump'),
+        ...options,
+      ],
+      {
+        cwd: folder,
+      },
+    )
   const there = ({ host }: Stage, program: string, args: string[]): Running => {
     const [enter = '', ...options] = host.enter
     return start(enter, [...options, program, ...args])
@@ -82,7 +96,15 @@ function handOvers(criu: string): void {
     staged(async (stage) => {
       const { cache, port } = await cacheThere(stage)
       const proxy = await startProxy(stage.source, port)
-      const restoring = there(stage, criu, ['restore', '--stream', '-d', '-D', stage.target, '--action-script', join(stage.target, 'post-restore')])
+      const restoring = there(stage, criu, [
+        'restore',
+        '--stream',
+        '-d',
+        '-D',
+        stage.target,
+        '--action-script',
+        join(stage.target, 'post-restore'),
+      ])
       const dumped = await dump(stage).ended
       assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
       const restored = await restoring.ended
@@ -101,7 +123,11 @@ function handOvers(criu: string): void {
   test('a waiting restore-from-socket', () =>
     staged(async (stage) => {
       const { cache, port } = await cacheThere(stage)
-      const waiting = there(stage, join(root, 'scripts', 'bin', 'restore-from-socket'), ['-v', '--from', `127.0.0.1:${port}`])
+      const waiting = there(stage, join(root, 'scripts', 'bin', 'restore-from-socket'), [
+        '-v',
+        '--from',
+        `127.0.0.1:${port}`,
+      ])
       await waiting.says(/waiting/)
       const proxy = await startProxy(stage.source, port, ['--until', 'running'])
       const dumped = await dump(stage).ended

@@ -1,64 +1,128 @@
 import { readdirSync } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { closedGate } from '../../lib/role/gate.ts'
-import { root, run, start, temporary } from '../support/run.ts'
+import { closedGate, type Moment, writeScript } from '../../lib/role/gate.ts'
+import { within } from '../expect.ts'
+import { type Running, root, run, start, temporary } from '../support/run.ts'
 
 const test = suite('gate')
-
-const postDump = { env: { CRTOOLS_SCRIPT_ACTION: 'post-dump' } }
 
 /** `waiting` if it has not ended after a while. */
 function soon<Result>(ended: Promise<Result>): Promise<Result | 'waiting'> {
   return Promise.race([ended, new Promise<'waiting'>((resolve) => setTimeout(resolve, 300, 'waiting'))])
 }
 
-test('the script waits at post-dump until go, and then succeeds', async () => {
+const env = (action: string) => ({ env: { CRTOOLS_SCRIPT_ACTION: action } })
+
+/** Runs a script as criu does: as its child. We are the criu. */
+function action(script: string, name: string): Running {
+  return start(script, [], env(name))
+}
+
+for (const moment of ['post-dump', 'post-restore'] as const satisfies readonly Moment[]) {
+  test(`the script waits at ${moment}, says so, and succeeds when the gate opens`, async () => {
+    const { path, remove } = temporary()
+    const script = writeScript(path, moment)
+    const gate = closedGate(path, process.pid)
+    const running = action(script, moment)
+    await within(gate.held)
+    assert.is(await soon(running.ended), 'waiting')
+    gate.open()
+    gate.shut()
+    assert.is((await running.ended).code, 0)
+    gate.remove()
+    assert.equal(readdirSync(path), [moment])
+    remove()
+  })
+
+  test(`the script fails at ${moment} when the gate is shut, or taken away, or was never there`, async () => {
+    const { path, remove } = temporary()
+    const script = writeScript(path, moment)
+    for (const end of ['shut', 'remove'] as const) {
+      const gate = closedGate(path, process.pid)
+      const running = action(script, moment)
+      await within(gate.held)
+      gate[end]()
+      gate.open()
+      assert.is((await running.ended).code, 1, end)
+      gate.remove()
+    }
+    const stranger = await run(script, [], env(moment))
+    assert.is(stranger.code, 1)
+    assert.match(stranger.stderr, new RegExp(`^${moment}: criu-ferry does not know this criu`))
+    remove()
+  })
+
+  test(`other moments pass ${moment} at once`, async () => {
+    const { path, remove } = temporary()
+    const script = writeScript(path, moment)
+    const gate = closedGate(path, process.pid)
+    for (const other of ['pre-stream', 'pre-dump', 'network-lock', 'pre-resume']) {
+      assert.is((await run(script, [], env(other))).code, 0)
+    }
+    assert.is(await soon(gate.held), 'waiting')
+    gate.remove()
+    remove()
+  })
+}
+
+test('the tasks run: post-resume tells us', async () => {
   const { path, remove } = temporary()
-  const gate = closedGate(path)
-  const script = start(gate.script, [], postDump)
-  assert.is(await soon(script.ended), 'waiting')
-  gate.go()
-  assert.is((await script.ended).code, 0)
-  assert.is((await run(gate.script, [], postDump)).code, 0)
-  gate.close()
+  const script = writeScript(path, 'post-restore')
+  const gate = closedGate(path, process.pid)
+  const running = action(script, 'post-restore')
+  await within(gate.held)
+  gate.open()
+  await running.ended
+  assert.is(await soon(gate.resumed), 'waiting')
+  assert.is((await run(script, [], env('post-resume'))).code, 0)
+  await within(gate.resumed)
+  gate.remove()
   remove()
 })
 
-test('a gate that closes without go makes it fail', async () => {
+test('a second client with the same number does not disturb the first', async () => {
   const { path, remove } = temporary()
-  const gate = closedGate(path)
-  const script = start(gate.script, [], postDump)
-  assert.is(await soon(script.ended), 'waiting')
-  gate.close()
-  gate.go()
-  assert.is((await script.ended).code, 1)
-  assert.not(readdirSync(path).includes('go'))
+  const script = writeScript(path, 'post-dump')
+  const first = closedGate(path, process.pid)
+  const second = closedGate(path, process.pid)
+  second.shut()
+  second.remove()
+  const running = action(script, 'post-dump')
+  await within(first.held)
+  first.open()
+  assert.is((await running.ended).code, 0)
+  first.remove()
   remove()
 })
 
-test('other moments of a dump pass at once', async () => {
+/** A process that holds a gate for us, and is killed. */
+async function killedHolder(moment: Moment) {
   const { path, remove } = temporary()
-  const gate = closedGate(path)
-  for (const action of ['pre-stream', 'pre-dump', 'network-lock', 'post-restore']) {
-    assert.is((await run(gate.script, [], { env: { CRTOOLS_SCRIPT_ACTION: action } })).code, 0)
-  }
-  gate.close()
-  remove()
-})
-
-test('a holder that is killed opens the gate for nobody', async () => {
-  const { path, remove } = temporary()
-  const code = `import('./lib/role/gate.ts').then(({ closedGate }) => {
-    console.error(closedGate(${JSON.stringify(path)}).script)
+  const code = `import('./lib/role/gate.ts').then(({ closedGate, writeScript }) => {
+    closedGate(${JSON.stringify(path)}, ${process.pid})
+    console.error(writeScript(${JSON.stringify(path)}, '${moment}'))
     setTimeout(() => {}, 60_000)
   })`
   const holder = start(process.execPath, ['--import', 'tsx', '-e', code], { cwd: root })
-  const [script = ''] = await holder.says(/\/.*post-dump/)
-  const waiting = start(script, [], postDump)
-  assert.is(await soon(waiting.ended), 'waiting')
+  const [script = ''] = await holder.says(new RegExp(`/.*${moment}`))
+  const running = action(script, moment)
+  assert.is(await soon(running.ended), 'waiting')
   await holder.stop('SIGKILL')
-  assert.is((await waiting.ended).code, 1)
+  return { path, running, remove }
+}
+
+test('a holder that is killed: a dump is let go for nobody', async () => {
+  const { running, remove } = await killedHolder('post-dump')
+  assert.is((await running.ended).code, 1)
+  remove()
+})
+
+test('a holder that is killed: a restored copy waits on, until somebody decides', async () => {
+  const { path, running, remove } = await killedHolder('post-restore')
+  assert.is(await soon(running.ended), 'waiting')
+  await run('mv', [`${path}/${process.pid}.lock`, `${path}/${process.pid}.go`])
+  assert.is((await running.ended).code, 0)
   remove()
 })
 
