@@ -48,6 +48,12 @@ export function startTime(pid: number): number | undefined {
   return Number(fields[18])
 }
 
+/** Its children, and theirs. */
+export function descendants(pid: number): number[] {
+  const children = procFile(pid, `task/${pid}/children`).split(' ').map(Number).filter(Boolean)
+  return children.flatMap((child) => [child, ...descendants(child)])
+}
+
 /** The words of its command line. */
 export function commandLine(pid: number): string[] {
   return procFile(pid, 'cmdline').split('\0')

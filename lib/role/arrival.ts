@@ -3,7 +3,7 @@
  */
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
-import type { Fate, Until, Verdict } from '../format/wire.ts'
+import type { Fate, Verdict } from '../format/wire.ts'
 import { type TargetState, targetAfter } from './handover.ts'
 
 /** A restore that can be held: by a gate on this host, or by a client over a link. */
@@ -18,11 +18,12 @@ export interface Held {
 export interface Watcher {
   ready(): void
   refused(reason: Fault): void
+  /** The verdict came, perhaps by another link. */
+  settled(): void
 }
 
 export interface Arrival {
   readonly id: SnapshotId
-  readonly until: Until
   readonly state: TargetState
   watcher: Watcher | undefined
   /** A restore begins. Throws `EXISTS` when another one has, or when there is nothing to be restored. */
@@ -39,7 +40,7 @@ export interface Arrival {
 export type Outcome = 'running' | 'dropped' | 'copied'
 
 /** An arrival whose images are all here. `onSettled` is told when no restore works on them any more. */
-export function openArrival(id: SnapshotId, until: Until, onSettled: (outcome: Outcome) => void): Arrival {
+export function openArrival(id: SnapshotId, onSettled: (outcome: Outcome) => void): Arrival {
   let state: TargetState = 'sealed'
   let held: Held | undefined
   let copied = false
@@ -79,7 +80,6 @@ export function openArrival(id: SnapshotId, until: Until, onSettled: (outcome: O
 
   return {
     id,
-    until,
     watcher: undefined,
     get state() {
       return state

@@ -1,21 +1,23 @@
 /**
  * The hand-overs of one cache, by snapshot, and who restores them: a criu that the cache starts, or one that somebody else did.
  */
+import { readdirSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
 import { Fault } from '../fault.ts'
-import type { SnapshotId } from '../format/names.ts'
-import type { Fate, Until, Verdict } from '../format/wire.ts'
-import type { Process } from '../kernel/process.ts'
+import { type SnapshotId, snapshotId } from '../format/names.ts'
+import type { Fate, Verdict } from '../format/wire.ts'
+import { openProcess, type Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import type { Shelf } from '../store/shelf.ts'
 import type { FrameReader, FrameWriter } from '../stream/frames.ts'
 import { unexpected } from '../stream/receive.ts'
 import { type Arrival, openArrival } from './arrival.ts'
 import { checkCriuOptions } from './criu.ts'
-import type { Gate } from './gate.ts'
+import { adoptGates, type Gate, type Orphan } from './gate.ts'
 import { startRestoring } from './restoring.ts'
 import { SERVE_SOCKET } from './serve.ts'
 import { defer } from './wait.ts'
-import { openWorkDir, privateDirectory } from './workdir.ts'
+import { openWorkDir, PRIVATE, privateDirectory } from './workdir.ts'
 
 /** A restore that was let in. */
 export interface Lead {
@@ -31,7 +33,9 @@ export interface Remote {
 }
 
 export interface Arrivals {
-  add(id: SnapshotId, until: Until): void
+  add(id: SnapshotId): void
+  /** Takes over what a cache before us, which was killed, holds in the work directory: without images, but alive. */
+  adopt(): void
   get(id: SnapshotId): Arrival | undefined
   /** Starts criu on it, where the cache is to restore. */
   restore(id: SnapshotId): void
@@ -56,6 +60,11 @@ interface ArrivalsOptions {
   signal: AbortSignal
 }
 
+/** How to give a verdict to the cache in `directory`. */
+export function byHand(directory: string, id: SnapshotId): string {
+  return `cache -D ${directory} --let-run ${id}, or --drop ${id}`
+}
+
 /** Fates that are remembered, for a verdict that comes twice. */
 const MOST_REMEMBERED = 1000
 
@@ -76,6 +85,30 @@ export function openArrivals(shelf: Shelf, { directory, restore, report, signal 
     }
   }
 
+  function add(id: SnapshotId): Arrival {
+    const arrival = openArrival(id, (outcome) => {
+      if (outcome === 'copied') shelf.decide(id, true)
+      else shelf.remove(id)
+      forgetOldest()
+    })
+    arrivals.set(id, arrival)
+    return arrival
+  }
+
+  async function lookAfter({ pid, gate, label }: Orphan, path: string): Promise<void> {
+    const criu = openProcess(pid)
+    const ended = criu?.ended ?? Promise.resolve()
+    const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
+    const id = snapshotId(label)
+    const arrival = add(id)
+    arrival.restore()
+    arrival.restored({ open: gate.open, shut: gate.shut, runs })
+    report({ event: 'undecided', id, how: byHand(directory, id) })
+    await ended
+    gate.remove()
+    if (path !== directory) rmSync(path, { recursive: true, force: true })
+  }
+
   async function start({ id }: Arrival, criu: string, options: readonly string[]): Promise<void> {
     const arrival = get(id)
     const begun = performance.now()
@@ -84,7 +117,7 @@ export function openArrivals(shelf: Shelf, { directory, restore, report, signal 
     const work = openWorkDir(secret.path, SERVE_SOCKET)
     try {
       const { images } = await shelf.find(id, 0, undefined, true)
-      const restoring = startRestoring(criu, options, images, work, { hold: true, signal })
+      const restoring = startRestoring(criu, options, images, work, { hold: id, signal })
       void restoring.held.then(() => arrival.restored(restoring))
       await restoring.done
       report({ event: 'restored', ms: performance.now() - begun })
@@ -99,13 +132,14 @@ export function openArrivals(shelf: Shelf, { directory, restore, report, signal 
   }
 
   return {
-    add(id, until) {
-      const arrival = openArrival(id, until, (outcome) => {
-        if (outcome === 'copied') shelf.decide(id, true)
-        else shelf.remove(id)
-        forgetOldest()
-      })
-      arrivals.set(id, arrival)
+    add,
+    adopt() {
+      const left = readdirSync(directory).filter((name) => name.startsWith(PRIVATE))
+      for (const path of [directory, ...left.map((name) => join(directory, name))]) {
+        const orphans = adoptGates(path)
+        for (const orphan of orphans) void lookAfter(orphan, path)
+        if (path !== directory && orphans.length === 0) rmSync(path, { recursive: true, force: true })
+      }
     },
     get: (id) => arrivals.get(id),
     restore(id) {
@@ -122,6 +156,7 @@ export function openArrivals(shelf: Shelf, { directory, restore, report, signal 
       if (gate === undefined) return { finish: async () => failed() }
       const ended = criu?.ended ?? Promise.resolve()
       const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
+      gate.label(id)
       gate.held.then(() => arrival.restored({ open: gate.open, shut: gate.shut, runs })).catch(() => {})
       return {
         async finish() {
@@ -157,6 +192,7 @@ export function openArrivals(shelf: Shelf, { directory, restore, report, signal 
       const fate = await arrival.decide(verdict)
       if (verdict === 'go' && fate === 'kept') shelf.decide(id, false)
       report({ event: 'handed over', id, verdict, fate })
+      arrival.watcher?.settled()
       return fate
     },
   }

@@ -30,7 +30,7 @@ import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { receiveSnapshot, unexpected } from '../stream/receive.ts'
 import { sendSnapshot } from '../stream/send.ts'
-import { type Arrivals, type Lead, openArrivals } from './arrivals.ts'
+import { type Arrivals, byHand, type Lead, openArrivals } from './arrivals.ts'
 import { closedGate, writeScript } from './gate.ts'
 import type { TargetState } from './handover.ts'
 import { tell } from './owed.ts'
@@ -98,6 +98,7 @@ export async function cache(options: CacheOptions): Promise<never> {
   }
   const control = openWorkDir(work.path, CACHE_SOCKET)
   const script = writeScript(work.path, 'post-restore')
+  arrivals.adopt()
   try {
     const port = await listen(server, options)
     report({ event: 'listening', at: `${options.host}:${port}` })
@@ -213,7 +214,7 @@ async function take(
       until = far
     })
     digest = snapshot.digest
-    if (until !== undefined) arrivals.add(id, until)
+    if (until !== undefined) arrivals.add(id)
     arriving.seal(until !== undefined)
     const ms = performance.now() - begun
     report({ event: 'sealed', id, images: snapshot.images.length, bytes: snapshot.bytes, ms, digest: hex64(digest) })
@@ -226,6 +227,8 @@ async function take(
     ready: () => void writer.send({ type: 'ready' }).catch(() => {}),
     refused: (fault: Fault) =>
       void writer.send({ type: 'refused', code: refusalOf(fault), reason: fault.message }).catch(() => {}),
+    // Its own answer goes out first.
+    settled: () => void setTimeout(() => link.destroy(), SETTLED_MS).unref(),
   }
   arrival.watcher = watcher
   try {
@@ -239,12 +242,11 @@ async function take(
   }
 }
 
+/** How long a link stays after its verdict. */
+const SETTLED_MS = 1000
+
 /** States in which nothing depends on a verdict any more. */
 const settled: readonly TargetState[] = ['owning', 'reviving', 'running', 'dropped']
-
-function byHand(directory: string, id: SnapshotId): string {
-  return `cache -D ${directory} --let-run ${id}, or --drop ${id}`
-}
 
 /** The verdict is the last word of a source; it may come on a link of its own. Without it the copy is held. */
 async function obey(frame: Frame | undefined, writer: FrameWriter, arrivals: Arrivals): Promise<void> {

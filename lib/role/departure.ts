@@ -71,6 +71,12 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
   const outside = (): void => stop.abort(signal.reason)
   signal.addEventListener('abort', outside)
   const connecting = options.connect(stop.signal)
+  let sending = true
+  // A link that does not move must not hold up the end, nor CRIU.
+  const cut = (): void => {
+    if (sending) void connecting.then((link) => link.destroy(stop.signal.reason as Error)).catch(() => {})
+  }
+  stop.signal.addEventListener('abort', () => globalThis.setTimeout(cut, GRACE_MS).unref())
   const talk = connecting.then((link) => listenTo(link.inlet))
   const broken = talk.then((said) => said.offer)
   broken.catch((reason: unknown) => stop.abort(reason))
@@ -91,7 +97,7 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
     tree = watchTree(pid)
     void tree.fate.then(step)
   }
-  const writer = frameWriter(whenConnected(connecting))
+  const writer = frameWriter(whenConnected(connecting, options.timeoutMs, stop))
   const what = `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`
   try {
     const snapshot = await sendSnapshot(writer, id, watched(capture(socket, gate.held), watch), {
@@ -103,6 +109,7 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
         owed = writeOwed(directory, id, watched)
       },
     })
+    sending = false
     const said = await talk
     await Promise.race([agreement(said, until, snapshot), late(options.timeoutMs, what), aborted(stop.signal)])
     step('agreed')
@@ -153,10 +160,18 @@ function watched(source: ImageSource, first: () => void): ImageSource {
   return { images: images(), destroy: (reason) => source.destroy(reason) }
 }
 
-/** CRIU is read from before the target is there: what fits into its pipes does not wait to be read. */
-function whenConnected(connecting: Promise<Link>): Outlet {
+/**
+ * CRIU is read from before the target is there: what fits into its pipes does not wait to be read. A target that takes
+ * nothing for `timeoutMs` stops it all: the tasks are frozen meanwhile.
+ */
+function whenConnected(connecting: Promise<Link>, timeoutMs: number, stop: AbortController): Outlet {
   return {
-    send: async (bytes, more) => (await connecting).outlet.send(bytes, more),
+    async send(bytes, more) {
+      const { outlet } = await connecting
+      const stuck = new Fault('TIMEOUT', `the target took nothing for ${timeoutMs / 1000} s`)
+      const timer = globalThis.setTimeout(() => stop.abort(stuck), timeoutMs)
+      await outlet.send(bytes, more).finally(() => clearTimeout(timer))
+    },
     settle: async () => {},
     finish: async () => (await connecting).outlet.finish(),
   }
@@ -178,17 +193,18 @@ function listenTo(inlet: Inlet): Said {
   }
   const listen = async (): Promise<void> => {
     const reader = frameReader(inlet)
-    const first = await reader.expect()
-    if (first.type !== 'hello') throw unexpected(first)
+    let greeted = false
     for (;;) {
       const frame = await reader.next()
       if (frame === undefined) throw new Fault('LINK', 'the target closed the link')
+      if (greeted === (frame.type === 'hello')) throw unexpected(frame)
+      greeted = true
       if (frame.type === 'sealed') sealed.resolve(frame.digest)
       else if (frame.type === 'ready') ready.resolve()
       else if (frame.type === 'fate') fate.resolve(frame.fate)
       // It may still take a verdict.
       else if (frame.type === 'refused') refuse(new Fault(frame.code, `the target refused: ${frame.reason}`))
-      else if (frame.type !== 'ack') throw unexpected(frame)
+      else if (frame.type !== 'ack' && frame.type !== 'hello') throw unexpected(frame)
     }
   }
   listen().catch((reason: unknown) => {
@@ -216,6 +232,9 @@ async function tellThere(
   await writer.send({ type: 'verdict', verdict, id })
   return said.fate
 }
+
+/** How long the target may take to read that the dump failed. */
+const GRACE_MS = 500
 
 /** How long the target may take to answer a dump that failed. */
 const ANSWER_MS = 5000

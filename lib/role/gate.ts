@@ -14,11 +14,12 @@
  * A shell and flock(1) (util-linux, on every Debian) take 4 ms of the freeze (medians of 15 runs), where starting a node would
  * take 60.
  */
-import { closeSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { asFd, check } from '../kernel/fd.ts'
 import { flock, LOCK_EX, mkfifo, O_CLOEXEC, O_NONBLOCK, O_RDWR, open } from '../kernel/libc.ts'
+import { startTime } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { readSome } from '../kernel/transfer.ts'
 import { defer } from './wait.ts'
@@ -30,6 +31,8 @@ export interface Gate {
   readonly held: Promise<void>
   /** Resolves when the restored tasks run (`post-resume`); rejects when the gate is removed before. */
   readonly resumed: Promise<void>
+  /** Writes something on the gate, for who finds it when we are gone. */
+  label(text: string): void
   /** Lets it go on. */
   open(): void
   /** Makes its script fail. Without effect after `open`, as `open` is after this. */
@@ -56,23 +59,60 @@ const gates = new Set<string>()
  * cannot tell from another has (number 0, from a pid namespace that is hidden from us), is never held. Throws `IO`.
  */
 export function closedGate(directory: string, pid: number): Gate {
-  const file = (kind: string): string => join(directory, `${pid}.${kind}`)
-  if (gates.has(file('held'))) return noGate()
-  gates.add(file('held'))
-  const clean = (): void => {
-    for (const kind of ['held', 'lock', 'go', 'drop']) rmSync(file(kind), { force: true })
-  }
-  clean()
-  const lock = made(() => openSync(file('lock'), 'wx', 0o600))
+  const { lock: path, held } = names(directory, pid)
+  if (gates.has(held)) return noGate()
+  clean(directory, pid)
+  const lock = made(() => openSync(path, 'wx', 0o600))
   check(flock(asFd(lock), LOCK_EX), 'flock')
-  check(mkfifo(file('held'), 0o600), 'mkfifo')
-  const fifo = asFd(check(open(file('held'), O_RDWR | O_NONBLOCK | O_CLOEXEC, 0), 'open'))
+  check(mkfifo(held, 0o600), 'mkfifo')
+  return gateAt(directory, pid, lock)
+}
+
+/** A gate whose holder was killed, at which its criu still waits. */
+export interface Orphan {
+  pid: number
+  gate: Gate
+  /** What the holder wrote on it. */
+  label: string
+}
+
+/** The gates in `directory` at which somebody else's criu waits; those of criu that are gone are cleaned away. */
+export function adoptGates(directory: string): Orphan[] {
+  return readdirSync(directory).flatMap((name) => {
+    const pid = Number(/^(\d+)\.held$/.exec(name)?.[1])
+    if (Number.isNaN(pid) || gates.has(names(directory, pid).held)) return []
+    const { lock: path } = names(directory, pid)
+    if (startTime(pid) === undefined || !existsSync(path)) {
+      clean(directory, pid)
+      return []
+    }
+    const label = readFileSync(path, 'utf8')
+    if (label === '') return []
+    const lock = openSync(path, 'r')
+    check(flock(asFd(lock), LOCK_EX), 'flock')
+    return [{ pid, label, gate: gateAt(directory, pid, lock) }]
+  })
+}
+
+function names(directory: string, pid: number) {
+  const file = (kind: string): string => join(directory, `${pid}.${kind}`)
+  return { held: file('held'), lock: file('lock'), go: file('go'), drop: file('drop') }
+}
+
+function clean(directory: string, pid: number): void {
+  for (const path of Object.values(names(directory, pid))) rmSync(path, { force: true })
+}
+
+function gateAt(directory: string, pid: number, lock: number): Gate {
+  const paths = names(directory, pid)
+  gates.add(paths.held)
+  const fifo = asFd(check(open(paths.held, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0), 'open'))
   let decided = false
   const decide = (kind: 'go' | 'drop'): void => {
     if (decided) return
     decided = true
     // Renamed, for a full disk must not keep us from it.
-    renameSync(file('lock'), file(kind))
+    renameSync(paths.lock, paths[kind])
     closeSync(lock)
   }
   let there = true
@@ -90,6 +130,7 @@ export function closedGate(directory: string, pid: number): Gate {
   return {
     held: held.promise,
     resumed: resumed.promise,
+    label: (text) => made(() => writeFileSync(paths.lock, text)),
     open: () => decide('go'),
     shut: () => decide('drop'),
     remove() {
@@ -97,15 +138,15 @@ export function closedGate(directory: string, pid: number): Gate {
       there = false
       decide('drop')
       closeFd(fifo)
-      clean()
-      gates.delete(file('held'))
+      clean(directory, pid)
+      gates.delete(paths.held)
     },
   }
 }
 
 function noGate(): Gate {
   const never = new Promise<never>(() => {})
-  return { held: never, resumed: never, open() {}, shut() {}, remove() {} }
+  return { held: never, resumed: never, label() {}, open() {}, shut() {}, remove() {} }
 }
 
 /** A full disk is an `IO`. */

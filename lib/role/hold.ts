@@ -54,7 +54,7 @@ export async function takeOver(
 ): Promise<void> {
   const { id, until, reader, writer } = offer
   const outcome = defer<Outcome>()
-  const arrival = openArrival(id, until, outcome.resolve)
+  const arrival = openArrival(id, outcome.resolve)
   const place = holdSocket(directory, id)
   const control = openWorkDir(place.directory, place.name)
   const stop = new AbortController()
@@ -63,6 +63,7 @@ export async function takeOver(
   arrival.watcher = {
     ready: () => void (until === 'sealed' ? offer.seal().catch(() => {}) : say({ type: 'ready' })),
     refused: refuse,
+    settled() {},
   }
   const obey = async (from: FrameReader, to: FrameWriter): Promise<void> => {
     const frame = await from.next()

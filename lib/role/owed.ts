@@ -5,7 +5,7 @@
 import { closeSync, fsyncSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { Fault } from '../fault.ts'
+import { Fault, type FaultCode } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import type { Fate, Verdict } from '../format/wire.ts'
 import { frameReader, frameWriter } from '../stream/frames.ts'
@@ -83,7 +83,9 @@ export interface Delivered {
   fate: Fate
 }
 
-const RETRY_MS = 1000
+const RETRY_MS = 300
+/** A link that is made and stays silent is left for another one. */
+const TRY_MS = 10_000
 
 /**
  * Delivers the verdict over new connections, again and again until the target answers or `signal` comes. Returns it, and
@@ -98,12 +100,22 @@ export async function deliver(
     signal.throwIfAborted()
     const verdict = verdictFor(owed)
     try {
-      if (verdict !== undefined) return { verdict, fate: await tell(await connect(signal), owed.id, verdict, signal) }
+      if (verdict !== undefined) {
+        const limit = AbortSignal.any([signal, AbortSignal.timeout(TRY_MS)])
+        return { verdict, fate: await tell(await connect(limit), owed.id, verdict, limit) }
+      }
     } catch (error) {
-      if (!(error instanceof Fault) || error.code === 'MISSING') throw error
+      if (!(error instanceof Fault || (error as Error).name === 'TimeoutError')) throw error
+      // It never had all images, or has dropped them.
+      if (codeOf(error) === 'MISSING' && verdict === 'drop') return { verdict, fate: 'dropped' }
+      if (codeOf(error) === 'MISSING') throw error
     }
     await setTimeout(RETRY_MS, undefined, { signal }).catch(() => {})
   }
+}
+
+function codeOf(error: unknown): FaultCode | undefined {
+  return error instanceof Fault ? error.code : undefined
 }
 
 /** One try on a link of its own, which is closed. Throws `REFUSED` and the like, and `LINK`. */

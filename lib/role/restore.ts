@@ -59,10 +59,10 @@ export async function restoreTree(
     const { signal } = options
     if (handOver === undefined) {
       link.destroy()
-      await startRestoring(criu, criuOptions, snapshot.images, work, { hold: false, signal }).done
+      await startRestoring(criu, criuOptions, snapshot.images, work, { hold: undefined, signal }).done
     } else {
       const start = (stop: AbortSignal): Restoring =>
-        startRestoring(criu, criuOptions, snapshot.images, work, { hold: true, signal: stop })
+        startRestoring(criu, criuOptions, snapshot.images, work, { hold: handOver.id, signal: stop })
       await takeOver(handOver, start, options)
     }
     options.report({ event: 'restored', ms: performance.now() - begun })

@@ -1,9 +1,12 @@
 /**
  * A criu restore from images in memory, which can be held at post-restore.
  */
+import { rmSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
-import { type ImageName, INVENTORY } from '../format/names.ts'
+import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
+import { descendants, openProcess, type Process } from '../kernel/process.ts'
 import { acceptSpeaker, peerPid } from '../kernel/unix.ts'
 import type { StoredImage } from '../store/memory.ts'
 import type { Held } from './arrival.ts'
@@ -24,20 +27,29 @@ export interface Restoring extends Held {
 const TAKEN_MS = 1000
 
 /**
- * Starts `criu restore --stream -d` on images, with its socket in `work`. `hold`: stop it at post-restore. A signal
- * takes the images away from criu, which then removes what it has restored; it is never killed half way.
+ * Starts `criu restore --stream -d` on images, with its socket in `work`. `hold`: stop it at post-restore, under this name. A signal
+ * takes the images away from criu, which then removes what it has restored; it is never killed half way. Where somebody else
+ * kills it, its tasks would wait for it for ever, and are killed here.
  */
 export function startRestoring(
   criu: string,
   criuOptions: readonly string[],
   images: ReadonlyMap<ImageName, StoredImage>,
   work: WorkDir,
-  { hold, signal }: { hold: boolean; signal: AbortSignal },
+  { hold, signal }: { hold: SnapshotId | undefined; signal: AbortSignal },
 ): Restoring {
-  const script = hold ? ['--action-script', writeScript(work.path, 'post-restore')] : []
+  const script = hold !== undefined ? ['--action-script', writeScript(work.path, 'post-restore')] : []
   const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...script, ...criuOptions])
   const [held, runs] = [defer<void>(), defer<boolean>()]
   let gate: Gate | undefined
+  let criuPid = 0
+  const tasks = new Map<number, Process>()
+  const noteTasks = (): void => {
+    for (const pid of descendants(criuPid)) {
+      const task = tasks.has(pid) ? undefined : openProcess(pid)
+      if (task !== undefined) tasks.set(pid, task)
+    }
+  }
   const stop = (): void => {
     gate?.shut()
     work.remove(signal.reason as Error)
@@ -45,12 +57,22 @@ export function startRestoring(
   signal.addEventListener('abort', stop)
   const serving = (async () => {
     const socket = await acceptSpeaker(work.listener)
-    if (hold) {
-      gate = closedGate(work.path, peerPid(socket))
-      gate.held.then(held.resolve, () => {})
+    criuPid = peerPid(socket)
+    if (hold !== undefined) {
+      gate = closedGate(work.path, criuPid)
+      gate.label(hold)
+      const atGate = (): void => {
+        noteTasks()
+        held.resolve()
+      }
+      gate.held.then(atGate, () => {})
       gate.resumed.then(() => runs.resolve(true)).catch(() => {})
     }
-    return serve(socket, async () => images, signal)
+    const taken = async (): Promise<typeof images> => {
+      noteTasks()
+      return images
+    }
+    return serve(socket, taken, signal)
   })()
   serving.catch(() => {})
   const finish = async (): Promise<void> => {
@@ -65,10 +87,15 @@ export function startRestoring(
         })
       }
       runs.resolve(true)
-    } finally {
+    } catch (error) {
       runs.resolve(false)
+      if (!(await runs.promise)) for (const task of tasks.values()) task.kill()
+      throw error
+    } finally {
+      for (const task of tasks.values()) task.close()
       signal.removeEventListener('abort', stop)
       gate?.remove()
+      if (hold !== undefined) rmSync(join(work.path, 'post-restore'), { force: true })
     }
   }
   const done = finish()

@@ -14,6 +14,9 @@ export interface WorkDir {
   remove(reason?: Error): void
 }
 
+/** How the names of our private directories begin. */
+export const PRIVATE = 'ferry-'
+
 /** A directory of our own in `parent`, mode 0700, that `remove` takes away with all that is in it. */
 export function privateDirectory(parent = tmpdir()): { path: string; remove: () => void } {
   const path = temporaryPath(parent)
@@ -22,7 +25,7 @@ export function privateDirectory(parent = tmpdir()): { path: string; remove: () 
 
 function temporaryPath(parent: string): string {
   try {
-    return mkdtempSync(join(parent, 'ferry-'))
+    return mkdtempSync(join(parent, PRIVATE))
   } catch (cause) {
     throw new Fault('IO', `cannot make a directory in ${parent} (${(cause as NodeJS.ErrnoException).code})`, {
       hint: 'make room there, or name another one with TMPDIR',

@@ -1,145 +1,192 @@
 /** The hand-over with the real CRIU: one live copy, or a stopped one that is named, whatever breaks. */
-import { existsSync, readFileSync } from 'node:fs'
+import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { real } from '../support/criu.ts'
-import { startCache, startProxy } from '../support/daemons.ts'
-import { type Host, startHost } from '../support/host.ts'
-import { patternLoad, type Started } from '../support/loads.ts'
-import { eventually, type Running, root, run, start, temporary } from '../support/run.ts'
+import { patternLoad } from '../support/loads.ts'
+import { run, shell } from '../support/run.ts'
+import { command, copyOf, type Stage, staged } from '../support/stage.ts'
 
 const test = suite('hand-over')
 const load = patternLoad(8)
 
-interface Stage {
-  folder: string
-  source: string
-  target: string
-  load: Started
-  host: Host
-  /** Throws unless the load goes on on the target, and nowhere else. */
-  arrived(): Promise<void>
-  /** Throws unless the load goes on here, and nowhere else. */
-  stayed(): Promise<void>
-}
-
-async function staged(body: (stage: Stage) => Promise<void>): Promise<void> {
-  const { path, remove } = temporary()
-  const host = await startHost()
-  const started = await load.start(path)
-  const stage: Stage = {
-    folder: path,
-    source: join(path, 'source'),
-    target: join(path, 'target'),
-    load: started,
-    host,
-    async arrived() {
-      await started.gone
-      await started.verify(host.outerPid(started.pid))
-    },
-    async stayed() {
-      await started.runsOn()
-      assert.throws(() => host.outerPid(started.pid), undefined, 'nothing on the target')
-    },
-  }
-  try {
-    await body(stage)
-  } finally {
-    started.kill()
-    await host.stop()
-    remove()
-  }
-}
-
 function handOvers(criu: string): void {
-  const dump = ({ load, source, folder }: Stage, ...options: string[]): Running =>
-    start(
-      criu,
-      [
-        'dump',
-        '--stream',
-        '-t',
-        String(load.pid),
-        '-D',
-        source,
-        '--action-script',
-        join(source, 'post-dump'),
-        ...options,
-      ],
-      {
-        cwd: folder,
-      },
-    )
-  const there = ({ host }: Stage, program: string, args: string[]): Running => {
-    const [enter = '', ...options] = host.enter
-    return start(enter, [...options, program, ...args])
-  }
-  const cacheThere = async (stage: Stage, ...options: string[]) => {
-    const cache = there(stage, join(root, 'scripts', 'bin', 'cache'), ['--port', '0', '-D', stage.target, ...options])
-    const [, port = ''] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
-    await cache.says(/streamer-serve/)
-    return { cache, port }
-  }
+  const play = (body: (stage: Stage) => Promise<void>) => () => staged(criu, load, body)
+  const viaOf = ({ host, folder }: Stage): string =>
+    `${host.enter.join(' ')} ${command('restore-from-socket')} --from - -D ${join(folder, 'held')}`
+  const restoreArgs = ({ target }: Stage): string[] => [
+    ...['restore', '--stream', '-d', '-D', target],
+    ...['--action-script', join(target, 'post-restore')],
+  ]
 
-  test('a proxy until running, a cache that restores', () =>
-    staged(async (stage) => {
-      const { cache, port } = await cacheThere(stage, '--restore')
-      const proxy = await startProxy(stage.source, port, ['--until', 'running'])
-      const dumped = await dump(stage).ended
+  test(
+    'a proxy until running, a cache that restores',
+    play(async (stage) => {
+      const { cache, port } = await stage.cache('--restore')
+      const proxy = await stage.proxy(port, '--until', 'running')
+      const dumped = await stage.dump().ended
       assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
       await proxy.says(/handed over: the source is gone, it runs on the target/)
       await stage.arrived()
-      await Promise.all([proxy.stop(), cache.stop()])
-    }))
-  test('a proxy until sealed, a plain criu restore with our script', () =>
-    staged(async (stage) => {
-      const { cache, port } = await cacheThere(stage)
-      const proxy = await startProxy(stage.source, port)
-      const restoring = there(stage, criu, [
-        'restore',
-        '--stream',
-        '-d',
-        '-D',
-        stage.target,
-        '--action-script',
-        join(stage.target, 'post-restore'),
-      ])
-      const dumped = await dump(stage).ended
+      await cache.says(/restored in/)
+      const [stopped] = await Promise.all([proxy.stop(), cache.stop()])
+      assert.is(stopped.code, 143)
+      assert.equal(
+        [stage.source, stage.target].flatMap((path) => readdirSync(path)).filter((name) => !name.startsWith('stats-')),
+        [],
+      )
+    }),
+  )
+
+  test(
+    'a proxy until sealed, a cache that restores: the copy runs only when the source is gone',
+    play(async (stage) => {
+      const { cache, port } = await stage.cache('--restore')
+      const proxy = await stage.proxy(port)
+      const dumped = await stage.dump().ended
       assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
-      const restored = await restoring.ended
-      assert.is(restored.code, 0, restored.stderr)
+      await cache.says(/restored in/)
       await stage.arrived()
-      await Promise.all([proxy.stop(), cache.stop()])
-    }))
-  test('dump-to-stdout --via', () =>
-    staged(async (stage) => {
-      const via = `${stage.host.enter.join(' ')} ${join(root, 'scripts', 'bin', 'restore-from-socket')} -v --from -`
-      const ran = await run('dump-to-stdout', ['-v', '-t', String(stage.load.pid), '--via', via])
-      console.log(ran.stderr)
-      assert.is(ran.code, 0, ran.stderr)
+    }),
+  )
+
+  for (const until of ['sealed', 'running']) {
+    test(
+      `a proxy until ${until}, a plain criu restore with our script`,
+      play(async (stage) => {
+        const { cache, port } = await stage.cache()
+        const proxy = await stage.proxy(port, '--until', until)
+        const restoring = stage.there(criu, restoreArgs(stage))
+        await cache.says(/waiting for/)
+        const dumped = await stage.dump().ended
+        assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
+        const restored = await restoring.ended
+        assert.is(restored.code, 0, restored.stderr)
+        await stage.arrived()
+      }),
+    )
+  }
+
+  test(
+    'a plain criu restore without our script gets the snapshot when the source is gone, and not before',
+    play(async (stage) => {
+      const { cache, port } = await stage.cache('--timeout', '3')
+      const proxy = await stage.proxy(port, '--until', 'running', '--timeout', '2')
+      const early = stage.there(criu, ['restore', '--stream', '-d', '-D', stage.target])
+      await cache.says(/waiting for/)
+      const refused = await stage.dump().ended
+      assert.not(refused.code === 0, 'nobody held the copy')
+      await proxy.says(/the target did not restore the tasks within 2 s/)
+      assert.not((await early.ended).code === 0)
+      await stage.stayed()
+      await proxy.stop()
+      const patient = await stage.proxy(port)
+      const late = stage.there(criu, ['restore', '--stream', '-d', '-D', stage.target])
+      assert.is((await stage.dump().ended).code, 0, patient.stderr())
+      assert.is((await late.ended).code, 0, late.stderr())
       await stage.arrived()
-    }))
-  test('a waiting restore-from-socket', () =>
-    staged(async (stage) => {
-      const { cache, port } = await cacheThere(stage)
-      const waiting = there(stage, join(root, 'scripts', 'bin', 'restore-from-socket'), [
-        '-v',
-        '--from',
-        `127.0.0.1:${port}`,
-      ])
+    }),
+  )
+
+  test(
+    'a waiting restore-from-socket',
+    play(async (stage) => {
+      const { cache, port } = await stage.cache()
+      const from = ['-v', '--from', `127.0.0.1:${port}`, '-D', join(stage.folder, 'held')]
+      const waiting = stage.there(command('restore-from-socket'), from)
       await waiting.says(/waiting/)
-      const proxy = await startProxy(stage.source, port, ['--until', 'running'])
-      const dumped = await dump(stage).ended
+      const proxy = await stage.proxy(port, '--until', 'running')
+      const dumped = await stage.dump().ended
       assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
       assert.is((await waiting.ended).code, 0, waiting.stderr())
       await stage.arrived()
-      await Promise.all([proxy.stop(), cache.stop()])
-    }))
+    }),
+  )
+
+  for (const until of ['running', 'sealed']) {
+    test(
+      `dump-to-stdout --via, until ${until}`,
+      play(async (stage) => {
+        const args = ['-v', '-t', String(stage.load.pid), '--until', until, '--via', viaOf(stage), '-D', stage.source]
+        const ran = await run('dump-to-stdout', args)
+        assert.is(ran.code, 0, ran.stderr)
+        assert.match(ran.stderr, /handed over: the source is gone, it runs on the target/)
+        assert.is(ran.stdout.length, 0)
+        await stage.arrived()
+        assert.equal(readdirSync(join(stage.folder, 'held')), ['stats-restore'])
+      }),
+    )
+  }
+
+  test(
+    'dump-to-stdout --via, and the target refuses: CRIU says why, and the process runs on',
+    play(async (stage) => {
+      const ran = await shell(`dump-to-stdout -t $PID -D ${stage.source} --via '${viaOf(stage)} -- --bogus'`, {
+        env: { PID: String(stage.load.pid) },
+      })
+      assert.not(ran.code === 0)
+      assert.match(ran.stderr, /dump-to-stdout: error: the target refused: criu restore failed/)
+      await stage.stayed()
+    }),
+  )
+
+  test(
+    'dump-to-stdout --via a command that is not there, or ends, or says nothing',
+    play(async (stage) => {
+      for (const [via, code, text] of [
+        ['/nonexistent/ssh', 3, /the target closed the link|went away/],
+        ['true', 3, /the target closed the link|went away/],
+        ['echo hello', 4, /not a criu-ferry stream|ended/],
+        ['sleep 100', 6, /the target took nothing for 2 s/],
+      ] as const) {
+        const args = ['-t', String(stage.load.pid), '-D', stage.source, '--timeout', '2', '--via', via]
+        const ran = await run('dump-to-stdout', args)
+        assert.is(ran.code, code, `${via}: ${ran.stderr}`)
+        assert.match(ran.stderr, text)
+        await stage.load.runsOn()
+      }
+      const copy = await run('dump-to-stdout', ['-t', String(stage.load.pid), '--via', 'true', '--', '-R'])
+      assert.is(copy.code, 2)
+      assert.match(copy.stderr, /-R and --via do not go together/)
+    }),
+  )
+
+  test(
+    'a second restore of a snapshot that was handed over: refused, one copy runs',
+    play(async (stage) => {
+      const { cache, port } = await stage.cache('--timeout', '1')
+      await stage.proxy(port)
+      const first = stage.there(criu, restoreArgs(stage))
+      await cache.says(/waiting for/)
+      assert.is((await stage.dump().ended).code, 0)
+      assert.is((await first.ended).code, 0)
+      await cache.says(/handed over/)
+      assert.not((await stage.there(criu, restoreArgs(stage)).ended).code === 0)
+      await stage.arrived()
+    }),
+  )
+
+  test(
+    'criu dump -R: a copy, which nobody gets who did not ask after it',
+    play(async (stage) => {
+      const { cache, port } = await stage.cache('--timeout', '2')
+      const proxy = await stage.proxy(port)
+      const early = stage.there(criu, restoreArgs(stage))
+      await cache.says(/waiting for/)
+      assert.is((await stage.dump('-R').ended).code, 0)
+      await proxy.says(/handed over: the source runs on as it was asked to/)
+      await stage.load.runsOn()
+      assert.not((await early.ended).code === 0)
+      assert.is(await copyOf(stage), 'none')
+      const asked = await stage.there(criu, restoreArgs(stage)).ended
+      assert.is(asked.code, 0, asked.stderr)
+      assert.is(await copyOf(stage), 'runs')
+    }),
+  )
 }
 
-if (typeof real === 'string') {
-  console.log(`skipped: ${real}`)
-} else handOvers(real.path)
+if (typeof real === 'string') console.log(`skipped: ${real}`)
+else handOvers(real.path)
 
 test.run()

@@ -14,6 +14,8 @@ import {
 
 const test = suite('handover')
 
+type Word = 'sealed' | 'ready' | 'refused'
+
 /** Both hosts and the link between them, as far as they matter. */
 interface World {
   until: Until
@@ -23,7 +25,7 @@ interface World {
   criu: 'works' | 'waits at the gate' | 'ended'
   target: TargetState
   /** What the target has said and the source has not heard. */
-  toSource: readonly ('sealed' | 'ready' | 'refused')[]
+  toSource: readonly Word[]
   link: 'up' | 'cut'
   /** The verdict was heard by the target. */
   told: boolean
@@ -43,11 +45,12 @@ function steps(world: World): Step[] {
 
   const toTarget = (event: TargetEvent): Partial<World> => {
     const next = targetAfter(target, event)
-    const says: World['toSource'][number] | undefined =
+    const says: Word | undefined =
       next === target ? undefined : event === 'all here' ? 'sealed' : next === 'holding' ? 'ready' : undefined
-    const refuses = event === 'restore failed' && next !== target ? 'refused' : undefined
+    const refuses: Word | undefined = event === 'restore failed' && next !== target ? 'refused' : undefined
     // Once of each is enough, and keeps the worlds finite.
-    const words = [says, refuses].filter((word) => word !== undefined && !toSource.includes(word))
+    const isNew = (word: Word | undefined): word is Word => word !== undefined && !toSource.includes(word)
+    const words = [says, refuses].filter(isNew)
     return { target: next, ...(link === 'up' && { toSource: [...toSource, ...words] }) }
   }
   const toSourceEnd = (event: SourceEvent): Partial<World> => ({ source: sourceAfter(source, event) })

@@ -18,13 +18,15 @@ export interface Host {
 
 /** Needs root and unshare, which is part of every Debian. */
 export async function startHost(): Promise<Host> {
-  const unshare: ChildProcess = spawn('unshare', ['--pid', '--mount', '--fork', '--mount-proc', 'sleep', '3600'], {
+  // The first process of a host takes away the dead that others leave, or their numbers stay taken.
+  const init0 = ['perl', '-e', '$SIG{CHLD} = "IGNORE"; sleep 3600 while 1']
+  const unshare: ChildProcess = spawn('unshare', ['--pid', '--mount', '--fork', '--mount-proc', ...init0], {
     stdio: 'ignore',
   })
   const exited = once(unshare, 'exit')
   const children = `/proc/${unshare.pid}/task/${unshare.pid}/children`
   const init = await eventually(() => Number(readFileSync(children, 'utf8').trim()) || undefined, 'a namespace')
-  await eventually(() => readFileSync(`/proc/${init}/comm`, 'utf8') === 'sleep\n' || undefined, 'its first process')
+  await eventually(() => readFileSync(`/proc/${init}/comm`, 'utf8') === 'perl\n' || undefined, 'its first process')
   return {
     // nsenter forks: without setpriv its child would outlive it and keep our pipes open.
     enter: ['nsenter', '-t', String(init), '-p', '-m', 'setpriv', '--pdeathsig', 'TERM'],
