@@ -1,10 +1,13 @@
 #!/usr/bin/env node
+import { daemonHelp, daemonOptions } from '../lib/cli/daemon.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
+import { inheritedFd } from '../lib/cli/inherited.ts'
 import { main } from '../lib/cli/main.ts'
-import { required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
+import { atMostOne, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
+import { notify } from '../lib/kernel/notify.ts'
 import { proxy } from '../lib/role/proxy.ts'
-import { refuseOpenNetwork } from '../lib/stream/endpoint.ts'
+import { type Endpoint, inheritedEndpoint, refuseOpenNetwork } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: proxy --address HOST --port N -D DIR [OPTIONS]
 
@@ -13,12 +16,16 @@ here is forwarded to the image-cache at HOST. One snapshot per dump.
 
       --address HOST   where the cache is (default: 127.0.0.1)
       --port N         the cache's port
+      --ps-socket FD   instead: FD is a socket that is connected to the cache; it
+                       carries one snapshot, further dumps fail
   -D, --dir DIR        directory for streamer-capture.sock; made if it is missing
       --snapshot ID    name of the snapshot (default: time, host, random)
       --timeout SEC    how long the cache may be out of reach (default: 60)
       --insecure       allow plain TCP to another host
   -q, --quiet          only errors
   -h, --help           this text               -V, --version
+
+${daemonHelp}
 
 ${exitCodeHelp}
 
@@ -33,18 +40,21 @@ const options = {
   snapshot: { type: 'string' },
   timeout: { type: 'string' },
   insecure: { type: 'boolean', default: false },
+  ...daemonOptions,
 } as const
 
-main({ name: 'proxy', usage, options, daemon: true }, async ({ values, report, signal }) => {
-  const { address, port, dir, snapshot, timeout, insecure } = values
-  const cachePort = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)
-  if (!insecure) await refuseOpenNetwork(address)
-  await proxy({
-    cache: { kind: 'tcp', host: address, port: cachePort },
-    directory: required('--dir', dir, 'the directory that criu dump --stream gets as -D'),
-    id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
-    timeoutMs: timeoutMs(timeout, 60_000),
-    report,
-    signal,
-  })
+main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, report, signal, onStatus }) => {
+  const { address, port, dir, snapshot, timeout, insecure, 'ps-socket': psSocket } = values
+  const directory = required('--dir', dir, 'the directory that criu dump --stream gets as -D')
+  const id = snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE')
+  atMostOne({ '--port': port, '--ps-socket': psSocket })
+  const cache =
+    psSocket === undefined ? await onPort() : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
+  await proxy({ cache, directory, id, timeoutMs: timeoutMs(timeout, 60_000), report, signal, onStatus })
+
+  async function onPort(): Promise<Endpoint> {
+    const number = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)
+    if (!insecure) await refuseOpenNetwork(address)
+    return { kind: 'tcp', host: address, port: number }
+  }
 })

@@ -53,6 +53,9 @@ export const sendmsg = call<[fd: number, header: Uint8Array, flags: number]>('in
 export const getsockopt = call<[fd: number, level: number, option: number, value: Uint8Array, length: Int32Array]>(
   'int getsockopt(int, int, int, void *, int *)',
 )
+type SocketName = [fd: number, address: Uint8Array, length: Int32Array]
+export const getsockname = call<SocketName>('int getsockname(int, void *, int *)')
+export const getpeername = call<SocketName>('int getpeername(int, void *, int *)')
 export const madvise = call<[address: bigint, bytes: number, advice: number]>('int madvise(void *, size_t, int)')
 
 const rawMmap = library.func('intptr_t mmap(void *, size_t, int, int, int, int64_t)') as (
@@ -129,11 +132,16 @@ export const F_SETPIPE_SZ = 1031
 export const F_GETPIPE_SZ = 1032
 export const SPLICE_F_NONBLOCK = 2
 export const AF_UNIX = 1
+export const AF_INET = 2
+export const AF_INET6 = 10
 export const SOCK_STREAM = 1
+export const SOCK_DGRAM = 2
 export const SOCK_NONBLOCK = 0o4000
 export const SOCK_CLOEXEC = 0o2000000
 export const SOL_SOCKET = 1
+export const SO_TYPE = 3
 export const SO_PEERCRED = 17
+export const SO_ACCEPTCONN = 30
 export const SCM_RIGHTS = 1
 export const MSG_CTRUNC = 8
 export const MSG_PEEK = 2

@@ -32,8 +32,12 @@ import { openWorkDir } from './workdir.ts'
 
 export interface CacheOptions {
   host: string
-  /** 0: the kernel chooses; reported. */
-  port: number
+  /** 0: the kernel chooses; reported. Undefined: no port, only `first`. */
+  port: number | undefined
+  /** A listening socket that we were given; `host` and `port` are its address. */
+  listener?: Fd | undefined
+  /** A connection that we were given: it may be silent as long as it likes. */
+  first?: Link | undefined
   directory: string
   /** The snapshot that `criu restore` gets; the newest sealed one if undefined. */
   id: SnapshotId | undefined
@@ -43,12 +47,14 @@ export interface CacheOptions {
   timeoutMs: number
   report: Report
   signal: AbortSignal
+  onStatus?: (listener: () => void) => void
 }
 
 /** Runs until the signal comes; throws its reason. Throws `EXISTS`, `IO` or `LINK` if it cannot listen. */
 export async function cache(options: CacheOptions): Promise<never> {
   const { report, signal } = options
-  const shelf = openShelf(openPool(options.maxMemory))
+  const pool = openPool(options.maxMemory)
+  const shelf = openShelf(pool)
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   const links = new Set<Link>()
   const server = net.createServer({
@@ -61,14 +67,24 @@ export async function cache(options: CacheOptions): Promise<never> {
   server.maxConnections = MOST_LINKS
   server.on('connection', (socket) => {
     const link = tryTakeOver(socket)
-    if (link === undefined) return
-    links.add(link)
-    void answer(link, shelf, options).finally(() => links.delete(link))
+    if (link !== undefined) admit(link, FIRST_FRAME_MS)
   })
+  const admit = (link: Link, patienceMs?: number): void => {
+    links.add(link)
+    void answer(link, shelf, options, patienceMs).finally(() => links.delete(link))
+  }
   try {
-    const port = await listen(server, options)
-    report({ event: 'listening', at: `${options.host}:${port}` })
+    if (options.port !== undefined) {
+      const port = await listen(server, options)
+      report({ event: 'listening', at: `${options.host}:${port}` })
+    }
     report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
+    options.onStatus?.(() => {
+      const { used, limit } = pool
+      report({ event: 'status', of: 'cache', ...shelf.counts, used, limit, links: links.size })
+    })
+    if (options.first !== undefined) admit(options.first)
+    report({ event: 'ready' })
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
     for (;;) {
       const socket = await acceptUnix(work.listener)
@@ -91,13 +107,15 @@ function tryTakeOver(socket: net.Socket): Link | undefined {
   }
 }
 
-function listen(server: net.Server, { host, port }: CacheOptions): Promise<number> {
+function listen(server: net.Server, { host, port, listener }: CacheOptions): Promise<number> {
   return new Promise((resolve, reject) => {
     server.once('error', (cause: NodeJS.ErrnoException) => {
       const hint = cause.code === 'EADDRINUSE' ? 'another program listens there: choose another --port' : undefined
       reject(new Fault('LINK', `cannot listen on ${host}:${port} (${cause.code})`, { cause, ...(hint && { hint }) }))
     })
-    server.listen({ host, port }, () => resolve((server.address() as net.AddressInfo).port))
+    server.listen(listener === undefined ? { host, port } : { fd: listener }, () =>
+      resolve((server.address() as net.AddressInfo).port),
+    )
   })
 }
 
@@ -108,13 +126,14 @@ const LONGEST_FIRST = 1024
 /** A client that has connected has something to say. */
 const FIRST_FRAME_MS = 30_000
 
-async function answer(link: Link, shelf: Shelf, options: CacheOptions): Promise<void> {
+async function answer(link: Link, shelf: Shelf, options: CacheOptions, patienceMs?: number): Promise<void> {
   const writer = frameWriter(link.outlet)
   const reader = frameReader(link.inlet)
   let what = link.peer
   try {
     await writer.send({ type: 'hello' })
-    const silent = setTimeout(() => link.destroy(new Fault('TIMEOUT', 'the client said nothing')), FIRST_FRAME_MS)
+    const hangUp = (): void => link.destroy(new Fault('TIMEOUT', 'the client said nothing'))
+    const silent = patienceMs === undefined ? undefined : setTimeout(hangUp, patienceMs)
     const frame = await reader.next(LONGEST_FIRST).finally(() => clearTimeout(silent))
     if (frame === undefined) return
     if (frame.type === 'snapshot') {

@@ -34,6 +34,7 @@ export interface ProxyOptions {
   timeoutMs: number
   report: Report
   signal: AbortSignal
+  onStatus?: (listener: () => void) => void
 }
 
 /** Runs until the signal comes; throws its reason. Throws `EXISTS` or `IO` if the socket cannot be made. */
@@ -42,13 +43,16 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   const work = openWorkDir(options.directory, CAPTURE_SOCKET)
   hurry()
   const running = new Set<Promise<void>>()
+  const tally = { sent: 0 }
   try {
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
     report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
+    options.onStatus?.(() => report({ event: 'status', of: 'proxy', dumps: running.size, sent: tally.sent }))
+    report({ event: 'ready' })
     for (;;) {
       const socket = await acceptUnix(work.listener)
       const id = options.id ?? freshId()
-      const forwarded = forward(socket, id, options)
+      const forwarded = forward(socket, id, options, tally)
         .catch((fault: Error) => report({ event: 'failed', what: `snapshot ${id}`, fault }))
         .finally(() => running.delete(forwarded))
       running.add(forwarded)
@@ -69,7 +73,7 @@ function hurry(): void {
   } catch {}
 }
 
-async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions): Promise<void> {
+async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions, tally: Tally): Promise<void> {
   if (!(await hasSpoken(socket))) return closeFd(socket)
   const source = capture(socket)
   const begun = performance.now()
@@ -87,8 +91,12 @@ async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions): Promi
     await connecting.then((link) => link.destroy(reason)).catch(() => {})
   })
   try {
-    const sent = await sendSnapshot(frameWriter(whenConnected(connecting)), id, source, { signal: stop.signal })
-    await Promise.race([verdict.then((digest) => compare(digest, sent)), late(options), aborted(stop.signal)])
+    const sent = await sendSnapshot(frameWriter(whenConnected(connecting, tally)), id, source, { signal: stop.signal })
+    await Promise.race([
+      verdict.then((digest) => compare(digest, sent)),
+      late(options, stop.signal),
+      aborted(stop.signal),
+    ])
     const ms = performance.now() - begun
     options.report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: true })
   } catch (error) {
@@ -100,10 +108,18 @@ async function forward(socket: Fd, id: SnapshotId, options: ProxyOptions): Promi
   }
 }
 
+/** Bytes to the cache since the proxy began. */
+interface Tally {
+  sent: number
+}
+
 /** CRIU is read from before the cache is there: what fits into its pipes does not wait to be read. */
-function whenConnected(connecting: Promise<Link>): Outlet {
+function whenConnected(connecting: Promise<Link>, tally: Tally): Outlet {
   return {
-    send: async (bytes, more) => (await connecting).outlet.send(bytes, more),
+    async send(bytes, more) {
+      await (await connecting).outlet.send(bytes, more)
+      tally.sent += bytes.length
+    },
     settle: async () => {},
     finish: async () => (await connecting).outlet.finish(),
   }
@@ -144,7 +160,9 @@ function compare(digest: bigint, sent: Snapshot): void {
   throw new Fault('DIGEST', `the cache sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
 }
 
-async function late({ timeoutMs }: ProxyOptions): Promise<never> {
-  await setTimeout(timeoutMs, undefined, { ref: false })
+async function late({ timeoutMs }: ProxyOptions, signal: AbortSignal): Promise<never> {
+  await setTimeout(timeoutMs, undefined, { ref: false, signal }).catch(() => {
+    throw signal.reason
+  })
   throw new Fault('TIMEOUT', `the cache did not seal the snapshot within ${timeoutMs / 1000} s`)
 }

@@ -24,6 +24,8 @@ export interface Arriving {
 }
 
 export interface Shelf {
+  /** How many snapshots are sealed, and how many wait for one. */
+  readonly counts: { snapshots: number; parked: number }
   /** Throws `EXISTS` if a snapshot of that id is here or on its way: nothing that was sealed is ever replaced. */
   receive(id: SnapshotId): Arriving
   /** Whether `find` would answer at once. */
@@ -57,6 +59,9 @@ export function openShelf(pool: Pool): Shelf {
   }
 
   return {
+    get counts() {
+      return { snapshots: sealed.size, parked: waiters.size }
+    },
     receive(id) {
       if (sealed.has(id) || arriving.has(id)) {
         throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
