@@ -64,7 +64,7 @@ export function main<Spec extends Options>(
     })
   }
   invoke(command, voice, stop.signal, body).then(
-    (code) => process.exit(code),
+    (code) => process.exit(code === 0 || caught === undefined ? code : 128 + constants.signals[caught]),
     (error: unknown) => {
       complain(command, voice, error)
       process.exit(caught === undefined ? exitCode(error) : 128 + constants.signals[caught])
