@@ -21,7 +21,7 @@ import { within } from '../expect.ts'
 import { startCache, startProxy } from '../support/daemons.ts'
 import { dumpAll, fakeDump, fakeRestore, readToEnd } from '../support/fake-criu.ts'
 import { notifySocket } from '../support/notify.ts'
-import { eventually, type Ran, type RunOptions, run, start, temporary } from '../support/run.ts'
+import { eventually, type Ran, type RunOptions, root, run, start, temporary } from '../support/run.ts'
 import { socketPair } from '../support/sockets.ts'
 import { pattern } from '../support/talk.ts'
 
@@ -501,6 +501,27 @@ for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
     assert.equal([...readdirSync(source), ...readdirSync(target)], [])
   })
 }
+
+test("the README's systemd units are in order", async ({ folder }) => {
+  const readme = text(join(root, 'README.md'))
+  const blocks = [...readme.matchAll(/^ {4}# (criu-image-cache\.\w+)\n((?: {4}[^#\n]+\n|\n)+)/gm)]
+  assert.equal(
+    blocks.map(([, name]) => name),
+    ['criu-image-cache.socket', 'criu-image-cache.service'],
+  )
+  for (const [, name = '', body = ''] of blocks) {
+    // It is installed elsewhere, and systemd looks for it.
+    const unit = body.replace(/^ {4}/gm, '').replace('/usr/local/bin/criu-image-cache', join(root, 'scripts/bin/cache'))
+    writeFileSync(join(folder, name), unit)
+  }
+  if ((await run('sh', ['-c', 'command -v systemd-analyze'])).code !== 0) {
+    return console.log('skipped: systemd-analyze is not installed')
+  }
+  const units = blocks.map(([, name = '']) => join(folder, name))
+  const ran = await run('systemd-analyze', ['verify', ...units])
+  assert.is(ran.code, 0, ran.stderr)
+  assert.not.match(ran.stderr, /criu-image-cache/)
+})
 
 test('--help of both says the common options, with every one of them', async () => {
   const { daemonOptions } = await import('../../lib/cli/daemon.ts')
