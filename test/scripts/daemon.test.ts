@@ -314,10 +314,8 @@ test('--ps-socket: the first connection of a cache that has a port as well', asy
 test('descriptors that cannot be used: exit 2, a hint, nothing made', async ({ folder, source }) => {
   const file = openSync('/dev/null', 'r')
   const listener = listenUnix(join(folder, 'l'))
-  const idle = net.createServer().listen(0, '127.0.0.1')
-  await new Promise((resolve) => idle.once('listening', resolve))
-  const tcp = (idle as unknown as { _handle: { fd: number } })._handle.fd
-  const fds = [file, listener, tcp]
+  const [local, open] = [await tcpListener(), await tcpListener('0.0.0.0')]
+  const fds = [file, listener, local.fd, open.fd]
   const onLink = (env: string): string[] => ['bash', '-c', `${env} exec cache -D ${source} "$@"`, 'cache']
   for (const [message, command, ...args] of [
     [/--ps-socket: fd 9 is not open/, 'proxy', '--ps-socket', '9'],
@@ -331,8 +329,9 @@ test('descriptors that cannot be used: exit 2, a hint, nothing made', async ({ f
     [/--status-fd wants a number/, 'cache', '--status-fd', '1', '--port', '0'],
     [/fd 3 is not a socket/, ...onLink('LISTEN_PID=$$ LISTEN_FDS=1')],
     [/LISTEN_FDS hands over 3 sockets/, ...onLink('LISTEN_PID=$$ LISTEN_FDS=3')],
-    [/LISTEN_FDS: fd 6 is not open/, ...onLink('LISTEN_PID=$$ LISTEN_FDS=9')],
+    [/LISTEN_FDS: fd 7 is not open/, ...onLink('LISTEN_PID=$$ LISTEN_FDS=9')],
     [/fd 3 does not listen on TCP/, ...onLink('exec 3<&4; LISTEN_PID=$$ LISTEN_FDS=1')],
+    [/plain TCP to or from 0\.0\.0\.0/, ...onLink('exec 3<&6; LISTEN_PID=$$ LISTEN_FDS=1')],
     [/--port and LISTEN_FDS do not go together/, ...onLink('exec 3<&5; LISTEN_PID=$$ LISTEN_FDS=1'), '--port', '0'],
     [/--port is missing/, ...onLink('exec 3<&5; LISTEN_PID=1 LISTEN_FDS=1')],
   ] as [RegExp, string, ...string[]][]) {
@@ -347,7 +346,8 @@ test('descriptors that cannot be used: exit 2, a hint, nothing made', async ({ f
   }
   closeSync(file)
   closeFd(listener)
-  idle.close()
+  local.close()
+  open.close()
 })
 
 test('directories that are missing: exit 1 and a hint', async ({ folder, source }) => {
@@ -366,8 +366,8 @@ test('directories that are missing: exit 1 and a hint', async ({ folder, source 
 })
 
 /** A TCP listener of ours as a descriptor that can be handed over. */
-async function tcpListener(): Promise<{ fd: Fd; port: number; close: () => void }> {
-  const server = net.createServer().listen(0, '127.0.0.1')
+async function tcpListener(host = '127.0.0.1'): Promise<{ fd: Fd; port: number; close: () => void }> {
+  const server = net.createServer().listen(0, host)
   await new Promise((resolve) => server.once('listening', resolve))
   const { fd } = (server as unknown as { _handle: { fd: number } })._handle
   return { fd: asFd(fd), port: (server.address() as net.AddressInfo).port, close: () => server.close() }
