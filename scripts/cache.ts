@@ -1,11 +1,15 @@
 #!/usr/bin/env node
+import { daemonHelp, daemonOptions } from '../lib/cli/daemon.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
+import { inheritedFd, listenFd, listenHelp, listenPort } from '../lib/cli/inherited.ts'
 import { main } from '../lib/cli/main.ts'
-import { atMostOne, maxMemory, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
+import { atMostOne, maxMemory, required, timeoutMs } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
-import { cache, decideByHand } from '../lib/role/cache.ts'
+import { notify } from '../lib/kernel/notify.ts'
+import { byHandHelp, byHandOptions, saidByHand, tellByHand } from '../lib/role/by-hand.ts'
+import { CACHE_SOCKET, cache } from '../lib/role/cache.ts'
 import { findCriu } from '../lib/role/criu.ts'
-import { refuseOpenNetwork } from '../lib/stream/endpoint.ts'
+import { inheritedEndpoint, inheritedListener, refuseOpenNetwork } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: cache --port N -D DIR [OPTIONS] [-- CRIU OPTIONS]
        cache -D DIR --let-run ID | --drop ID
@@ -16,20 +20,18 @@ restore-from-socket. A restore that comes before its snapshot waits for it.
 A criu restore with --action-script DIR/post-restore is held until the source
 has let its process go.
 
-      --port N         port to listen on; 0: the kernel chooses, and it is printed
-      --address HOST   address to listen on (default: 127.0.0.1)
+${listenHelp}
   -D, --dir DIR        directory for streamer-serve.sock; made if it is missing
       --snapshot ID    the snapshot that criu restore gets (default: the newest sealed)
       --restore        restore every process that is handed over, as soon as it is here
-      --let-run ID     tell the running cache in DIR: the process of ID is gone at its
-                       source, let the copy run. Only if you know: else there are two
-      --drop ID        the same: it runs on at its source, drop the copy
+${byHandHelp}
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
       --timeout SEC    how long a restore may wait for its snapshot (default: 60)
       --max-memory SZ  most memory for images (default: 80 % of this machine's)
       --insecure       allow plain TCP on another address than loopback
-  -q, --quiet          only errors
-  -h, --help           this text               -V, --version
+  -q, --quiet          only errors     -h, --help   this text     -V, --version
+
+${daemonHelp}
 
 ${exitCodeHelp}
 
@@ -45,29 +47,33 @@ const options = {
   timeout: { type: 'string' },
   restore: { type: 'boolean', default: false },
   criu: { type: 'string' },
-  'let-run': { type: 'string' },
-  drop: { type: 'string' },
   'max-memory': { type: 'string' },
   insecure: { type: 'boolean', default: false },
+  ...byHandOptions,
+  ...daemonOptions,
 } as const
 
-main({ name: 'cache', usage, options, daemon: true }, async ({ values, rest, report, signal }) => {
-  const { port, address, dir, snapshot, timeout, insecure, restore, criu, drop, 'let-run': letRun } = values
+main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, rest, report, signal, onStatus }) => {
+  const { port, address, dir, snapshot, timeout, insecure, 'ps-socket': psSocket } = values
   const directory = required('--dir', dir, 'the directory that criu restore --stream gets as -D')
-  atMostOne({ '--port': port, '--let-run': letRun, '--drop': drop })
-  if (!restore) atMostOne({ 'a cache without --restore': true, 'criu options': rest.length > 0 })
-  if (letRun !== undefined) return decideByHand(directory, snapshotId(letRun, 'USAGE'), 'go', report)
-  if (drop !== undefined) return decideByHand(directory, snapshotId(drop, 'USAGE'), 'drop', report)
-  if (!insecure) await refuseOpenNetwork(address)
+  const said = saidByHand(values)
+  if (said !== undefined) return void (await tellByHand(directory, CACHE_SOCKET, said))
+  if (!values.restore) atMostOne({ 'a cache without --restore': true, 'criu options': rest.length > 0 })
+  const [listener, number] = [listenFd(), listenPort(port, psSocket)]
+  const where = listener === undefined ? { host: address, port: number } : inheritedListener(listener)
+  if (!insecure && where.port !== undefined) await refuseOpenNetwork(where.host)
+  const peer =
+    psSocket === undefined ? undefined : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
   await cache({
-    host: address,
-    port: wholeNumber('--port', required('--port', port, 'as in --port 9997'), 0, 65535),
+    ...where,
+    first: peer?.take(),
     directory,
     id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
     timeoutMs: timeoutMs(timeout, 60_000),
     maxMemory: maxMemory(values['max-memory']),
-    restore: restore ? { criu: findCriu(criu), options: rest } : undefined,
+    restore: values.restore ? { criu: findCriu(values.criu), options: rest } : undefined,
     report,
     signal,
+    onStatus,
   })
 })

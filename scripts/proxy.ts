@@ -1,11 +1,14 @@
 #!/usr/bin/env node
+import { daemonHelp, daemonOptions } from '../lib/cli/daemon.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
+import { inheritedFd } from '../lib/cli/inherited.ts'
 import { main } from '../lib/cli/main.ts'
-import { oneOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
+import { atMostOne, oneOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { untils } from '../lib/format/wire.ts'
+import { notify } from '../lib/kernel/notify.ts'
 import { proxy } from '../lib/role/proxy.ts'
-import { refuseOpenNetwork } from '../lib/stream/endpoint.ts'
+import { type Endpoint, inheritedEndpoint, refuseOpenNetwork } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: proxy --address HOST --port N -D DIR [OPTIONS]
 
@@ -15,6 +18,8 @@ here is forwarded to the image-cache at HOST. One snapshot per dump. With
 
       --address HOST   where the cache is (default: 127.0.0.1)
       --port N         the cache's port
+      --ps-socket FD   instead: FD is a socket that is connected to the cache; it
+                       carries one snapshot, further dumps fail
   -D, --dir DIR        directory for streamer-capture.sock; made if it is missing
       --snapshot ID    name of the snapshot (default: time, host, random)
       --until sealed   let the process go when the cache has it all (the default)
@@ -24,6 +29,8 @@ here is forwarded to the image-cache at HOST. One snapshot per dump. With
       --insecure       allow plain TCP to another host
   -q, --quiet          only errors
   -h, --help           this text               -V, --version
+
+${daemonHelp}
 
 ${exitCodeHelp}
 
@@ -39,19 +46,22 @@ const options = {
   timeout: { type: 'string' },
   until: { type: 'string', default: 'sealed' },
   insecure: { type: 'boolean', default: false },
+  ...daemonOptions,
 } as const
 
-main({ name: 'proxy', usage, options, daemon: true }, async ({ values, report, signal }) => {
-  const { address, port, dir, snapshot, timeout, insecure } = values
-  const cachePort = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)
-  if (!insecure) await refuseOpenNetwork(address)
-  await proxy({
-    cache: { kind: 'tcp', host: address, port: cachePort },
-    directory: required('--dir', dir, 'the directory that criu dump --stream gets as -D'),
-    id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
-    until: oneOf('--until', values.until, untils),
-    timeoutMs: timeoutMs(timeout, 60_000),
-    report,
-    signal,
-  })
+main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, report, signal, onStatus }) => {
+  const { address, port, dir, snapshot, timeout, insecure, 'ps-socket': psSocket } = values
+  const directory = required('--dir', dir, 'the directory that criu dump --stream gets as -D')
+  const id = snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE')
+  atMostOne({ '--port': port, '--ps-socket': psSocket })
+  const cache =
+    psSocket === undefined ? await onPort() : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
+  const until = oneOf('--until', values.until, untils)
+  await proxy({ cache, directory, id, until, timeoutMs: timeoutMs(timeout, 60_000), report, signal, onStatus })
+
+  async function onPort(): Promise<Endpoint> {
+    const number = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)
+    if (!insecure) await refuseOpenNetwork(address)
+    return { kind: 'tcp', host: address, port: number }
+  }
 })

@@ -3,8 +3,9 @@ import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { main } from '../lib/cli/main.ts'
 import { atMostOne, maxMemory, required, timeoutMs } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
+import { byHandHelp, byHandOptions, saidByHand, tellByHand } from '../lib/role/by-hand.ts'
 import { findCriu } from '../lib/role/criu.ts'
-import { tellHolder } from '../lib/role/hold.ts'
+import { HOLD_DIRECTORY, holdSocket } from '../lib/role/hold.ts'
 import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/role/restore.ts'
 import { connectEndpoint, parseEndpoint, refuseOpenNetwork, stdoutLink } from '../lib/stream/endpoint.ts'
 
@@ -24,8 +25,7 @@ source has let it go.
       --snapshot ID    which snapshot of a cache (default: the newest sealed)
       --listen         offer streamer-serve.sock in -D DIR and wait for a criu
       --to-dir DIR     write plain images; DIR appears when all is verified
-      --let-run ID     tell the one that holds ID here: the source is gone, let it run
-      --drop ID        the same: it runs on at its source, drop the copy
+${byHandHelp}
   -D, --dir DIR        work directory (default: a private temporary one)
       --timeout SEC    how long to wait for a connection and a snapshot (default: 60)
       --max-memory SZ  most memory for images (default: 80 % of this machine's)
@@ -48,18 +48,14 @@ const options = {
   timeout: { type: 'string' },
   'max-memory': { type: 'string' },
   criu: { type: 'string' },
-  'let-run': { type: 'string' },
-  drop: { type: 'string' },
+  ...byHandOptions,
   insecure: { type: 'boolean', default: false },
 } as const
 
 main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, report, signal }) => {
-  const { from, snapshot, listen, dir, timeout, criu, drop, 'to-dir': toDir, 'let-run': letRun } = values
-  atMostOne({ '--let-run': letRun, '--drop': drop })
-  const told = letRun ?? drop
-  if (told !== undefined) {
-    return void (await tellHolder(dir, snapshotId(told, 'USAGE'), letRun === undefined ? 'drop' : 'go'))
-  }
+  const { from, snapshot, listen, dir, timeout, criu, 'to-dir': toDir } = values
+  const said = saidByHand(values)
+  if (said !== undefined) return void (await tellByHand(dir ?? HOLD_DIRECTORY, holdSocket(said.id), said))
   atMostOne({ '--listen': listen, '--to-dir': toDir, 'criu options': rest.length > 0 })
   atMostOne({ '--dir': dir, '--to-dir': toDir })
   if (listen === true) required('--dir', dir, 'the directory that criu restore --stream gets as -D')

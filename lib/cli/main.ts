@@ -10,8 +10,10 @@ import { dirname, join } from 'node:path'
 import { type ParseArgsConfig, parseArgs } from 'node:util'
 import { Fault } from '../fault.ts'
 import type { Progress, Report } from '../progress.ts'
+import { beginLife, detach, planDaemon } from './daemon.ts'
 import { exitCodes } from './exit.ts'
 import { describe } from './report.ts'
+import { openVoice, type Voice } from './voice.ts'
 
 type Options = NonNullable<ParseArgsConfig['options']>
 
@@ -26,8 +28,8 @@ export interface Command<Spec extends Options> {
   name: string
   usage: string
   options: Spec
-  /** A daemon reports what it does without being asked. */
-  daemon?: boolean
+  /** A daemon reports what it does without being asked, and takes `daemonOptions`. `notify` tells systemd its state. */
+  daemon?: { notify: (state: string) => void }
 }
 
 type Values<Spec extends Options> = ReturnType<typeof parseArgs<{ options: Spec & typeof commonOptions }>>['values']
@@ -39,6 +41,8 @@ export interface Invocation<Spec extends Options> {
   report: Report
   /** Aborted by SIGINT, SIGTERM and SIGHUP. */
   signal: AbortSignal
+  /** Calls back at every SIGUSR1: report your status. For daemons. */
+  onStatus: (listener: () => void) => void
 }
 
 /** Runs a command and ends the process. */
@@ -46,8 +50,9 @@ export function main<Spec extends Options>(
   command: Command<Spec>,
   body: (run: Invocation<Spec>) => Promise<void>,
 ): void {
-  // Who closes our stderr does not want to know; the work goes on.
-  process.stderr.on('error', () => {})
+  const voice = openVoice()
+  // Without a listener of ours Node would open its debugger.
+  if (command.daemon !== undefined) process.on('SIGUSR1', () => {})
   const stop = new AbortController()
   let caught: NodeJS.Signals | undefined
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
@@ -58,10 +63,10 @@ export function main<Spec extends Options>(
       setTimeout(() => process.exit(128 + constants.signals[name]), STOP_MS).unref()
     })
   }
-  invoke(command, stop.signal, body).then(
-    () => process.exit(0),
+  invoke(command, voice, stop.signal, body).then(
+    (code) => process.exit(code === 0 || caught === undefined ? code : 128 + constants.signals[caught]),
     (error: unknown) => {
-      complain(command, error)
+      complain(command, voice, error)
       process.exit(caught === undefined ? exitCode(error) : 128 + constants.signals[caught])
     },
   )
@@ -72,26 +77,54 @@ const STOP_MS = 15_000
 
 async function invoke<Spec extends Options>(
   command: Command<Spec>,
+  voice: Voice,
   signal: AbortSignal,
   body: (run: Invocation<Spec>) => Promise<void>,
-): Promise<void> {
+): Promise<number> {
+  const { name, daemon } = command
   const argv = process.argv.slice(2)
   const cut = argv.indexOf('--')
   const values = parse(command, cut < 0 ? argv : argv.slice(0, cut))
   const common = values as { help?: boolean; version?: boolean; verbose?: boolean; quiet?: boolean }
-  if (common.help === true) return void process.stdout.write(`${command.usage}\n`)
-  if (common.version === true) return void process.stdout.write(`${packageVersion()}\n`)
-  const talks = common.quiet !== true && (command.daemon === true || common.verbose === true)
-  const report = (progress: Progress): void => {
-    if (talks || progress.event === 'failed') process.stderr.write(`${command.name}: ${describe(progress)}\n`)
-    if (progress.event === 'failed') hint(command.name, progress.fault)
+  if (common.help === true) return print(command.usage)
+  if (common.version === true) return print(packageVersion())
+  const plan = daemon && planDaemon(values)
+  if (plan?.detach === true && !voice.detached) return detach(plan, name, voice, signal)
+  const tell = (state: string): void => {
+    try {
+      daemon?.notify(state)
+    } catch (error) {
+      voice.say(`${name}: cannot tell systemd ${state}: ${(error as Error).message}\n`)
+    }
   }
-  await body({ values, rest: cut < 0 ? [] : argv.slice(cut + 1), report, signal })
+  const life = plan && beginLife(plan, voice, tell, signal)
+  const talks = common.quiet !== true && (daemon !== undefined || common.verbose === true)
+  const report = (progress: Progress): void => {
+    if (progress.event === 'ready') {
+      life?.ready()
+      return
+    }
+    const asked = progress.event === 'failed' || progress.event === 'status'
+    if (talks || asked) voice.say(`${name}: ${describe(progress)}\n`)
+    if (progress.event === 'failed')
+      voice.say(hint(name, progress.fault) + causes(name, progress.fault, common.verbose))
+  }
+  const onStatus = (listener: () => void): void => void process.on('SIGUSR1', listener)
+  await body({ values, rest: cut < 0 ? [] : argv.slice(cut + 1), report, signal, onStatus })
+  return 0
+}
+
+function print(text: string): number {
+  process.stdout.write(`${text}\n`)
+  return 0
 }
 
 function parse<Spec extends Options>(command: Command<Spec>, args: string[]): Values<Spec> {
   try {
-    return parseArgs({ args, options: { ...command.options, ...commonOptions }, strict: true }).values as Values<Spec>
+    // CRIU's -v4 is -v here.
+    const known = args.map((arg) => (/^-v\d$/.test(arg) ? '-v' : arg))
+    return parseArgs({ args: known, options: { ...command.options, ...commonOptions }, strict: true })
+      .values as Values<Spec>
   } catch (cause) {
     const message = (cause as Error).message.split('. ')[0] as string
     throw new Fault('USAGE', message[0]?.toLowerCase() + message.slice(1), { hint: `${command.name} --help`, cause })
@@ -102,19 +135,24 @@ function exitCode(error: unknown): number {
   return error instanceof Fault ? exitCodes[error.code] : 1
 }
 
-function complain({ name, daemon }: { name: string; daemon?: boolean }, error: unknown): void {
-  if (error instanceof Fault && error.code === 'ABORTED' && daemon === true) {
-    process.stderr.write(`${name}: ${error.message}\n`)
+function complain({ name, daemon }: { name: string; daemon?: unknown }, voice: Voice, error: unknown): void {
+  if (error instanceof Fault && error.code === 'ABORTED' && daemon !== undefined) {
+    voice.sayLast(`${name}: ${error.message}\n`)
   } else if (error instanceof Fault) {
-    process.stderr.write(`${name}: error: ${error.message}\n`)
-    hint(name, error)
+    voice.sayLast(`${name}: error: ${error.message}\n${hint(name, error)}`)
   } else {
-    process.stderr.write(`${name}: this is a bug: ${error instanceof Error ? error.stack : String(error)}\n`)
+    voice.sayLast(`${name}: this is a bug: ${error instanceof Error ? error.stack : String(error)}\n`)
   }
 }
 
-function hint(name: string, fault: Error): void {
-  if (fault instanceof Fault && fault.hint !== undefined) process.stderr.write(`${name}: hint: ${fault.hint}\n`)
+function hint(name: string, fault: Error): string {
+  return fault instanceof Fault && fault.hint !== undefined ? `${name}: hint: ${fault.hint}\n` : ''
+}
+
+/** A line for each error that led to this one, where they are wanted. */
+function causes(name: string, fault: Error, wanted = false): string {
+  const cause = wanted ? fault.cause : undefined
+  return cause instanceof Error ? `${name}: cause: ${cause.message}\n${causes(name, cause, wanted)}` : ''
 }
 
 function packageVersion(): string {

@@ -6,6 +6,10 @@ export function describe(progress: Progress): string {
   switch (progress.event) {
     case 'listening':
       return `listening on ${progress.at}`
+    case 'ready':
+      return 'ready'
+    case 'status':
+      return `status: ${status(progress)}`
     case 'waiting':
       return `waiting for ${progress.what}`
     case 'sent':
@@ -36,6 +40,12 @@ const there = {
   kept: 'the cache keeps its images',
   running: 'it runs on the target',
   dropped: 'the target runs nothing of it',
+}
+
+function status(now: Extract<Progress, { event: 'status' }>): string {
+  if (now.of === 'proxy') return `dumps in progress: ${now.dumps}, sent: ${formatSize(now.sent)}`
+  const memory = `${formatSize(now.used)} of ${formatSize(now.limit)}`
+  return `snapshots: ${now.snapshots}, memory: ${memory}, links: ${now.links}, restores that wait: ${now.parked}`
 }
 
 function amount({ images, bytes, ms }: { images: number; bytes: number; ms: number }): string {

@@ -60,6 +60,9 @@ const syscall = call<[number: number, first: number, second: number, third: numb
 /** A descriptor for a process, readable when it has ended. The numbers are the same on x86-64 and arm64. */
 export const pidfdOpen = (pid: number): number => syscall(434, pid, 0, 0, 0)
 export const pidfdSendSignal = (pidfd: number, signal: number): number => syscall(424, pidfd, signal, 0, 0)
+type SocketName = [fd: number, address: Uint8Array, length: Int32Array]
+export const getsockname = call<SocketName>('int getsockname(int, void *, int *)')
+export const getpeername = call<SocketName>('int getpeername(int, void *, int *)')
 export const madvise = call<[address: bigint, bytes: number, advice: number]>('int madvise(void *, size_t, int)')
 
 const rawMmap = library.func('intptr_t mmap(void *, size_t, int, int, int, int64_t)') as (
@@ -138,11 +141,16 @@ export const F_SETPIPE_SZ = 1031
 export const F_GETPIPE_SZ = 1032
 export const SPLICE_F_NONBLOCK = 2
 export const AF_UNIX = 1
+export const AF_INET = 2
+export const AF_INET6 = 10
 export const SOCK_STREAM = 1
+export const SOCK_DGRAM = 2
 export const SOCK_NONBLOCK = 0o4000
 export const SOCK_CLOEXEC = 0o2000000
 export const SOL_SOCKET = 1
+export const SO_TYPE = 3
 export const SO_PEERCRED = 17
+export const SO_ACCEPTCONN = 30
 export const SCM_RIGHTS = 1
 export const MSG_CTRUNC = 8
 export const MSG_PEEK = 2

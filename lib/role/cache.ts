@@ -15,10 +15,10 @@ import { join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
-import type { Frame, Until, Verdict } from '../format/wire.ts'
+import type { Frame, Until } from '../format/wire.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { commandLine, openProcess } from '../kernel/process.ts'
-import { acceptUnix, connectUnix, peerPid } from '../kernel/unix.ts'
+import { acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import type { StoredImage } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
@@ -33,15 +33,18 @@ import { sendSnapshot } from '../stream/send.ts'
 import { type Arrivals, byHand, type Lead, openArrivals } from './arrivals.ts'
 import { closedGate, writeScript } from './gate.ts'
 import type { TargetState } from './handover.ts'
-import { tell } from './owed.ts'
 import { refusalOf } from './refusal.ts'
 import { SERVE_SOCKET, serve } from './serve.ts'
 import { openWorkDir } from './workdir.ts'
 
 export interface CacheOptions {
   host: string
-  /** 0: the kernel chooses; reported. */
-  port: number
+  /** 0: the kernel chooses; reported. Undefined: no port, only `first`. */
+  port: number | undefined
+  /** A listening socket that we were given; `host` and `port` are its address. */
+  listener?: Fd | undefined
+  /** A connection that we were given: it may be silent as long as it likes. */
+  first?: Link | undefined
   directory: string
   /** The snapshot that `criu restore` gets; the newest sealed one if undefined. */
   id: SnapshotId | undefined
@@ -53,6 +56,7 @@ export interface CacheOptions {
   restore: { criu: string; options: readonly string[] } | undefined
   report: Report
   signal: AbortSignal
+  onStatus?: (listener: () => void) => void
 }
 
 /** A UNIX socket that speaks the wire, in the work directory: for this host's root, and for verdicts by hand. */
@@ -75,7 +79,8 @@ interface Talk {
 /** Runs until the signal comes; throws its reason. Throws `EXISTS`, `IO` or `LINK` if it cannot listen. */
 export async function cache(options: CacheOptions): Promise<never> {
   const { report, signal } = options
-  const shelf = openShelf(openPool(options.maxMemory))
+  const pool = openPool(options.maxMemory)
+  const shelf = openShelf(pool)
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   const arrivals = openArrivals(shelf, { ...options, directory: work.path })
   const house = { shelf, arrivals, options: { ...options, directory: work.path } }
@@ -90,26 +95,34 @@ export async function cache(options: CacheOptions): Promise<never> {
   server.maxConnections = MOST_LINKS
   server.on('connection', (socket) => {
     const link = tryTakeOver(socket)
-    if (link !== undefined) welcome(link)
+    if (link !== undefined) admit(link, FIRST_FRAME_MS)
   })
-  const welcome = (link: Link): void => {
+  const admit = (link: Link, patienceMs?: number): void => {
     links.add(link)
-    void answer(link, house).finally(() => links.delete(link))
+    void answer(link, house, patienceMs).finally(() => links.delete(link))
   }
   const control = openWorkDir(work.path, CACHE_SOCKET)
   const script = writeScript(work.path, 'post-restore')
   arrivals.adopt()
   try {
-    const port = await listen(server, options)
-    report({ event: 'listening', at: `${options.host}:${port}` })
+    if (options.port !== undefined) {
+      const port = await listen(server, options)
+      report({ event: 'listening', at: `${options.host}:${port}` })
+    }
     report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
     signal.addEventListener('abort', () => {
       work.remove(signal.reason as Error)
       control.remove(signal.reason as Error)
     })
+    options.onStatus?.(() => {
+      const { used, limit } = pool
+      report({ event: 'status', of: 'cache', ...shelf.counts, used, limit, links: links.size })
+    })
+    if (options.first !== undefined) admit(options.first)
+    report({ event: 'ready' })
     await Promise.all([
       acceptAll(work.listener, (socket) => void serveCriu(socket, script, house)),
-      acceptAll(control.listener, (socket) => welcome(fdLink(socket, 'a local client', 'socket'))),
+      acceptAll(control.listener, (socket) => admit(fdLink(socket, 'a local client', 'socket'), FIRST_FRAME_MS)),
     ])
     throw signal.reason
   } finally {
@@ -135,13 +148,15 @@ function tryTakeOver(socket: net.Socket): Link | undefined {
   }
 }
 
-function listen(server: net.Server, { host, port }: CacheOptions): Promise<number> {
+function listen(server: net.Server, { host, port, listener }: CacheOptions): Promise<number> {
   return new Promise((resolve, reject) => {
     server.once('error', (cause: NodeJS.ErrnoException) => {
       const hint = cause.code === 'EADDRINUSE' ? 'another program listens there: choose another --port' : undefined
       reject(new Fault('LINK', `cannot listen on ${host}:${port} (${cause.code})`, { cause, ...(hint && { hint }) }))
     })
-    server.listen({ host, port }, () => resolve((server.address() as net.AddressInfo).port))
+    server.listen(listener === undefined ? { host, port } : { fd: listener }, () =>
+      resolve((server.address() as net.AddressInfo).port),
+    )
   })
 }
 
@@ -152,14 +167,15 @@ const LONGEST_FIRST = 1024
 /** A client that has connected has something to say. */
 const FIRST_FRAME_MS = 30_000
 
-async function answer(link: Link, house: House): Promise<void> {
+async function answer(link: Link, house: House, patienceMs?: number): Promise<void> {
   const writer = frameWriter(link.outlet)
   const reader = frameReader(link.inlet)
   const talk = { link, reader, writer }
   let what = link.peer
   try {
     await writer.send({ type: 'hello' })
-    const silent = setTimeout(() => link.destroy(new Fault('TIMEOUT', 'the client said nothing')), FIRST_FRAME_MS)
+    const hangUp = (): void => link.destroy(new Fault('TIMEOUT', 'the client said nothing'))
+    const silent = patienceMs === undefined ? undefined : setTimeout(hangUp, patienceMs)
     const frame = await reader.next(LONGEST_FIRST).finally(() => clearTimeout(silent))
     if (frame === undefined) return
     if (frame.type === 'snapshot') {
@@ -316,13 +332,6 @@ async function serveCriu(socket: Fd, script: string, { shelf, arrivals, options 
     gate?.remove()
     criu?.close()
   }
-}
-
-/** Gives a verdict to the cache that runs in `directory`. Throws `MISSING`, `LINK`, and what the cache refuses. */
-export async function decideByHand(directory: string, id: SnapshotId, verdict: Verdict, report: Report): Promise<void> {
-  const link = fdLink(connectUnix(join(resolve(directory), CACHE_SOCKET)), 'the cache', 'socket')
-  const fate = await tell(link, id, verdict)
-  report({ event: 'handed over', id, verdict, fate })
 }
 
 /** Stored images as a source, so that a snapshot can be sent on. */

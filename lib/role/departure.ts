@@ -36,6 +36,8 @@ export interface Departure {
   /** From the last image to the target's answer. */
   timeoutMs: number
   signal: AbortSignal
+  /** Called for progress. */
+  onBytes?: (bytes: number) => void
 }
 
 export interface Departed {
@@ -103,6 +105,7 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
     const snapshot = await sendSnapshot(writer, id, watched(capture(socket, gate.held), watch), {
       signal: stop.signal,
       until,
+      ...(options.onBytes && { onBytes: options.onBytes }),
       confirm: async () => {
         const watched = tree as Tree
         if (atGate && watched.tasks.length === 0) throw unseen()
@@ -111,13 +114,18 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
     })
     sending = false
     const said = await talk
-    await Promise.race([agreement(said, until, snapshot), late(options.timeoutMs, what), aborted(stop.signal)])
+    await Promise.race([
+      agreement(said, until, snapshot),
+      late(options.timeoutMs, what, stop.signal),
+      aborted(stop.signal),
+    ])
     step('agreed')
     gate.open()
     const decided = await verdict
-    const fate = await Promise.race([tellThere(writer, said, id, decided), late(options.timeoutMs, 'no answer')]).catch(
-      () => undefined,
-    )
+    const fate = await Promise.race([
+      tellThere(writer, said, id, decided),
+      late(options.timeoutMs, 'no answer', stop.signal),
+    ]).catch(() => undefined)
     if (fate !== undefined) settleOwed(directory, id)
     return { snapshot, verdict: decided, fate, owed: owed as unknown as Owed }
   } catch (error) {

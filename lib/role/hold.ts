@@ -3,20 +3,17 @@
  * of its own. If the link is lost meanwhile it holds on, and takes the verdict at a socket by its snapshot's name.
  */
 import { rmdirSync } from 'node:fs'
-import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
-import type { Fate, Frame, Until, Verdict } from '../format/wire.ts'
-import type { Fd } from '../kernel/fd.ts'
-import { acceptUnix, connectUnix } from '../kernel/unix.ts'
+import type { Frame, Until } from '../format/wire.ts'
+import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
 import { unexpected } from '../stream/receive.ts'
 import { type Outcome, openArrival } from './arrival.ts'
-import { tell } from './owed.ts'
 import { refusalOf } from './refusal.ts'
 import type { Restoring } from './restoring.ts'
 import { defer } from './wait.ts'
@@ -35,9 +32,9 @@ export interface Offer {
 /** Where held restores have their sockets, unless a work directory is named. */
 export const HOLD_DIRECTORY = '/run/criu-ferry'
 
-/** The socket at which the holder of a snapshot takes its verdict. */
-export function holdSocket(directory: string | undefined, id: SnapshotId): { directory: string; name: string } {
-  return { directory: directory ?? HOLD_DIRECTORY, name: `${id}.sock` }
+/** The name of the socket at which the holder of a snapshot takes its verdict. */
+export function holdSocket(id: SnapshotId): string {
+  return `${id}.sock`
 }
 
 /** A source that heard a refusal answers with its verdict; it may be gone. */
@@ -55,8 +52,8 @@ export async function takeOver(
   const { id, until, reader, writer } = offer
   const outcome = defer<Outcome>()
   const arrival = openArrival(id, outcome.resolve)
-  const place = holdSocket(directory, id)
-  const control = openWorkDir(place.directory, place.name)
+  const place = directory ?? HOLD_DIRECTORY
+  const control = openWorkDir(place, holdSocket(id))
   const stop = new AbortController()
   const say = (frame: Frame): void => void writer.send(frame).catch(() => {})
   const refuse = (fault: Fault): void => say({ type: 'refused', code: refusalOf(fault), reason: fault.message })
@@ -102,7 +99,7 @@ export async function takeOver(
   } finally {
     signal.removeEventListener('abort', interrupted)
     control.remove()
-    removeIfEmpty(place.directory)
+    removeIfEmpty(place)
   }
 }
 
@@ -115,18 +112,6 @@ function removeIfEmpty(directory: string): void {
   try {
     rmdirSync(directory)
   } catch {}
-}
-
-/** Gives the holder on this host a verdict. Throws `MISSING` where nobody holds the snapshot. */
-export async function tellHolder(directory: string | undefined, id: SnapshotId, verdict: Verdict): Promise<Fate> {
-  const place = holdSocket(directory, id)
-  let socket: Fd
-  try {
-    socket = connectUnix(join(place.directory, place.name))
-  } catch (cause) {
-    throw new Fault('MISSING', `nobody holds a snapshot ${id} here`, { cause })
-  }
-  return tell(fdLink(socket, 'the holder', 'socket'), id, verdict)
 }
 
 function byHand(directory: string | undefined, id: SnapshotId): string {

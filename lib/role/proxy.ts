@@ -36,6 +36,7 @@ export interface ProxyOptions {
   timeoutMs: number
   report: Report
   signal: AbortSignal
+  onStatus?: (listener: () => void) => void
 }
 
 /** Runs until the signal comes; throws its reason. Throws `EXISTS` or `IO` if the socket cannot be made. */
@@ -50,15 +51,18 @@ export async function proxy(options: ProxyOptions): Promise<never> {
       .finally(() => running.delete(tracked))
     running.add(tracked)
   }
+  const tally = { sent: 0 }
   try {
     writeScript(work.path, 'post-dump')
     for (const owed of readOwed(work.path)) track(pay(owed, work.path, options), `snapshot ${owed.id}`)
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
     report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
+    options.onStatus?.(() => report({ event: 'status', of: 'proxy', dumps: running.size, sent: tally.sent }))
+    report({ event: 'ready' })
     for (;;) {
       const socket = await acceptUnix(work.listener)
       const id = options.id ?? freshId()
-      track(forward(socket, id, work.path, options), `snapshot ${id}`)
+      track(forward(socket, id, work.path, options, tally), `snapshot ${id}`)
     }
   } finally {
     work.remove()
@@ -77,13 +81,27 @@ function hurry(): void {
   } catch {}
 }
 
+/** Bytes of images to the cache since the proxy began. */
+interface Tally {
+  sent: number
+}
+
 /** One dump. What it still owes its target is paid afterwards. */
-async function forward(socket: Fd, id: SnapshotId, directory: string, options: ProxyOptions): Promise<void> {
+async function forward(
+  socket: Fd,
+  id: SnapshotId,
+  directory: string,
+  options: ProxyOptions,
+  tally: Tally,
+): Promise<void> {
   const { cache, until, timeoutMs, report, signal } = options
   if (!(await hasSpoken(socket))) return closeFd(socket)
   const begun = performance.now()
   const connect = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, timeoutMs, stop)
-  const end = await depart(socket, { id, until, gates: directory, directory, connect, timeoutMs, signal })
+  const onBytes = (bytes: number): void => {
+    tally.sent += bytes
+  }
+  const end = await depart(socket, { id, until, gates: directory, directory, connect, timeoutMs, signal, onBytes })
   if ('reason' in end) {
     report({ event: 'failed', what: `snapshot ${id}`, fault: end.reason as Error })
     if (end.owed !== undefined) await pay(end.owed, directory, options)

@@ -18,8 +18,9 @@ import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '..
 import type { ImageSink } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { expectEnd, receiveSnapshot, unexpected } from '../stream/receive.ts'
+import { tellByHand } from './by-hand.ts'
 import { checkCriuOptions } from './criu.ts'
-import { type Offer, takeOver, tellHolder } from './hold.ts'
+import { HOLD_DIRECTORY, holdSocket, type Offer, takeOver } from './hold.ts'
 import { refusalOf } from './refusal.ts'
 import { type Restoring, startRestoring } from './restoring.ts'
 import { SERVE_SOCKET, serve } from './serve.ts'
@@ -165,7 +166,8 @@ async function passOn(
   { directory }: RestoreOptions,
 ): Promise<void> {
   try {
-    await writer.send({ type: 'fate', fate: await tellHolder(directory, id, verdict) })
+    const fate = await tellByHand(directory ?? HOLD_DIRECTORY, holdSocket(id), { id, verdict })
+    await writer.send({ type: 'fate', fate })
   } catch (error) {
     if (!(error instanceof Fault)) throw error
     await writer.send({ type: 'refused', code: refusalOf(error), reason: error.message })

@@ -10,9 +10,11 @@ export function aborted(signal: AbortSignal): Promise<never> {
   })
 }
 
-/** Rejects with `TIMEOUT` after `ms`; does not keep the process alive. */
-export async function late(ms: number, what: string): Promise<never> {
-  await setTimeout(ms, undefined, { ref: false })
+/** Rejects with `TIMEOUT` after `ms`, or with `signal`, which ends the timer; does not keep the process alive. */
+export async function late(ms: number, what: string, signal: AbortSignal): Promise<never> {
+  await setTimeout(ms, undefined, { ref: false, signal }).catch(() => {
+    throw signal.reason
+  })
   throw new Fault('TIMEOUT', `${what} within ${ms / 1000} s`)
 }
 

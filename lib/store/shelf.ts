@@ -26,6 +26,8 @@ export interface Arriving {
 }
 
 export interface Shelf {
+  /** How many snapshots are sealed, and how many wait for one. */
+  readonly counts: { snapshots: number; parked: number }
   /** Throws `EXISTS` if a snapshot of that id is here or on its way: nothing that was sealed is ever replaced. */
   receive(id: SnapshotId): Arriving
   /** Whether `find` would answer at once. */
@@ -39,8 +41,6 @@ export interface Shelf {
   decide(id: SnapshotId, sourceRuns: boolean): void
   /** Forgets a sealed snapshot, if it is there. Nobody reads it any more. */
   remove(id: SnapshotId): void
-  /** Snapshots that are sealed. */
-  readonly size: number
 }
 
 interface Waiter {
@@ -79,6 +79,9 @@ export function openShelf(pool: Pool): Shelf {
   }
 
   return {
+    get counts() {
+      return { snapshots: sealed.size, parked: waiters.size }
+    },
     receive(id) {
       if (sealed.has(id) || arriving.has(id)) {
         throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
@@ -139,9 +142,6 @@ export function openShelf(pool: Pool): Shelf {
       sealed.delete(id)
       entry?.sink.drop()
       wake()
-    },
-    get size() {
-      return sealed.size
     },
   }
 }

@@ -11,7 +11,8 @@ import net from 'node:net'
 import { setTimeout } from 'node:timers/promises'
 import { isatty } from 'node:tty'
 import { Fault } from '../fault.ts'
-import { duplicate, isPipe, ownNonBlocking } from '../kernel/fd.ts'
+import { duplicate, type Fd, isPipe, ownNonBlocking } from '../kernel/fd.ts'
+import { inheritedSocket } from '../kernel/inherited.ts'
 import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
 import { duplexLink, readableLink, writableLink } from './node-link.ts'
@@ -21,6 +22,8 @@ export type Endpoint =
   | { kind: 'unix'; path: string }
   | { kind: 'fd'; fd: number }
   | { kind: 'stdio' }
+  /** A socket that is connected already; `take` throws `LINK` the second time. */
+  | { kind: 'inherited'; name: string; take: () => Link }
 
 /** Throws `USAGE`. */
 export function parseEndpoint(text: string): Endpoint {
@@ -61,6 +64,8 @@ export function formatEndpoint(endpoint: Endpoint): string {
       return `fd:${endpoint.fd}`
     case 'stdio':
       return 'stdin'
+    case 'inherited':
+      return endpoint.name
   }
 }
 
@@ -76,6 +81,7 @@ export async function connectEndpoint(endpoint: Endpoint, timeoutMs: number, sig
   const peer = formatEndpoint(endpoint)
   if (endpoint.kind === 'stdio') return inputLink(0, 'stdin')
   if (endpoint.kind === 'fd') return inputLink(endpoint.fd, peer)
+  if (endpoint.kind === 'inherited') return endpoint.take()
   const deadline = performance.now() + timeoutMs
   for (;;) {
     try {
@@ -154,6 +160,41 @@ export async function commandLink(command: string, signal: AbortSignal): Promise
       child.once('exit', () => clearTimeout(timer))
     },
   }
+}
+
+/**
+ * The other end of a connected socket that we were given as descriptor `fd`, for one use. Throws `USAGE` if it is no such
+ * socket, or leads to another host and may not (`insecure`).
+ */
+export async function inheritedEndpoint(
+  fd: number,
+  insecure: boolean,
+): Promise<Extract<Endpoint, { kind: 'inherited' }>> {
+  const socket = inheritedSocket(fd, 'connected')
+  if (socket.address !== undefined && !insecure) await refuseOpenNetwork(socket.address.host)
+  const name = `fd:${fd}`
+  let used = false
+  return {
+    kind: 'inherited',
+    name,
+    take() {
+      if (used) {
+        throw new Fault('LINK', `the socket ${name} is used up: it carries one snapshot`, {
+          hint: 'start another proxy',
+        })
+      }
+      used = true
+      if (spliceAllowed) return fdLink(socket.fd, name, 'socket')
+      return duplexLink(new net.Socket({ fd, readable: true, writable: true, allowHalfOpen: true }), name)
+    },
+  }
+}
+
+/** The TCP listener that we were given as descriptor `fd`. Throws `USAGE` if it is none. */
+export function inheritedListener(fd: number): { host: string; port: number; listener: Fd } {
+  const socket = inheritedSocket(fd, 'listening')
+  if (socket.address !== undefined) return { ...socket.address, listener: socket.fd }
+  throw new Fault('USAGE', `fd ${fd} does not listen on TCP`, { hint: 'as in ListenStream=127.0.0.1:9997' })
 }
 
 function checkFd(fd: number): void {

@@ -10,6 +10,12 @@ const amount = { id: 'web-1', images: 12, bytes: 3 * 2 ** 20, ms: 1500 }
 
 const lines: [Progress, string][] = [
   [{ event: 'listening', at: '127.0.0.1:9997' }, 'listening on 127.0.0.1:9997'],
+  [{ event: 'ready' }, 'ready'],
+  [{ event: 'status', of: 'proxy', dumps: 2, sent: 3 * 2 ** 20 }, 'status: dumps in progress: 2, sent: 3.00 MiB'],
+  [
+    { event: 'status', of: 'cache', snapshots: 3, used: 2 ** 21, limit: 2 ** 29, links: 1, parked: 4 },
+    'status: snapshots: 3, memory: 2.00 MiB of 512 MiB, links: 1, restores that wait: 4',
+  ],
   [{ event: 'waiting', what: 'the newest snapshot' }, 'waiting for the newest snapshot'],
   [
     { event: 'sent', ...amount, verified: true },
@@ -30,7 +36,7 @@ const lines: [Progress, string][] = [
 ]
 
 for (const [progress, line] of lines) {
-  test(`${progress.event} is one line`, () => {
+  test(`${progress.event} is one line: ${line}`, () => {
     assert.is(describe(progress), line)
   })
 }

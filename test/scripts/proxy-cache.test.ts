@@ -6,17 +6,11 @@ import * as assert from 'uvu/assert'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
 import { type Daemons, daemons, startCache, startProxy } from '../support/daemons.ts'
-import { type FakeDump, fakeDump, fakeRestore } from '../support/fake-criu.ts'
+import { dumpAll, type FakeDump, fakeDump, fakeRestore } from '../support/fake-criu.ts'
 import { eventually, run, start, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
 const test = suite('proxy and cache')
-
-async function dumpAll(dump: FakeDump, images: Record<string, Buffer>): Promise<void> {
-  await Promise.all(Object.entries(images).map(([name, bytes]) => dump.image(name, bytes)))
-  await dump.image('inventory.img', Buffer.from('inventory'))
-  dump.close()
-}
 
 async function using(options: Parameters<typeof daemons>[0], body: (both: Daemons) => Promise<void>): Promise<void> {
   const both = await daemons(options)

@@ -82,6 +82,13 @@ export function fakeDump(path: string): FakeDump {
   }
 }
 
+/** Dumps these images at once, then inventory.img, and leaves. */
+export async function dumpAll(dump: FakeDump, images: Record<string, Buffer>): Promise<void> {
+  await Promise.all(Object.entries(images).map(([name, bytes]) => dump.image(name, bytes)))
+  await dump.image('inventory.img', Buffer.from('inventory'))
+  dump.close()
+}
+
 export interface FakeRestore {
   socket: Fd
   /** Asks for `name`; whether it exists. */

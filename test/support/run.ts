@@ -19,6 +19,8 @@ export interface RunOptions {
   input?: Uint8Array
   env?: Record<string, string>
   cwd?: string
+  /** Descriptors of ours that the program gets as 3, 4 and so on. */
+  fds?: readonly number[]
 }
 
 export interface Running {
@@ -41,7 +43,11 @@ function environment(extra: Record<string, string> = {}): NodeJS.ProcessEnv {
 
 /** Starts a program; it is killed after two minutes. */
 export function start(program: string, args: readonly string[], options: RunOptions = {}): Running {
-  const child = spawn(program, args, { env: environment(options.env), cwd: options.cwd, stdio: 'pipe' })
+  const child: ChildProcess = spawn(program, args, {
+    env: environment(options.env),
+    cwd: options.cwd,
+    stdio: ['pipe', 'pipe', 'pipe', ...(options.fds ?? [])],
+  })
   const timer = setTimeout(() => child.kill('SIGKILL'), LIMIT_MS)
   const stdout: Buffer[] = []
   let stderr = ''
@@ -50,13 +56,13 @@ export function start(program: string, args: readonly string[], options: RunOpti
   const tell = (): void => {
     for (const listener of listeners) listener()
   }
-  child.stdout.on('data', (chunk: Buffer) => stdout.push(chunk))
-  child.stderr.on('data', (chunk: Buffer) => {
+  child.stdout?.on('data', (chunk: Buffer) => stdout.push(chunk))
+  child.stderr?.on('data', (chunk: Buffer) => {
     stderr += chunk.toString()
     tell()
   })
-  child.stdin.on('error', () => {})
-  child.stdin.end(options.input)
+  child.stdin?.on('error', () => {})
+  child.stdin?.end(options.input)
   const ended = (once(child, 'close') as Promise<[number | null, NodeJS.Signals | null]>).then(([code, signal]) => {
     clearTimeout(timer)
     over = true

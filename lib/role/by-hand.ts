@@ -1,0 +1,42 @@
+/** A verdict that a person gives, where the source cannot: the options of the commands that hold, and the telling. */
+import { join, resolve } from 'node:path'
+import { Fault } from '../fault.ts'
+import { type SnapshotId, snapshotId } from '../format/names.ts'
+import type { Fate, Verdict } from '../format/wire.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { connectUnix } from '../kernel/unix.ts'
+import { fdLink } from '../stream/fd-link.ts'
+import { tell } from './owed.ts'
+
+export const byHandOptions = { 'let-run': { type: 'string' }, drop: { type: 'string' } } as const
+
+/** The part of a usage text about these options. */
+export const byHandHelp = `      --let-run ID     tell the one that holds ID in DIR: its process is gone at the source,
+                       let the copy run. Only if you know it: else there are two
+      --drop ID        the same: it runs on at its source, drop the copy`
+
+/** What these options ask for, if they are given. Throws `USAGE` or `NAME`. */
+export function saidByHand(values: { 'let-run'?: string; drop?: string }) {
+  const { drop, 'let-run': letRun } = values
+  if (drop !== undefined && letRun !== undefined) {
+    throw new Fault('USAGE', '--let-run and --drop do not go together', { hint: 'choose one' })
+  }
+  const id = letRun ?? drop
+  const verdict: Verdict = letRun === undefined ? 'drop' : 'go'
+  return id === undefined ? undefined : { id: snapshotId(id, 'USAGE'), verdict }
+}
+
+/** Gives the verdict to who listens at the socket `name` in `directory`. Throws `MISSING`, or what it refuses with. */
+export async function tellByHand(
+  directory: string,
+  name: string,
+  { id, verdict }: { id: SnapshotId; verdict: Verdict },
+): Promise<Fate> {
+  let socket: Fd
+  try {
+    socket = connectUnix(join(resolve(directory), name))
+  } catch (cause) {
+    throw new Fault('MISSING', `nobody holds a snapshot ${id} in ${directory}`, { cause })
+  }
+  return tell(fdLink(socket, 'the holder', 'socket'), id, verdict)
+}
