@@ -28,7 +28,7 @@ import { closedGate, writeScript } from './gate.ts'
 import { HOLD_DIRECTORY } from './hold.ts'
 import { type Delivered, deliver, type Owed, settleOwed } from './owed.ts'
 import { aborted } from './wait.ts'
-import { openDirectory, openWorkDir, privateDirectory, type WorkDir } from './workdir.ts'
+import { openDirectory, openWorkDir, privateDirectory, removeIfEmpty, type WorkDir } from './workdir.ts'
 
 export interface DumpOptions {
   id: SnapshotId
@@ -127,6 +127,8 @@ export async function handOverTree(
     const { verdict, fate } = end.fate === undefined ? await tell(end.owed).catch(lost(id)) : (end as Delivered)
     settleOwed(debts, id)
     report({ event: 'handed over', id, verdict, fate })
+  }).finally(() => {
+    if (options.directory === undefined) removeIfEmpty(debts)
   })
 }
 

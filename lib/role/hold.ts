@@ -2,7 +2,6 @@
  * The target's end of a hand-over outside of a cache: restore-from-socket holds the tasks until its source says what became
  * of its own. If the link is lost meanwhile it holds on, and takes the verdict at a socket by its snapshot's name.
  */
-import { rmdirSync } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
@@ -17,7 +16,7 @@ import { type Outcome, openArrival } from './arrival.ts'
 import { refusalOf } from './refusal.ts'
 import type { Restoring } from './restoring.ts'
 import { defer } from './wait.ts'
-import { openWorkDir } from './workdir.ts'
+import { openWorkDir, removeIfEmpty } from './workdir.ts'
 
 /** What a source offers: its snapshot is here, and a verdict will come. */
 export interface Offer {
@@ -99,19 +98,12 @@ export async function takeOver(
   } finally {
     signal.removeEventListener('abort', interrupted)
     control.remove()
-    removeIfEmpty(place)
+    if (directory === undefined) removeIfEmpty(place)
   }
 }
 
 function notHere(): Fault {
   return new Fault('ABORTED', 'the source keeps the process: nothing of it runs here')
-}
-
-function removeIfEmpty(directory: string): void {
-  if (directory !== HOLD_DIRECTORY) return
-  try {
-    rmdirSync(directory)
-  } catch {}
 }
 
 function byHand(directory: string | undefined, id: SnapshotId): string {

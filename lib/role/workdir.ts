@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, rmdirSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
@@ -68,6 +68,13 @@ export function openDirectory(path: string): string {
   const directory = resolve(path)
   makeDirectory(directory)
   return directory
+}
+
+/** Others may still use it. */
+export function removeIfEmpty(directory: string): void {
+  try {
+    rmdirSync(directory)
+  } catch {}
 }
 
 function makeDirectory(directory: string): void {

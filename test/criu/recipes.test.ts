@@ -53,19 +53,24 @@ async function recipe(line: string, options: RunOptions): Promise<void> {
 }
 
 function recipes(criu: string): void {
-  test('dump-to-stdout -t $PID | ssh host restore-from-socket --from -', () =>
-    staged(async ({ host, arrived, env, folder }) => {
-      const sshd = await startSshd(host)
-      if (typeof sshd === 'string') return void console.log(`skipped: ssh: ${sshd}`)
-      try {
-        writeFileSync(join(folder, 'ssh'), `#!/bin/sh\nexec /usr/bin/ssh -F ${sshd.config} "$@"\n`, { mode: 0o755 })
-        const line = 'dump-to-stdout -t $PID | ssh host restore-from-socket --from -'
-        await recipe(`PATH=${folder}:$PATH; ${line}`, { env })
-        await arrived()
-      } finally {
-        await sshd.stop()
-      }
-    }))
+  for (const line of [
+    'dump-to-stdout -t $PID | ssh host restore-from-socket --from -',
+    "dump-to-stdout -t $PID --via 'ssh host restore-from-socket --from -'",
+  ]) {
+    test(line, () =>
+      staged(async ({ host, arrived, env, folder }) => {
+        const sshd = await startSshd(host)
+        if (typeof sshd === 'string') return void console.log(`skipped: ssh: ${sshd}`)
+        try {
+          writeFileSync(join(folder, 'ssh'), `#!/bin/sh\nexec /usr/bin/ssh -F ${sshd.config} "$@"\n`, { mode: 0o755 })
+          await recipe(`PATH=${folder}:$PATH; ${line}`, { env })
+          await arrived()
+        } finally {
+          await sshd.stop()
+        }
+      }),
+    )
+  }
 
   test('dump-to-stdout -t $PID | zstd -T0 > app.img.zst ; zstd -dc app.img.zst | restore-from-socket --from -', () =>
     staged(async ({ load, env, folder }) => {
@@ -75,32 +80,47 @@ function recipes(criu: string): void {
       await load.verify()
     }))
 
-  test('cache, proxy, criu dump --stream, criu restore --stream', () =>
-    staged(async ({ host, arrived, env, folder }) => {
-      if (existsSync('/run/ferry')) return void console.log('skipped: /run/ferry is in use')
-      const bin = join(folder, 'bin')
-      const command = (name: string, line: string): void =>
-        writeFileSync(join(bin, name), `#!/bin/sh\n${line} "$@"\n`, { mode: 0o755 })
-      mkdirSync(bin)
-      symlinkSync(criu, join(bin, 'criu'))
-      writeFileSync(join(folder, 'hosts'), '127.0.0.1 localhost host\n')
-      // `host` is a name for loopback, and `host$` is the second host.
-      const path = `PATH=${bin}:${join(root, 'scripts', 'bin')}:$PATH`
-      command('host$', `exec ${host.enter.join(' ')} env ${path}`)
-      command('src$', `exec unshare --mount sh -c 'mount --bind ${folder}/hosts /etc/hosts; ${path}; exec "$@"' sh`)
-      const lines = [
-        `PATH=${bin}:$PATH`,
-        `trap 'kill $(jobs -p); wait; rm -f /run/ferry/stats-*; rmdir /run/ferry' EXIT`,
-        'host$ cache --port 9997 -D /run/ferry &',
-        'src$ proxy --address host --port 9997 -D /run/ferry &',
-        'until [ -S /run/ferry/streamer-capture.sock ]; do sleep 0.1; done',
-        'criu dump --stream -t $PID -D /run/ferry || exit',
-        'host$ criu restore --stream -d -D /run/ferry',
-      ]
-      await recipe(lines.join('\n'), { env, cwd: folder })
-      await arrived()
-      assert.not(existsSync('/run/ferry'), 'nothing is left')
-    }))
+  const plain = [
+    'host$ cache --port 9997 -D /run/ferry &',
+    'src$ proxy --address host --port 9997 -D /run/ferry &',
+    'until [ -S /run/ferry/streamer-capture.sock ]; do sleep 0.1; done',
+    'criu dump --stream -t $PID -D /run/ferry || exit',
+    'host$ criu restore --stream -d -D /run/ferry',
+  ]
+  const handOver = [
+    'host$ cache --port 9997 -D /run/ferry --restore &',
+    'src$ proxy --address host --port 9997 -D /run/ferry --until running &',
+    'until [ -S /run/ferry/streamer-capture.sock ]; do sleep 0.1; done',
+    'criu dump --stream -t $PID -D /run/ferry --action-script /run/ferry/post-dump || exit',
+    'sleep 1',
+  ]
+  for (const [name, lines] of Object.entries({ 'criu restore --stream': plain, 'cache --restore': handOver }))
+    daemonRecipe(name, lines)
+
+  function daemonRecipe(name: string, recipeLines: string[]): void {
+    test(`cache, proxy, criu dump --stream, ${name}`, () =>
+      staged(async ({ host, arrived, env, folder }) => {
+        if (existsSync('/run/ferry')) return void console.log('skipped: /run/ferry is in use')
+        const bin = join(folder, 'bin')
+        const command = (name: string, line: string): void =>
+          writeFileSync(join(bin, name), `#!/bin/sh\n${line} "$@"\n`, { mode: 0o755 })
+        mkdirSync(bin)
+        symlinkSync(criu, join(bin, 'criu'))
+        writeFileSync(join(folder, 'hosts'), '127.0.0.1 localhost host\n')
+        // `host` is a name for loopback, and `host$` is the second host.
+        const path = `PATH=${bin}:${join(root, 'scripts', 'bin')}:$PATH`
+        command('host$', `exec ${host.enter.join(' ')} env ${path}`)
+        command('src$', `exec unshare --mount sh -c 'mount --bind ${folder}/hosts /etc/hosts; ${path}; exec "$@"' sh`)
+        const lines = [
+          `PATH=${bin}:$PATH`,
+          `trap 'kill $(jobs -p); wait; rm -f /run/ferry/stats-*; rmdir /run/ferry' EXIT`,
+          ...recipeLines,
+        ]
+        await recipe(lines.join('\n'), { env, cwd: folder })
+        await arrived()
+        assert.not(existsSync('/run/ferry'), 'nothing is left')
+      }))
+  }
 
   test('a restore that is started before the dump', () =>
     staged(async ({ load, host, arrived, folder }) => {
