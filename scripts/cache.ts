@@ -1,10 +1,11 @@
 #!/usr/bin/env node
+import { credentialHelp, credentialOptions, credentialsOf } from '../lib/cli/credentials.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { main } from '../lib/cli/main.ts'
 import { maxMemory, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { cache } from '../lib/role/cache.ts'
-import { refuseOpenNetwork } from '../lib/stream/endpoint.ts'
+import { checkNetwork } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: cache --port N -D DIR [OPTIONS]
 
@@ -18,9 +19,10 @@ restore-from-socket. A restore that comes before its snapshot waits for it.
       --snapshot ID    the snapshot that criu restore gets (default: the newest sealed)
       --timeout SEC    how long a restore may wait for its snapshot (default: 60)
       --max-memory SZ  most memory for images (default: 80 % of this machine's)
-      --insecure       allow plain TCP on another address than loopback
   -q, --quiet          only errors
   -h, --help           this text               -V, --version
+
+${credentialHelp}
 
 ${exitCodeHelp}
 
@@ -35,15 +37,17 @@ const options = {
   snapshot: { type: 'string' },
   timeout: { type: 'string' },
   'max-memory': { type: 'string' },
-  insecure: { type: 'boolean', default: false },
+  ...credentialOptions,
 } as const
 
 main({ name: 'cache', usage, options, daemon: true }, async ({ values, report, signal }) => {
   const { port, address, dir, snapshot, timeout, insecure } = values
-  if (!insecure) await refuseOpenNetwork(address)
+  const credentials = credentialsOf(values)
+  await checkNetwork(address, credentials, insecure)
   await cache({
     host: address,
     port: wholeNumber('--port', required('--port', port, 'as in --port 9997'), 0, 65535),
+    credentials,
     directory: required('--dir', dir, 'the directory that criu restore --stream gets as -D'),
     id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
     timeoutMs: timeoutMs(timeout, 60_000),

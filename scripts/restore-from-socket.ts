@@ -1,11 +1,12 @@
 #!/usr/bin/env node
+import { credentialHelp, credentialOptions, credentialsOf } from '../lib/cli/credentials.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { main } from '../lib/cli/main.ts'
 import { atMostOne, maxMemory, required, timeoutMs } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { findCriu } from '../lib/role/criu.ts'
 import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/role/restore.ts'
-import { connectEndpoint, parseEndpoint, refuseOpenNetwork } from '../lib/stream/endpoint.ts'
+import { checkNetwork, connectEndpoint, parseEndpoint } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: restore-from-socket [--from ENDPOINT] [OPTIONS] [-- CRIU OPTIONS]
        restore-from-socket [--from ENDPOINT] --listen -D DIR [OPTIONS]
@@ -24,9 +25,10 @@ starts, or writes a directory that criu restore -D accepts.
       --timeout SEC    how long to wait for a connection and a snapshot (default: 60)
       --max-memory SZ  most memory for images (default: 80 % of this machine's)
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
-      --insecure       allow plain TCP from another host
   -v, --verbose        say what happens        -q, --quiet    only errors
   -h, --help           this text               -V, --version
+
+${credentialHelp}
 
 ${exitCodeHelp}
 
@@ -42,7 +44,7 @@ const options = {
   timeout: { type: 'string' },
   'max-memory': { type: 'string' },
   criu: { type: 'string' },
-  insecure: { type: 'boolean', default: false },
+  ...credentialOptions,
 } as const
 
 main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, report, signal }) => {
@@ -60,8 +62,9 @@ main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, rep
   }
   const restores = listen !== true && toDir === undefined
   const program = restores ? findCriu(criu) : ''
-  const endpoint = parseEndpoint(from)
-  if (endpoint.kind === 'tcp' && !values.insecure) await refuseOpenNetwork(endpoint.host)
+  const credentials = credentialsOf(values)
+  const endpoint = parseEndpoint(from, credentials)
+  if (endpoint.kind === 'tcp') await checkNetwork(endpoint.host, credentials, values.insecure)
   const link = await connectEndpoint(endpoint, common.timeoutMs, signal)
   if (toDir !== undefined) return restoreToDirectory(toDir, link, common)
   if (listen === true) return restoreToListener(link, common)

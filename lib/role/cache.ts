@@ -11,6 +11,7 @@
  */
 import net from 'node:net'
 import { join } from 'node:path'
+import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
@@ -26,6 +27,7 @@ import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '..
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { receiveSnapshot, unexpected } from '../stream/receive.ts'
+import { secureServer } from '../stream/secure.ts'
 import { sendSnapshot } from '../stream/send.ts'
 import { SERVE_SOCKET, serve } from './serve.ts'
 import { openWorkDir } from './workdir.ts'
@@ -34,6 +36,8 @@ export interface CacheOptions {
   host: string
   /** 0: the kernel chooses; reported. */
   port: number
+  /** What a client must prove; plain TCP if undefined. */
+  credentials: Credentials | undefined
   directory: string
   /** The snapshot that `criu restore` gets; the newest sealed one if undefined. */
   id: SnapshotId | undefined
@@ -59,8 +63,11 @@ export async function cache(options: CacheOptions): Promise<never> {
     keepAliveInitialDelay: 10_000,
   })
   server.maxConnections = MOST_LINKS
-  server.on('connection', (socket) => {
-    const link = tryTakeOver(socket)
+  const admit = options.credentials === undefined ? tryTakeOver : secureServer(options.credentials)
+  server.on('connection', async (socket) => {
+    const peer = `${socket.remoteAddress}:${socket.remotePort}`
+    const refused = (fault: Error): void => report({ event: 'failed', what: peer, fault })
+    const link = await admit(socket, peer).catch(refused)
     if (link === undefined) return
     links.add(link)
     void answer(link, shelf, options).finally(() => links.delete(link))
@@ -82,9 +89,9 @@ export async function cache(options: CacheOptions): Promise<never> {
 }
 
 /** Undefined, and the client is gone, when there are no descriptors left: the daemon and its snapshots stay. */
-function tryTakeOver(socket: net.Socket): Link | undefined {
+async function tryTakeOver(socket: net.Socket, peer: string): Promise<Link | undefined> {
   try {
-    return takeOver(socket, `${socket.remoteAddress}:${socket.remotePort}`)
+    return takeOver(socket, peer)
   } catch {
     socket.destroy()
     return undefined

@@ -34,6 +34,7 @@ export function frameReader(inlet: Inlet): FrameReader {
     if (!started) {
       const preamble = Buffer.alloc(PREAMBLE_BYTES)
       if (!(await inlet.fill(preamble))) return undefined
+      refuseTls(preamble)
       checkPreamble(preamble)
       started = true
     }
@@ -56,11 +57,22 @@ export function frameReader(inlet: Inlet): FrameReader {
 
   async function expect(): Promise<Frame> {
     const frame = await next()
-    if (frame === undefined) throw truncated()
-    return frame
+    if (frame !== undefined) return frame
+    throw started ? truncated() : new Fault('TRUNCATED', NOTHING, { hint: NOTHING_HINT })
   }
 
   return { next, expect, inlet }
+}
+
+const NOTHING = 'the stream ended before the end of the snapshot: nothing came'
+const NOTHING_HINT = 'the sender failed; or it is a cache that wants --tls or --key-file here too'
+
+/** Throws `LINK` for the start of a TLS handshake. */
+function refuseTls(start: Buffer): void {
+  if (start[0] !== 0x16 || start[1] !== 3) return
+  throw new Fault('LINK', 'the other end speaks TLS, and this one does not', {
+    hint: 'use --tls or --key-file at both ends or at none',
+  })
 }
 
 export function truncated(): Fault {
