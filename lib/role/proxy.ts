@@ -135,7 +135,7 @@ async function reasonFor(error: unknown, verdict: Promise<unknown>): Promise<unk
     verdict.catch((reason: unknown) => reason),
     setTimeout(ANSWER_MS, undefined, { ref: false }),
   ])
-  const refused = word instanceof Fault && word.code !== 'LINK'
+  const refused = word instanceof Fault && (word.code !== 'LINK' || word.hint !== undefined)
   return refused && error instanceof Fault && error.code === 'LINK' ? word : error
 }
 

@@ -95,9 +95,10 @@ export function secureServer(credentials: Credentials): (raw: net.Socket, peer: 
       server.on('tlsClientError', (error, socket) => fail(serverFault(credentials.kind, error, socket)))
       server.on('secureConnection', (socket) => {
         socket.allowHalfOpen = true
-        // A certificate is shown in every handshake; only a shared key looks like an earlier session.
-        if (socket.isSessionReused() !== (credentials.kind === 'key'))
-          return fail(new Fault('LINK', 'nothing was proved'))
+        // A shared key looks like an earlier session; where there are certificates, one is shown every time.
+        const proved =
+          credentials.kind === 'key' ? socket.isSessionReused() : socket.authorized && !socket.isSessionReused()
+        if (!proved) return fail(new Fault('LINK', 'the client proved nothing'))
         over()
         resolve(duplexLink(socket, peer))
       })
@@ -129,6 +130,9 @@ function clientFault(peer: string, kind: Credentials['kind'], proved: boolean, e
   const { code = '', host } = (error ?? {}) as NodeJS.ErrnoException & { host?: string }
   const fault = (text: string, hint: string): Fault => new Fault('LINK', `${peer} ${text}`, { hint, cause: error })
   if (notTls.includes(code)) return fault('does not speak TLS', `start the cache with ${wants(kind)} too`)
+  if ((error === undefined || code === 'ECONNRESET') && (kind === 'key' || !proved)) {
+    return fault('closed the link in the TLS handshake', "the cache's log says why")
+  }
   if (kind === 'key') {
     return fault('does not have our key', 'is it the same --key-file at both ends, and does the cache use one?')
   }
@@ -139,8 +143,6 @@ function clientFault(peer: string, kind: Credentials['kind'], proved: boolean, e
   if (code === 'ERR_TLS_CERT_ALTNAME_INVALID') {
     return fault(`has a certificate for another name than ${host}`, 'use the name that is in it as --address')
   }
-  if (code === '' || code === 'ECONNRESET')
-    return fault('closed the link in the TLS handshake', "the cache's log says why")
   return fault(`has a certificate that is refused: ${words(code)}`, 'is it of the CA in --tls-cacert?')
 }
 
