@@ -18,7 +18,7 @@ const IDENTITY = 'criu-ferry'
 const common = {
   minVersion: 'TLSv1.3',
   maxVersion: 'TLSv1.3',
-  // No tickets: who comes back shows its certificate again, and is looked up among the revoked again.
+  // No session is taken up again: who comes back shows its certificate, and is looked up among the revoked.
   secureOptions: constants.SSL_OP_NO_TICKET,
 } as const
 

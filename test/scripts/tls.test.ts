@@ -5,6 +5,8 @@ import net from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { closeFd } from '../../lib/kernel/readiness.ts'
+import { writeAll } from '../../lib/kernel/transfer.ts'
 import { within } from '../expect.ts'
 import { authority, authorityLine, requestLine, signLine } from '../support/authority.ts'
 import { startCache, startProxy } from '../support/daemons.ts'
@@ -157,6 +159,25 @@ test('with a key: another key, no key and a certificate are refused', () =>
     await cache.says(/failed: the client does not speak TLS\ncache: hint: start it with --key-file too\n/)
     await crosses(cache, port, key)
   }))
+
+test('with a key: a refusal arrives with its reason, and a cache that dies fails the dump', async () => {
+  const full = [...key, '--max-memory', '6M']
+  await withCache(full, (_, port) =>
+    proxyRefused(port, key, /failed: the cache refused: the memory for images is full/),
+  )
+  const { cache, port } = await startCache(inFolder('dies'), key)
+  const source = inFolder(`source-${++count}`)
+  const proxy = await startProxy(source, port, ['--timeout', '2', ...key])
+  const criu = fakeDump(join(source, 'streamer-capture.sock'))
+  const pipe = criu.open('pages-1.img')
+  await writeAll(pipe, pattern(100_000))
+  await cache.stop('SIGKILL')
+  await within(proxy.says(/failed: (the cache closed the link|.*went away)/))
+  assert.instance(await writeAll(pipe, pattern(10_000_000)).catch((reason: Error) => reason), Error)
+  closeFd(pipe)
+  criu.close()
+  await proxy.stop()
+})
 
 test('with a key, any address is allowed; without, only with --insecure', async () => {
   const { cache } = await startAnywhere(key)
