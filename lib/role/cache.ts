@@ -22,12 +22,11 @@ import type { Report } from '../progress.ts'
 import type { StoredImage } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
 import { openShelf, type Sealed, type Shelf } from '../store/shelf.ts'
-import { takeOver } from '../stream/endpoint.ts'
+import { openDoor, peerOf } from '../stream/endpoint.ts'
 import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { receiveSnapshot, unexpected } from '../stream/receive.ts'
-import { secureServer } from '../stream/secure.ts'
 import { sendSnapshot } from '../stream/send.ts'
 import { SERVE_SOCKET, serve } from './serve.ts'
 import { openWorkDir } from './workdir.ts'
@@ -63,14 +62,14 @@ export async function cache(options: CacheOptions): Promise<never> {
     keepAliveInitialDelay: 10_000,
   })
   server.maxConnections = MOST_LINKS
-  const admit = options.credentials === undefined ? tryTakeOver : secureServer(options.credentials)
-  server.on('connection', async (socket) => {
-    const peer = `${socket.remoteAddress}:${socket.remotePort}`
-    const refused = (fault: Error): void => report({ event: 'failed', what: peer, fault })
-    const link = await admit(socket, peer).catch(refused)
-    if (link === undefined) return
+  const admit = openDoor(options.credentials)
+  const welcome = (link: Link): void => {
     links.add(link)
     void answer(link, shelf, options).finally(() => links.delete(link))
+  }
+  server.on('connection', (socket) => {
+    const what = peerOf(socket)
+    admit(socket, what).then(welcome, (fault: Error) => report({ event: 'failed', what, fault }))
   })
   try {
     const port = await listen(server, options)
@@ -85,16 +84,6 @@ export async function cache(options: CacheOptions): Promise<never> {
     server.close()
     work.remove()
     for (const link of links) link.destroy(signal.reason as Error)
-  }
-}
-
-/** Undefined, and the client is gone, when there are no descriptors left: the daemon and its snapshots stay. */
-async function tryTakeOver(socket: net.Socket, peer: string): Promise<Link | undefined> {
-  try {
-    return takeOver(socket, peer)
-  } catch {
-    socket.destroy()
-    return undefined
   }
 }
 

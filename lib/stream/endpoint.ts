@@ -16,7 +16,7 @@ import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
 import { duplexLink, readableLink, writableLink } from './node-link.ts'
 import { readSecrets } from './secrets.ts'
-import { secureClient } from './secure.ts'
+import { secureClient, secureServer } from './secure.ts'
 
 export type Endpoint =
   /** Plain without `credentials`. */
@@ -154,6 +154,27 @@ export function takeOver(socket: net.Socket, peer: string): Link {
   socket.on('error', () => {})
   socket.destroy()
   return fdLink(fd, peer, 'socket')
+}
+
+/** A client of a server, for messages. */
+export function peerOf(socket: net.Socket): string {
+  return `${socket.remoteAddress}:${socket.remotePort}`
+}
+
+/**
+ * Makes links of a server's clients; one that must prove who it is and does not is sent away. Throws `LINK`; `IO` when
+ * there are no descriptors left; `USAGE` for credentials that cannot be used any more.
+ */
+export function openDoor(credentials: Credentials | undefined): (socket: net.Socket, peer: string) => Promise<Link> {
+  if (credentials !== undefined) return secureServer(credentials)
+  return async (socket, peer) => {
+    try {
+      return takeOver(socket, peer)
+    } catch (error) {
+      socket.destroy()
+      throw error
+    }
+  }
 }
 
 function checkFd(fd: number): void {

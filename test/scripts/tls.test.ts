@@ -170,7 +170,8 @@ test('with a key: a refusal arrives with its reason, and a cache that dies fails
   const proxy = await startProxy(source, port, ['--timeout', '2', ...key])
   const criu = fakeDump(join(source, 'streamer-capture.sock'))
   const pipe = criu.open('pages-1.img')
-  await writeAll(pipe, pattern(100_000))
+  // More than the pipe and the proxy hold: the link is there.
+  await writeAll(pipe, pattern(10_000_000))
   await cache.stop('SIGKILL')
   await within(proxy.says(/failed: (the cache closed the link|.*went away)/))
   assert.instance(await writeAll(pipe, pattern(10_000_000)).catch((reason: Error) => reason), Error)
