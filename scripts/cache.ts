@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import { credentialHelp, credentialOptions, credentialsOf } from '../lib/cli/credentials.ts'
 import { daemonHelp, daemonOptions } from '../lib/cli/daemon.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { inheritedFd, listenFd, listenHelp, listenPort } from '../lib/cli/inherited.ts'
@@ -9,7 +10,7 @@ import { notify } from '../lib/kernel/notify.ts'
 import { byHandHelp, byHandOptions, saidByHand, tellByHand } from '../lib/role/by-hand.ts'
 import { CACHE_SOCKET, cache } from '../lib/role/cache.ts'
 import { findCriu } from '../lib/role/criu.ts'
-import { inheritedEndpoint, inheritedListener, refuseOpenNetwork } from '../lib/stream/endpoint.ts'
+import { checkNetwork, inheritedEndpoint, inheritedListener } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: cache --port N -D DIR [OPTIONS] [-- CRIU OPTIONS]
        cache -D DIR --let-run ID | --drop ID
@@ -28,12 +29,9 @@ ${byHandHelp}
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
       --timeout SEC    how long a restore may wait for its snapshot (default: 60)
       --max-memory SZ  most memory for images (default: 80 % of this machine's)
-      --insecure       allow plain TCP on another address than loopback
   -q, --quiet          only errors     -h, --help   this text     -V, --version
 
-${daemonHelp}
-
-${exitCodeHelp}
+${[daemonHelp, credentialHelp, exitCodeHelp].join('\n\n')}
 
 example, on the target host:
   cache --port 9997 -D /run/ferry &
@@ -48,8 +46,8 @@ const options = {
   restore: { type: 'boolean', default: false },
   criu: { type: 'string' },
   'max-memory': { type: 'string' },
-  insecure: { type: 'boolean', default: false },
   ...byHandOptions,
+  ...credentialOptions,
   ...daemonOptions,
 } as const
 
@@ -61,12 +59,14 @@ main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, res
   if (!values.restore) atMostOne({ 'a cache without --restore': true, 'criu options': rest.length > 0 })
   const [listener, number] = [listenFd(), listenPort(port, psSocket)]
   const where = listener === undefined ? { host: address, port: number } : inheritedListener(listener)
-  if (!insecure && where.port !== undefined) await refuseOpenNetwork(where.host)
+  const credentials = credentialsOf(values)
+  if (where.port !== undefined) await checkNetwork(where.host, credentials, insecure)
   const peer =
     psSocket === undefined ? undefined : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
   await cache({
     ...where,
     first: peer?.take(),
+    credentials,
     directory,
     id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
     timeoutMs: timeoutMs(timeout, 60_000),

@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import { credentialHelp, credentialOptions, credentialsOf } from '../lib/cli/credentials.ts'
 import { daemonHelp, daemonOptions } from '../lib/cli/daemon.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { inheritedFd } from '../lib/cli/inherited.ts'
@@ -8,7 +9,7 @@ import { snapshotId } from '../lib/format/names.ts'
 import { untils } from '../lib/format/wire.ts'
 import { notify } from '../lib/kernel/notify.ts'
 import { proxy } from '../lib/role/proxy.ts'
-import { type Endpoint, inheritedEndpoint, refuseOpenNetwork } from '../lib/stream/endpoint.ts'
+import { checkNetwork, type Endpoint, inheritedEndpoint } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: proxy --address HOST --port N -D DIR [OPTIONS]
 
@@ -26,13 +27,10 @@ here is forwarded to the image-cache at HOST. One snapshot per dump. With
       --until running  let it go when the target has restored it and holds it
       --timeout SEC    how long the cache may be out of reach, and may take to agree
                        (default: 60)
-      --insecure       allow plain TCP to another host
   -q, --quiet          only errors
   -h, --help           this text               -V, --version
 
-${daemonHelp}
-
-${exitCodeHelp}
+${[daemonHelp, credentialHelp, exitCodeHelp].join('\n\n')}
 
 example, on the source host:
   proxy --address 127.0.0.1 --port 9997 -D /run/ferry &
@@ -45,7 +43,7 @@ const options = {
   snapshot: { type: 'string' },
   timeout: { type: 'string' },
   until: { type: 'string', default: 'sealed' },
-  insecure: { type: 'boolean', default: false },
+  ...credentialOptions,
   ...daemonOptions,
 } as const
 
@@ -61,7 +59,8 @@ main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, rep
 
   async function onPort(): Promise<Endpoint> {
     const number = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)
-    if (!insecure) await refuseOpenNetwork(address)
-    return { kind: 'tcp', host: address, port: number }
+    const credentials = credentialsOf(values)
+    await checkNetwork(address, credentials, insecure)
+    return { kind: 'tcp', host: address, port: number, credentials }
   }
 })

@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import { credentialHelp, credentialOptions, credentialsOf } from '../lib/cli/credentials.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { main } from '../lib/cli/main.ts'
 import { atMostOne, maxMemory, required, timeoutMs } from '../lib/cli/values.ts'
@@ -7,7 +8,7 @@ import { byHandHelp, byHandOptions, saidByHand, tellByHand } from '../lib/role/b
 import { findCriu } from '../lib/role/criu.ts'
 import { HOLD_DIRECTORY, holdSocket } from '../lib/role/hold.ts'
 import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/role/restore.ts'
-import { connectEndpoint, parseEndpoint, refuseOpenNetwork, stdoutLink } from '../lib/stream/endpoint.ts'
+import { checkNetwork, connectEndpoint, parseEndpoint, stdoutLink } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: restore-from-socket [--from ENDPOINT] [OPTIONS] [-- CRIU OPTIONS]
        restore-from-socket [--from ENDPOINT] --listen -D DIR [OPTIONS]
@@ -30,11 +31,10 @@ ${byHandHelp}
       --timeout SEC    how long to wait for a connection and a snapshot (default: 60)
       --max-memory SZ  most memory for images (default: 80 % of this machine's)
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
-      --insecure       allow plain TCP from another host
   -v, --verbose        say what happens        -q, --quiet    only errors
   -h, --help           this text               -V, --version
 
-${exitCodeHelp}
+${[credentialHelp, exitCodeHelp].join('\n\n')}
 
 example, on the target host:
   restore-from-socket --from 127.0.0.1:9997 -- --tcp-established`
@@ -49,7 +49,7 @@ const options = {
   'max-memory': { type: 'string' },
   criu: { type: 'string' },
   ...byHandOptions,
-  insecure: { type: 'boolean', default: false },
+  ...credentialOptions,
 } as const
 
 main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, report, signal }) => {
@@ -70,8 +70,9 @@ main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, rep
   }
   const restores = listen !== true && toDir === undefined
   const program = restores ? findCriu(criu) : ''
-  const endpoint = parseEndpoint(from)
-  if (endpoint.kind === 'tcp' && !values.insecure) await refuseOpenNetwork(endpoint.host)
+  const credentials = credentialsOf(values)
+  const endpoint = parseEndpoint(from, credentials)
+  if (endpoint.kind === 'tcp') await checkNetwork(endpoint.host, credentials, values.insecure)
   const link = await connectEndpoint(endpoint, common.timeoutMs, signal)
   if (toDir !== undefined) return restoreToDirectory(toDir, link, common)
   if (listen === true) return restoreToListener(link, common)

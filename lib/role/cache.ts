@@ -12,6 +12,7 @@
 import { rmSync } from 'node:fs'
 import net from 'node:net'
 import { join, resolve } from 'node:path'
+import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
@@ -23,7 +24,7 @@ import type { Report } from '../progress.ts'
 import type { StoredImage } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
 import { openShelf, type Sealed, type Shelf } from '../store/shelf.ts'
-import { takeOver } from '../stream/endpoint.ts'
+import { openDoor, peerOf } from '../stream/endpoint.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
@@ -45,6 +46,8 @@ export interface CacheOptions {
   listener?: Fd | undefined
   /** A connection that we were given: it may be silent as long as it likes. */
   first?: Link | undefined
+  /** What a client must prove; plain TCP if undefined. */
+  credentials: Credentials | undefined
   directory: string
   /** The snapshot that `criu restore` gets; the newest sealed one if undefined. */
   id: SnapshotId | undefined
@@ -93,9 +96,12 @@ export async function cache(options: CacheOptions): Promise<never> {
     keepAliveInitialDelay: 10_000,
   })
   server.maxConnections = MOST_LINKS
+  const door = openDoor(options.credentials)
   server.on('connection', (socket) => {
-    const link = tryTakeOver(socket)
-    if (link !== undefined) admit(link, FIRST_FRAME_MS)
+    const what = peerOf(socket)
+    if (links.size >= MOST_LINKS) return void socket.destroy()
+    const refused = (fault: Fault): void => report({ event: 'failed', what, fault })
+    door(socket, what).then((link) => admit(link, FIRST_FRAME_MS), refused)
   })
   const admit = (link: Link, patienceMs?: number): void => {
     links.add(link)
@@ -136,16 +142,6 @@ export async function cache(options: CacheOptions): Promise<never> {
 
 async function acceptAll(listener: Fd, take: (socket: Fd) => void): Promise<never> {
   for (;;) take(await acceptUnix(listener))
-}
-
-/** Undefined, and the client is gone, when there are no descriptors left: the daemon and its snapshots stay. */
-function tryTakeOver(socket: net.Socket): Link | undefined {
-  try {
-    return takeOver(socket, `${socket.remoteAddress}:${socket.remotePort}`)
-  } catch {
-    socket.destroy()
-    return undefined
-  }
 }
 
 function listen(server: net.Server, { host, port, listener }: CacheOptions): Promise<number> {

@@ -256,6 +256,6 @@ async function reasonFor(error: unknown, broken: Promise<unknown>): Promise<unkn
     broken.catch((reason: unknown) => reason),
     setTimeout(ANSWER_MS, undefined, { ref: false }),
   ])
-  const refused = word instanceof Fault && word.code !== 'LINK'
+  const refused = word instanceof Fault && (word.code !== 'LINK' || word.hint !== undefined)
   return refused && error instanceof Fault && error.code === 'LINK' ? word : error
 }

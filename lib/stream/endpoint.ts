@@ -10,23 +10,34 @@ import { createReadStream, fstatSync } from 'node:fs'
 import net from 'node:net'
 import { setTimeout } from 'node:timers/promises'
 import { isatty } from 'node:tty'
+import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
 import { duplicate, type Fd, isPipe, ownNonBlocking } from '../kernel/fd.ts'
 import { inheritedSocket } from '../kernel/inherited.ts'
 import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
 import { duplexLink, readableLink, writableLink } from './node-link.ts'
+import { readSecrets } from './secrets.ts'
+import { secureClient, secureServer } from './secure.ts'
 
 export type Endpoint =
-  | { kind: 'tcp'; host: string; port: number }
+  /** Plain without `credentials`. */
+  | { kind: 'tcp'; host: string; port: number; credentials?: Credentials | undefined }
   | { kind: 'unix'; path: string }
   | { kind: 'fd'; fd: number }
   | { kind: 'stdio' }
   /** A socket that is connected already; `take` throws `LINK` the second time. */
   | { kind: 'inherited'; name: string; take: () => Link }
 
-/** Throws `USAGE`. */
-export function parseEndpoint(text: string): Endpoint {
+/** `credentials` are for a link over TCP; nothing else takes any. Throws `USAGE`. */
+export function parseEndpoint(text: string, credentials?: Credentials): Endpoint {
+  const endpoint = parsePlain(text)
+  if (credentials === undefined) return endpoint
+  if (endpoint.kind === 'tcp') return { ...endpoint, credentials }
+  throw new Fault('USAGE', `${text} is no TCP link: --tls and --key-file do nothing there`, { hint: 'HOST:PORT' })
+}
+
+function parsePlain(text: string): Endpoint {
   if (text === '-') return { kind: 'stdio' }
   const [, scheme = 'tcp', rest = ''] = /^(?:(tcp|unix|fd):)?(.*)$/.exec(text) ?? []
   if (scheme === 'unix' && rest !== '') return { kind: 'unix', path: rest }
@@ -50,8 +61,21 @@ export async function refuseOpenNetwork(host: string): Promise<void> {
   const local = found.filter(({ address }) => address === '::1' || (net.isIPv4(address) && address.startsWith('127.')))
   if (found.length > 0 && local.length === found.length) return
   throw new Fault('USAGE', `plain TCP to or from ${host} is neither secret nor authenticated`, {
-    hint: 'tunnel it: ssh -L 9997:127.0.0.1:9997 host; or, in a network that you trust: --insecure',
+    hint: 'use --tls or --key-file, or tunnel it: ssh -L 9997:127.0.0.1:9997 host',
   })
+}
+
+/**
+ * Whether links to or from `host` may be made. Throws `USAGE` for credentials that cannot be used, and what
+ * `refuseOpenNetwork` throws where there are none.
+ */
+export async function checkNetwork(
+  host: string,
+  credentials: Credentials | undefined,
+  insecure: boolean,
+): Promise<void> {
+  if (credentials !== undefined) readSecrets(credentials)
+  else if (!insecure) await refuseOpenNetwork(host)
 }
 
 export function formatEndpoint(endpoint: Endpoint): string {
@@ -75,7 +99,7 @@ const LEAST_CONNECT_MS = 1000
 
 /**
  * Connects, and tries again every 100 ms while the other end is not there yet. Throws `LINK` after `timeoutMs`, or
- * at once for what does not mend itself.
+ * at once for what does not mend itself, such as an end that cannot prove who it is.
  */
 export async function connectEndpoint(endpoint: Endpoint, timeoutMs: number, signal: AbortSignal): Promise<Link> {
   const peer = formatEndpoint(endpoint)
@@ -85,8 +109,11 @@ export async function connectEndpoint(endpoint: Endpoint, timeoutMs: number, sig
   const deadline = performance.now() + timeoutMs
   for (;;) {
     try {
-      return takeOver(await connectOnce(endpoint, deadline - performance.now(), signal), peer)
+      const socket = await connectOnce(endpoint, deadline - performance.now(), signal)
+      if (endpoint.kind === 'unix' || endpoint.credentials === undefined) return takeOver(socket, peer)
+      return await secureClient(socket, { host: endpoint.host, peer }, endpoint.credentials, signal)
     } catch (cause) {
+      if (cause instanceof Fault) throw cause
       const code = (cause as NodeJS.ErrnoException).code ?? ''
       const mayCome = ['ECONNREFUSED', 'ENOENT', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH', 'EAI_AGAIN'].includes(code)
       if (!mayCome || performance.now() + RETRY_MS > deadline) {
@@ -195,6 +222,27 @@ export function inheritedListener(fd: number): { host: string; port: number; lis
   const socket = inheritedSocket(fd, 'listening')
   if (socket.address !== undefined) return { ...socket.address, listener: socket.fd }
   throw new Fault('USAGE', `fd ${fd} does not listen on TCP`, { hint: 'as in ListenStream=127.0.0.1:9997' })
+}
+
+/** A client of a server, for messages. */
+export function peerOf(socket: net.Socket): string {
+  return `${socket.remoteAddress}:${socket.remotePort}`
+}
+
+/**
+ * Makes links of a server's clients; one that must prove who it is and does not is sent away. Throws `LINK`; `IO` when
+ * there are no descriptors left; `USAGE` for credentials that cannot be used any more.
+ */
+export function openDoor(credentials: Credentials | undefined): (socket: net.Socket, peer: string) => Promise<Link> {
+  if (credentials !== undefined) return secureServer(credentials)
+  return async (socket, peer) => {
+    try {
+      return takeOver(socket, peer)
+    } catch (error) {
+      socket.destroy()
+      throw error
+    }
+  }
 }
 
 function checkFd(fd: number): void {

@@ -33,7 +33,8 @@ export function frameReader(inlet: Inlet): FrameReader {
   async function next(most = Number.POSITIVE_INFINITY): Promise<Frame | undefined> {
     if (!started) {
       const preamble = Buffer.alloc(PREAMBLE_BYTES)
-      if (!(await inlet.fill(preamble))) return undefined
+      if (!(await inlet.fill(preamble).catch(unheard))) return undefined
+      refuseTls(preamble)
       checkPreamble(preamble)
       started = true
     }
@@ -56,11 +57,28 @@ export function frameReader(inlet: Inlet): FrameReader {
 
   async function expect(): Promise<Frame> {
     const frame = await next()
-    if (frame === undefined) throw truncated()
-    return frame
+    if (frame !== undefined) return frame
+    throw started ? truncated() : new Fault('TRUNCATED', NOTHING, { hint: NOTHING_HINT })
   }
 
   return { next, expect, inlet }
+}
+
+const NOTHING = 'the stream ended before the end of the snapshot: nothing came'
+const NOTHING_HINT = 'the sender failed; or it is a cache that wants --tls or --key-file here too'
+
+/** A link that breaks before its first word. */
+function unheard(error: unknown): never {
+  if (!(error instanceof Fault) || error.code !== 'LINK' || error.hint !== undefined) throw error
+  throw new Fault('LINK', error.message, { hint: NOTHING_HINT, cause: error })
+}
+
+/** Throws `LINK` for the start of a TLS handshake. */
+function refuseTls(start: Buffer): void {
+  if (start[0] !== 0x16 || start[1] !== 3) return
+  throw new Fault('LINK', 'the other end speaks TLS, and this one does not', {
+    hint: 'use --tls or --key-file at both ends or at none',
+  })
 }
 
 export function truncated(): Fault {

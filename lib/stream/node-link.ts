@@ -6,6 +6,7 @@ import type { Inlet, Link, Outlet } from './link.ts'
 function linkFault(cause: unknown): Fault {
   if (cause instanceof Fault) return cause
   const { syscall = 'link', code = 'closed' } = (cause ?? {}) as NodeJS.ErrnoException
+  if (code.startsWith('ERR_SSL_')) return new Fault('LINK', `TLS: the link was changed or cut (${code})`, { cause })
   const gone = ['EPIPE', 'ECONNRESET', 'closed'].includes(code)
   return new Fault(gone ? 'LINK' : 'IO', `${syscall}: ${gone ? `the other end went away (${code})` : code}`, { cause })
 }

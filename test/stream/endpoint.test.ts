@@ -1,3 +1,4 @@
+import { randomBytes } from 'node:crypto'
 import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
@@ -6,6 +7,7 @@ import * as assert from 'uvu/assert'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { acceptUnix, listenUnix } from '../../lib/kernel/unix.ts'
 import {
+  checkNetwork,
   connectEndpoint,
   type Endpoint,
   formatEndpoint,
@@ -83,6 +85,20 @@ test('plain TCP is for this host alone', async () => {
   for (const host of ['0.0.0.0', '::', '192.0.2.1', '128.0.0.1', '']) {
     await rejectsFault('USAGE', refuseOpenNetwork(host), host)
   }
+})
+
+test('credentials are for TCP, and open it', async ({ dir }) => {
+  const key = join(dir, 'key')
+  writeFileSync(key, randomBytes(32), { mode: 0o600 })
+  const credentials = { kind: 'key', key } as const
+  assert.equal(parseEndpoint('host:1', credentials), { kind: 'tcp', host: 'host', port: 1, credentials })
+  for (const text of ['-', 'fd:3', 'unix:/run/x.sock'])
+    throwsFault('USAGE', () => parseEndpoint(text, credentials), text)
+  await within(checkNetwork('192.0.2.1', credentials, false))
+  await within(checkNetwork('192.0.2.1', undefined, true))
+  await within(checkNetwork('127.0.0.1', undefined, false))
+  await rejectsFault('USAGE', checkNetwork('192.0.2.1', undefined, false))
+  await rejectsFault('USAGE', checkNetwork('127.0.0.1', { kind: 'key', key: join(dir, 'no') }, false))
 })
 
 /** Bytes both ways, the end of one direction, and then of the other. */

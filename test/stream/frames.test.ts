@@ -173,6 +173,28 @@ test('whoever has the outlet has it alone', async () => {
   to.destroy()
 })
 
+test('TLS where the wire should be is LINK, with the options to look at', async () => {
+  const hello = Buffer.concat([Buffer.from('160301020001000001fc0303', 'hex'), Buffer.alloc(64)])
+  const { message, hint } = await rejectsFault('LINK', frameReader(inletOf(hello)).next())
+  assert.is(message, 'the other end speaks TLS, and this one does not')
+  assert.is(hint, 'use --tls or --key-file at both ends or at none')
+  await rejectsFault('FORMAT', frameReader(inletOf(hello.fill(0x17, 0, 1))).next(), 'a record in the middle of TLS')
+})
+
+test('a link that ends or breaks before its first word names what may be missing', async () => {
+  const ended = await rejectsFault('TRUNCATED', frameReader(inletOf(Buffer.alloc(0))).expect())
+  assert.match(ended.hint ?? '', '--tls or --key-file')
+  const broken = async (code: 'LINK' | 'IO', hint?: string): Promise<never> => {
+    throw new Fault(code, 'broken', hint === undefined ? {} : { hint })
+  }
+  const reset = await rejectsFault('LINK', frameReader({ fill: () => broken('LINK') }).next())
+  assert.is(reset.message, 'broken')
+  assert.match(reset.hint ?? '', '--tls or --key-file')
+  const known = await rejectsFault('LINK', frameReader({ fill: () => broken('LINK', 'own') }).next())
+  assert.is(known.hint, 'own')
+  assert.is((await rejectsFault('IO', frameReader({ fill: () => broken('IO') }).next())).hint, undefined)
+})
+
 test('after a failed turn nothing is written any more, and everybody learns why', async () => {
   const { from, to } = pipeLinks()
   const writer = frameWriter(from.outlet)

@@ -1,0 +1,118 @@
+/** Certificates and keys from their files. What is wrong with a file is said with its name, never with its contents. */
+import { constants } from 'node:crypto'
+import { closeSync, constants as fs, fstatSync, openSync, readFileSync } from 'node:fs'
+import tls from 'node:tls'
+import type { Credentials } from '../credentials.ts'
+import { Fault } from '../fault.ts'
+
+/** Bytes of a shared key: as many as the digest of the TLS suite has, and as many as OpenSSL takes. */
+const LEAST_KEY = 32
+const MOST_KEY = 256
+/** Random bytes have many values, and so has their hexadecimal text; what a slip leaves in a file has few. */
+const LEAST_VALUES = 10
+
+/** The name under which both ends know the shared key; it is sent in the clear. */
+const IDENTITY = 'criu-ferry'
+
+/** What is the same in every link. */
+const common = {
+  minVersion: 'TLSv1.3',
+  maxVersion: 'TLSv1.3',
+  // No session is taken up again: who comes back shows its certificate, and is looked up among the revoked.
+  secureOptions: constants.SSL_OP_NO_TICKET,
+} as const
+
+/** Options for Node's tls: at the client and at the server. */
+export interface Secrets {
+  client: tls.ConnectionOptions
+  server: tls.TlsOptions
+}
+
+/** Reads and checks the files. Throws `USAGE` for one that cannot be used. */
+export function readSecrets(credentials: Credentials): Secrets {
+  return credentials.kind === 'tls' ? certificates(credentials) : sharedKey(credentials.key)
+}
+
+function certificates({ ca, cert, key, crl, anyName }: Extract<Credentials, { kind: 'tls' }>): Secrets {
+  const context: tls.SecureContextOptions = {
+    ...common,
+    ca: blocks(ca, 'CERTIFICATE'),
+    cert: blocks(cert, 'CERTIFICATE').join('\n'),
+    key: readPrivate(key),
+    // Node takes one list of a text that holds several.
+    ...(crl !== undefined && { crl: blocks(crl, 'X509 CRL') }),
+  }
+  try {
+    tls.createSecureContext(context)
+  } catch (cause) {
+    const code = (cause as NodeJS.ErrnoException).code ?? (cause as Error).message
+    throw new Fault('USAGE', `${cert} and ${key} cannot be used together (${code})`, {
+      hint: 'a certificate and its private key, both PEM, the key without a passphrase',
+      cause,
+    })
+  }
+  const check: tls.ConnectionOptions = anyName ? { checkServerIdentity: () => undefined } : {}
+  return {
+    client: { ...context, ...check, rejectUnauthorized: true },
+    server: { ...context, requestCert: true, rejectUnauthorized: true },
+  }
+}
+
+function sharedKey(path: string): Secrets {
+  const psk = readPrivate(path)
+  if (psk.length < LEAST_KEY || psk.length > MOST_KEY || new Set(psk).size < LEAST_VALUES) {
+    throw new Fault('USAGE', `${path} is no key: ${LEAST_KEY} to ${MOST_KEY} random bytes are wanted`, {
+      hint: `head -c 32 /dev/urandom > ${path}`,
+    })
+  }
+  // OpenSSL takes an outside key in TLS 1.3 only with SHA-256. No certificate counts: no CA, and no name is right.
+  const context = { ...common, ciphers: 'TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256', ca: [] }
+  return {
+    client: {
+      ...context,
+      rejectUnauthorized: true,
+      checkServerIdentity: () => new Error('a certificate instead of the key'),
+      pskCallback: () => ({ psk, identity: IDENTITY }),
+    },
+    server: {
+      ...context,
+      pskCallback: (_, identity) => (identity === IDENTITY ? psk : null),
+    },
+  }
+}
+
+/** A file that only its owner may read, who is root or us. Throws `USAGE`. */
+function readPrivate(path: string): Buffer {
+  const fd = reading(path, () => openSync(path, fs.O_RDONLY | fs.O_NONBLOCK))
+  try {
+    const stat = fstatSync(fd)
+    const { uid, mode } = stat
+    if (!stat.isFile()) throw new Fault('USAGE', `${path} is no file`, { hint: 'it is read more than once' })
+    if (uid !== 0 && uid !== process.geteuid?.()) {
+      throw new Fault('USAGE', `${path} belongs to another user (${uid})`, { hint: `copy it, or chown it to yourself` })
+    }
+    if ((mode & 0o077) !== 0) {
+      const open = (mode & 0o777).toString(8).padStart(4, '0')
+      throw new Fault('USAGE', `${path} can be used by others (mode ${open})`, { hint: `chmod 600 ${path}` })
+    }
+    return reading(path, () => readFileSync(fd))
+  } finally {
+    closeSync(fd)
+  }
+}
+
+/** The PEM blocks of one kind; at least one. Throws `USAGE`. */
+function blocks(path: string, kind: string): string[] {
+  const text = reading(path, () => readFileSync(path, 'latin1'))
+  const found = text.match(new RegExp(`-----BEGIN ${kind}-----[^-]*-----END ${kind}-----`, 'g'))
+  if (found !== null) return found
+  throw new Fault('USAGE', `${path} has no ${kind} in it`, { hint: `a PEM file, with -----BEGIN ${kind}-----` })
+}
+
+function reading<Result>(path: string, read: () => Result): Result {
+  try {
+    return read()
+  } catch (cause) {
+    throw new Fault('USAGE', `cannot read ${path} (${(cause as NodeJS.ErrnoException).code})`, { cause })
+  }
+}
