@@ -11,7 +11,7 @@ import type { Fate, Verdict } from '../format/wire.ts'
 import { frameReader, frameWriter } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
 import { unexpected } from '../stream/receive.ts'
-import { fateOf, type Tree } from './tree.ts'
+import { fateOf, type Member, type Tree } from './tree.ts'
 
 export interface Owed extends Pick<Tree, 'criu' | 'tasks'> {
   id: SnapshotId
@@ -63,12 +63,17 @@ export function readOwed(directory: string): Owed[] {
     .filter((name) => name.endsWith(SUFFIX))
     .flatMap((name) => {
       try {
-        const found = JSON.parse(readFileSync(join(directory, name), 'utf8')) as Owed
-        return [{ ...found, id: snapshotId(found.id) }]
+        const { id, boot, criu, tasks } = JSON.parse(readFileSync(join(directory, name), 'utf8')) as Owed
+        if (typeof boot !== 'string' || ![criu, ...tasks].every(isMember)) return []
+        return [{ id: snapshotId(id), boot, criu, tasks }]
       } catch {
         return []
       }
     })
+}
+
+function isMember({ pid, start }: Member): boolean {
+  return Number.isSafeInteger(pid) && Number.isSafeInteger(start)
 }
 
 /** The verdict that what happened to the tasks asks for; undefined while their criu still works. */

@@ -1,0 +1,77 @@
+import { spawn } from 'node:child_process'
+import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { snapshotId } from '../../lib/format/names.ts'
+import { startTime } from '../../lib/kernel/process.ts'
+import { deliver, readOwed, settleOwed, verdictFor, writeOwed } from '../../lib/role/owed.ts'
+import { rejectsFault, throwsFault } from '../expect.ts'
+import { eventually, temporary } from '../support/run.ts'
+
+const test = suite('owed')
+const id = snapshotId('web-1')
+
+async function sleeper() {
+  const child = spawn('sleep', ['1000'])
+  const pid = child.pid as number
+  const start = await eventually(() => startTime(pid), 'a start time')
+  return { member: { pid, start }, end: () => new Promise((resolve) => child.once('exit', resolve).kill('SIGKILL')) }
+}
+
+test('the tasks decide: alive they are kept, dead they are gone, and while criu works nothing is known', async () => {
+  const { path, remove } = temporary()
+  const [criu, task] = [await sleeper(), await sleeper()]
+  writeOwed(path, id, { criu: criu.member, tasks: [task.member] })
+  const [owed] = readOwed(path)
+  assert.ok(owed !== undefined)
+  assert.is(verdictFor(owed), undefined)
+  await criu.end()
+  assert.is(verdictFor(owed), 'drop')
+  assert.is(verdictFor({ ...owed, boot: 'another' }), 'go', 'a reboot ends all')
+  assert.is(verdictFor({ ...owed, tasks: [{ ...task.member, start: 1 }] }), 'go', 'the number is another one now')
+  await task.end()
+  assert.is(verdictFor(owed), 'go')
+  remove()
+})
+
+test('what is owed lies there in one piece, for its owner only, until it is settled', async () => {
+  const { path, remove } = temporary()
+  const criu = { pid: process.pid, start: 1 }
+  writeOwed(path, id, { criu, tasks: [] })
+  writeOwed(path, snapshotId('web-2'), { criu, tasks: [] })
+  assert.equal(readdirSync(path).sort(), ['web-1.owed', 'web-2.owed'])
+  assert.is(statSync(join(path, 'web-1.owed')).mode & 0o777, 0o600)
+  writeFileSync(join(path, 'torn.owed'), readFileSync(join(path, 'web-1.owed')).subarray(0, 20))
+  writeFileSync(join(path, 'evil.owed'), '{"id":"../x","criu":{},"tasks":[],"boot":""}')
+  writeFileSync(join(path, 'odd.owed'), '{"id":"x","tasks":5}')
+  assert.equal(
+    readOwed(path)
+      .map((owed) => owed.id)
+      .sort(),
+    ['web-1', 'web-2'],
+  )
+  settleOwed(path, id)
+  settleOwed(path, id)
+  assert.not(readdirSync(path).includes('web-1.owed'))
+  throwsFault('IO', () => writeOwed(join(path, 'nowhere'), id, { criu, tasks: [] }))
+  remove()
+})
+
+test('a delivery tries again until it is told to stop', async () => {
+  const { path, remove } = temporary()
+  const owed = writeOwed(path, id, { criu: { pid: process.pid, start: 1 }, tasks: [] })
+  let tries = 0
+  const stop = new AbortController()
+  const connect = async (): Promise<never> => {
+    if (++tries === 3) stop.abort(Object.assign(new Error('enough'), { name: 'TimeoutError' }))
+    const { Fault } = await import('../../lib/fault.ts')
+    throw new Fault('LINK', 'nobody there')
+  }
+  const reason = await deliver(owed, connect, stop.signal).catch((error: Error) => error)
+  assert.is((reason as Error).message, 'enough')
+  assert.is(tries, 3)
+  remove()
+})
+
+test.run()
