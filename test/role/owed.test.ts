@@ -6,7 +6,7 @@ import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
 import { startTime } from '../../lib/kernel/process.ts'
 import { deliver, readOwed, settleOwed, verdictFor, writeOwed } from '../../lib/role/owed.ts'
-import { rejectsFault, throwsFault } from '../expect.ts'
+import { throwsFault } from '../expect.ts'
 import { eventually, temporary } from '../support/run.ts'
 
 const test = suite('owed')

@@ -163,7 +163,7 @@ test('with a key: another key, no key and a certificate are refused', () =>
 test('with a key: a refusal arrives with its reason, and a cache that dies fails the dump', async () => {
   const full = [...key, '--max-memory', '6M']
   await withCache(full, (_, port) =>
-    proxyRefused(port, key, /failed: the cache refused: the memory for images is full/),
+    proxyRefused(port, key, /failed: the target refused: the memory for images is full/),
   )
   const { cache, port } = await startCache(inFolder('dies'), key)
   const source = inFolder(`source-${++count}`)
@@ -173,7 +173,7 @@ test('with a key: a refusal arrives with its reason, and a cache that dies fails
   // More than the pipe and the proxy hold: the link is there.
   await writeAll(pipe, pattern(10_000_000))
   await cache.stop('SIGKILL')
-  await within(proxy.says(/failed: (the cache closed the link|.*went away)/))
+  await within(proxy.says(/failed: (the target closed the link|.*went away)/))
   assert.instance(await writeAll(pipe, pattern(10_000_000)).catch((reason: Error) => reason), Error)
   closeFd(pipe)
   criu.close()
