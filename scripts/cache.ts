@@ -18,13 +18,13 @@ const usage = `usage: cache --port N -D DIR [OPTIONS] [-- CRIU OPTIONS]
 The image-cache, a daemon on the target host: takes snapshots from proxies, keeps
 them in memory, and hands them to criu restore --stream -D DIR and to
 restore-from-socket. A restore that comes before its snapshot waits for it.
-A criu restore with --action-script DIR/post-restore is held until the source
-has let its process go.
+With --action-script DIR/post-restore criu restore takes part in a hand-over.
 
 ${listenHelp}
   -D, --dir DIR        directory for streamer-serve.sock; made if it is missing
       --snapshot ID    the snapshot that criu restore gets (default: the newest sealed)
       --restore        restore every process that is handed over, as soon as it is here
+      --release-early  give its memory back meanwhile: less memory, but only one try
 ${byHandHelp}
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
       --timeout SEC    how long a restore may wait for its snapshot (default: 60)
@@ -44,6 +44,7 @@ const options = {
   snapshot: { type: 'string' },
   timeout: { type: 'string' },
   restore: { type: 'boolean', default: false },
+  'release-early': { type: 'boolean', default: false },
   criu: { type: 'string' },
   'max-memory': { type: 'string' },
   ...byHandOptions,
@@ -61,16 +62,16 @@ main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, res
   const where = listener === undefined ? { host: address, port: number } : inheritedListener(listener)
   const credentials = credentialsOf(values)
   if (where.port !== undefined) await checkNetwork(where.host, credentials, insecure)
-  const peer =
-    psSocket === undefined ? undefined : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
+  const peer = psSocket && (await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure))
   await cache({
     ...where,
-    first: peer?.take(),
+    first: peer ? peer.take() : undefined,
     credentials,
     directory,
     id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
     timeoutMs: timeoutMs(timeout, 60_000),
     maxMemory: maxMemory(values['max-memory']),
+    releaseEarly: values['release-early'],
     restore: values.restore ? { criu: findCriu(values.criu), options: rest } : undefined,
     report,
     signal,

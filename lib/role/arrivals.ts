@@ -37,6 +37,8 @@ export interface Arrivals {
   /** Takes over what a cache before us, which was killed, holds in the work directory: without images, but alive. */
   adopt(): void
   get(id: SnapshotId): Arrival | undefined
+  /** Throws `EXISTS` for a snapshot that has become a process here. */
+  refuseIfRunning(id: SnapshotId | undefined): void
   /** Starts criu on it, where the cache is to restore. */
   restore(id: SnapshotId): void
   /**
@@ -56,6 +58,7 @@ export interface Arrivals {
 interface ArrivalsOptions {
   directory: string
   restore: { criu: string; options: readonly string[] } | undefined
+  releaseEarly: boolean
   report: Report
   signal: AbortSignal
 }
@@ -68,7 +71,10 @@ export function byHand(directory: string, id: SnapshotId): string {
 /** Fates that are remembered, for a verdict that comes twice. */
 const MOST_REMEMBERED = 1000
 
-export function openArrivals(shelf: Shelf, { directory, restore, report, signal }: ArrivalsOptions): Arrivals {
+export function openArrivals(
+  shelf: Shelf,
+  { directory, restore, releaseEarly, report, signal }: ArrivalsOptions,
+): Arrivals {
   const arrivals = new Map<SnapshotId, Arrival>()
   if (restore !== undefined) checkCriuOptions(restore.options)
 
@@ -95,6 +101,12 @@ export function openArrivals(shelf: Shelf, { directory, restore, report, signal 
     return arrival
   }
 
+  /** What was released is gone: such a snapshot is not offered a second time. */
+  function failed(arrival: Arrival, reason: Fault): void {
+    if (releaseEarly) shelf.remove(arrival.id)
+    arrival.restoreFailed(reason)
+  }
+
   async function lookAfter({ pid, gate, label }: Orphan, path: string): Promise<void> {
     const criu = openProcess(pid)
     const ended = criu?.ended ?? Promise.resolve()
@@ -116,14 +128,15 @@ export function openArrivals(shelf: Shelf, { directory, restore, report, signal 
     const secret = privateDirectory(directory)
     const work = openWorkDir(secret.path, SERVE_SOCKET)
     try {
-      const { images } = await shelf.find(id, 0, undefined, true)
-      const restoring = startRestoring(criu, options, images, work, { hold: id, signal })
+      const { images, release } = await shelf.find(id, 0, undefined, true)
+      const early = releaseEarly && { onTaken: release }
+      const restoring = startRestoring(criu, options, images, work, { hold: id, signal, ...early })
       void restoring.held.then(() => arrival.restored(restoring))
       await restoring.done
       report({ event: 'restored', ms: performance.now() - begun })
     } catch (error) {
       if (!(error instanceof Fault)) throw error
-      arrival.restoreFailed(error)
+      failed(arrival, error)
       if (arrival.state !== 'dropped') report({ event: 'failed', what: `the restore of ${id}`, fault: error })
     } finally {
       work.remove()
@@ -142,6 +155,12 @@ export function openArrivals(shelf: Shelf, { directory, restore, report, signal 
       }
     },
     get: (id) => arrivals.get(id),
+    refuseIfRunning(id) {
+      if (id === undefined || arrivals.get(id)?.state !== 'running') return
+      throw new Fault('EXISTS', `snapshot ${id} was handed over, and runs`, {
+        hint: 'one snapshot becomes one process',
+      })
+    },
     restore(id) {
       if (restore !== undefined) void start(get(id), restore.criu, restore.options)
     },
@@ -152,15 +171,16 @@ export function openArrivals(shelf: Shelf, { directory, restore, report, signal 
         return { finish: async () => void (gate && (await criu?.ended)) }
       }
       arrival.restore()
-      const failed = (): void => arrival.restoreFailed(new Fault('CRIU', `the criu that restored ${id} failed`))
-      if (gate === undefined) return { finish: async () => failed() }
+      const over = (): void => failed(arrival, new Fault('CRIU', `the criu that restored ${id} failed`))
+      // Whether it runs cannot be seen: the images stay.
+      if (gate === undefined) return { finish: async () => arrival.restoreFailed(new Fault('CRIU', 'not held')) }
       const ended = criu?.ended ?? Promise.resolve()
       const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
       gate.label(id)
       gate.held.then(() => arrival.restored({ open: gate.open, shut: gate.shut, runs })).catch(() => {})
       return {
         async finish() {
-          if (!(await runs)) failed()
+          if (!(await runs)) over()
         },
       }
     },

@@ -57,6 +57,8 @@ export interface CacheOptions {
   timeoutMs: number
   /** Restore every snapshot that comes with a hand-over as soon as it is here. */
   restore: { criu: string; options: readonly string[] } | undefined
+  /** Give the memory of a snapshot back while a restore that can be held takes it: for one try. */
+  releaseEarly: boolean
   report: Report
   signal: AbortSignal
   onStatus?: (listener: () => void) => void
@@ -273,6 +275,7 @@ async function give(
   { reader, writer, holds }: Talk & { holds: boolean },
   { shelf, arrivals, options: { report, signal } }: House,
 ): Promise<void> {
+  arrivals.refuseIfRunning(id)
   const first = reader.next()
   first.catch(() => {})
   const left = new AbortController()
@@ -307,15 +310,25 @@ async function serveCriu(socket: Fd, script: string, { shelf, arrivals, options 
   let lead: Lead | undefined
   let begun = performance.now()
   try {
-    const served = await serve(socket, async () => {
-      if (found !== undefined) return found.images
-      if (!shelf.has(id)) report({ event: 'waiting', what: id ?? 'the newest snapshot' })
-      const next = await shelf.find(id, timeoutMs, undefined, gate !== undefined)
-      lead = arrivals.lead(next.id, gate, criu)
-      found = next
-      begun = performance.now()
-      return found.images
-    })
+    const served = await serve(
+      socket,
+      async () => {
+        if (found !== undefined) return found.images
+        arrivals.refuseIfRunning(id)
+        if (!shelf.has(id)) report({ event: 'waiting', what: id ?? 'the newest snapshot' })
+        const next = await shelf.find(id, timeoutMs, undefined, gate !== undefined)
+        lead = arrivals.lead(next.id, gate, criu)
+        found = next
+        begun = performance.now()
+        return found.images
+      },
+      {
+        onTaken: (piece) => {
+          if (options.releaseEarly && gate !== undefined && arrivals.get(found?.id as SnapshotId) !== undefined)
+            found?.release(piece)
+        },
+      },
+    )
     const ms = performance.now() - begun
     if (found !== undefined) {
       report({ event: 'served', id: found.id, images: served.images.length, bytes: served.bytes, ms })

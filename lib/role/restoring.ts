@@ -8,7 +8,7 @@ import { Fault } from '../fault.ts'
 import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
 import { descendants, openProcess, type Process } from '../kernel/process.ts'
 import { acceptSpeaker, peerPid } from '../kernel/unix.ts'
-import type { StoredImage } from '../store/memory.ts'
+import type { Piece, StoredImage } from '../store/memory.ts'
 import type { Held } from './arrival.ts'
 import { startCriu } from './criu.ts'
 import { closedGate, type Gate, writeScript } from './gate.ts'
@@ -36,7 +36,7 @@ export function startRestoring(
   criuOptions: readonly string[],
   images: ReadonlyMap<ImageName, StoredImage>,
   work: WorkDir,
-  { hold, signal }: { hold: SnapshotId | undefined; signal: AbortSignal },
+  { hold, signal, onTaken }: { hold: SnapshotId | undefined; signal: AbortSignal; onTaken?: (piece: Piece) => void },
 ): Restoring {
   const script = hold !== undefined ? ['--action-script', writeScript(work.path, 'post-restore')] : []
   const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...script, ...criuOptions])
@@ -72,7 +72,7 @@ export function startRestoring(
       noteTasks()
       return images
     }
-    return serve(socket, taken, signal)
+    return serve(socket, taken, { signal, ...(onTaken && { onTaken }) })
   })()
   serving.catch(() => {})
   const finish = async (): Promise<void> => {

@@ -14,7 +14,7 @@ import { encodeReply } from '../format/streamer.ts'
 import { enlargePipe, type Fd, setNonBlocking } from '../kernel/fd.ts'
 import { closeFd, interrupt } from '../kernel/readiness.ts'
 import { vmspliceAll, writeAll } from '../kernel/transfer.ts'
-import type { StoredImage } from '../store/memory.ts'
+import type { Piece, StoredImage } from '../store/memory.ts'
 import { spliceAllowed } from '../stream/link.ts'
 import { readPipe, readRequest } from './capture.ts'
 
@@ -32,13 +32,14 @@ export interface Served {
 
 /**
  * Answers the CRIU at the other end of `socket` from the snapshot that `choose` gives; the first request waits for it.
+ * `onTaken` is told of every piece that is in CRIU's pipe: the pipe holds its pages, our mapping of them may go.
  * Returns when CRIU closes the socket; throws `CRIU_PROTOCOL`, or what `choose` threw, or the signal's reason. The socket is
  * closed at the end.
  */
 export async function serve(
   socket: Fd,
   choose: () => Promise<ReadonlyMap<ImageName, StoredImage>>,
-  signal?: AbortSignal,
+  { signal, onTaken = () => {} }: { signal?: AbortSignal; onTaken?: (piece: Piece) => void } = {},
 ): Promise<Served> {
   const served: Served = { images: [], bytes: 0 }
   const running = new Set<Promise<void>>()
@@ -54,7 +55,7 @@ export async function serve(
       await writeAll(socket, encodeReply(image !== undefined))
       if (image === undefined) continue
       const pipe = await readPipe(socket)
-      const task = fillPipe(pipe, image, served)
+      const task = fillPipe(pipe, image, served, onTaken)
         .catch((error: unknown) => {
           failure ??= error
         })
@@ -71,14 +72,16 @@ export async function serve(
   }
 }
 
-async function fillPipe(pipe: Fd, image: StoredImage, served: Served): Promise<void> {
+async function fillPipe(pipe: Fd, image: StoredImage, served: Served, onTaken: (piece: Piece) => void): Promise<void> {
   try {
     setNonBlocking(pipe)
     enlargePipe(pipe)
-    for (const { address, window } of image.pieces) {
+    for (const piece of image.pieces) {
+      const { address, window } = piece
       if (spliceAllowed && window.length >= LEAST_LENT) await vmspliceAll(address, window.length, pipe)
       else await writeAll(pipe, window)
       served.bytes += window.length
+      onTaken(piece)
     }
     served.images.push(image.name)
   } catch (error) {

@@ -23,6 +23,8 @@ export interface MemorySnapshot extends ImageSink {
   readonly images: ReadonlyMap<ImageName, StoredImage>
   /** Bytes of memory held, unused ends included. */
   readonly held: number
+  /** Gives back what only this piece of a complete image holds; it cannot be read again. */
+  release(piece: Piece): void
   /** Gives all memory back. Nothing may read the pieces any more. */
   drop(): void
 }
@@ -33,12 +35,19 @@ const LARGEST_SHARED = 64 * 2 ** 10
 
 export function memorySnapshot(pool: Pool): MemorySnapshot {
   const images = new Map<ImageName, StoredImage>()
-  const extents: Extent[] = []
+  const extents = new Map<bigint, Extent>()
+  /** Extents of which a single image has it all. */
+  const owned = new Set<bigint>()
   let shared: Piece | undefined
 
   function extent(): Extent {
     const taken = pool.take()
-    extents.push(taken)
+    extents.set(taken.address, taken)
+    return taken
+  }
+
+  function own(taken: Extent): Extent {
+    owned.add(taken.address)
     return taken
   }
 
@@ -64,7 +73,7 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
         if (space !== undefined && filled === space.window.length) close()
         if (space === undefined) {
           while (next < wanted && next <= LARGEST_SHARED) next *= 4
-          space = next > LARGEST_SHARED ? extent() : carve(next)
+          space = next > LARGEST_SHARED ? own(extent()) : carve(next)
           next *= 4
         }
         return space.window.subarray(filled)
@@ -83,11 +92,19 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
     images,
     open,
     get held() {
-      return extents.length * EXTENT
+      return extents.size * EXTENT
+    },
+    release({ address }) {
+      const taken = owned.delete(address) ? extents.get(address) : undefined
+      if (taken === undefined) return
+      extents.delete(address)
+      pool.give(taken)
     },
     drop() {
       images.clear()
-      for (const taken of extents.splice(0)) pool.give(taken)
+      for (const taken of extents.values()) pool.give(taken)
+      extents.clear()
+      owned.clear()
       shared = undefined
     },
   }

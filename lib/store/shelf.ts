@@ -6,12 +6,14 @@
  */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
-import { type MemorySnapshot, memorySnapshot, type StoredImage } from './memory.ts'
+import { type MemorySnapshot, memorySnapshot, type Piece, type StoredImage } from './memory.ts'
 import type { Pool } from './pool.ts'
 
 export interface Sealed {
   readonly id: SnapshotId
   readonly images: ReadonlyMap<ImageName, StoredImage>
+  /** Gives back the memory of a piece that was read; then the snapshot is good for nothing else. */
+  release(piece: Piece): void
   /** Its source has not said yet what becomes of the tasks: only who can hold a restored copy may have it. */
   readonly undecided: boolean
 }
@@ -91,7 +93,7 @@ export function openShelf(pool: Pool): Shelf {
       return {
         sink,
         seal(undecided = false) {
-          sealed.set(id, { id, images: sink.images, undecided, sink, notBefore: 0 })
+          sealed.set(id, { id, images: sink.images, release: sink.release, undecided, sink, notBefore: 0 })
           arriving.delete(id)
           wake()
         },

@@ -1,10 +1,11 @@
 /** The hand-over with the real CRIU: one live copy, or a stopped one that is named, whatever breaks. */
-import { readdirSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { real } from '../support/criu.ts'
 import { patternLoad } from '../support/loads.ts'
+import { relay } from '../support/relay.ts'
 import { run, shell } from '../support/run.ts'
 import { command, copyOf, type Stage, staged } from '../support/stage.ts'
 
@@ -138,7 +139,7 @@ function handOvers(criu: string): void {
         ['/nonexistent/ssh', 3, /the target closed the link|went away/],
         ['true', 3, /the target closed the link|went away/],
         ['echo hello', 4, /not a criu-ferry stream|ended/],
-        ['sleep 100', 6, /the target took nothing for 2 s/],
+        ['sleep 15', 6, /the target took nothing for 2 s/],
       ] as const) {
         const args = ['-t', String(stage.load.pid), '-D', stage.source, '--timeout', '2', '--via', via]
         const ran = await run('dump-to-stdout', args)
@@ -166,6 +167,29 @@ function handOvers(criu: string): void {
       await stage.arrived()
     }),
   )
+
+  for (const early of [true, false]) {
+    test(
+      `a held copy ${early ? 'and --release-early: the memory of its images is back' : 'keeps its images'}`,
+      play(async (stage) => {
+        const pidfile = join(stage.folder, 'cache.pid')
+        const more = early ? ['--release-early'] : []
+        const { cache, port } = await stage.cache('--restore', '--pidfile', pidfile, ...more)
+        const between = await relay(port, { at: 'ready', from: 'target', what: 'stall' })
+        const proxy = await stage.proxy(between.port, '--until', 'running')
+        const dumping = stage.dump().ended
+        await between.happened
+        process.kill(stage.host.outerPid(Number(readFileSync(pidfile, 'utf8'))), 'SIGUSR1')
+        const [, left = ''] = await cache.says(/snapshots: 1, memory: ([0-9.]+) MiB of/)
+        assert.is(Number(left) < 8, early, `${left} MiB of 29`)
+        between.mend()
+        assert.is((await dumping).code, 0, proxy.stderr())
+        await proxy.says(/it runs on the target/)
+        between.close()
+        await stage.arrived()
+      }),
+    )
+  }
 
   test(
     'criu dump -R: a copy, which nobody gets who did not ask after it',

@@ -136,19 +136,37 @@ function recipes(criu: string): void {
       await both.stop()
     }))
 
-  test('restore-from-socket takes a snapshot from the cache, again and again', () =>
-    staged(async ({ load }) => {
+  test('restore-from-socket takes a copy from the cache, again and again', () =>
+    staged(async ({ load, folder }) => {
       const both = await daemons()
-      const dumped = await run(criu, ['dump', '--stream', '-t', String(load.pid), '-D', both.source])
+      const dumped = await run(criu, ['dump', '--stream', '-R', '-t', String(load.pid), '-D', both.source])
       assert.is(dumped.code, 0, dumped.stderr)
+      await both.proxy.says(/the source runs on as it was asked to/)
+      load.kill()
       await load.gone
       for (let time = 0; time < 2; time++) {
-        const ran = await run('restore-from-socket', ['--from', `127.0.0.1:${both.port}`])
+        const ran = await run('restore-from-socket', ['--from', `127.0.0.1:${both.port}`, '-D', join(folder, 'held')])
         assert.is(ran.code, 0, ran.stderr)
         await load.whole()
         load.kill()
         await free(load.pid)
       }
+      await both.stop()
+    }))
+
+  test('restore-from-socket takes what was handed over once, and is told so the second time', () =>
+    staged(async ({ load, folder }) => {
+      const both = await daemons({ proxy: ['--snapshot', 'once'] })
+      const dumped = await run(criu, ['dump', '--stream', '-t', String(load.pid), '-D', both.source])
+      assert.is(dumped.code, 0, dumped.stderr)
+      await load.gone
+      const from = ['--from', `127.0.0.1:${both.port}`, '--snapshot', 'once', '-D', join(folder, 'held')]
+      const first = await run('restore-from-socket', from)
+      assert.is(first.code, 0, first.stderr)
+      await load.verify()
+      const second = await run('restore-from-socket', from)
+      assert.is(second.code, 1, second.stderr)
+      assert.match(second.stderr, /refused: snapshot once was handed over, and runs/)
       await both.stop()
     }))
 
@@ -254,13 +272,15 @@ function recipes(criu: string): void {
       const slow = join(folder, 'slow')
       writeFileSync(
         slow,
-        `#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ] || { touch ${folder}/at; sleep 1; }\n`,
+        `#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ] || { touch ${folder}/at; sleep 3; }\n`,
         {
           mode: 0o755,
         },
       )
       const dumping = start('dump-to-stdout', ['-t', String(load.pid), '--', '--action-script', slow], { cwd: folder })
       await eventually(() => existsSync(join(folder, 'at')) || undefined, 'post-dump')
+      // By now stdout has everything.
+      await new Promise((resolve) => setTimeout(resolve, 1000))
       const dumped = await dumping.stop()
       assert.is(dumped.code, 0, dumped.stderr)
       const [enter = '', ...options] = host.enter

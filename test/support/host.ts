@@ -4,7 +4,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { eventually } from './run.ts'
 
 export interface Host {
@@ -27,13 +27,15 @@ export async function startHost(): Promise<Host> {
   const children = `/proc/${unshare.pid}/task/${unshare.pid}/children`
   const init = await eventually(() => Number(readFileSync(children, 'utf8').trim()) || undefined, 'a namespace')
   await eventually(() => readFileSync(`/proc/${init}/comm`, 'utf8') === 'perl\n' || undefined, 'its first process')
+  // Other hosts have the same numbers.
+  const namespace = readlinkSync(`/proc/${init}/ns/pid`)
   return {
     // nsenter forks: without setpriv its child would outlive it and keep our pipes open.
     enter: ['nsenter', '-t', String(init), '-p', '-m', 'setpriv', '--pdeathsig', 'TERM'],
     outerPid(pid) {
       for (const entry of readdirSync('/proc')) {
         const ours = Number(entry)
-        if (Number.isInteger(ours) && innerPid(ours) === pid) return ours
+        if (Number.isInteger(ours) && innerPid(ours, namespace) === pid) return ours
       }
       throw new Error(`no process ${pid} in the namespace`)
     },
@@ -44,9 +46,10 @@ export async function startHost(): Promise<Host> {
   }
 }
 
-/** The process's number in its own namespace, if it has one below ours. */
-function innerPid(pid: number): number | undefined {
+/** The process's number in that namespace, if it is in it. */
+function innerPid(pid: number, namespace: string): number | undefined {
   try {
+    if (readlinkSync(`/proc/${pid}/ns/pid`) !== namespace) return undefined
     const [, outer, inner] = /^NSpid:\s+(\d+)\s+(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8')) ?? []
     return Number(outer) === pid ? Number(inner) : undefined
   } catch {

@@ -34,6 +34,7 @@ export async function relay(port: string, trouble?: Trouble): Promise<Relay> {
   let connections = 0
   let over = false
   const stalled = new Set<net.Socket>()
+  const kept: (() => void)[] = []
   const server = net.createServer((near) => {
     const first = connections++ === 0
     if (!first && over && trouble?.later === 'refuse') return void near.destroy()
@@ -62,10 +63,14 @@ export async function relay(port: string, trouble?: Trouble): Promise<Relay> {
         over = true
         if (trouble?.what === 'flip') other.write(chunk)
         else if (hit > 0) other.write(chunk.subarray(0, hit))
-        if (trouble?.what === 'stall') stall()
-        // What was written must get through before the cut.
-        else if (trouble?.what !== 'flip') setTimeout(cut, 100)
-        if (trouble?.what !== 'flip') socket.removeAllListeners('data').pause()
+        if (trouble?.what === 'stall') {
+          kept.push(() => other.write(chunk.subarray(hit)))
+          stall()
+        } else if (trouble?.what !== 'flip') {
+          // What was written must get through before the cut.
+          setTimeout(cut, 100)
+          socket.removeAllListeners('data').pause()
+        }
         tell()
       })
     }
@@ -77,6 +82,7 @@ export async function relay(port: string, trouble?: Trouble): Promise<Relay> {
     happened,
     mend() {
       over = false
+      for (const write of kept.splice(0)) write()
       for (const socket of stalled) socket.resume()
     },
     close() {
