@@ -304,7 +304,9 @@ async function give(
 async function serveCriu(socket: Fd, script: string, { shelf, arrivals, options }: House): Promise<void> {
   const { id, timeoutMs, report, directory } = options
   const pid = peerPid(socket)
-  const gate = commandLine(pid).some((word) => resolve(word) === script) ? closedGate(directory, pid) : undefined
+  const gate = commandLine(pid).some((word) => resolve(word) === script)
+    ? closedGate(directory, pid, 'post-restore')
+    : undefined
   const criu = openProcess(pid)
   let found: Sealed | undefined
   let lead: Lead | undefined

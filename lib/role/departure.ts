@@ -61,7 +61,7 @@ export interface Failed {
 export async function depart(socket: Fd, options: Departure): Promise<Departed | Failed> {
   const { id, until, gates, directory, signal } = options
   const pid = peerPid(socket)
-  const gate = closedGate(gates, pid)
+  const gate = closedGate(gates, pid, 'post-dump')
   let atGate = false
   gate.held.then(
     () => {

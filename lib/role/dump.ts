@@ -67,7 +67,7 @@ export async function dumpTree(
   options: DumpOptions,
 ): Promise<void> {
   await withCriu(criu, pid, criuOptions, options, async ({ socket, run, gates }) => {
-    const gate = closedGate(gates, peerPid(socket))
+    const gate = closedGate(gates, peerPid(socket), 'post-dump')
     const onDrained = async (endBytes: number): Promise<void> => {
       await link.outlet.settle(endBytes)
       gate.open()

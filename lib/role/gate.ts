@@ -6,8 +6,8 @@
  * with 4.1.1 to 4.3). Our scripts find us by the number of their criu, which is that of the process at the other end of its
  * socket, tell us by a FIFO that they are there, wait for a lock that we hold, and then look for a file that we made:
  *
- *     open()            rename PID.lock to PID.go, drop the lock     exit 0: the dumped tasks die, the restored ones run
- *     shut()            rename PID.lock to PID.drop, drop the lock   exit 1: the dumped tasks run on, the restored ones go
+ *     open()            rename the lock to go,   drop the lock     exit 0: the dumped tasks die, the restored ones run
+ *     shut()            rename the lock to drop, drop the lock   exit 1: the dumped tasks run on, the restored ones go
  *     we were killed    the kernel drops the lock                    post-dump: exit 1; post-restore: waits on for one of
  *                                                                    the names, for the copy may be the only one
  *
@@ -55,17 +55,17 @@ export function writeScript(directory: string, moment: Moment): string {
 const gates = new Set<string>()
 
 /**
- * A closed gate in `directory` for the criu with the number `pid`. A second one for the same number, which a client that we
+ * A closed gate in `directory` at this moment of the criu with the number `pid`. A second one for the same number, which a client that we
  * cannot tell from another has (number 0, from a pid namespace that is hidden from us), is never held. Throws `IO`.
  */
-export function closedGate(directory: string, pid: number): Gate {
-  const { lock: path, held } = names(directory, pid)
+export function closedGate(directory: string, pid: number, moment: Moment): Gate {
+  const { lock: path, held } = names(directory, pid, moment)
   if (gates.has(held)) return noGate()
-  clean(directory, pid)
+  clean(directory, pid, moment)
   const lock = made(() => openSync(path, 'wx', 0o600))
   check(flock(asFd(lock), LOCK_EX), 'flock')
   check(mkfifo(held, 0o600), 'mkfifo')
-  return gateAt(directory, pid, lock)
+  return gateAt(directory, pid, moment, lock)
 }
 
 /** A gate whose holder was killed, at which its criu still waits. */
@@ -76,35 +76,36 @@ export interface Orphan {
   label: string
 }
 
-/** The gates in `directory` at which somebody else's criu waits; those of criu that are gone are cleaned away. */
+/** The gates of restores in `directory` at which somebody else's criu waits; those of criu that are gone are cleaned away. */
 export function adoptGates(directory: string): Orphan[] {
+  const moment = 'post-restore'
   return readdirSync(directory).flatMap((name) => {
-    const pid = Number(/^(\d+)\.held$/.exec(name)?.[1])
-    if (Number.isNaN(pid) || gates.has(names(directory, pid).held)) return []
-    const { lock: path } = names(directory, pid)
+    const pid = Number(/^(\d+)\.post-restore\.held$/.exec(name)?.[1])
+    if (Number.isNaN(pid) || gates.has(names(directory, pid, moment).held)) return []
+    const { lock: path } = names(directory, pid, moment)
     if (startTime(pid) === undefined || !existsSync(path)) {
-      clean(directory, pid)
+      clean(directory, pid, moment)
       return []
     }
     const label = readFileSync(path, 'utf8')
     if (label === '') return []
     const lock = openSync(path, 'r')
     check(flock(asFd(lock), LOCK_EX), 'flock')
-    return [{ pid, label, gate: gateAt(directory, pid, lock) }]
+    return [{ pid, label, gate: gateAt(directory, pid, moment, lock) }]
   })
 }
 
-function names(directory: string, pid: number) {
-  const file = (kind: string): string => join(directory, `${pid}.${kind}`)
+function names(directory: string, pid: number, moment: Moment) {
+  const file = (kind: string): string => join(directory, `${pid}.${moment}.${kind}`)
   return { held: file('held'), lock: file('lock'), go: file('go'), drop: file('drop') }
 }
 
-function clean(directory: string, pid: number): void {
-  for (const path of Object.values(names(directory, pid))) rmSync(path, { force: true })
+function clean(directory: string, pid: number, moment: Moment): void {
+  for (const path of Object.values(names(directory, pid, moment))) rmSync(path, { force: true })
 }
 
-function gateAt(directory: string, pid: number, lock: number): Gate {
-  const paths = names(directory, pid)
+function gateAt(directory: string, pid: number, moment: Moment, lock: number): Gate {
+  const paths = names(directory, pid, moment)
   gates.add(paths.held)
   const fifo = asFd(check(open(paths.held, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0), 'open'))
   let decided = false
@@ -138,7 +139,7 @@ function gateAt(directory: string, pid: number, lock: number): Gate {
       there = false
       decide('drop')
       closeFd(fifo)
-      clean(directory, pid)
+      clean(directory, pid, moment)
       gates.delete(paths.held)
     },
   }
@@ -161,23 +162,24 @@ function made<Result>(make: () => Result): Result {
 const head = (moment: Moment): string => `#!/bin/sh
 # For criu --action-script: holds criu at ${moment} until criu-ferry has decided.
 cd "$(dirname "$0")" || exit 1
+gate=$PPID.${moment}
 case $CRTOOLS_SCRIPT_ACTION in
 ${moment}) ;;
-post-resume) [ -p $PPID.held ] && printf r 1<>$PPID.held; exit 0 ;;
+post-resume) [ -p $gate.held ] && printf r 1<>$gate.held; exit 0 ;;
 *) exit 0 ;;
 esac
-[ -p $PPID.held ] || { echo "${moment}: criu-ferry does not know this criu ($PPID)" >&2; exit 1; }
-printf h 1<>$PPID.held`
+[ -p $gate.held ] || { echo "${moment}: criu-ferry does not know this criu ($PPID)" >&2; exit 1; }
+printf h 1<>$gate.held`
 
 const postDump = `${head('post-dump')}
-flock -s $PPID.lock true && [ -e $PPID.go ]
+flock -s $gate.lock true && [ -e $gate.go ]
 `
 
 const postRestore = `${head('post-restore')}
-while kill -0 $PPID && [ -p $PPID.held ]; do
-  flock -s $PPID.lock true
-  [ -e $PPID.go ] && exit 0
-  [ -e $PPID.drop ] && exit 1
+while kill -0 $PPID && [ -p $gate.held ]; do
+  flock -s $gate.lock true
+  [ -e $gate.go ] && exit 0
+  [ -e $gate.drop ] && exit 1
   sleep 1
 done
 exit 1

@@ -59,7 +59,7 @@ export function startRestoring(
     const socket = await acceptSpeaker(work.listener)
     criuPid = peerPid(socket)
     if (hold !== undefined) {
-      gate = closedGate(work.path, criuPid)
+      gate = closedGate(work.path, criuPid, 'post-restore')
       gate.label(hold)
       const atGate = (): void => {
         noteTasks()

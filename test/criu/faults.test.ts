@@ -142,7 +142,7 @@ function faults(criu: string): void {
         await proxyRun.stop(signal)
       },
       end: 'stays',
-      ...(signal === 'SIGKILL' && { leaves: /^(streamer-capture\.sock|post-dump|\d+\.(held|lock))$/ }),
+      ...(signal === 'SIGKILL' && { leaves: /^(streamer-capture\.sock|post-dump|\d+\.post-dump\.(held|lock))$/ }),
     })
     row(`the proxy gets ${signal} when the target is ready`, criu, {
       trouble: stall('ready', 'target'),
@@ -156,7 +156,7 @@ function faults(criu: string): void {
         await next.stop()
       },
       end: 'stays',
-      ...(signal === 'SIGKILL' && { leaves: /^\d+\.(held|lock)$/ }),
+      ...(signal === 'SIGKILL' && { leaves: /^\d+\.post-dump\.(held|lock)$/ }),
     })
   }
 

@@ -23,7 +23,7 @@ for (const moment of ['post-dump', 'post-restore'] as const satisfies readonly M
   test(`the script waits at ${moment}, says so, and succeeds when the gate opens`, async () => {
     const { path, remove } = temporary()
     const script = writeScript(path, moment)
-    const gate = closedGate(path, process.pid)
+    const gate = closedGate(path, process.pid, moment)
     const running = action(script, moment)
     await within(gate.held)
     assert.is(await soon(running.ended), 'waiting')
@@ -39,7 +39,7 @@ for (const moment of ['post-dump', 'post-restore'] as const satisfies readonly M
     const { path, remove } = temporary()
     const script = writeScript(path, moment)
     for (const end of ['shut', 'remove'] as const) {
-      const gate = closedGate(path, process.pid)
+      const gate = closedGate(path, process.pid, moment)
       const running = action(script, moment)
       await within(gate.held)
       gate[end]()
@@ -56,7 +56,7 @@ for (const moment of ['post-dump', 'post-restore'] as const satisfies readonly M
   test(`other moments pass ${moment} at once`, async () => {
     const { path, remove } = temporary()
     const script = writeScript(path, moment)
-    const gate = closedGate(path, process.pid)
+    const gate = closedGate(path, process.pid, moment)
     for (const other of ['pre-stream', 'pre-dump', 'network-lock', 'pre-resume']) {
       assert.is((await run(script, [], env(other))).code, 0)
     }
@@ -69,7 +69,7 @@ for (const moment of ['post-dump', 'post-restore'] as const satisfies readonly M
 test('the tasks run: post-resume tells us', async () => {
   const { path, remove } = temporary()
   const script = writeScript(path, 'post-restore')
-  const gate = closedGate(path, process.pid)
+  const gate = closedGate(path, process.pid, 'post-restore')
   const running = action(script, 'post-restore')
   await within(gate.held)
   gate.open()
@@ -84,8 +84,8 @@ test('the tasks run: post-resume tells us', async () => {
 test('a second client with the same number does not disturb the first', async () => {
   const { path, remove } = temporary()
   const script = writeScript(path, 'post-dump')
-  const first = closedGate(path, process.pid)
-  const second = closedGate(path, process.pid)
+  const first = closedGate(path, process.pid, 'post-dump')
+  const second = closedGate(path, process.pid, 'post-dump')
   second.shut()
   second.remove()
   const running = action(script, 'post-dump')
@@ -100,7 +100,7 @@ test('a second client with the same number does not disturb the first', async ()
 async function killedHolder(moment: Moment) {
   const { path, remove } = temporary()
   const code = `import('./lib/role/gate.ts').then(({ closedGate, writeScript }) => {
-    closedGate(${JSON.stringify(path)}, ${process.pid})
+    closedGate(${JSON.stringify(path)}, ${process.pid}, '${moment}')
     console.error(writeScript(${JSON.stringify(path)}, '${moment}'))
     setTimeout(() => {}, 60_000)
   })`
@@ -121,7 +121,7 @@ test('a holder that is killed: a dump is let go for nobody', async () => {
 test('a holder that is killed: a restored copy waits on, until somebody decides', async () => {
   const { path, running, remove } = await killedHolder('post-restore')
   assert.is(await soon(running.ended), 'waiting')
-  await run('mv', [`${path}/${process.pid}.lock`, `${path}/${process.pid}.go`])
+  await run('mv', [`${path}/${process.pid}.post-restore.lock`, `${path}/${process.pid}.post-restore.go`])
   assert.is((await running.ended).code, 0)
   remove()
 })
