@@ -75,6 +75,7 @@ export function openSession({ peer, window, waits, every, timeoutMs, tooLate }: 
   /** On any link. */
   let mostSent = 0
   let received = 0
+  let lastGot = 0
   let told = 0
   let inFrame = false
   let finished = false
@@ -164,13 +165,19 @@ export function openSession({ peer, window, waits, every, timeoutMs, tooLate }: 
     }
   }
 
-  function acknowledged(position: number): void {
-    if (position < kept.from || position > mostSent) {
-      const sentBytes = `sent were ${mostSent}, of which it had ${kept.from}`
-      throw new Fault('FORMAT', `the other end says that it has ${position} bytes; ${sentBytes}`)
+  function has(position: number, least: number): void {
+    if (position < least || position > mostSent) {
+      const bounds = `it had ${least} before, and ${mostSent} were sent`
+      throw new Fault('FORMAT', `the other end says that it has ${position} bytes; ${bounds}`)
     }
     kept.forget(position)
     tell()
+  }
+
+  function acknowledged(position: number): void {
+    // One that was under way when a link broke comes after the greeting of the next, which knew more.
+    has(position, lastGot)
+    lastGot = position
   }
 
   async function read(into: Uint8Array): Promise<number> {
@@ -257,7 +264,7 @@ export function openSession({ peer, window, waits, every, timeoutMs, tooLate }: 
     attach(link, position, greeting) {
       alive()
       try {
-        acknowledged(position)
+        has(position, kept.from)
       } catch (reason) {
         end(reason as Error)
         throw reason

@@ -212,6 +212,15 @@ test('one snapshot, cut again and again', async () => {
   assert.ok(used.length > cuts.length, `${used.length} links`)
 })
 
+test('what the receiver said just before a break comes late, and is nothing new', async () => {
+  const many = [image('pages-1.img', 6_000_000, 'pipe'), image('inventory.img', 10)]
+  const downs = Array.from({ length: 24 }, (_, n) => 53 + 9 * n)
+  await together(downs, 4, async (down) => {
+    const used = await crosses(many, [cable({ down, room: 2 ** 22 }), cable({ down: 90, room: 2 ** 22 })])
+    assert.ok(used.length >= 2, String(down))
+  })
+})
+
 test('a link that swallows everything is left for another, by both ends', async () => {
   const mute = cable({ room: 2 ** 16 })
   setTimeout(() => mute.mute(), 5)
@@ -375,6 +384,9 @@ test('got frames are believed between what was acknowledged and what was sent, a
   session.acknowledged(60)
   throwsFault('FORMAT', () => session.acknowledged(59))
   throwsFault('FORMAT', () => session.acknowledged(101))
+  session.attach(cable().near, 100)
+  session.acknowledged(80)
+  throwsFault('FORMAT', () => session.acknowledged(79), 'older than the last, though under way when the link broke')
   session.acknowledged(100)
   throwsFault('FORMAT', () => session.attach(cable().near, 99))
   assert.ok(session.over.aborted, 'a lie at a new link ends it')
