@@ -289,12 +289,7 @@ export function openSession({ peer, window, waits, every, timeoutMs, tooLate }: 
   }
 }
 
-interface News {
-  told: Promise<void>
-  tell: () => void
-}
-
-function newsOnce(): News {
+function newsOnce(): { told: Promise<void>; tell: () => void } {
   let tell = (): void => {}
   const told = new Promise<void>((resolve) => {
     tell = resolve
