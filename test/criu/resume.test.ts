@@ -2,11 +2,11 @@
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { startRelay } from '../support/breaking-relay.ts'
 import { real } from '../support/criu.ts'
 import { startProxy } from '../support/daemons.ts'
 import { startHost } from '../support/host.ts'
 import { patternLoad } from '../support/loads.ts'
-import { startRelay } from '../support/breaking-relay.ts'
 import { root, run, start, temporary } from '../support/run.ts'
 
 const test = suite('resume, with criu')
