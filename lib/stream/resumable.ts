@@ -19,14 +19,12 @@ export interface SessionOptions {
   peer: string
   /** Bytes that are kept: a power of two. */
   window: number
-  /** Whether `send` waits for room; if not, a full window is a `LIMIT`. */
-  waits: boolean
+  /** The sender of a snapshot waits in `send` for room; of a receiver, which says little, a full window is a `LIMIT`. */
+  end: 'sender' | 'receiver'
   /** `got` is said after this many bytes. */
   every: number
-  /** How long nothing may be heard, with a link or without. */
+  /** How long nothing may move, with a link or without: what the sender sends, that is. Then it is `LINK` or `TIMEOUT`. */
   timeoutMs: number
-  /** What it is when that was too long. */
-  tooLate: 'LINK' | 'TIMEOUT'
 }
 
 export interface Session {
@@ -40,7 +38,7 @@ export interface Session {
   readonly over: AbortSignal
   /** How long a link may be silent. */
   readonly quietMs: number
-  /** From now on something must be heard. */
+  /** From now on something must move. */
   watch(): void
   /** Why there is no link yet, for the message. */
   blame(reason: Fault): void
@@ -57,18 +55,18 @@ export interface Session {
   stop(reason: Error): void
 }
 
-/** How often `got` is said at least, and looked whether anything was heard. */
+/** How often `got` is said at least, and looked whether anything moves. */
 const BEAT_MS = 500
-/** A link that is silent for this long is given up for another, or for half of the time-out where that is less. */
+/** A link on which nothing moves is given up for another after this long, or after a quarter of the time-out where that is less. */
 const MOST_QUIET_MS = 15_000
 const LEAST_QUIET_MS = 2000
 /** Bytes that go out at a time. */
 const STEP = 2 ** 20
 
-export function openSession({ peer, window, waits, every, timeoutMs, tooLate }: SessionOptions): Session {
+export function openSession({ peer, window, end: role, every, timeoutMs }: SessionOptions): Session {
   const kept = keep(window)
   const over = new AbortController()
-  const quietMs = Math.min(timeoutMs, Math.max(LEAST_QUIET_MS, Math.min(timeoutMs / 2, MOST_QUIET_MS)))
+  const quietMs = Math.min(timeoutMs, Math.max(LEAST_QUIET_MS, Math.min(timeoutMs / 4, MOST_QUIET_MS)))
   let current: Link | undefined
   /** On the current link. */
   let sent = 0
@@ -80,16 +78,17 @@ export function openSession({ peer, window, waits, every, timeoutMs, tooLate }: 
   let inFrame = false
   let finished = false
   let stopped: Error | undefined
-  let why = new Fault('LINK', 'the link was never there')
-  let heard = 0
+  let why = new Fault('LINK', 'nothing moved')
+  /** When the sender's stream last moved: bytes of it came, or were acknowledged. A greeting alone is no progress. */
+  let moved = 0
+  let attached = 0
   let beats: NodeJS.Timeout | undefined
   let beat = 0
   let news = newsOnce()
 
   function tell(): void {
-    const before = news
+    news.tell()
     news = newsOnce()
-    before.tell()
   }
 
   function alive(): void {
@@ -127,20 +126,21 @@ export function openSession({ peer, window, waits, every, timeoutMs, tooLate }: 
   function tick(): void {
     const now = performance.now()
     // Time in which this process did not run is not silence.
-    if (now - beat > 2 * BEAT_MS) heard += now - beat
+    if (now - beat > 2 * BEAT_MS) moved += now - beat
     beat = now
-    const silent = now - heard
-    if (silent > timeoutMs) {
-      end(new Fault(tooLate, `${why.message}; the link did not come back within ${timeoutMs / 1000} s`))
-    } else if (current !== undefined && silent > quietMs) {
-      lost(current, new Fault('LINK', `nothing was heard for ${quietMs / 1000} s`))
+    if (role === 'sender' && current !== undefined && kept.from === kept.to) moved = now
+    if (now - moved > timeoutMs) {
+      const code = role === 'sender' ? 'LINK' : 'TIMEOUT'
+      end(new Fault(code, `${why.message}; the link did not come back within ${timeoutMs / 1000} s`))
+    } else if (current !== undefined && now - Math.max(moved, attached) > quietMs) {
+      lost(current, new Fault('LINK', `nothing moved for ${quietMs / 1000} s`))
     } else if (sent === kept.to) sayGot()
   }
 
   function watch(): void {
-    heard = performance.now()
     if (beats !== undefined || over.signal.aborted) return
-    beat = heard
+    moved = performance.now()
+    beat = moved
     beats = setInterval(tick, Math.min(BEAT_MS, timeoutMs / 4)).unref()
   }
 
@@ -167,9 +167,9 @@ export function openSession({ peer, window, waits, every, timeoutMs, tooLate }: 
 
   function has(position: number, least: number): void {
     if (position < least || position > mostSent) {
-      const bounds = `it had ${least} before, and ${mostSent} were sent`
-      throw new Fault('FORMAT', `the other end says that it has ${position} bytes; ${bounds}`)
+      throw new Fault('FORMAT', `the other end says that it has ${position} bytes, of ${least} to ${mostSent}`)
     }
+    if (role === 'sender' && position > kept.from) moved = performance.now()
     kept.forget(position)
     tell()
   }
@@ -200,7 +200,7 @@ export function openSession({ peer, window, waits, every, timeoutMs, tooLate }: 
       // What an old link brought after another took its place comes again.
       if (link !== current) continue
       received += got
-      heard = performance.now()
+      if (role === 'receiver') moved = performance.now()
       if (received - told >= every) sayGot()
       return got
     }
@@ -222,7 +222,8 @@ export function openSession({ peer, window, waits, every, timeoutMs, tooLate }: 
       inFrame = more || rest.length > 0
       tell()
       if (rest.length === 0) break
-      if (!waits) throw new Fault('LIMIT', `the other end does not say that it has got the ${window} bytes kept for it`)
+      if (role === 'receiver')
+        throw new Fault('LIMIT', `the other end does not say that it has got the ${window} bytes kept for it`)
       if (stopped !== undefined) throw stopped
       await news.told
     }
@@ -272,6 +273,7 @@ export function openSession({ peer, window, waits, every, timeoutMs, tooLate }: 
       const before = current
       current = link
       sent = position
+      attached = performance.now()
       watch()
       before?.destroy(new Fault('LINK', 'another link took its place'))
       tell()

@@ -55,10 +55,9 @@ export function openLine(first: Link): Line {
       session = openSession({
         peer,
         window: RECEIVER_WINDOW,
-        waits: false,
+        end: 'receiver',
         every: EVERY,
         timeoutMs,
-        tooLate: 'TIMEOUT',
       })
       session.attach(now(), 0)
       carrier = session.link

@@ -29,10 +29,9 @@ export function resumingSender({ id, until, connect, timeoutMs }: ResumingOption
   const session = openSession({
     peer: `snapshot ${id}`,
     window: SENDER_WINDOW,
-    waits: true,
+    end: 'sender',
     every: EVERY,
     timeoutMs,
-    tooLate: 'LINK',
   })
   const greetings = (): Buffer =>
     Buffer.concat([

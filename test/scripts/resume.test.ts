@@ -91,7 +91,7 @@ test('a link that is cut while the cache speaks: no word of its is lost', () =>
   }))
 
 test('a link that falls silent is left for another', () =>
-  staged('6', async (stage) => {
+  staged('8', async (stage) => {
     const { relay, proxy, dump } = stage
     relay.plan({ up: 5_000_000, how: 'mute' }, { down: 200, how: 'mute' })
     await dumpAll(dump())
@@ -133,6 +133,21 @@ test('a target that stands still and never greets does not hold the source for e
     const pipe = criu.open('pages-1.img')
     assert.instance(await writeAll(pipe, pattern(60_000_000)).catch((reason: Error) => reason), Error)
     await proxy.says(/failed: .*did not come back within 2 s/)
+    closeFd(pipe)
+    criu.close()
+  }))
+
+test('links that greet and then carry nothing do not hold the source for ever', () =>
+  staged('4', async ({ relay, proxy, dump }) => {
+    const greeted = { down: 24 + 28 + 28, how: 'mute' } as const
+    relay.plan({ up: 3_000_000, how: 'cut' }, ...Array.from({ length: 50 }, () => greeted))
+    const criu = dump()
+    const pipe = criu.open('pages-1.img')
+    const begun = performance.now()
+    assert.instance(await writeAll(pipe, pattern(60_000_000)).catch((reason: Error) => reason), Error)
+    assert.ok(performance.now() - begun < 8000, `${performance.now() - begun} ms`)
+    await proxy.says(/failed: .*did not come back within 4 s/)
+    assert.ok(relay.links > 2)
     closeFd(pipe)
     criu.close()
   }))
