@@ -68,9 +68,8 @@ export function openSession({ peer, window, end: role, every, timeoutMs }: Sessi
   const over = new AbortController()
   const quietMs = Math.min(timeoutMs, Math.max(LEAST_QUIET_MS, Math.min(timeoutMs / 4, MOST_QUIET_MS)))
   let current: Link | undefined
-  /** On the current link. */
+  /** On the current link; and what may be there, with what is under way. */
   let sent = 0
-  /** On any link. */
   let mostSent = 0
   let received = 0
   let lastGot = 0
@@ -272,7 +271,8 @@ export function openSession({ peer, window, end: role, every, timeoutMs }: Sessi
       }
       const before = current
       current = link
-      sent = position
+      // What the other end has is what it just said, and then what goes out from here.
+      sent = mostSent = position
       attached = performance.now()
       watch()
       before?.destroy(new Fault('LINK', 'another link took its place'))
