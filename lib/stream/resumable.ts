@@ -129,8 +129,8 @@ export function openSession({ peer, window, end: role, every, timeoutMs }: Sessi
     beat = now
     if (role === 'sender' && current !== undefined && kept.from === kept.to) moved = now
     if (now - moved > timeoutMs) {
-      const code = role === 'sender' ? 'LINK' : 'TIMEOUT'
-      end(new Fault(code, `${why.message}; the link did not come back within ${timeoutMs / 1000} s`))
+      const message = `${why.message}; the link did not come back within ${timeoutMs / 1000} s`
+      end(new Fault(role === 'sender' ? 'LINK' : 'TIMEOUT', message, why.hint === undefined ? {} : { hint: why.hint }))
     } else if (current !== undefined && now - Math.max(moved, attached) > quietMs) {
       lost(current, new Fault('LINK', `nothing moved for ${quietMs / 1000} s`))
     } else if (sent === kept.to) sayGot()
