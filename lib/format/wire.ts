@@ -28,6 +28,8 @@ export const MOST_IMAGES = 2 ** 16
 /** An image's size: far above any memory that is moved today, far below where numbers lose bytes. */
 export const LARGEST_IMAGE = 2 ** 48
 const LONGEST_REASON = 512
+/** What a sender must show to go on after its link broke; it chose the token itself. */
+export const TOKEN_BYTES = 16
 /** What a timer of Node holds: 24 days. */
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1
 const ENTRY_FIXED = 1 + 8 + 8
@@ -41,6 +43,7 @@ export const frameType = {
   snapshotEnd: 5,
   failed: 6,
   handOver: 7,
+  resume: 8,
   hello: 16,
   get: 17,
   ack: 18,
@@ -49,6 +52,7 @@ export const frameType = {
   ready: 21,
   verdict: 22,
   fate: 23,
+  got: 24,
 } as const
 type FrameName = keyof typeof frameType
 export type FrameType = (typeof frameType)[FrameName]
@@ -83,7 +87,10 @@ export type Frame =
   | { type: 'imageEnd'; channel: number; size: number; digest: bigint }
   | { type: 'snapshotEnd'; images: ImageEntry[]; digest: bigint }
   | { type: 'failed'; code: RefusalCode; reason: string }
-  | { type: 'handOver'; until: Until }
+  /** With a token the conversation outlives its link. */
+  | { type: 'handOver'; until: Until; token?: Buffer }
+  /** The first frame on a new link: `offset` bytes of the receiver's stream are here. */
+  | { type: 'resume'; offset: number; token: Buffer; id: SnapshotId }
   | { type: 'hello' }
   | { type: 'get'; id: SnapshotId | undefined; timeoutMs: number }
   | { type: 'ack'; channel: number; offset: number }
@@ -92,6 +99,8 @@ export type Frame =
   | { type: 'ready' }
   | { type: 'verdict'; verdict: Verdict; id: SnapshotId }
   | { type: 'fate'; fate: Fate }
+  /** `offset` bytes of the other's stream are here. */
+  | { type: 'got'; offset: number }
 
 export interface Header {
   type: FrameName
@@ -110,7 +119,8 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   imageEnd: [16 + CRC_BYTES, 16 + CRC_BYTES],
   snapshotEnd: [4 + 8 + CRC_BYTES, MOST_LIST],
   failed: [1 + CRC_BYTES, 1 + LONGEST_REASON + CRC_BYTES],
-  handOver: [1 + CRC_BYTES, 1 + CRC_BYTES],
+  handOver: [1 + CRC_BYTES, 1 + TOKEN_BYTES + CRC_BYTES],
+  resume: [TOKEN_BYTES + 1 + CRC_BYTES, TOKEN_BYTES + LONGEST_ID + CRC_BYTES],
   hello: [CRC_BYTES, CRC_BYTES],
   get: [4 + CRC_BYTES, 4 + LONGEST_ID + CRC_BYTES],
   ack: [CRC_BYTES, CRC_BYTES],
@@ -119,6 +129,7 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   ready: [CRC_BYTES, CRC_BYTES],
   verdict: [2 + CRC_BYTES, 1 + LONGEST_ID + CRC_BYTES],
   fate: [1 + CRC_BYTES, 1 + CRC_BYTES],
+  got: [CRC_BYTES, CRC_BYTES],
 }
 
 export function encodePreamble(): Buffer {
@@ -187,7 +198,9 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
     case 'sealed':
       return numbers(frame.digest)
     case 'handOver':
-      return Buffer.of(untils.indexOf(frame.until))
+      return Buffer.concat([Buffer.of(untils.indexOf(frame.until)), frame.token ?? Buffer.alloc(0)])
+    case 'resume':
+      return Buffer.concat([frame.token, Buffer.from(frame.id)])
     case 'verdict':
       return Buffer.concat([Buffer.of(verdicts.indexOf(frame.verdict)), Buffer.from(frame.id)])
     case 'fate':
@@ -195,6 +208,7 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
     case 'hello':
     case 'ack':
     case 'ready':
+    case 'got':
       return Buffer.alloc(0)
   }
 }
@@ -222,7 +236,8 @@ export function decodeHeader(bytes: Buffer): Header {
   if (length < least) throw new Fault('FORMAT', `${type} frame of ${length} bytes`)
   const header: Header = { type, channel: bytes.readUInt32LE(4), offset: readCount(bytes, 8), length }
   const addressed = type === 'image' || type === 'data' || type === 'imageEnd' || type === 'ack'
-  if ((header.channel !== 0) !== addressed || (header.offset !== 0 && type !== 'data' && type !== 'ack')) {
+  const counts = type === 'data' || type === 'ack' || type === 'resume' || type === 'got'
+  if ((header.channel !== 0) !== addressed || (header.offset !== 0 && !counts)) {
     throw new Fault('FORMAT', `a ${type} frame with numbers that do not belong to it`)
   }
   return header
@@ -257,8 +272,20 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
       return { type, digest: body.readBigUInt64LE(0) }
     case 'ack':
       return { type, channel, offset }
-    case 'handOver':
-      return { type, until: oneOf(untils, body.readUInt8(0), type) }
+    case 'handOver': {
+      const token = body.subarray(1)
+      if (token.length !== 0 && token.length !== TOKEN_BYTES) throw new Fault('FORMAT', 'a token that is cut')
+      return { type, until: oneOf(untils, body.readUInt8(0), type), ...(token.length > 0 && { token }) }
+    }
+    case 'resume':
+      return {
+        type,
+        offset,
+        token: body.subarray(0, TOKEN_BYTES),
+        id: snapshotId(body.toString('latin1', TOKEN_BYTES)),
+      }
+    case 'got':
+      return { type, offset }
     case 'verdict':
       return {
         type,

@@ -30,6 +30,7 @@ import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '..
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { receiveSnapshot, unexpected } from '../stream/receive.ts'
+import { type Line, openLine, unknown } from '../stream/resuming-receiver.ts'
 import { sendSnapshot } from '../stream/send.ts'
 import { type Arrivals, byHand, type Lead, openArrivals } from './arrivals.ts'
 import { closedGate, writeScript } from './gate.ts'
@@ -72,10 +73,13 @@ interface House {
   shelf: Shelf
   arrivals: Arrivals
   options: CacheOptions
+  /** Snapshots on their way whose sender may come back over another link. */
+  lines: Map<SnapshotId, Line>
 }
 
 /** One conversation on the wire. */
 interface Talk {
+  line: Line
   link: Link
   reader: FrameReader
   writer: FrameWriter
@@ -88,7 +92,7 @@ export async function cache(options: CacheOptions): Promise<never> {
   const shelf = openShelf(pool)
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   const arrivals = openArrivals(shelf, { ...options, directory: work.path })
-  const house = { shelf, arrivals, options: { ...options, directory: work.path } }
+  const house: House = { shelf, arrivals, options: { ...options, directory: work.path }, lines: new Map() }
   const links = new Set<Link>()
   const server = net.createServer({
     pauseOnConnect: true,
@@ -105,9 +109,10 @@ export async function cache(options: CacheOptions): Promise<never> {
     const refused = (fault: Fault): void => report({ event: 'failed', what, fault })
     door(socket, what).then((link) => admit(link, FIRST_FRAME_MS), refused)
   })
-  const admit = (link: Link, patienceMs?: number): void => {
-    links.add(link)
-    void answer(link, house, patienceMs).finally(() => links.delete(link))
+  const admit = (fresh: Link, patienceMs?: number): void => {
+    const line = openLine(fresh)
+    links.add(line.link)
+    void answer(line, house, patienceMs).finally(() => links.delete(line.link))
   }
   const control = openWorkDir(work.path, CACHE_SOCKET)
   const script = writeScript(work.path, 'post-restore')
@@ -165,10 +170,11 @@ const LONGEST_FIRST = 1024
 /** A client that has connected has something to say. */
 const FIRST_FRAME_MS = 30_000
 
-async function answer(link: Link, house: House, patienceMs?: number): Promise<void> {
+async function answer(line: Line, house: House, patienceMs?: number): Promise<void> {
+  const { link } = line
   const writer = frameWriter(link.outlet)
-  const reader = frameReader(link.inlet)
-  const talk = { link, reader, writer }
+  const reader = frameReader(link.inlet, { onGot: line.onGot })
+  const talk = { line, link, reader, writer }
   let what = link.peer
   try {
     await writer.send({ type: 'hello' })
@@ -185,13 +191,19 @@ async function answer(link: Link, house: House, patienceMs?: number): Promise<vo
       if (get.type !== 'get') throw unexpected(get)
       await give(get, { ...talk, holds: true }, house)
     } else if (frame.type === 'verdict') await obey(frame, writer, house.arrivals)
-    else throw unexpected(frame)
+    else if (frame.type === 'resume') {
+      what = `snapshot ${frame.id}`
+      const broken = house.lines.get(frame.id)
+      if (broken === undefined) throw unknown()
+      broken.resume(frame, line)
+    } else throw unexpected(frame)
   } catch (error) {
     if (!(error instanceof Fault)) throw error
     house.options.report({ event: 'failed', what, fault: error })
     await refuse(link, writer, error).catch(() => {})
   } finally {
     link.destroy()
+    for (const [id, taking] of house.lines) if (taking === line) house.lines.delete(id)
   }
 }
 
@@ -202,20 +214,26 @@ const LINGER_MS = 5000
  * peer would learn of the reset before it reads the reason.
  */
 async function refuse(link: Link, writer: FrameWriter, fault: Fault): Promise<void> {
-  const timer = setTimeout(() => link.destroy(fault), LINGER_MS)
+  await linger(link, () => writer.send({ type: 'refused', code: refusalOf(fault), reason: fault.message }))
+}
+
+/** Says its last word, and takes what still comes. */
+async function linger(link: Link, say = async (): Promise<void> => {}): Promise<void> {
+  const timer = setTimeout(() => link.destroy(), LINGER_MS)
   try {
-    await writer.send({ type: 'refused', code: refusalOf(fault), reason: fault.message })
+    await say()
     await link.outlet.finish()
     const scratch = Buffer.allocUnsafe(64 * 2 ** 10)
     while (await link.inlet.fill(scratch));
+  } catch {
   } finally {
     clearTimeout(timer)
   }
 }
 
 async function take(
-  { id, reader, writer, link }: Talk & { id: SnapshotId },
-  { shelf, arrivals, options }: House,
+  { id, reader, writer, line, link }: Talk & { id: SnapshotId },
+  { shelf, arrivals, options, lines }: House,
 ): Promise<void> {
   const { report } = options
   const begun = performance.now()
@@ -224,8 +242,11 @@ async function take(
   let digest: bigint
   try {
     const ack = (channel: number, offset: number): Promise<void> => writer.send({ type: 'ack', channel, offset })
-    const snapshot = await receiveSnapshot(reader, arriving.sink, ack, (far) => {
+    const snapshot = await receiveSnapshot(reader, arriving.sink, ack, (far, token) => {
       until = far
+      if (token === undefined) return
+      line.outlive(token, options.timeoutMs)
+      lines.set(id, line)
     })
     digest = snapshot.digest
     if (until !== undefined) arrivals.add(id)
@@ -248,8 +269,13 @@ async function take(
   try {
     await writer.send({ type: 'sealed', digest })
     arrivals.restore(id)
-    await obey(await reader.next(), writer, arrivals)
-    link.destroy()
+    const last = await reader.next().catch((reason: unknown) => {
+      // Its verdict may have come over a link of its own.
+      if (!settled.includes(arrival.state)) throw reason
+      return undefined
+    })
+    await obey(last, writer, arrivals)
+    if (last !== undefined) await linger(link)
   } finally {
     arrival.watcher = undefined
     if (!settled.includes(arrival.state)) report({ event: 'undecided', id, how: byHand(options.directory, id) })

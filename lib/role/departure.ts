@@ -12,14 +12,15 @@ import type { SnapshotId } from '../format/names.ts'
 import type { Fate, Until, Verdict } from '../format/wire.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { peerPid } from '../kernel/unix.ts'
-import { frameReader, frameWriter } from '../stream/frames.ts'
+import type { FrameReader, FrameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
-import type { Inlet, Link, Outlet } from '../stream/link.ts'
+import type { Link } from '../stream/link.ts'
 import { unexpected } from '../stream/receive.ts'
 import { type Snapshot, sendSnapshot } from '../stream/send.ts'
 import { capture } from './capture.ts'
 import { closedGate } from './gate.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './handover.ts'
+import { manyLinks, oneLink } from './line.ts'
 import { type Owed, settleOwed, writeOwed } from './owed.ts'
 import { type Tree, watchTree } from './tree.ts'
 import { aborted, defer, late } from './wait.ts'
@@ -33,7 +34,9 @@ export interface Departure {
   directory: string
   /** Rejects with `signal`. */
   connect: (signal: AbortSignal) => Promise<Link>
-  /** From the last image to the target's answer. */
+  /** The target lets us go on over a new link where one broke. */
+  resumes?: boolean
+  /** From the last image to the target's answer; and how long there may be no link. */
   timeoutMs: number
   signal: AbortSignal
   /** Called for progress. */
@@ -59,7 +62,7 @@ export interface Failed {
  * debt if something failed before the tasks were gone.
  */
 export async function depart(socket: Fd, options: Departure): Promise<Departed | Failed> {
-  const { id, until, gates, directory, signal } = options
+  const { id, until, gates, directory, connect, timeoutMs, signal } = options
   const pid = peerPid(socket)
   const gate = closedGate(gates, pid, 'post-dump')
   let atGate = false
@@ -72,14 +75,17 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
   const stop = new AbortController()
   const outside = (): void => stop.abort(signal.reason)
   signal.addEventListener('abort', outside)
-  const connecting = options.connect(stop.signal)
+  const line = options.resumes
+    ? manyLinks(id, until, connect, timeoutMs)
+    : oneLink(connect(stop.signal), timeoutMs, stop)
+  const { writer } = line
   let sending = true
   // A link that does not move must not hold up the end, nor CRIU.
   const cut = (): void => {
-    if (sending) void connecting.then((link) => link.destroy(stop.signal.reason as Error)).catch(() => {})
+    if (sending) line.cut(stop.signal.reason as Error)
   }
   stop.signal.addEventListener('abort', () => globalThis.setTimeout(cut, GRACE_MS).unref())
-  const talk = connecting.then((link) => listenTo(link.inlet))
+  const talk = line.reader.then((reader) => listenTo(reader, line.greeted))
   const broken = talk.then((said) => said.offer)
   broken.catch((reason: unknown) => stop.abort(reason))
 
@@ -99,13 +105,13 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
     tree = watchTree(pid)
     void tree.fate.then(step)
   }
-  const writer = frameWriter(whenConnected(connecting, options.timeoutMs, stop))
   const what = `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`
   try {
     const snapshot = await sendSnapshot(writer, id, watched(capture(socket, gate.held), watch), {
       signal: stop.signal,
       until,
       ...(options.onBytes && { onBytes: options.onBytes }),
+      greeted: line.greeted,
       confirm: async () => {
         const watched = tree as Tree
         if (atGate && watched.tasks.length === 0) throw unseen()
@@ -114,17 +120,13 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
     })
     sending = false
     const said = await talk
-    await Promise.race([
-      agreement(said, until, snapshot),
-      late(options.timeoutMs, what, stop.signal),
-      aborted(stop.signal),
-    ])
+    await Promise.race([agreement(said, until, snapshot), late(timeoutMs, what, stop.signal), aborted(stop.signal)])
     step('agreed')
     gate.open()
     const decided = await verdict
     const fate = await Promise.race([
       tellThere(writer, said, id, decided),
-      late(options.timeoutMs, 'no answer', stop.signal),
+      late(timeoutMs, 'no answer', stop.signal),
     ]).catch(() => undefined)
     if (fate !== undefined) settleOwed(directory, id)
     return { snapshot, verdict: decided, fate, owed: owed as unknown as Owed }
@@ -143,7 +145,7 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
   } finally {
     signal.removeEventListener('abort', outside)
     stop.abort(new Fault('ABORTED', 'over'))
-    void connecting.then((link) => link.destroy()).catch(() => {})
+    line.destroy()
     tree?.close()
     gate.remove()
   }
@@ -168,23 +170,6 @@ function watched(source: ImageSource, first: () => void): ImageSource {
   return { images: images(), destroy: (reason) => source.destroy(reason) }
 }
 
-/**
- * CRIU is read from before the target is there: what fits into its pipes does not wait to be read. A target that takes
- * nothing for `timeoutMs` stops it all: the tasks are frozen meanwhile.
- */
-function whenConnected(connecting: Promise<Link>, timeoutMs: number, stop: AbortController): Outlet {
-  return {
-    async send(bytes, more) {
-      const { outlet } = await connecting
-      const stuck = new Fault('TIMEOUT', `the target took nothing for ${timeoutMs / 1000} s`)
-      const timer = globalThis.setTimeout(() => stop.abort(stuck), timeoutMs)
-      await outlet.send(bytes, more).finally(() => clearTimeout(timer))
-    },
-    settle: async () => {},
-    finish: async () => (await connecting).outlet.finish(),
-  }
-}
-
 interface Said {
   sealed: Promise<bigint>
   ready: Promise<void>
@@ -194,14 +179,13 @@ interface Said {
 }
 
 /** What the target says, each as a promise that its refusal or its absence rejects. */
-function listenTo(inlet: Inlet): Said {
+function listenTo(reader: FrameReader, begun: boolean): Said {
   const [sealed, ready, fate, offer] = [defer<bigint>(), defer<void>(), defer<Fate>(), defer<never>()]
   const refuse = (reason: unknown): void => {
     for (const wait of [sealed, ready, offer]) wait.reject(reason)
   }
   const listen = async (): Promise<void> => {
-    const reader = frameReader(inlet)
-    let greeted = false
+    let greeted = begun
     for (;;) {
       const frame = await reader.next()
       if (frame === undefined) throw new Fault('LINK', 'the target closed the link')
@@ -231,12 +215,7 @@ async function agreement(said: Said, until: Until, sent: Snapshot): Promise<void
   if (until === 'running') await said.ready
 }
 
-async function tellThere(
-  writer: ReturnType<typeof frameWriter>,
-  said: Said,
-  id: SnapshotId,
-  verdict: Verdict,
-): Promise<Fate> {
+async function tellThere(writer: FrameWriter, said: Said, id: SnapshotId, verdict: Verdict): Promise<Fate> {
   await writer.send({ type: 'verdict', verdict, id })
   return said.fate
 }

@@ -101,7 +101,8 @@ async function forward(
   const onBytes = (bytes: number): void => {
     tally.sent += bytes
   }
-  const end = await depart(socket, { id, until, gates: directory, directory, connect, timeoutMs, signal, onBytes })
+  const agreement = { until, connect, resumes: true, timeoutMs, signal, onBytes }
+  const end = await depart(socket, { id, gates: directory, directory, ...agreement })
   if ('reason' in end) {
     report({ event: 'failed', what: `snapshot ${id}`, fault: end.reason as Error })
     if (end.owed !== undefined) await pay(end.owed, directory, options)

@@ -11,6 +11,7 @@ type Kind = 'socket' | 'pipe' | 'file'
 
 function fdInlet(fd: Fd): Inlet {
   return {
+    read: (into) => readSome(fd, into),
     async fill(into) {
       for (let filled = 0; filled < into.length; ) {
         const got = await readSome(fd, into.subarray(filled))
@@ -62,7 +63,7 @@ export function fdLink(fd: Fd, peer: string, kind: Kind = isPipe(fd) ? 'pipe' : 
     closeFd(fd, reason)
   }
   return {
-    inlet: { fill: guarded(inlet.fill) },
+    inlet: { fill: guarded(inlet.fill), read: guarded(inlet.read) },
     outlet: { send: guarded(outlet.send), settle: guarded(outlet.settle), finish: guarded(outlet.finish) },
     duplex: kind === 'socket',
     peer,

@@ -20,17 +20,32 @@ export interface FrameReader {
   next(most?: number): Promise<Frame | undefined>
   /** The next frame; the end of the stream is `TRUNCATED`. */
   expect(): Promise<Frame>
-  readonly inlet: Inlet
+  readonly inlet: Pick<Inlet, 'fill'>
 }
 
 /** Payloads are read in steps of this many bytes, so that a length alone never makes us hold memory. */
 const PAYLOAD_STEP = 64 * 2 ** 10
 
-export function frameReader(inlet: Inlet): FrameReader {
+/** How frames are read from a stream that outlives its links, whose preamble each of them has had (see resumable.ts). */
+export interface Resumed {
+  /** Told what the peer has got, in place of the reader's caller. */
+  onGot?: (bytes: number) => void
+  /** The preamble was read already. */
+  started?: boolean
+}
+
+export function frameReader(inlet: Pick<Inlet, 'fill'>, { onGot, started = false }: Resumed = {}): FrameReader {
   const header = Buffer.alloc(HEADER_BYTES)
-  let started = false
 
   async function next(most = Number.POSITIVE_INFINITY): Promise<Frame | undefined> {
+    for (;;) {
+      const frame = await nextOfAll(most)
+      if (frame?.type !== 'got' || onGot === undefined) return frame
+      onGot(frame.offset)
+    }
+  }
+
+  async function nextOfAll(most: number): Promise<Frame | undefined> {
     if (!started) {
       const preamble = Buffer.alloc(PREAMBLE_BYTES)
       if (!(await inlet.fill(preamble).catch(unheard))) return undefined
@@ -94,8 +109,9 @@ export interface FrameWriter {
   exclusive<Result>(turn: (outlet: Outlet) => Promise<Result>): Promise<Result>
 }
 
-export function frameWriter(outlet: Outlet): FrameWriter {
-  let last: Promise<unknown> = outlet.send(encodePreamble(), true)
+/** With `started` the outlet has had its preamble. */
+export function frameWriter(outlet: Outlet, started = false): FrameWriter {
+  let last: Promise<unknown> = started ? Promise.resolve() : outlet.send(encodePreamble(), true)
   last.catch(() => {})
   function exclusive<Result>(turn: (outlet: Outlet) => Promise<Result>): Promise<Result> {
     const result = last.then(() => turn(outlet))

@@ -5,6 +5,8 @@ export interface Inlet {
    * it ends later, `LINK` when the peer is gone.
    */
   fill(into: Uint8Array): Promise<boolean>
+  /** Reads once: at least one byte, 0 at the end. For who must know what came before a link broke. */
+  read(into: Uint8Array): Promise<number>
 }
 
 /** Where bytes go. One caller at a time. */

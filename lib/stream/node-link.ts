@@ -16,20 +16,26 @@ function readableInlet(stream: Readable): Inlet {
   stream.on('error', () => {})
   const chunks: AsyncIterator<Buffer> = stream.iterator({ destroyOnReturn: false })
   let chunk: Buffer = Buffer.alloc(0)
+  async function read(into: Uint8Array): Promise<number> {
+    while (chunk.length === 0) {
+      const next = await chunks.next().catch((error: unknown) => {
+        throw linkFault(error)
+      })
+      if (next.done === true) return 0
+      chunk = next.value
+    }
+    const part = chunk.subarray(0, into.length)
+    into.set(part)
+    chunk = chunk.subarray(part.length)
+    return part.length
+  }
   return {
+    read,
     async fill(into) {
       for (let filled = 0; filled < into.length; ) {
-        if (chunk.length === 0) {
-          const next = await chunks.next().catch((error: unknown) => {
-            throw linkFault(error)
-          })
-          if (next.done === true) return endedAfter(filled)
-          chunk = next.value
-        }
-        const part = chunk.subarray(0, into.length - filled)
-        into.set(part, filled)
-        chunk = chunk.subarray(part.length)
-        filled += part.length
+        const got = await read(into.subarray(filled))
+        if (got === 0) return endedAfter(filled)
+        filled += got
       }
       return true
     },
@@ -71,6 +77,7 @@ export function duplexLink(stream: Duplex, peer: string): Link {
 
 const nothing: Inlet & Outlet = {
   fill: async () => false,
+  read: async () => 0,
   send: async () => {
     throw new Error('this link only receives')
   },

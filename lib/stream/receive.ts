@@ -31,7 +31,7 @@ export async function receiveSnapshot(
   reader: FrameReader,
   sink: ImageSink,
   onAck: (channel: number, size: number) => Promise<void> = async () => {},
-  onHandOver?: (until: Until) => void,
+  onHandOver?: (until: Until, token: Buffer | undefined) => void,
 ): Promise<Snapshot> {
   const channels = new Map<number, Channel>()
   const names = new Set<string>()
@@ -81,7 +81,7 @@ export async function receiveSnapshot(
       }
       case 'handOver':
         if (onHandOver === undefined || entries.length > 0) throw unexpected(frame)
-        onHandOver(frame.until)
+        onHandOver(frame.until, frame.token)
         break
       case 'failed':
         throw new Fault(frame.code, `the source gave up: ${frame.reason}`)
@@ -94,6 +94,8 @@ export async function receiveSnapshot(
       case 'ready':
       case 'verdict':
       case 'fate':
+      case 'resume':
+      case 'got':
         throw unexpected(frame)
     }
   }

@@ -42,6 +42,8 @@ function encodeEnd({ images, digest }: Snapshot): Buffer {
 export interface SendOptions {
   /** It is a hand-over: the receiver is told how far we wait, and that a verdict follows. */
   until?: Until | undefined
+  /** The receiver has been told the id and `until` already (see resumable.ts). */
+  greeted?: boolean
   /** Called for progress. */
   onBytes?: (bytes: number) => void
   /** Called when inventory.img and every image before it are out of CRIU's pipes: it may let go of the tasks.
@@ -64,7 +66,7 @@ export async function sendSnapshot(
   writer: FrameWriter,
   id: SnapshotId,
   source: ImageSource,
-  { until, onBytes = () => {}, onDrained, confirm = async () => {}, signal }: SendOptions = {},
+  { until, greeted = false, onBytes = () => {}, onDrained, confirm = async () => {}, signal }: SendOptions = {},
 ): Promise<Snapshot> {
   const stop = new AbortController()
   const fail = (reason: unknown): void => {
@@ -101,8 +103,8 @@ export async function sendSnapshot(
   try {
     signal?.throwIfAborted()
     // Not awaited: CRIU is read from even while the link is not there.
-    writer.send({ type: 'snapshot', id }).catch(fail)
-    if (until !== undefined) writer.send({ type: 'handOver', until }).catch(fail)
+    if (!greeted) writer.send({ type: 'snapshot', id }).catch(fail)
+    if (!greeted && until !== undefined) writer.send({ type: 'handOver', until }).catch(fail)
     for await (const image of source.images) {
       if (names.has(image.name) || names.size >= MOST_IMAGES) {
         if (image.body.kind === 'pipe') closeFd(image.body.fd)

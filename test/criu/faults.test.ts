@@ -161,15 +161,19 @@ function faults(criu: string): void {
   }
 
   for (const at of ['snapshot', 'handOver', 'image', 'data', 'imageEnd', 'snapshotEnd'] as const) {
-    row(`the link is cut before ${at}`, criu, { trouble: { at, from: 'source', what: 'cut before' }, end: 'stays' })
+    row(`the link is cut before ${at}`, criu, { trouble: { at, from: 'source', what: 'cut before' }, end: 'moves' })
   }
   row('the link is cut after snapshotEnd', criu, {
     trouble: { at: 'snapshotEnd', from: 'source', what: 'cut after' },
-    end: 'stays',
+    end: 'moves',
   })
   for (const at of ['hello', 'ack', 'sealed', 'ready'] as const) {
-    row(`the link is cut before ${at}`, criu, { trouble: { at, from: 'target', what: 'cut before' }, end: 'stays' })
+    row(`the link is cut before ${at}`, criu, { trouble: { at, from: 'target', what: 'cut before' }, end: 'moves' })
   }
+  row('the link is cut before imageEnd and stays so', criu, {
+    trouble: { at: 'imageEnd', from: 'source', what: 'cut before', later: 'refuse' },
+    end: 'stays',
+  })
   row('the link is cut after ready', criu, {
     trouble: { at: 'ready', from: 'target', what: 'cut after' },
     end: 'moves',
@@ -220,7 +224,7 @@ function faults(criu: string): void {
   row('the link is silent in the middle of a dump', criu, { trouble: stall('data'), end: 'stays' })
   // A new link works again.
   for (const at of ['sealed', 'ready'] as const) {
-    row(`the link is silent before ${at}`, criu, { trouble: { at, from: 'target', what: 'stall' }, end: 'stays' })
+    row(`the link is silent before ${at}`, criu, { trouble: { at, from: 'target', what: 'stall' }, end: 'moves' })
   }
   row('the link is silent before the verdict', criu, {
     trouble: { at: 'verdict', from: 'source', what: 'stall' },
@@ -261,7 +265,7 @@ function faults(criu: string): void {
     const at = 100 + Math.floor(((part + Math.random()) / 20) * 28 * 2 ** 20)
     row(`the link is cut at a random byte, ${part * 5} to ${part * 5 + 5} % of the way`, criu, {
       trouble: { at, from: 'source', what: 'cut before' },
-      end: 'stays',
+      end: 'moves',
     })
   }
   row('the memory of the cache is full', criu, { cache: ['--restore', '--max-memory', '8M'], end: 'stays' })

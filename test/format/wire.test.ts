@@ -24,6 +24,7 @@ const test = suite('format/wire')
 
 const id = snapshotId('web-1')
 const digest = 0xfedcba9876543210n
+const token = Buffer.from('a0a1a2a3a4a5a6a7a8a9aaabacadaeaf', 'hex')
 const PREAMBLE = '9346455252590d0a 0100 0000 00000000 00000000 f4e3d19a'
 
 /** Made by a program of its own (Python's struct and zlib), from PROTOCOL.md and not from our encoder. */
@@ -71,6 +72,22 @@ const pinned: [frame: Frame, hex: string][] = [
     { type: 'refused', code: 'MEMORY', reason: 'full' },
     '14000000 00000000 0000000000000000 09000000 7b94f6dc 04 66756c6c 615a99f2',
   ],
+  [{ type: 'handOver', until: 'running' }, '07000000 00000000 0000000000000000 05000000 2ccd4fd9 01 1bdf05a5'],
+  [
+    { type: 'handOver', until: 'sealed', token },
+    '07000000 00000000 0000000000000000 15000000 b39a5689 00a0a1a2a3a4a5a6a7a8a9aaabacadaeaf 879e7197',
+  ],
+  [
+    { type: 'resume', offset: 4097, token, id },
+    '08000000 00000000 0110000000000000 19000000 8edd4c8a a0a1a2a3a4a5a6a7a8a9aaabacadaeaf7765622d31 ac19c867',
+  ],
+  [{ type: 'ready' }, '15000000 00000000 0000000000000000 04000000 e077fb4b 00000000'],
+  [
+    { type: 'verdict', verdict: 'copy', id },
+    '16000000 00000000 0000000000000000 0a000000 194d8d04 027765622d31 dd7ea781',
+  ],
+  [{ type: 'fate', fate: 'running' }, '17000000 00000000 0000000000000000 05000000 09668939 01 1bdf05a5'],
+  [{ type: 'got', offset: 0x0123456789ab }, '18000000 00000000 ab89674523010000 04000000 015dd28e 00000000'],
 ]
 
 function fromHex(hex: string): Buffer {
@@ -186,7 +203,14 @@ test('a length outside of its limits is refused from the header alone', () => {
     ack: [4, 4],
     sealed: [12, 12],
     refused: [5, 517],
+    handOver: [5, 21],
+    resume: [21, 84],
+    ready: [4, 4],
+    verdict: [6, 69],
+    fate: [5, 5],
+    got: [4, 4],
   } as const
+  assert.equal(new Set(Object.keys(limits)), new Set(Object.keys(frameType)))
   for (const [name, [least, most]] of Object.entries(limits)) {
     const type = frameType[name as keyof typeof frameType]
     for (const length of [least, most]) assert.is(decodeHeader(header({ type, length })).length, length)
@@ -223,6 +247,25 @@ test('names from the wire pass the one door', () => {
     }
   }
   throwsFault('NAME', () => decode(encodeFrame({ type: 'snapshot', id: '../x' as SnapshotId })))
+})
+
+test('a word that has no meaning, and a token of another length, are refused', () => {
+  for (const [type, words] of [
+    ['handOver', 2],
+    ['verdict', 3],
+    ['fate', 3],
+  ] as const) {
+    const body = (word: number): Buffer => Buffer.concat([Buffer.of(word), Buffer.from(type === 'verdict' ? id : '')])
+    for (let word = 0; word < 256; word++) {
+      if (word < words) assert.is(decodeBody(type, body(word)).type, type)
+      else throwsFault('FORMAT', () => decodeBody(type, body(word)), `${type} ${word}`)
+    }
+  }
+  for (let length = 1; length < 16; length++) {
+    throwsFault('FORMAT', () => decodeBody('handOver', Buffer.alloc(1 + length)), `a token of ${length} bytes`)
+  }
+  throwsFault('NAME', () => decodeBody('resume', Buffer.concat([token, Buffer.from('../x')])))
+  throwsFault('NAME', () => decodeBody('verdict', Buffer.concat([Buffer.of(0), Buffer.from('../x')])))
 })
 
 test('a list that is cut, or counts wrongly, is refused', () => {

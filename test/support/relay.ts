@@ -35,10 +35,10 @@ export async function relay(port: string, trouble?: Trouble): Promise<Relay> {
   let over = false
   const stalled = new Set<net.Socket>()
   const kept: (() => void)[] = []
-  const server = net.createServer((near) => {
+  const server = net.createServer({ allowHalfOpen: true }, (near) => {
     const first = connections++ === 0
     if (!first && over && trouble?.later === 'refuse') return void near.destroy()
-    const far = net.connect(Number(port), '127.0.0.1')
+    const far = net.connect({ port: Number(port), host: '127.0.0.1', allowHalfOpen: true })
     const cut = (): void => {
       near.destroy()
       far.destroy()
@@ -56,6 +56,8 @@ export async function relay(port: string, trouble?: Trouble): Promise<Relay> {
       sockets.add(socket)
       socket.on('error', cut)
       socket.on('close', () => other.destroy())
+      // Who refuses ends its writing side first, and its last word must get through.
+      socket.on('end', () => other.end())
       const plan = first && trouble?.from === from ? watcher(trouble) : undefined
       socket.on('data', (chunk: Buffer) => {
         const hit = plan?.(chunk)

@@ -1,0 +1,300 @@
+/**
+ * A conversation that outlives its link. Each end keeps what it said until the other end has told that it has it (`got`),
+ * counts what it has taken, and after a break both go on over a new link: from the byte that the other is at.
+ *
+ * It lies below the frames and looks like a link. Its two streams begin after the first link's `handOver` and `hello`. What
+ * an end says is copied into a ring before it goes out; where the ring is full the sender of a snapshot waits, and CRIU
+ * with it. Both ends say `got` when enough has come, and in any case twice a second: so a link on which nothing
+ * comes is one that does not carry.
+ *
+ * A peer may name a position only between what it has acknowledged and what was really sent: it cannot choose what is sent.
+ */
+import { Fault } from '../fault.ts'
+import { encodeFrame } from '../format/wire.ts'
+import { endedAfter } from './fd-link.ts'
+import { keep } from './kept.ts'
+import type { Link } from './link.ts'
+
+export interface SessionOptions {
+  peer: string
+  /** Bytes that are kept: a power of two. */
+  window: number
+  /** The sender of a snapshot waits in `send` for room; of a receiver, which says little, a full window is a `LIMIT`. */
+  end: 'sender' | 'receiver'
+  /** `got` is said after this many bytes. */
+  every: number
+  /** How long nothing may move, with a link or without: what the sender sends, that is. Then it is `LINK` or `TIMEOUT`. */
+  timeoutMs: number
+}
+
+export interface Session {
+  /** What reads and writes the frames. `finish` waits until all is sent; from then on the end of a link is the end. */
+  readonly link: Link
+  /** Bytes of the peer's stream that were taken. */
+  readonly received: number
+  /** Nothing was ever acknowledged, nothing was ever taken: it can begin again. */
+  readonly untouched: boolean
+  /** Aborted when it is over. */
+  readonly over: AbortSignal
+  /** How long a link may be silent. */
+  readonly quietMs: number
+  /** From now on something must move. */
+  watch(): void
+  /** Why there is no link yet, for the message. */
+  blame(reason: Fault): void
+  /** The peer has got that many bytes. Throws `FORMAT` for a number that cannot be. */
+  acknowledged(position: number): void
+  /**
+   * Goes on over `link`, after `greeting`; the peer has got `position` bytes. Another link is dropped. Throws `FORMAT`, and
+   * is over, for a number that cannot be.
+   */
+  attach(link: Link, position: number, greeting?: Uint8Array): void
+  /** Resolves when there is no link. Throws why it is over. */
+  detached(): Promise<void>
+  /** Nothing waits for room or for a new link any more. */
+  stop(reason: Error): void
+}
+
+/** How often `got` is said at least, and looked whether anything moves. */
+const BEAT_MS = 500
+/** A link on which nothing moves is given up for another after this long, or after a quarter of the time-out where that is less. */
+const MOST_QUIET_MS = 15_000
+const LEAST_QUIET_MS = 2000
+/** Bytes that go out at a time. */
+const STEP = 2 ** 20
+
+export function openSession({ peer, window, end: role, every, timeoutMs }: SessionOptions): Session {
+  const kept = keep(window)
+  const over = new AbortController()
+  const quietMs = Math.min(timeoutMs, Math.max(LEAST_QUIET_MS, Math.min(timeoutMs / 4, MOST_QUIET_MS)))
+  let current: Link | undefined
+  /** On the current link; and what may be there, with what is under way. */
+  let sent = 0
+  let mostSent = 0
+  let received = 0
+  let lastGot = 0
+  let told = 0
+  let inFrame = false
+  let finished = false
+  let stopped: Error | undefined
+  let why = new Fault('LINK', 'nothing moved')
+  /** When the sender's stream last moved: bytes of it came, or were acknowledged. A greeting alone is no progress. */
+  let moved = 0
+  let attached = 0
+  let beats: NodeJS.Timeout | undefined
+  let beat = 0
+  let news = newsOnce()
+
+  function tell(): void {
+    news.tell()
+    news = newsOnce()
+  }
+
+  function alive(): void {
+    if (over.signal.aborted) throw over.signal.reason
+  }
+
+  function end(reason: Error): void {
+    if (over.signal.aborted) return
+    clearInterval(beats)
+    over.abort(reason)
+    current?.destroy(reason)
+    current = undefined
+    tell()
+  }
+
+  function lost(link: Link, reason: unknown): void {
+    if (link !== current) return
+    current = undefined
+    link.destroy()
+    if (reason instanceof Fault) why = reason
+    if (stopped !== undefined || finished) end(stopped ?? why)
+    else if (!(reason instanceof Fault)) end(reason as Error)
+    tell()
+  }
+
+  function sayGot(): void {
+    if (inFrame || finished || current === undefined) return
+    const frame = encodeFrame({ type: 'got', offset: received })
+    if (kept.to - kept.from + frame.length > window) return
+    kept.append(frame)
+    told = received
+    tell()
+  }
+
+  function tick(): void {
+    const now = performance.now()
+    // Time in which this process did not run is not silence.
+    if (now - beat > 2 * BEAT_MS) moved += now - beat
+    beat = now
+    if (role === 'sender' && current !== undefined && kept.from === kept.to) moved = now
+    if (now - moved > timeoutMs) {
+      const message = `${why.message}; the link did not come back within ${timeoutMs / 1000} s`
+      end(new Fault(role === 'sender' ? 'LINK' : 'TIMEOUT', message, why.hint === undefined ? {} : { hint: why.hint }))
+    } else if (current !== undefined && now - Math.max(moved, attached) > quietMs) {
+      lost(current, new Fault('LINK', `nothing moved for ${quietMs / 1000} s`))
+    } else if (sent === kept.to) sayGot()
+  }
+
+  function watch(): void {
+    if (beats !== undefined || over.signal.aborted) return
+    moved = performance.now()
+    beat = moved
+    beats = setInterval(tick, Math.min(BEAT_MS, timeoutMs / 4)).unref()
+  }
+
+  async function pump(link: Link, greeting: Uint8Array | undefined): Promise<void> {
+    try {
+      if (greeting !== undefined) await link.outlet.send(greeting)
+      while (link === current) {
+        if (sent === kept.to) {
+          await news.told
+          continue
+        }
+        const bytes = kept.at(sent, STEP)
+        const upTo = sent + bytes.length
+        mostSent = Math.max(mostSent, upTo)
+        await link.outlet.send(bytes, inFrame || upTo < kept.to)
+        if (link !== current) return
+        sent = upTo
+        if (sent === kept.to) tell()
+      }
+    } catch (reason) {
+      lost(link, reason)
+    }
+  }
+
+  function has(position: number, least: number): void {
+    if (position < least || position > mostSent) {
+      throw new Fault('FORMAT', `the other end says that it has ${position} bytes, of ${least} to ${mostSent}`)
+    }
+    if (role === 'sender' && position > kept.from) moved = performance.now()
+    kept.forget(position)
+    tell()
+  }
+
+  function acknowledged(position: number): void {
+    // One that was under way when a link broke comes after the greeting of the next, which knew more.
+    has(position, lastGot)
+    lastGot = position
+  }
+
+  async function read(into: Uint8Array): Promise<number> {
+    for (;;) {
+      if (finished && current === undefined) return 0
+      alive()
+      const link = current
+      if (link === undefined) {
+        await news.told
+        continue
+      }
+      let got = 0
+      try {
+        got = await link.inlet.read(into)
+        if (got === 0) throw new Fault('LINK', 'the other end closed the link')
+      } catch (reason) {
+        lost(link, reason)
+        continue
+      }
+      // What an old link brought after another took its place comes again.
+      if (link !== current) continue
+      received += got
+      if (role === 'receiver') moved = performance.now()
+      if (received - told >= every) sayGot()
+      return got
+    }
+  }
+
+  async function fill(into: Uint8Array): Promise<boolean> {
+    for (let filled = 0; filled < into.length; ) {
+      const got = await read(into.subarray(filled))
+      if (got === 0) return endedAfter(filled)
+      filled += got
+    }
+    return true
+  }
+
+  async function send(bytes: Uint8Array, more = false): Promise<void> {
+    for (let rest = bytes; ; ) {
+      alive()
+      rest = rest.subarray(kept.append(rest))
+      inFrame = more || rest.length > 0
+      tell()
+      if (rest.length === 0) break
+      if (role === 'receiver')
+        throw new Fault('LIMIT', `the other end does not say that it has got the ${window} bytes kept for it`)
+      if (stopped !== undefined) throw stopped
+      await news.told
+    }
+    if (received - told >= every) sayGot()
+  }
+
+  return {
+    link: {
+      inlet: { fill, read },
+      outlet: {
+        send,
+        settle: async () => {},
+        async finish() {
+          while (current === undefined || sent < kept.to) {
+            alive()
+            await news.told
+          }
+          finished = true
+          await current.outlet.finish()
+        },
+      },
+      duplex: true,
+      peer,
+      destroy: (reason = new Fault('ABORTED', 'closed')) => end(reason),
+    },
+    get received() {
+      return received
+    },
+    get untouched() {
+      return received === 0 && kept.from === 0
+    },
+    over: over.signal,
+    quietMs,
+    watch,
+    blame(reason) {
+      if (current === undefined) why = reason
+    },
+    acknowledged,
+    attach(link, position, greeting) {
+      alive()
+      try {
+        has(position, kept.from)
+      } catch (reason) {
+        end(reason as Error)
+        throw reason
+      }
+      const before = current
+      current = link
+      // What the other end has is what it just said, and then what goes out from here.
+      sent = mostSent = position
+      attached = performance.now()
+      watch()
+      before?.destroy(new Fault('LINK', 'another link took its place'))
+      tell()
+      void pump(link, greeting)
+    },
+    async detached() {
+      while (current !== undefined) await news.told
+      alive()
+    },
+    stop(reason) {
+      stopped ??= reason
+      if (current === undefined) end(reason)
+      tell()
+    },
+  }
+}
+
+function newsOnce(): { told: Promise<void>; tell: () => void } {
+  let tell = (): void => {}
+  const told = new Promise<void>((resolve) => {
+    tell = resolve
+  })
+  return { told, tell }
+}

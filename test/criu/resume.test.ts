@@ -1,0 +1,91 @@
+/** The real CRIU, and a link that breaks while it dumps: it waits, and the process arrives or runs on. */
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { startRelay } from '../support/breaking-relay.ts'
+import { real } from '../support/criu.ts'
+import { startProxy } from '../support/daemons.ts'
+import { startHost } from '../support/host.ts'
+import { patternLoad } from '../support/loads.ts'
+import { root, run, start, temporary } from '../support/run.ts'
+
+const test = suite('resume, with criu')
+const load = patternLoad(32)
+
+function resumes(criu: string): void {
+  const dump = (pid: number, folder: string, source: string) => {
+    const options = ['-t', String(pid), '-D', source, '--action-script', join(source, 'post-dump')]
+    return run(criu, ['dump', '--stream', ...options], { cwd: folder })
+  }
+
+  for (const until of ['sealed', 'running'] as const) {
+    test(`a link that is cut three times, until ${until}: the process arrives`, async () => {
+      const { path, remove } = temporary()
+      const [source, target] = [join(path, 'source'), join(path, 'target')]
+      const host = await startHost()
+      const started = await load.start(path)
+      const [enter = '', ...inside] = host.enter
+      const cache = start(enter, [
+        ...inside,
+        join(root, 'scripts', 'bin', 'cache'),
+        ...['--port', '0', '-D', target, '--restore'],
+      ])
+      const [, port = ''] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
+      await cache.says(/streamer-serve/)
+      const relay = await startRelay(port)
+      relay.plan({ up: 4_000_000, how: 'cut' }, { up: 9_000_000, how: 'cut' }, { down: 300, how: 'cut' })
+      const proxy = await startProxy(source, relay.port, ['--until', until])
+      try {
+        const dumped = await dump(started.pid, path, source)
+        assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
+        await proxy.says(/handed over: the source is gone/)
+        assert.is(relay.links, 4)
+        await cache.says(/restored/)
+        await started.gone
+        await started.verify(host.outerPid(started.pid))
+      } finally {
+        started.kill()
+        await Promise.all([proxy.stop(), cache.stop()])
+        await host.stop()
+        relay.close()
+        remove()
+      }
+    })
+  }
+
+  for (const how of ['cut', 'mute'] as const) {
+    test(`a link that stays dead (${how}): the dump fails within the time-out, and the process runs on`, async () => {
+      const { path, remove } = temporary()
+      const source = join(path, 'source')
+      const started = await load.start(path)
+      const cache = start('cache', ['--port', '0', '-D', join(path, 'target'), '--timeout', '3'])
+      const [, port = ''] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
+      const relay = await startRelay(port)
+      // The second link, and each after it, breaks at once.
+      relay.plan({ up: 6_000_000, how }, ...Array.from({ length: 100 }, () => ({ up: 0, how })))
+      const proxy = await startProxy(source, relay.port, ['--timeout', '3'])
+      try {
+        const begun = performance.now()
+        const dumped = await dump(started.pid, path, source)
+        const took = performance.now() - begun
+        assert.is.not(dumped.code, 0)
+        assert.ok(took > 2500 && took < 9000, `${took} ms`)
+        await proxy.says(/failed: .*did not come back within 3 s/)
+        await started.runsOn()
+        await started.whole()
+        await cache.says(/failed: .*did not come back within 3 s/)
+      } finally {
+        started.kill()
+        await Promise.all([proxy.stop(), cache.stop()])
+        relay.close()
+        remove()
+      }
+    })
+  }
+}
+
+if (typeof real === 'string') {
+  console.log(`skipped: ${real}`)
+} else resumes(real.path)
+
+test.run()
