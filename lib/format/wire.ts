@@ -9,31 +9,31 @@
  */
 import { crc32 } from 'node:zlib'
 import { Fault } from '../fault.ts'
+import { decodeList, encodeList, type ImageEntry, LONGEST_LIST, numbers, readCount } from './list.ts'
 import { type ImageName, imageName, LONGEST_ID, LONGEST_NAME, type SnapshotId, snapshotId } from './names.ts'
+import {
+  type Fate,
+  fates,
+  oneOf,
+  type RefusalCode,
+  refusalCodes,
+  type Until,
+  untils,
+  type Verdict,
+  verdicts,
+} from './words.ts'
 
-/** A byte above 127 and a CR LF show a link that is not 8-bit clean, as in PNG. */
-export const MAGIC = Buffer.from('93464552 52590d0a'.replaceAll(' ', ''), 'hex')
-export const VERSION = 1
-/** Feature bits that this release understands; none are defined yet. */
-export const FEATURES = 0
-
-export const PREAMBLE_BYTES = 24
 export const HEADER_BYTES = 24
 const CRC_BYTES = 4
 
 /** One DATA frame: as much as a pipe of an unprivileged user holds (fs.pipe-max-size is 1 MiB). */
 export const MOST_DATA = 2 ** 20
-/** Images in one snapshot: a tree of 5,000 processes has about 50,000. */
-export const MOST_IMAGES = 2 ** 16
-/** An image's size: far above any memory that is moved today, far below where numbers lose bytes. */
-export const LARGEST_IMAGE = 2 ** 48
 const LONGEST_REASON = 512
 /** What a sender must show to go on after its link broke; it chose the token itself. */
 export const TOKEN_BYTES = 16
 /** What a timer of Node holds: 24 days. */
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1
-const ENTRY_FIXED = 1 + 8 + 8
-const MOST_LIST = 4 + MOST_IMAGES * (ENTRY_FIXED + LONGEST_NAME) + 8 + CRC_BYTES
+const MOST_LIST = LONGEST_LIST + 8 + CRC_BYTES
 
 export const frameType = {
   snapshot: 1,
@@ -56,29 +56,6 @@ export const frameType = {
 } as const
 type FrameName = keyof typeof frameType
 export type FrameType = (typeof frameType)[FrameName]
-
-/** Reasons that cross the link, with the `Fault` code that each becomes. */
-const refusalCodes = ['FAILED_DUMP', 'REFUSED', 'EXISTS', 'MISSING', 'MEMORY', 'TIMEOUT', 'DIGEST', 'ABORTED'] as const
-export type RefusalCode = (typeof refusalCodes)[number]
-
-/** How far the source of a hand-over waits before it lets CRIU kill the tasks. */
-export const untils = ['sealed', 'running'] as const
-export type Until = (typeof untils)[number]
-
-/** What became of the source's tasks: they are gone; they run on, and so the target's must not; they run on as was asked for. */
-const verdicts = ['go', 'drop', 'copy'] as const
-export type Verdict = (typeof verdicts)[number]
-
-/** What became of the target's: only the images are there; the tasks run; there are none. */
-const fates = ['kept', 'running', 'dropped'] as const
-export type Fate = (typeof fates)[number]
-
-export interface ImageEntry {
-  name: ImageName
-  /** Bytes. */
-  size: number
-  digest: bigint
-}
 
 export type Frame =
   | { type: 'snapshot'; id: SnapshotId }
@@ -132,34 +109,6 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   got: [CRC_BYTES, CRC_BYTES],
 }
 
-export function encodePreamble(): Buffer {
-  const out = Buffer.alloc(PREAMBLE_BYTES)
-  MAGIC.copy(out)
-  out.writeUInt16LE(VERSION, 8)
-  out.writeUInt32LE(FEATURES, 12)
-  out.writeUInt32LE(FEATURES, 16)
-  out.writeUInt32LE(crc32(out.subarray(0, 20)), 20)
-  return out
-}
-
-/** Throws `FORMAT` for something that is no ferry stream, `VERSION` for one that this release cannot read. */
-export function checkPreamble(bytes: Buffer): void {
-  if (!bytes.subarray(0, 8).equals(MAGIC)) {
-    throw new Fault('FORMAT', 'this is not a criu-ferry stream', {
-      hint: 'is the stream compressed, or did another program write to it?',
-    })
-  }
-  if (crc32(bytes.subarray(0, 20)) !== bytes.readUInt32LE(20)) throw new Fault('FORMAT', 'damaged preamble')
-  if (bytes.readUInt16LE(10) !== 0) throw new Fault('FORMAT', 'reserved bits are set')
-  const version = bytes.readUInt16LE(8)
-  const unknown = bytes.readUInt32LE(12) & ~FEATURES
-  if (version !== VERSION || unknown !== 0) {
-    throw new Fault('VERSION', `the stream has version ${version}, features ${unknown >>> 0} that are unknown here`, {
-      hint: 'use the same release of criu-ferry at both ends',
-    })
-  }
-}
-
 /** A frame's header, and its payload for every frame but `data`, whose bytes follow apart. */
 export function encodeFrame(frame: Frame): Buffer {
   const payload = frame.type === 'data' ? undefined : encodePayload(frame)
@@ -211,17 +160,6 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
     case 'got':
       return Buffer.alloc(0)
   }
-}
-
-/** The list of a snapshot's images, in the order in which they were opened: what the snapshot's digest is taken of. */
-export function encodeList(images: readonly ImageEntry[]): Buffer {
-  const count = Buffer.alloc(4)
-  count.writeUInt32LE(images.length)
-  const parts: Buffer[] = [count]
-  for (const image of images) {
-    parts.push(Buffer.of(image.name.length), Buffer.from(image.name), numbers(BigInt(image.size), image.digest))
-  }
-  return Buffer.concat(parts)
 }
 
 /** Throws `FORMAT` for a damaged or unknown header, `LIMIT` for a number above its limit. */
@@ -300,53 +238,13 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
   }
 }
 
-function oneOf<Word>(words: readonly Word[], number: number, type: FrameName): Word {
-  const word = words[number]
-  if (word === undefined) throw new Fault('FORMAT', `a ${type} frame with the unknown word ${number}`)
-  return word
-}
-
 /** Without control characters: it ends up on somebody's terminal. */
 function harmless(text: string): string {
   return text.replace(/\p{C}/gu, '?')
 }
 
-function decodeList(body: Buffer): ImageEntry[] {
-  const count = body.readUInt32LE(0)
-  if (count > MOST_IMAGES) throw new Fault('LIMIT', `a list of ${count} images, at most ${MOST_IMAGES} are allowed`)
-  const images: ImageEntry[] = []
-  let at = 4
-  while (at < body.length) {
-    const name = at + 1
-    const numbersAt = name + body.readUInt8(at)
-    if (numbersAt + 16 > body.length) throw new Fault('FORMAT', 'damaged list of images')
-    images.push({
-      name: imageName(body.toString('latin1', name, numbersAt)),
-      size: readCount(body, numbersAt),
-      digest: body.readBigUInt64LE(numbersAt + 8),
-    })
-    at = numbersAt + 16
-  }
-  if (images.length !== count) throw new Fault('FORMAT', 'damaged list of images')
-  return images
-}
-
-function readCount(bytes: Buffer, at: number): number {
-  const value = bytes.readBigUInt64LE(at)
-  if (value > BigInt(LARGEST_IMAGE)) throw new Fault('LIMIT', `a size of ${value} bytes is above the limit`)
-  return Number(value)
-}
-
 function writeCount(out: Buffer, value: number, at: number): void {
   out.writeBigUInt64LE(BigInt(value), at)
-}
-
-function numbers(...values: bigint[]): Buffer {
-  const out = Buffer.alloc(8 * values.length)
-  values.forEach((value, index) => {
-    out.writeBigUInt64LE(value, 8 * index)
-  })
-  return out
 }
 
 /** At most LONGEST_REASON bytes; a character that is cut becomes U+FFFD, three bytes. */

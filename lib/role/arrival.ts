@@ -3,7 +3,7 @@
  */
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
-import type { Fate, Verdict } from '../format/wire.ts'
+import type { Fate, Verdict } from '../format/words.ts'
 import { type TargetState, targetAfter } from './handover.ts'
 
 /** A restore that can be held: by a gate on this host, or by a client over a link. */

@@ -5,7 +5,7 @@ import { readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
-import type { Fate, Verdict } from '../format/wire.ts'
+import type { Fate, Verdict } from '../format/words.ts'
 import { openProcess, type Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import type { Shelf } from '../store/shelf.ts'
@@ -36,7 +36,7 @@ export interface Arrivals {
   add(id: SnapshotId): void
   /** Takes over what a cache before us, which was killed, holds in the work directory: without images, but alive. */
   adopt(): void
-  get(id: SnapshotId): Arrival | undefined
+  get(id: SnapshotId | undefined): Arrival | undefined
   /** Throws `EXISTS` for a snapshot that has become a process here. */
   refuseIfRunning(id: SnapshotId | undefined): void
   /** Starts criu on it, where the cache is to restore. */
@@ -154,7 +154,7 @@ export function openArrivals(
         if (path !== directory && orphans.length === 0) rmSync(path, { recursive: true, force: true })
       }
     },
-    get: (id) => arrivals.get(id),
+    get: (id) => (id === undefined ? undefined : arrivals.get(id)),
     refuseIfRunning(id) {
       if (id === undefined || arrivals.get(id)?.state !== 'running') return
       throw new Fault('EXISTS', `snapshot ${id} was handed over, and runs`, {

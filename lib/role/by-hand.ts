@@ -2,7 +2,7 @@
 import { join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
-import type { Fate, Verdict } from '../format/wire.ts'
+import type { Fate, Verdict } from '../format/words.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { connectUnix } from '../kernel/unix.ts'
 import { fdLink } from '../stream/fd-link.ts'

@@ -6,7 +6,7 @@
  * owes the target that verdict until it is delivered; a target that has said `ready` holds until it learns it. PROTOCOL.md draws
  * both machines; test/role/handover.test.ts walks through every order of events and every loss.
  */
-import type { Verdict } from '../format/wire.ts'
+import type { Verdict } from '../format/words.ts'
 
 export type SourceState =
   /** The tasks are frozen. CRIU is held at post-dump, or still writes. */

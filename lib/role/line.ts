@@ -1,7 +1,7 @@
 /** What a hand-over is spoken over at the source: one link, or a conversation that outlives its links. */
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
-import type { Until } from '../format/wire.ts'
+import type { Until } from '../format/words.ts'
 import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
 import type { Link, Outlet } from '../stream/link.ts'
 import { resumingSender } from '../stream/resuming-sender.ts'

@@ -1,5 +1,5 @@
 import type { Fault } from '../fault.ts'
-import type { RefusalCode } from '../format/wire.ts'
+import type { RefusalCode } from '../format/words.ts'
 
 const passedOn: readonly string[] = ['FAILED_DUMP', 'EXISTS', 'MISSING', 'MEMORY', 'TIMEOUT', 'DIGEST', 'ABORTED']
 

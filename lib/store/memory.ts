@@ -3,8 +3,8 @@
  * begin with, each next one four times as large.
  */
 
+import type { ImageEntry } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
-import type { ImageEntry } from '../format/wire.ts'
 import type { ImageSink, ImageWriter } from '../stream/image.ts'
 import { EXTENT, type Extent, type Pool } from './pool.ts'
 

@@ -1,14 +1,6 @@
 import { Fault } from '../fault.ts'
-import {
-  checkPreamble,
-  decodeFrame,
-  decodeHeader,
-  encodeFrame,
-  encodePreamble,
-  type Frame,
-  HEADER_BYTES,
-  PREAMBLE_BYTES,
-} from '../format/wire.ts'
+import { checkPreamble, encodePreamble, PREAMBLE_BYTES } from '../format/preamble.ts'
+import { decodeFrame, decodeHeader, encodeFrame, type Frame, HEADER_BYTES } from '../format/wire.ts'
 import type { Inlet, Outlet } from './link.ts'
 
 /** Reads frames one by one. After a `data` frame its bytes are the next that the inlet gives. */

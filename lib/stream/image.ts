@@ -1,5 +1,5 @@
+import type { ImageEntry } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
-import type { ImageEntry } from '../format/wire.ts'
 import type { Fd } from '../kernel/fd.ts'
 
 /** What an image is made of: a pipe that CRIU fills, or pieces of memory. */

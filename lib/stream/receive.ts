@@ -7,8 +7,10 @@
  */
 import { Fault } from '../fault.ts'
 import { type Digest, digest, hex64 } from '../format/digest.ts'
+import { encodeList, type ImageEntry, LARGEST_IMAGE, MOST_IMAGES } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
-import { encodeList, type Frame, type ImageEntry, LARGEST_IMAGE, MOST_IMAGES, type Until } from '../format/wire.ts'
+import type { Frame } from '../format/wire.ts'
+import type { Until } from '../format/words.ts'
 import type { FrameReader } from './frames.ts'
 import type { ImageSink, ImageWriter } from './image.ts'
 import { type Snapshot, summarize } from './send.ts'

@@ -8,8 +8,10 @@
  */
 import { Fault } from '../fault.ts'
 import { digest } from '../format/digest.ts'
+import { encodeList, type ImageEntry, MOST_IMAGES } from '../format/list.ts'
 import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
-import { encodeFrame, encodeList, type ImageEntry, MOST_DATA, MOST_IMAGES, type Until } from '../format/wire.ts'
+import { encodeFrame, MOST_DATA } from '../format/wire.ts'
+import type { Until } from '../format/words.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { FrameWriter } from './frames.ts'
 import type { ImageBody, ImageSource, OpenImage } from './image.ts'

@@ -2,21 +2,17 @@ import { crc32 } from 'node:zlib'
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { encodeList, LARGEST_IMAGE, MOST_IMAGES } from '../../lib/format/list.ts'
 import { type ImageName, imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
+import { checkPreamble, encodePreamble, PREAMBLE_BYTES } from '../../lib/format/preamble.ts'
 import {
-  checkPreamble,
   decodeFrame,
   decodeHeader,
   encodeFrame,
-  encodeList,
-  encodePreamble,
   type Frame,
   frameType,
   HEADER_BYTES,
-  LARGEST_IMAGE,
   MOST_DATA,
-  MOST_IMAGES,
-  PREAMBLE_BYTES,
 } from '../../lib/format/wire.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
 

@@ -1,7 +1,7 @@
 /** Every order of events, every lost message and every death that the two machines can meet: never two, never none. */
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import type { Until, Verdict } from '../../lib/format/wire.ts'
+import type { Until, Verdict } from '../../lib/format/words.ts'
 import {
   type SourceEvent,
   type SourceState,

@@ -1,8 +1,10 @@
 /** Snapshots made up for tests: as a source, as the bytes of a stream, and what a memory sink holds in the end. */
 import { Readable, Transform } from 'node:stream'
 import { digest } from '../../lib/format/digest.ts'
+import { encodeList, type ImageEntry } from '../../lib/format/list.ts'
 import { type ImageName, imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
-import { encodeFrame, encodeList, encodePreamble, type Frame, type ImageEntry } from '../../lib/format/wire.ts'
+import { encodePreamble } from '../../lib/format/preamble.ts'
+import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
 import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'

@@ -1,0 +1,66 @@
+/** The list of a snapshot's images, which its end frame carries, and the numbers in it. PROTOCOL.md, section 2. */
+import { Fault } from '../fault.ts'
+import { type ImageName, imageName, LONGEST_NAME } from './names.ts'
+
+/** Images in one snapshot: a tree of 5,000 processes has about 50,000. */
+export const MOST_IMAGES = 2 ** 16
+/** An image's size: far above any memory that is moved today, far below where numbers lose bytes. */
+export const LARGEST_IMAGE = 2 ** 48
+const ENTRY_FIXED = 1 + 8 + 8
+/** Bytes of the longest list. */
+export const LONGEST_LIST = 4 + MOST_IMAGES * (ENTRY_FIXED + LONGEST_NAME)
+
+export interface ImageEntry {
+  name: ImageName
+  /** Bytes. */
+  size: number
+  digest: bigint
+}
+
+/** The list of a snapshot's images, in the order in which they were opened: what the snapshot's digest is taken of. */
+export function encodeList(images: readonly ImageEntry[]): Buffer {
+  const count = Buffer.alloc(4)
+  count.writeUInt32LE(images.length)
+  const parts: Buffer[] = [count]
+  for (const image of images) {
+    parts.push(Buffer.of(image.name.length), Buffer.from(image.name), numbers(BigInt(image.size), image.digest))
+  }
+  return Buffer.concat(parts)
+}
+
+/** The images of an encoded list. Throws `FORMAT`, `LIMIT` or `NAME`. */
+export function decodeList(body: Buffer): ImageEntry[] {
+  const count = body.readUInt32LE(0)
+  if (count > MOST_IMAGES) throw new Fault('LIMIT', `a list of ${count} images, at most ${MOST_IMAGES} are allowed`)
+  const images: ImageEntry[] = []
+  let at = 4
+  while (at < body.length) {
+    const name = at + 1
+    const numbersAt = name + body.readUInt8(at)
+    if (numbersAt + 16 > body.length) throw new Fault('FORMAT', 'damaged list of images')
+    images.push({
+      name: imageName(body.toString('latin1', name, numbersAt)),
+      size: readCount(body, numbersAt),
+      digest: body.readBigUInt64LE(numbersAt + 8),
+    })
+    at = numbersAt + 16
+  }
+  if (images.length !== count) throw new Fault('FORMAT', 'damaged list of images')
+  return images
+}
+
+/** A number of bytes that a peer says. Throws `LIMIT`. */
+export function readCount(bytes: Buffer, at: number): number {
+  const value = bytes.readBigUInt64LE(at)
+  if (value > BigInt(LARGEST_IMAGE)) throw new Fault('LIMIT', `a size of ${value} bytes is above the limit`)
+  return Number(value)
+}
+
+/** u64 each. */
+export function numbers(...values: bigint[]): Buffer {
+  const out = Buffer.alloc(8 * values.length)
+  values.forEach((value, index) => {
+    out.writeBigUInt64LE(value, 8 * index)
+  })
+  return out
+}

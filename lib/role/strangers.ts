@@ -1,0 +1,65 @@
+/** A `criu restore` that somebody else started in the cache's work directory. */
+import { readlinkSync } from 'node:fs'
+import { resolve } from 'node:path'
+import { Fault } from '../fault.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { commandLine, openProcess } from '../kernel/process.ts'
+import { peerPid } from '../kernel/unix.ts'
+import type { Sealed } from '../store/shelf.ts'
+import type { Lead } from './arrivals.ts'
+import type { House } from './cache.ts'
+import { closedGate } from './gate.ts'
+import { serve } from './serve.ts'
+
+/** Serves it. One that has our action script can be held, and so may come before the verdict. Reports what fails. */
+export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, options }: House): Promise<void> {
+  const { id, timeoutMs, report, directory } = options
+  const pid = peerPid(socket)
+  const gate = runsScript(pid, script) ? closedGate(directory, pid, 'post-restore') : undefined
+  const criu = openProcess(pid)
+  let found: Sealed | undefined
+  let lead: Lead | undefined
+  let begun = performance.now()
+  try {
+    const served = await serve(
+      socket,
+      async () => {
+        if (found !== undefined) return found.images
+        arrivals.refuseIfRunning(id)
+        if (!shelf.has(id)) report({ event: 'waiting', what: id ?? 'the newest snapshot' })
+        const next = await shelf.find(id, timeoutMs, undefined, gate !== undefined)
+        lead = arrivals.lead(next.id, gate, criu)
+        found = next
+        begun = performance.now()
+        return found.images
+      },
+      {
+        onTaken: (piece) => {
+          if (options.releaseEarly && gate !== undefined && arrivals.get(found?.id) !== undefined) found?.release(piece)
+        },
+      },
+    )
+    const ms = performance.now() - begun
+    if (found !== undefined) {
+      report({ event: 'served', id: found.id, images: served.images.length, bytes: served.bytes, ms })
+    }
+    await lead?.finish()
+  } catch (error) {
+    if (!(error instanceof Fault)) throw error
+    report({ event: 'failed', what: found === undefined ? 'a restore' : `the restore of ${found.id}`, fault: error })
+  } finally {
+    gate?.remove()
+    criu?.close()
+  }
+}
+
+/** Whether the process has this action script on its command line. */
+function runsScript(pid: number, script: string): boolean {
+  const words = commandLine(pid).map((word) => word.replace(/^--action-script=/, ''))
+  try {
+    const from = readlinkSync(`/proc/${pid}/cwd`)
+    return words.some((word) => resolve(from, word) === script)
+  } catch {
+    return false
+  }
+}

@@ -1,0 +1,198 @@
+/**
+ * What the cache says and hears on the wire: snapshots come, and their verdicts; clients ask for them.
+ */
+import { Fault } from '../fault.ts'
+import { hex64 } from '../format/digest.ts'
+import type { ImageName, SnapshotId } from '../format/names.ts'
+import type { Frame } from '../format/wire.ts'
+import type { Until } from '../format/words.ts'
+import type { StoredImage } from '../store/memory.ts'
+import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
+import type { ImageSource, OpenImage } from '../stream/image.ts'
+import type { Link } from '../stream/link.ts'
+import { receiveSnapshot, unexpected } from '../stream/receive.ts'
+import { type Line, unknown } from '../stream/resuming-receiver.ts'
+import { sendSnapshot } from '../stream/send.ts'
+import { type Arrivals, byHand } from './arrivals.ts'
+import type { House } from './cache.ts'
+import type { TargetState } from './handover.ts'
+import { refusalOf } from './refusal.ts'
+
+/** One conversation. */
+interface Talk {
+  line: Line
+  link: Link
+  reader: FrameReader
+  writer: FrameWriter
+}
+
+/** Bytes of payload in the first frame: a name. */
+const LONGEST_FIRST = 1024
+/** Answers whoever is at the other end; `patienceMs`: how long its first frame may take. Reports what fails, and closes the link. */
+export async function answer(line: Line, house: House, patienceMs?: number): Promise<void> {
+  const { link } = line
+  const writer = frameWriter(link.outlet)
+  const reader = frameReader(link.inlet, { onGot: line.onGot })
+  const talk = { line, link, reader, writer }
+  let what = link.peer
+  try {
+    await writer.send({ type: 'hello' })
+    const hangUp = (): void => link.destroy(new Fault('TIMEOUT', 'the client said nothing'))
+    const silent = patienceMs === undefined ? undefined : setTimeout(hangUp, patienceMs)
+    const frame = await reader.next(LONGEST_FIRST).finally(() => clearTimeout(silent))
+    if (frame === undefined) return
+    if (frame.type === 'snapshot') {
+      what = `snapshot ${frame.id}`
+      await take({ id: frame.id, ...talk }, house)
+    } else if (frame.type === 'get') await give(frame, { ...talk, holds: false }, house)
+    else if (frame.type === 'handOver') {
+      const get = await reader.expect()
+      if (get.type !== 'get') throw unexpected(get)
+      await give(get, { ...talk, holds: true }, house)
+    } else if (frame.type === 'verdict') await obey(frame, writer, house.arrivals)
+    else if (frame.type === 'resume') {
+      what = `snapshot ${frame.id}`
+      const broken = house.lines.get(frame.id)
+      if (broken === undefined) throw unknown()
+      broken.resume(frame, line)
+    } else throw unexpected(frame)
+  } catch (error) {
+    if (!(error instanceof Fault)) throw error
+    house.options.report({ event: 'failed', what, fault: error })
+    await refuse(link, writer, error).catch(() => {})
+  } finally {
+    link.destroy()
+    for (const [id, taking] of house.lines) if (taking === line) house.lines.delete(id)
+  }
+}
+
+const LINGER_MS = 5000
+
+/**
+ * Tells the peer why, and takes what it has already sent: closing over unread bytes makes TCP reset the link, and the
+ * peer would learn of the reset before it reads the reason.
+ */
+async function refuse(link: Link, writer: FrameWriter, fault: Fault): Promise<void> {
+  await linger(link, () => writer.send({ type: 'refused', code: refusalOf(fault), reason: fault.message }))
+}
+
+/** Says its last word, and takes what still comes. */
+async function linger(link: Link, say = async (): Promise<void> => {}): Promise<void> {
+  const timer = setTimeout(() => link.destroy(), LINGER_MS)
+  try {
+    await say()
+    await link.outlet.finish()
+    const scratch = Buffer.allocUnsafe(64 * 2 ** 10)
+    while (await link.inlet.fill(scratch));
+  } catch {
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+async function take(
+  { id, reader, writer, line, link }: Talk & { id: SnapshotId },
+  { shelf, arrivals, options, lines }: House,
+): Promise<void> {
+  const { report } = options
+  const begun = performance.now()
+  const arriving = shelf.receive(id)
+  let until: Until | undefined
+  let digest: bigint
+  try {
+    const ack = (channel: number, offset: number): Promise<void> => writer.send({ type: 'ack', channel, offset })
+    const snapshot = await receiveSnapshot(reader, arriving.sink, ack, (far, token) => {
+      until = far
+      if (token === undefined) return
+      line.outlive(token, options.timeoutMs)
+      lines.set(id, line)
+    })
+    digest = snapshot.digest
+    if (until !== undefined) arrivals.add(id)
+    arriving.seal(until !== undefined)
+    const ms = performance.now() - begun
+    report({ event: 'sealed', id, images: snapshot.images.length, bytes: snapshot.bytes, ms, digest: hex64(digest) })
+  } finally {
+    arriving.drop()
+  }
+  const arrival = arrivals.get(id)
+  if (arrival === undefined || until === undefined) return writer.send({ type: 'sealed', digest })
+  const watcher = {
+    ready: () => void writer.send({ type: 'ready' }).catch(() => {}),
+    refused: (fault: Fault) =>
+      void writer.send({ type: 'refused', code: refusalOf(fault), reason: fault.message }).catch(() => {}),
+    // Its own answer goes out first.
+    settled: () => void setTimeout(() => link.destroy(), SETTLED_MS).unref(),
+  }
+  arrival.watcher = watcher
+  try {
+    await writer.send({ type: 'sealed', digest })
+    arrivals.restore(id)
+    const last = await reader.next().catch((reason: unknown) => {
+      // Its verdict may have come over a link of its own.
+      if (!settled.includes(arrival.state)) throw reason
+      return undefined
+    })
+    await obey(last, writer, arrivals)
+    if (last !== undefined) await linger(link)
+  } finally {
+    arrival.watcher = undefined
+    if (!settled.includes(arrival.state)) report({ event: 'undecided', id, how: byHand(options.directory, id) })
+  }
+}
+
+/** How long a link stays after its verdict. */
+const SETTLED_MS = 1000
+
+/** States in which nothing depends on a verdict any more. */
+const settled: readonly TargetState[] = ['owning', 'reviving', 'running', 'dropped']
+
+/** The verdict is the last word of a source; it may come on a link of its own. Without it the copy is held. */
+async function obey(frame: Frame | undefined, writer: FrameWriter, arrivals: Arrivals): Promise<void> {
+  if (frame === undefined) return
+  if (frame.type === 'failed') throw new Fault(frame.code, `the source gave up: ${frame.reason}`)
+  if (frame.type !== 'verdict') throw unexpected(frame)
+  await writer.send({ type: 'fate', fate: await arrivals.decide(frame.id, frame.verdict) })
+}
+
+async function give(
+  { id, timeoutMs }: { id: SnapshotId | undefined; timeoutMs: number },
+  { reader, writer, holds }: Talk & { holds: boolean },
+  { shelf, arrivals, options: { report, signal } }: House,
+): Promise<void> {
+  arrivals.refuseIfRunning(id)
+  const first = reader.next()
+  first.catch(() => {})
+  const left = new AbortController()
+  const leave = (): void => left.abort(new Fault('LINK', 'the client left before its snapshot was here'))
+  first.then(leave, leave)
+  const snapshot = await shelf.find(id, timeoutMs, left.signal, holds)
+  const remote = holds ? arrivals.remote(snapshot.id, writer) : undefined
+  try {
+    const begun = performance.now()
+    const until = remote === undefined ? undefined : 'running'
+    const sent = await sendSnapshot(writer, snapshot.id, storedSource(snapshot.images), { signal, until })
+    const reply = await first
+    if (reply?.type !== 'sealed' || reply.digest !== sent.digest) {
+      throw new Fault('LINK', 'the client did not confirm the snapshot')
+    }
+    const ms = performance.now() - begun
+    report({ event: 'served', id: snapshot.id, images: sent.images.length, bytes: sent.bytes, ms })
+    await remote?.follow(reader)
+  } catch (error) {
+    remote?.lost(error as Fault)
+    throw error
+  }
+}
+
+/** Stored images as a source, so that a snapshot can be sent on. */
+function storedSource(images: ReadonlyMap<ImageName, StoredImage>): ImageSource {
+  return {
+    images: (async function* (): AsyncGenerator<OpenImage> {
+      for (const { name, pieces } of images.values()) {
+        yield { name, body: { kind: 'pieces', pieces: pieces.map((piece) => piece.window) } }
+      }
+    })(),
+    destroy() {},
+  }
+}
