@@ -31,6 +31,8 @@ export const MOST_DATA = 2 ** 20
 const LONGEST_REASON = 512
 /** What a sender must show to go on after its link broke; it chose the token itself. */
 export const TOKEN_BYTES = 16
+/** Of a hand-over that has none. */
+export const NO_TOKEN = Buffer.alloc(TOKEN_BYTES)
 /** What a timer of Node holds: 24 days. */
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1
 const MOST_LIST = LONGEST_LIST + 8 + CRC_BYTES
@@ -74,7 +76,8 @@ export type Frame =
   | { type: 'sealed'; digest: bigint }
   | { type: 'refused'; code: RefusalCode; reason: string }
   | { type: 'ready' }
-  | { type: 'verdict'; verdict: Verdict; id: SnapshotId }
+  /** The token is that of the `handOver`; zeros where there was none. */
+  | { type: 'verdict'; verdict: Verdict; token: Buffer; id: SnapshotId }
   | { type: 'fate'; fate: Fate }
   /** `offset` bytes of the other's stream are here. */
   | { type: 'got'; offset: number }
@@ -104,7 +107,7 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   sealed: [8 + CRC_BYTES, 8 + CRC_BYTES],
   refused: [1 + CRC_BYTES, 1 + LONGEST_REASON + CRC_BYTES],
   ready: [CRC_BYTES, CRC_BYTES],
-  verdict: [2 + CRC_BYTES, 1 + LONGEST_ID + CRC_BYTES],
+  verdict: [2 + TOKEN_BYTES + CRC_BYTES, 1 + TOKEN_BYTES + LONGEST_ID + CRC_BYTES],
   fate: [1 + CRC_BYTES, 1 + CRC_BYTES],
   got: [CRC_BYTES, CRC_BYTES],
 }
@@ -151,7 +154,7 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
     case 'resume':
       return Buffer.concat([frame.token, Buffer.from(frame.id)])
     case 'verdict':
-      return Buffer.concat([Buffer.of(verdicts.indexOf(frame.verdict)), Buffer.from(frame.id)])
+      return Buffer.concat([Buffer.of(verdicts.indexOf(frame.verdict)), frame.token, Buffer.from(frame.id)])
     case 'fate':
       return Buffer.of(fates.indexOf(frame.fate))
     case 'hello':
@@ -228,7 +231,8 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
       return {
         type,
         verdict: oneOf(verdicts, body.readUInt8(0), type),
-        id: snapshotId(body.toString('latin1', 1)),
+        token: body.subarray(1, 1 + TOKEN_BYTES),
+        id: snapshotId(body.toString('latin1', 1 + TOKEN_BYTES)),
       }
     case 'fate':
       return { type, fate: oneOf(fates, body.readUInt8(0), type) }

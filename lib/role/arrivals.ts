@@ -1,10 +1,12 @@
 /**
  * The hand-overs of one cache, by snapshot, and who restores them: a criu that the cache starts, or one that somebody else did.
  */
+import { timingSafeEqual } from 'node:crypto'
 import { readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
+import { NO_TOKEN } from '../format/wire.ts'
 import type { Fate, Verdict } from '../format/words.ts'
 import { openProcess, type Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
@@ -33,7 +35,8 @@ export interface Remote {
 }
 
 export interface Arrivals {
-  add(id: SnapshotId): void
+  /** `token`: what a verdict on a new link must show. */
+  add(id: SnapshotId, token: Buffer | undefined): void
   /** Takes over what a cache before us, which was killed, holds in the work directory: without images, but alive. */
   adopt(): void
   get(id: SnapshotId | undefined): Arrival | undefined
@@ -53,6 +56,8 @@ export interface Arrivals {
   remote(id: SnapshotId, writer: FrameWriter): Remote | undefined
   /** Throws `MISSING` for an unknown snapshot, and what `Arrival.decide` throws. */
   decide(id: SnapshotId, verdict: Verdict): Promise<Fate>
+  /** Throws `MISSING` where the token is not the one of the hand-over: a stranger learns nothing. */
+  believe(id: SnapshotId, token: Buffer): void
 }
 
 interface ArrivalsOptions {
@@ -61,6 +66,10 @@ interface ArrivalsOptions {
   releaseEarly: boolean
   report: Report
   signal: AbortSignal
+}
+
+function unknownHere(id: SnapshotId): Fault {
+  return new Fault('MISSING', `no snapshot ${id} waits for a verdict here`)
 }
 
 /** How to give a verdict to the cache in `directory`. */
@@ -76,22 +85,27 @@ export function openArrivals(
   { directory, restore, releaseEarly, report, signal }: ArrivalsOptions,
 ): Arrivals {
   const arrivals = new Map<SnapshotId, Arrival>()
+  const tokens = new Map<SnapshotId, Buffer>()
+  const labelOf = (id: SnapshotId): string => `${id} ${tokens.get(id)?.toString('hex')}`
   if (restore !== undefined) checkCriuOptions(restore.options)
 
   function get(id: SnapshotId): Arrival {
     const arrival = arrivals.get(id)
-    if (arrival === undefined) throw new Fault('MISSING', `no snapshot ${id} waits for a verdict here`)
+    if (arrival === undefined) throw unknownHere(id)
     return arrival
   }
 
   function forgetOldest(): void {
     for (const [id, { state }] of arrivals) {
       if (arrivals.size <= MOST_REMEMBERED) return
-      if (state === 'running' || state === 'dropped') arrivals.delete(id)
+      if (state !== 'running' && state !== 'dropped') continue
+      arrivals.delete(id)
+      tokens.delete(id)
     }
   }
 
-  function add(id: SnapshotId): Arrival {
+  function add(id: SnapshotId, token = NO_TOKEN): Arrival {
+    tokens.set(id, token)
     const arrival = openArrival(id, (outcome) => {
       if (outcome === 'copied') shelf.decide(id, true)
       else shelf.remove(id)
@@ -111,8 +125,9 @@ export function openArrivals(
     const criu = openProcess(pid)
     const ended = criu?.ended ?? Promise.resolve()
     const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
-    const id = snapshotId(label)
-    const arrival = add(id)
+    const [name = '', token = ''] = label.split(' ')
+    const id = snapshotId(name)
+    const arrival = add(id, Buffer.from(token, 'hex'))
     arrival.restore()
     arrival.restored({ open: gate.open, shut: gate.shut, runs })
     report({ event: 'undecided', id, how: byHand(directory, id) })
@@ -130,7 +145,7 @@ export function openArrivals(
     try {
       const { images, release } = await shelf.find(id, 0, undefined, true)
       const early = releaseEarly && { onTaken: release }
-      const restoring = startRestoring(criu, options, images, work, { hold: id, signal, ...early })
+      const restoring = startRestoring(criu, options, images, work, { hold: labelOf(id), signal, ...early })
       void restoring.held.then(() => arrival.restored(restoring))
       await restoring.done
       report({ event: 'restored', ms: performance.now() - begun })
@@ -176,7 +191,7 @@ export function openArrivals(
       if (gate === undefined) return { finish: async () => arrival.restoreFailed(new Fault('CRIU', 'not held')) }
       const ended = criu?.ended ?? Promise.resolve()
       const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
-      gate.label(id)
+      gate.label(labelOf(id))
       gate.held.then(() => arrival.restored({ open: gate.open, shut: gate.shut, runs })).catch(() => {})
       return {
         async finish() {
@@ -189,7 +204,8 @@ export function openArrivals(
       if (arrival === undefined || arrival.state === 'dropped') return undefined
       arrival.restore()
       const runs = defer<boolean>()
-      const say = (verdict: Verdict) => () => void writer.send({ type: 'verdict', verdict, id }).catch(runs.reject)
+      const say = (verdict: Verdict) => () =>
+        void writer.send({ type: 'verdict', verdict, token: NO_TOKEN, id }).catch(runs.reject)
       return {
         async follow(reader) {
           for (;;) {
@@ -206,6 +222,11 @@ export function openArrivals(
           else arrival.restoreFailed(reason)
         },
       }
+    },
+    believe(id, token) {
+      const own = tokens.get(id) ?? NO_TOKEN
+      if (!own.equals(NO_TOKEN) && own.length === token.length && timingSafeEqual(own, token)) return
+      throw unknownHere(id)
     },
     async decide(id, verdict) {
       const arrival = get(id)

@@ -38,5 +38,5 @@ export async function tellByHand(
   } catch (cause) {
     throw new Fault('MISSING', `nobody holds a snapshot ${id} in ${directory}`, { cause })
   }
-  return tell(fdLink(socket, 'the holder', 'socket'), id, verdict)
+  return tell(fdLink(socket, 'the holder', 'socket'), { id, verdict })
 }

@@ -91,14 +91,15 @@ export async function cache(options: CacheOptions): Promise<never> {
     const what = peerOf(socket)
     if (links.size >= MOST_LINKS) return void socket.destroy()
     const refused = (fault: Fault): void => report({ event: 'failed', what, fault })
-    door(socket, what).then((link) => admit(link, FIRST_FRAME_MS), refused)
+    door(socket, what).then((link) => admit(link, { patienceMs: FIRST_FRAME_MS }), refused)
   })
-  const admit = (fresh: Link, patienceMs?: number): void => {
+  const admit = (fresh: Link, manners: { patienceMs?: number; trusted?: boolean }): void => {
     const line = openLine(fresh)
     links.add(line.link)
-    void answer(line, house, patienceMs).finally(() => links.delete(line.link))
+    void answer(line, house, manners).finally(() => links.delete(line.link))
   }
   const control = openWorkDir(work.path, CACHE_SOCKET)
+  const local = { patienceMs: FIRST_FRAME_MS, trusted: true }
   const script = writeScript(work.path, 'post-restore')
   arrivals.adopt()
   try {
@@ -115,11 +116,11 @@ export async function cache(options: CacheOptions): Promise<never> {
       const { used, limit } = pool
       report({ event: 'status', of: 'cache', ...shelf.counts, used, limit, links: links.size })
     })
-    if (options.first !== undefined) admit(options.first)
+    if (options.first !== undefined) admit(options.first, {})
     report({ event: 'ready' })
     await Promise.all([
       acceptAll(work.listener, (socket) => void serveCriu(socket, script, house)),
-      acceptAll(control.listener, (socket) => admit(fdLink(socket, 'a local client', 'socket'), FIRST_FRAME_MS)),
+      acceptAll(control.listener, (socket) => admit(fdLink(socket, 'a local client', 'socket'), local)),
     ])
     throw signal.reason
   } finally {

@@ -5,10 +5,12 @@
  * may kill the tasks makes it fail, by its gate or by its socket and pipes, and the tasks run on. From then on only
  * what really happens to the tasks counts.
  */
+import { randomBytes } from 'node:crypto'
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
 import type { SnapshotId } from '../format/names.ts'
+import { TOKEN_BYTES } from '../format/wire.ts'
 import type { Fate, Until, Verdict } from '../format/words.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { peerPid } from '../kernel/unix.ts'
@@ -64,6 +66,7 @@ export interface Failed {
 export async function depart(socket: Fd, options: Departure): Promise<Departed | Failed> {
   const { id, until, gates, directory, connect, timeoutMs, signal } = options
   const pid = peerPid(socket)
+  const token = randomBytes(TOKEN_BYTES)
   const gate = closedGate(gates, pid, 'post-dump')
   let atGate = false
   gate.held.then(
@@ -76,7 +79,7 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
   const outside = (): void => stop.abort(signal.reason)
   signal.addEventListener('abort', outside)
   const line = options.resumes
-    ? manyLinks(id, until, connect, timeoutMs)
+    ? manyLinks(id, token, until, connect, timeoutMs)
     : oneLink(connect(stop.signal), timeoutMs, stop)
   const { writer } = line
   let sending = true
@@ -115,7 +118,7 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
       confirm: async () => {
         const watched = tree as Tree
         if (atGate && watched.tasks.length === 0) throw unseen()
-        owed = writeOwed(directory, id, watched)
+        owed = writeOwed(directory, id, token, watched)
       },
     })
     sending = false
@@ -125,7 +128,7 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
     gate.open()
     const decided = await verdict
     const fate = await Promise.race([
-      tellThere(writer, said, id, decided),
+      tellThere(writer, said, { id, token, verdict: decided }),
       late(timeoutMs, 'no answer', stop.signal),
     ]).catch(() => undefined)
     if (fate !== undefined) settleOwed(directory, id)
@@ -136,7 +139,7 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
     const reason = await reasonFor(error, broken)
     if (owed === undefined) return { reason, owed }
     const told = await Promise.race([
-      Promise.all([talk, verdict]).then(([said, decided]) => tellThere(writer, said, id, decided)),
+      Promise.all([talk, verdict]).then(([said, decided]) => tellThere(writer, said, { id, token, verdict: decided })),
       setTimeout(ANSWER_MS, undefined, { ref: false }),
     ]).catch(() => undefined)
     if (told === undefined) return { reason, owed }
@@ -215,8 +218,12 @@ async function agreement(said: Said, until: Until, sent: Snapshot): Promise<void
   if (until === 'running') await said.ready
 }
 
-async function tellThere(writer: FrameWriter, said: Said, id: SnapshotId, verdict: Verdict): Promise<Fate> {
-  await writer.send({ type: 'verdict', verdict, id })
+async function tellThere(
+  writer: FrameWriter,
+  said: Said,
+  verdict: { id: SnapshotId; token: Buffer; verdict: Verdict },
+): Promise<Fate> {
+  await writer.send({ type: 'verdict', ...verdict })
   return said.fate
 }
 

@@ -32,11 +32,12 @@ export function oneLink(connecting: Promise<Link>, timeoutMs: number, stop: Abor
 /** A conversation that goes on over a new link where one broke, which `connect` makes. */
 export function manyLinks(
   id: SnapshotId,
+  token: Buffer,
   until: Until,
   connect: (signal: AbortSignal) => Promise<Link>,
   timeoutMs: number,
 ): Line {
-  const { link, acknowledged, stop } = resumingSender({ id, until, connect, timeoutMs })
+  const { link, acknowledged, stop } = resumingSender({ id, token, until, connect, timeoutMs })
   return {
     reader: Promise.resolve(frameReader(link.inlet, { onGot: acknowledged, started: true })),
     writer: frameWriter(link.outlet, true),

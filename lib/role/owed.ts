@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { Fault, type FaultCode } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
+import { NO_TOKEN } from '../format/wire.ts'
 import type { Fate, Verdict } from '../format/words.ts'
 import { frameReader, frameWriter } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
@@ -15,6 +16,8 @@ import { fateOf, type Member, type Tree } from './tree.ts'
 
 export interface Owed extends Pick<Tree, 'criu' | 'tasks'> {
   id: SnapshotId
+  /** Of the hand-over, in hex: the file is its owner's only. */
+  token: string
   /** After a reboot numbers mean other processes, and the tasks are gone. */
   boot: string
 }
@@ -26,8 +29,13 @@ function thisBoot(): string {
 }
 
 /** Writes it into `directory`, safe from a crash of this host where the file system is. Throws `IO`. */
-export function writeOwed(directory: string, id: SnapshotId, { criu, tasks }: Pick<Tree, 'criu' | 'tasks'>): Owed {
-  const owed: Owed = { id, boot: thisBoot(), criu, tasks }
+export function writeOwed(
+  directory: string,
+  id: SnapshotId,
+  token: Buffer,
+  { criu, tasks }: Pick<Tree, 'criu' | 'tasks'>,
+): Owed {
+  const owed: Owed = { id, token: token.toString('hex'), boot: thisBoot(), criu, tasks }
   const path = pathOf(directory, id)
   try {
     const file = openSync(`${path}.new`, 'w', 0o600)
@@ -63,9 +71,9 @@ export function readOwed(directory: string): Owed[] {
     .filter((name) => name.endsWith(SUFFIX))
     .flatMap((name) => {
       try {
-        const { id, boot, criu, tasks } = JSON.parse(readFileSync(join(directory, name), 'utf8')) as Owed
-        if (typeof boot !== 'string' || ![criu, ...tasks].every(isMember)) return []
-        return [{ id: snapshotId(id), boot, criu, tasks }]
+        const { id, token, boot, criu, tasks } = JSON.parse(readFileSync(join(directory, name), 'utf8')) as Owed
+        if (typeof boot !== 'string' || !/^[0-9a-f]{32}$/.test(token) || ![criu, ...tasks].every(isMember)) return []
+        return [{ id: snapshotId(id), token, boot, criu, tasks }]
       } catch {
         return []
       }
@@ -107,7 +115,10 @@ export async function deliver(
     try {
       if (verdict !== undefined) {
         const limit = AbortSignal.any([signal, AbortSignal.timeout(TRY_MS)])
-        return { verdict, fate: await tell(await connect(limit), owed.id, verdict, limit) }
+        return {
+          verdict,
+          fate: await tell(await connect(limit), { ...owed, token: Buffer.from(owed.token, 'hex'), verdict }, limit),
+        }
       }
     } catch (error) {
       if (!(error instanceof Fault || (error as Error).name === 'TimeoutError')) throw error
@@ -123,14 +134,22 @@ function codeOf(error: unknown): FaultCode | undefined {
   return error instanceof Fault ? error.code : undefined
 }
 
+/** A verdict; without a token for those who believe us anyway: at a socket of our own user. */
+export interface Said {
+  id: SnapshotId
+  verdict: Verdict
+  token?: Buffer
+}
+
 /** One try on a link of its own, which is closed. Throws `REFUSED` and the like, and `LINK`. */
-export async function tell(link: Link, id: SnapshotId, verdict: Verdict, signal?: AbortSignal): Promise<Fate> {
+export async function tell(link: Link, said: Said, signal?: AbortSignal): Promise<Fate> {
   const cut = (): void => link.destroy(signal?.reason as Error)
   signal?.addEventListener('abort', cut)
   try {
     const reader = frameReader(link.inlet)
     // Not every target greets before it is spoken to.
-    await frameWriter(link.outlet).send({ type: 'verdict', verdict, id })
+    const { id, verdict, token = NO_TOKEN } = said
+    await frameWriter(link.outlet).send({ type: 'verdict', verdict, token, id })
     const hello = await reader.expect()
     if (hello.type !== 'hello') throw unexpected(hello)
     const answer = await reader.expect()

@@ -5,7 +5,7 @@ import { rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
-import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
+import { type ImageName, INVENTORY } from '../format/names.ts'
 import { descendants, openProcess, type Process } from '../kernel/process.ts'
 import { acceptSpeaker, peerPid } from '../kernel/unix.ts'
 import type { Piece, StoredImage } from '../store/memory.ts'
@@ -36,7 +36,7 @@ export function startRestoring(
   criuOptions: readonly string[],
   images: ReadonlyMap<ImageName, StoredImage>,
   work: WorkDir,
-  { hold, signal, onTaken }: { hold: SnapshotId | undefined; signal: AbortSignal; onTaken?: (piece: Piece) => void },
+  { hold, signal, onTaken }: { hold: string | undefined; signal: AbortSignal; onTaken?: (piece: Piece) => void },
 ): Restoring {
   const script = hold !== undefined ? ['--action-script', writeScript(work.path, 'post-restore')] : []
   const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...script, ...criuOptions])

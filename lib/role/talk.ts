@@ -28,8 +28,15 @@ interface Talk {
 
 /** Bytes of payload in the first frame: a name. */
 const LONGEST_FIRST = 1024
-/** Answers whoever is at the other end; `patienceMs`: how long its first frame may take. Reports what fails, and closes the link. */
-export async function answer(line: Line, house: House, patienceMs?: number): Promise<void> {
+/**
+ * Answers whoever is at the other end; `patienceMs`: how long its first frame may take; `trusted`: its
+ * verdicts need no token. Reports what fails, and closes the link.
+ */
+export async function answer(
+  line: Line,
+  house: House,
+  { patienceMs, trusted = false }: { patienceMs?: number; trusted?: boolean },
+): Promise<void> {
   const { link } = line
   const writer = frameWriter(link.outlet)
   const reader = frameReader(link.inlet, { onGot: line.onGot })
@@ -49,8 +56,10 @@ export async function answer(line: Line, house: House, patienceMs?: number): Pro
       const get = await reader.expect()
       if (get.type !== 'get') throw unexpected(get)
       await give(get, { ...talk, holds: true }, house)
-    } else if (frame.type === 'verdict') await obey(frame, writer, house.arrivals)
-    else if (frame.type === 'resume') {
+    } else if (frame.type === 'verdict') {
+      if (!trusted) house.arrivals.believe(frame.id, frame.token)
+      await obey(frame, writer, house.arrivals)
+    } else if (frame.type === 'resume') {
       what = `snapshot ${frame.id}`
       const broken = house.lines.get(frame.id)
       if (broken === undefined) throw unknown()
@@ -98,17 +107,19 @@ async function take(
   const begun = performance.now()
   const arriving = shelf.receive(id)
   let until: Until | undefined
+  let shown: Buffer | undefined
   let digest: bigint
   try {
     const ack = (channel: number, offset: number): Promise<void> => writer.send({ type: 'ack', channel, offset })
     const snapshot = await receiveSnapshot(reader, arriving.sink, ack, (far, token) => {
       until = far
+      shown = token
       if (token === undefined) return
       line.outlive(token, options.timeoutMs)
       lines.set(id, line)
     })
     digest = snapshot.digest
-    if (until !== undefined) arrivals.add(id)
+    if (until !== undefined) arrivals.add(id, shown)
     arriving.seal(until !== undefined)
     const ms = performance.now() - begun
     report({ event: 'sealed', id, images: snapshot.images.length, bytes: snapshot.bytes, ms, digest: hex64(digest) })
@@ -133,6 +144,7 @@ async function take(
       if (!settled.includes(arrival.state)) throw reason
       return undefined
     })
+    if (last?.type === 'verdict' && last.id !== id) throw unexpected(last)
     await obey(last, writer, arrivals)
     if (last !== undefined) await linger(link)
   } finally {

@@ -1,10 +1,9 @@
 /** The sender's side of a conversation that outlives its link (see resumable.ts): it connects, and connects again. */
-import { randomBytes } from 'node:crypto'
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { encodePreamble } from '../format/preamble.ts'
-import { encodeFrame, TOKEN_BYTES } from '../format/wire.ts'
+import { encodeFrame } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
 import { type FrameReader, frameReader } from './frames.ts'
 import type { Link } from './link.ts'
@@ -19,6 +18,8 @@ const RETRY_MS = 100
 
 export interface ResumingOptions {
   id: SnapshotId
+  /** Random: whoever shows it is us. */
+  token: Buffer
   until: Until
   /** May try for as long as it likes until the signal comes; rejects with its reason. */
   connect: (signal: AbortSignal) => Promise<Link>
@@ -26,8 +27,7 @@ export interface ResumingOptions {
 }
 
 /** Connects; the receiver learns `id` and `until`, and its `hello` is read. */
-export function resumingSender({ id, until, connect, timeoutMs }: ResumingOptions): Session {
-  const token = randomBytes(TOKEN_BYTES)
+export function resumingSender({ id, token, until, connect, timeoutMs }: ResumingOptions): Session {
   const session = openSession({
     peer: `snapshot ${id}`,
     window: SENDER_WINDOW,

@@ -13,6 +13,7 @@ import {
   frameType,
   HEADER_BYTES,
   MOST_DATA,
+  NO_TOKEN,
 } from '../../lib/format/wire.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
 
@@ -79,8 +80,8 @@ const pinned: [frame: Frame, hex: string][] = [
   ],
   [{ type: 'ready' }, '15000000 00000000 0000000000000000 04000000 e077fb4b 00000000'],
   [
-    { type: 'verdict', verdict: 'copy', id },
-    '16000000 00000000 0000000000000000 0a000000 194d8d04 027765622d31 dd7ea781',
+    { type: 'verdict', verdict: 'copy', token, id },
+    '16000000 00000000 0000000000000000 1a000000 861a9454 02 a0a1a2a3a4a5a6a7a8a9aaabacadaeaf 7765622d31 47a4b5a0',
   ],
   [{ type: 'fate', fate: 'running' }, '17000000 00000000 0000000000000000 05000000 09668939 01 1bdf05a5'],
   [{ type: 'got', offset: 0x0123456789ab }, '18000000 00000000 ab89674523010000 04000000 015dd28e 00000000'],
@@ -202,7 +203,7 @@ test('a length outside of its limits is refused from the header alone', () => {
     handOver: [5, 21],
     resume: [21, 84],
     ready: [4, 4],
-    verdict: [6, 69],
+    verdict: [22, 85],
     fate: [5, 5],
     got: [4, 4],
   } as const
@@ -251,7 +252,11 @@ test('a word that has no meaning, and a token of another length, are refused', (
     ['verdict', 3],
     ['fate', 3],
   ] as const) {
-    const body = (word: number): Buffer => Buffer.concat([Buffer.of(word), Buffer.from(type === 'verdict' ? id : '')])
+    const body = (word: number): Buffer =>
+      Buffer.concat([
+        Buffer.of(word),
+        type === 'verdict' ? Buffer.concat([NO_TOKEN, Buffer.from(id)]) : Buffer.alloc(0),
+      ])
     for (let word = 0; word < 256; word++) {
       if (word < words) assert.is(decodeBody(type, body(word)).type, type)
       else throwsFault('FORMAT', () => decodeBody(type, body(word)), `${type} ${word}`)
@@ -261,7 +266,7 @@ test('a word that has no meaning, and a token of another length, are refused', (
     throwsFault('FORMAT', () => decodeBody('handOver', Buffer.alloc(1 + length)), `a token of ${length} bytes`)
   }
   throwsFault('NAME', () => decodeBody('resume', Buffer.concat([token, Buffer.from('../x')])))
-  throwsFault('NAME', () => decodeBody('verdict', Buffer.concat([Buffer.of(0), Buffer.from('../x')])))
+  throwsFault('NAME', () => decodeBody('verdict', Buffer.concat([Buffer.of(0), NO_TOKEN, Buffer.from('../x')])))
 })
 
 test('a list that is cut, or counts wrongly, is refused', () => {

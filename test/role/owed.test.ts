@@ -11,6 +11,7 @@ import { eventually, temporary } from '../support/run.ts'
 
 const test = suite('owed')
 const id = snapshotId('web-1')
+const token = Buffer.alloc(16, 7)
 
 async function sleeper() {
   const child = spawn('sleep', ['1000'])
@@ -22,7 +23,7 @@ async function sleeper() {
 test('the tasks decide: alive they are kept, dead they are gone, and while criu works nothing is known', async () => {
   const { path, remove } = temporary()
   const [criu, task] = [await sleeper(), await sleeper()]
-  writeOwed(path, id, { criu: criu.member, tasks: [task.member] })
+  writeOwed(path, id, token, { criu: criu.member, tasks: [task.member] })
   const [owed] = readOwed(path)
   assert.ok(owed !== undefined)
   assert.is(verdictFor(owed), undefined)
@@ -38,8 +39,8 @@ test('the tasks decide: alive they are kept, dead they are gone, and while criu 
 test('what is owed lies there in one piece, for its owner only, until it is settled', async () => {
   const { path, remove } = temporary()
   const criu = { pid: process.pid, start: 1 }
-  writeOwed(path, id, { criu, tasks: [] })
-  writeOwed(path, snapshotId('web-2'), { criu, tasks: [] })
+  writeOwed(path, id, token, { criu, tasks: [] })
+  writeOwed(path, snapshotId('web-2'), token, { criu, tasks: [] })
   assert.equal(readdirSync(path).sort(), ['web-1.owed', 'web-2.owed'])
   assert.is(statSync(join(path, 'web-1.owed')).mode & 0o777, 0o600)
   writeFileSync(join(path, 'torn.owed'), readFileSync(join(path, 'web-1.owed')).subarray(0, 20))
@@ -54,13 +55,13 @@ test('what is owed lies there in one piece, for its owner only, until it is sett
   settleOwed(path, id)
   settleOwed(path, id)
   assert.not(readdirSync(path).includes('web-1.owed'))
-  throwsFault('IO', () => writeOwed(join(path, 'nowhere'), id, { criu, tasks: [] }))
+  throwsFault('IO', () => writeOwed(join(path, 'nowhere'), id, token, { criu, tasks: [] }))
   remove()
 })
 
 test('a delivery tries again until it is told to stop', async () => {
   const { path, remove } = temporary()
-  const owed = writeOwed(path, id, { criu: { pid: process.pid, start: 1 }, tasks: [] })
+  const owed = writeOwed(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] })
   let tries = 0
   const stop = new AbortController()
   const connect = async (): Promise<never> => {

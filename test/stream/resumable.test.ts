@@ -5,7 +5,7 @@ import * as assert from 'uvu/assert'
 import type { Fault } from '../../lib/fault.ts'
 import type { SnapshotId } from '../../lib/format/names.ts'
 import { encodePreamble } from '../../lib/format/preamble.ts'
-import { encodeFrame, TOKEN_BYTES } from '../../lib/format/wire.ts'
+import { encodeFrame, NO_TOKEN, TOKEN_BYTES } from '../../lib/format/wire.ts'
 import type { Fate } from '../../lib/format/words.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
@@ -96,7 +96,7 @@ interface Sent {
 
 /** The sending end: a snapshot and then a verdict. */
 function send(images: readonly Given[], connect: (signal: AbortSignal) => Promise<Link>, timeoutMs = 20_000): Sent {
-  const session = resumingSender({ id, until: 'sealed', connect, timeoutMs })
+  const session = resumingSender({ id, token: Buffer.alloc(16, 5), until: 'sealed', connect, timeoutMs })
   const { link, acknowledged } = session
   const reader = frameReader(link.inlet, { onGot: acknowledged, started: true })
   const writer = frameWriter(link.outlet, true)
@@ -110,7 +110,7 @@ function send(images: readonly Given[], connect: (signal: AbortSignal) => Promis
       if (frame.type === 'refused') throw new Error(`refused: ${frame.reason}`)
       if (frame.type === 'sealed') {
         assert.is(frame.digest, (await sent).digest)
-        await writer.send({ type: 'verdict', verdict: 'go', id })
+        await writer.send({ type: 'verdict', verdict: 'go', token: NO_TOKEN, id })
       }
     }
   }
@@ -454,7 +454,13 @@ test('bytes of an old link that come after another took its place do not count',
 
 test('a sender whose window is full waits, and goes on when there is room', async () => {
   const link = cable({ room: 1 })
-  const session = resumingSender({ id, until: 'sealed', connect: async () => link.near, timeoutMs: 60_000 })
+  const session = resumingSender({
+    id,
+    token: Buffer.alloc(16, 5),
+    until: 'sealed',
+    connect: async () => link.near,
+    timeoutMs: 60_000,
+  })
   const chunk = Buffer.alloc(2 ** 20, 7)
   let sent = 0
   const sending = (async () => {
