@@ -111,7 +111,8 @@ function add(
 /** CRIU's own statistics and the log of the load are not ours. */
 function leftIn({ source, target, folder }: Stage): string[] {
   const list = (path: string): string[] => (existsSync(path) ? readdirSync(path) : [])
-  const work = folder === '' ? [] : list(folder).filter((name) => !/^(load\.|source$|target$|dump\.|out$)/.test(name))
+  const work =
+    folder === '' ? [] : list(folder).filter((name) => !/^(load\.|source$|target$|dump\.|out$|cache\.pid$)/.test(name))
   return [...list(source), ...list(target), ...work].filter((name) => !/^stats-|\.log$/.test(name))
 }
 
@@ -237,9 +238,10 @@ function faults(criu: string): void {
 
   row('the cache is killed in the middle of a dump', criu, {
     trouble: { at: 'imageEnd', nth: 3, from: 'source', what: 'cut before', later: 'refuse' },
-    async act({ cacheRun, relay: { happened } }) {
+    async act({ cacheRun, cachePid, relay: { happened } }) {
       await happened
-      await cacheRun.stop('SIGKILL')
+      process.kill(cachePid(), 'SIGKILL')
+      await cacheRun.ended
     },
     end: 'stays',
     leaves: /^(streamer-serve\.sock|cache\.sock|post-restore)$|\.owed$/,
@@ -248,7 +250,8 @@ function faults(criu: string): void {
     trouble: { at: 'ready', from: 'target', what: 'stall', later: 'refuse' },
     async act(scene, dumping) {
       await scene.relay.happened
-      await scene.cacheRun.stop('SIGKILL')
+      process.kill(scene.cachePid(), 'SIGKILL')
+      await scene.cacheRun.ended
       await dumping.ended
       assert.is(await copyOf(scene), 'held')
       const again = scene.there(command('cache'), ['--port', scene.cachePort, '-D', scene.target])

@@ -1,5 +1,5 @@
 /** The hand-over with the real CRIU: one live copy, or a stopped one that is named, whatever breaks. */
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -172,14 +172,13 @@ function handOvers(criu: string): void {
     test(
       `a held copy ${early ? 'and --release-early: the memory of its images is back' : 'keeps its images'}`,
       play(async (stage) => {
-        const pidfile = join(stage.folder, 'cache.pid')
         const more = early ? ['--release-early'] : []
-        const { cache, port } = await stage.cache('--restore', '--pidfile', pidfile, ...more)
+        const { cache, port } = await stage.cache('--restore', ...more)
         const between = await relay(port, { at: 'ready', from: 'target', what: 'stall' })
         const proxy = await stage.proxy(between.port, '--until', 'running')
         const dumping = stage.dump().ended
         await between.happened
-        process.kill(stage.host.outerPid(Number(readFileSync(pidfile, 'utf8'))), 'SIGUSR1')
+        process.kill(stage.cachePid(), 'SIGUSR1')
         const [, left = ''] = await cache.says(/snapshots: 1, memory: ([0-9.]+) MiB of/)
         assert.is(Number(left) < 8, early, `${left} MiB of 29`)
         between.mend()

@@ -20,6 +20,8 @@ export interface Stage {
   stayed(): Promise<void>
   /** Runs a program on the target. */
   there(program: string, args: string[]): Running
+  /** The number of the cache here. What `cache` returns is the program that entered the target. */
+  cachePid(): number
   /** Starts a cache on the target. */
   cache(...options: string[]): Promise<{ cache: Running; port: string }>
   proxy(port: string, ...options: string[]): Promise<Running>
@@ -61,8 +63,10 @@ export async function staged(criu: string, load: Load, body: (stage: Stage) => P
       const [enter = '', ...options] = host.enter
       return begin(enter, [...options, program, ...args])
     },
+    cachePid: () => host.outerPid(Number(readFileSync(join(path, 'cache.pid'), 'utf8'))),
     async cache(...options) {
-      const cache = stage.there(command('cache'), ['--port', '0', '-D', target, ...options])
+      const pidfile = ['--pidfile', join(path, 'cache.pid')]
+      const cache = stage.there(command('cache'), ['--port', '0', '-D', target, ...pidfile, ...options])
       const [, port = ''] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
       await cache.says(/streamer-serve/)
       return { cache, port }
