@@ -44,9 +44,8 @@ async function runFile(file: string, env: Record<string, string>): Promise<void>
   })
   const [code] = (await once(child, 'close')) as [number | null]
   clearTimeout(timer)
-  const [total = 0, good = 0] = ['Total', 'Passed'].map((w) =>
-    Number(new RegExp(`${w}:\\s+(\\d+)`).exec(output)?.[1] ?? 0),
-  )
+  const count = (word: string): number => Number(new RegExp(`${word}:\\s+(\\d+)`).exec(output)?.[1] ?? 0)
+  const [total, good] = [count('Total'), count('Passed')]
   const skipped = output.match(/^skipped: .*$/gm) ?? []
   // A file in which everything is skipped, with its reason, is in order; one that says nothing is not.
   const lost = total === 0 && skipped.length === 0
@@ -58,12 +57,12 @@ async function runFile(file: string, env: Record<string, string>): Promise<void>
   if (bad > 0) console.log(output, code === null ? 'killed: it took too long' : `exit code ${code}`)
 }
 
-async function inTurn(some: readonly string[], env: Record<string, string>): Promise<void> {
-  for (const file of some) await runFile(file, env)
+/** The faults mostly wait for time-outs, and run aside. Some tests look at what is left in the directory for temporary files. */
+async function inTurn(chosen: readonly string[], aside: boolean, env: Record<string, string>): Promise<void> {
+  for (const file of chosen) if (file.includes('faults') === aside) await runFile(file, env)
 }
 
 fetchPrograms()
-// Some tests look at what is left in the directory for temporary files.
 const temporary = mkdtempSync(join(tmpdir(), 'aside-'))
 for (const pass of passes) {
   const program = 'FERRY_CRIU' in pass.env ? pass.env.FERRY_CRIU : undefined
@@ -74,12 +73,7 @@ for (const pass of passes) {
   }
   const isWanted = (file: string): boolean => wanted.length === 0 || wanted.some((word) => file.includes(word))
   const chosen = files.filter((file) => pass.files.test(file) && isWanted(file))
-  // The faults mostly wait for time-outs.
-  const [slow, others] = [
-    chosen.filter((file) => file.includes('faults')),
-    chosen.filter((file) => !file.includes('faults')),
-  ]
-  await Promise.all([inTurn(slow, { ...pass.env, TMPDIR: temporary }), inTurn(others, pass.env)])
+  await Promise.all([inTurn(chosen, true, { ...pass.env, TMPDIR: temporary }), inTurn(chosen, false, pass.env)])
 }
 rmSync(temporary, { recursive: true, force: true })
 console.log(`\n${passed} passed, ${failed} failed`)
