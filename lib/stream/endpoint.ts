@@ -143,7 +143,10 @@ function connectOnce(
     const timer = globalThis.setTimeout(() => socket.destroy(late), Math.max(timeoutMs, LEAST_CONNECT_MS))
     const stop = (): void => void socket.destroy(signal.reason as Error)
     signal.addEventListener('abort', stop)
-    socket.once('close', () => clearTimeout(timer))
+    socket.once('close', () => {
+      clearTimeout(timer)
+      signal.removeEventListener('abort', stop)
+    })
     socket.once('connect', () => {
       clearTimeout(timer)
       signal.removeEventListener('abort', stop)
