@@ -32,9 +32,11 @@ let failed = 0
 
 async function runFile(file: string, env: Record<string, string>): Promise<void> {
   const path = join(root, 'test', file)
+  // Some tests look at what is left in the directory for temporary files: each file has its own.
+  const temporary = mkdtempSync(join(tmpdir(), 't-'))
   const child = spawn(process.execPath, ['--import', 'tsx', path], {
     cwd: root,
-    env: { ...process.env, ...env },
+    env: { ...process.env, ...env, TMPDIR: temporary },
     stdio: ['ignore', 'pipe', 'inherit'],
   })
   const timer = setTimeout(() => child.kill('SIGKILL'), LIMIT_MS)
@@ -44,6 +46,7 @@ async function runFile(file: string, env: Record<string, string>): Promise<void>
   })
   const [code] = (await once(child, 'close')) as [number | null]
   clearTimeout(timer)
+  rmSync(temporary, { recursive: true, force: true })
   const count = (word: string): number => Number(new RegExp(`${word}:\\s+(\\d+)`).exec(output)?.[1] ?? 0)
   const [total, good] = [count('Total'), count('Passed')]
   const skipped = output.match(/^skipped: .*$/gm) ?? []
@@ -57,13 +60,11 @@ async function runFile(file: string, env: Record<string, string>): Promise<void>
   if (bad > 0) console.log(output, code === null ? 'killed: it took too long' : `exit code ${code}`)
 }
 
-/** The faults mostly wait for time-outs, and run aside. Some tests look at what is left in the directory for temporary files. */
+/** The faults mostly wait for time-outs, and run aside. */
 async function inTurn(chosen: readonly string[], aside: boolean, env: Record<string, string>): Promise<void> {
   for (const file of chosen) if (file.includes('faults') === aside) await runFile(file, env)
 }
-
 fetchPrograms()
-const temporary = mkdtempSync(join(tmpdir(), 'aside-'))
 for (const pass of passes) {
   const program = 'FERRY_CRIU' in pass.env ? pass.env.FERRY_CRIU : undefined
   console.log(`\n# ${pass.name}`)
@@ -73,8 +74,7 @@ for (const pass of passes) {
   }
   const isWanted = (file: string): boolean => wanted.length === 0 || wanted.some((word) => file.includes(word))
   const chosen = files.filter((file) => pass.files.test(file) && isWanted(file))
-  await Promise.all([inTurn(chosen, true, { ...pass.env, TMPDIR: temporary }), inTurn(chosen, false, pass.env)])
+  await Promise.all([inTurn(chosen, true, pass.env), inTurn(chosen, false, pass.env)])
 }
-rmSync(temporary, { recursive: true, force: true })
 console.log(`\n${passed} passed, ${failed} failed`)
 process.exitCode = failed === 0 && passed > 0 ? 0 : 1

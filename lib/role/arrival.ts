@@ -94,7 +94,7 @@ export function openArrival(id: SnapshotId, onSettled: (outcome: Outcome) => voi
       held = copy
       const now = step('restored')
       if (now === 'running') run(copy).catch((reason: Fault) => this.watcher?.refused(reason))
-      else if (now === 'dropped') void drop(copy)
+      else if (now === 'dropped') drop(copy).catch(() => {})
       else this.watcher?.ready()
     },
     restoreFailed(reason) {

@@ -16,10 +16,11 @@ import { unexpected } from '../stream/receive.ts'
 import { type Arrival, openArrival } from './arrival.ts'
 import { checkCriuOptions } from './criu.ts'
 import { adoptGates, type Gate, type Orphan } from './gate.ts'
+import { asFault } from './refusal.ts'
 import { startRestoring } from './restoring.ts'
 import { SERVE_SOCKET } from './serve.ts'
 import { defer } from './wait.ts'
-import { openWorkDir, PRIVATE, privateDirectory } from './workdir.ts'
+import { openWorkDir, PRIVATE, privateDirectory, type WorkDir } from './workdir.ts'
 
 /** A restore that was let in. */
 export interface Lead {
@@ -136,13 +137,15 @@ export function openArrivals(
     if (path !== directory) rmSync(path, { recursive: true, force: true })
   }
 
-  async function start({ id }: Arrival, criu: string, options: readonly string[]): Promise<void> {
-    const arrival = get(id)
+  async function start(arrival: Arrival, criu: string, options: readonly string[]): Promise<void> {
+    const { id } = arrival
     const begun = performance.now()
-    arrival.restore()
-    const secret = privateDirectory(directory)
-    const work = openWorkDir(secret.path, SERVE_SOCKET)
+    let secret: ReturnType<typeof privateDirectory> | undefined
+    let work: WorkDir | undefined
     try {
+      arrival.restore()
+      secret = privateDirectory(directory)
+      work = openWorkDir(secret.path, SERVE_SOCKET)
       const { images, release } = await shelf.find(id, 0, undefined, true)
       const early = releaseEarly && { onTaken: release }
       const restoring = startRestoring(criu, options, images, work, { hold: labelOf(id), signal, ...early })
@@ -150,12 +153,11 @@ export function openArrivals(
       await restoring.done
       report({ event: 'restored', ms: performance.now() - begun })
     } catch (error) {
-      if (!(error instanceof Fault)) throw error
-      failed(arrival, error)
-      if (arrival.state !== 'dropped') report({ event: 'failed', what: `the restore of ${id}`, fault: error })
+      failed(arrival, asFault(error))
+      if (arrival.state !== 'dropped') report({ event: 'failed', what: `the restore of ${id}`, fault: error as Error })
     } finally {
-      work.remove()
-      secret.remove()
+      work?.remove()
+      secret?.remove()
     }
   }
 
@@ -165,7 +167,9 @@ export function openArrivals(
       const left = readdirSync(directory).filter((name) => name.startsWith(PRIVATE))
       for (const path of [directory, ...left.map((name) => join(directory, name))]) {
         const orphans = adoptGates(path)
-        for (const orphan of orphans) void lookAfter(orphan, path)
+        for (const orphan of orphans) {
+          lookAfter(orphan, path).catch((fault: Error) => report({ event: 'failed', what: orphan.label, fault }))
+        }
         if (path !== directory && orphans.length === 0) rmSync(path, { recursive: true, force: true })
       }
     },

@@ -75,8 +75,6 @@ export async function takeOver(
   signal.addEventListener('abort', interrupted)
   void listenAt(control.listener, obey)
   arrival.restore()
-  const restoring = start(stop.signal)
-  void restoring.held.then(() => arrival.restored(restoring))
   const linked = obey(reader, writer).catch((reason: unknown) => {
     if (arrival.state === 'holding') {
       report({ event: 'undecided', id, how: byHand(directory, id) })
@@ -86,6 +84,8 @@ export async function takeOver(
     stop.abort(reason)
   })
   try {
+    const restoring = start(stop.signal)
+    void restoring.held.then(() => arrival.restored(restoring))
     await Promise.race([restoring.done, outcome.promise])
     const became = await outcome.promise
     await linked

@@ -1,52 +1,48 @@
 /** A `criu restore` that somebody else started in the cache's work directory. */
 import { readlinkSync } from 'node:fs'
 import { resolve } from 'node:path'
-import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { commandLine, openProcess } from '../kernel/process.ts'
 import { peerPid } from '../kernel/unix.ts'
+import type { Piece } from '../store/memory.ts'
 import type { Sealed } from '../store/shelf.ts'
 import type { Lead } from './arrivals.ts'
 import type { House } from './cache.ts'
-import { closedGate } from './gate.ts'
+import { closedGate, type Gate } from './gate.ts'
+import { asFault } from './refusal.ts'
 import { serve } from './serve.ts'
 
 /** Serves it. One that has our action script can be held, and so may come before the verdict. Reports what fails. */
 export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, options }: House): Promise<void> {
   const { id, timeoutMs, report, directory } = options
-  const pid = peerPid(socket)
-  const gate = runsScript(pid, script) ? closedGate(directory, pid, 'post-restore') : undefined
-  const criu = openProcess(pid)
+  const criu = openProcess(peerPid(socket))
+  let gate: Gate | undefined
   let found: Sealed | undefined
   let lead: Lead | undefined
   let begun = performance.now()
+  const choose = async (): Promise<Sealed['images']> => {
+    if (found !== undefined) return found.images
+    arrivals.refuseIfRunning(id)
+    if (!shelf.has(id)) report({ event: 'waiting', what: id ?? 'the newest snapshot' })
+    const next = await shelf.find(id, timeoutMs, undefined, gate !== undefined)
+    lead = arrivals.lead(next.id, gate, criu)
+    found = next
+    begun = performance.now()
+    return found.images
+  }
+  const onTaken = (piece: Piece): void => {
+    if (options.releaseEarly && gate !== undefined && arrivals.get(found?.id) !== undefined) found?.release(piece)
+  }
   try {
-    const served = await serve(
-      socket,
-      async () => {
-        if (found !== undefined) return found.images
-        arrivals.refuseIfRunning(id)
-        if (!shelf.has(id)) report({ event: 'waiting', what: id ?? 'the newest snapshot' })
-        const next = await shelf.find(id, timeoutMs, undefined, gate !== undefined)
-        lead = arrivals.lead(next.id, gate, criu)
-        found = next
-        begun = performance.now()
-        return found.images
-      },
-      {
-        onTaken: (piece) => {
-          if (options.releaseEarly && gate !== undefined && arrivals.get(found?.id) !== undefined) found?.release(piece)
-        },
-      },
-    )
+    if (criu !== undefined && runsScript(criu.pid, script)) gate = closedGate(directory, criu.pid, 'post-restore')
+    const served = await serve(socket, choose, { onTaken }).finally(() => lead?.finish())
     const ms = performance.now() - begun
     if (found !== undefined) {
       report({ event: 'served', id: found.id, images: served.images.length, bytes: served.bytes, ms })
     }
-    await lead?.finish()
   } catch (error) {
-    if (!(error instanceof Fault)) throw error
-    report({ event: 'failed', what: found === undefined ? 'a restore' : `the restore of ${found.id}`, fault: error })
+    const what = found === undefined ? 'a restore' : `the restore of ${found.id}`
+    report({ event: 'failed', what, fault: asFault(error) })
   } finally {
     gate?.remove()
     criu?.close()

@@ -16,7 +16,7 @@ import { sendSnapshot } from '../stream/send.ts'
 import { type Arrivals, byHand } from './arrivals.ts'
 import type { House } from './cache.ts'
 import type { TargetState } from './handover.ts'
-import { refusalOf } from './refusal.ts'
+import { asFault, refusalOf } from './refusal.ts'
 
 /** One conversation. */
 interface Talk {
@@ -66,9 +66,9 @@ export async function answer(
       broken.resume(frame, line)
     } else throw unexpected(frame)
   } catch (error) {
-    if (!(error instanceof Fault)) throw error
-    house.options.report({ event: 'failed', what, fault: error })
-    await refuse(link, writer, error).catch(() => {})
+    const fault = asFault(error)
+    house.options.report({ event: 'failed', what, fault })
+    await refuse(link, writer, fault).catch(() => {})
   } finally {
     link.destroy()
     for (const [id, taking] of house.lines) if (taking === line) house.lines.delete(id)
