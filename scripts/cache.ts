@@ -7,7 +7,7 @@ import { main } from '../lib/cli/main.ts'
 import { atMostOne, maxMemory, required, timeoutMs } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { notify } from '../lib/kernel/notify.ts'
-import { byHandHelp, byHandOptions, saidByHand, tellByHand } from '../lib/role/by-hand.ts'
+import { byHandHelp, byHandOptions, decideByHand, saidByHand } from '../lib/role/by-hand.ts'
 import { CACHE_SOCKET, cache } from '../lib/role/cache.ts'
 import { findCriu } from '../lib/role/criu.ts'
 import { checkNetwork, inheritedEndpoint, inheritedListener } from '../lib/stream/endpoint.ts'
@@ -56,7 +56,7 @@ main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, res
   const { port, address, dir, snapshot, timeout, insecure, 'ps-socket': psSocket } = values
   const directory = required('--dir', dir, 'the directory that criu restore --stream gets as -D')
   const said = saidByHand(values)
-  if (said !== undefined) return void (await tellByHand(directory, CACHE_SOCKET, said))
+  if (said !== undefined) return decideByHand(directory, CACHE_SOCKET, said)
   if (!values.restore) atMostOne({ 'a cache without --restore': true, 'criu options': rest.length > 0 })
   const [listener, number] = [listenFd(), listenPort(port, psSocket)]
   const where = listener === undefined ? { host: address, port: number } : inheritedListener(listener)

@@ -32,7 +32,7 @@ anything fails before that.
 
 ${exitCodeHelp}
 
-examples, on the source host:
+example, on the source host:
   dump-to-stdout -t $PID | ssh host restore-from-socket --from -
   dump-to-stdout -t $PID --via 'ssh host restore-from-socket --from -'`
 

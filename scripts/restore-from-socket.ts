@@ -4,7 +4,7 @@ import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { main } from '../lib/cli/main.ts'
 import { atMostOne, maxMemory, required, timeoutMs } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
-import { byHandHelp, byHandOptions, saidByHand, tellByHand } from '../lib/role/by-hand.ts'
+import { byHandHelp, byHandOptions, decideByHand, saidByHand } from '../lib/role/by-hand.ts'
 import { findCriu } from '../lib/role/criu.ts'
 import { HOLD_DIRECTORY, holdSocket } from '../lib/role/hold.ts'
 import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/role/restore.ts'
@@ -55,7 +55,7 @@ const options = {
 main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, report, signal }) => {
   const { from, snapshot, listen, dir, timeout, criu, 'to-dir': toDir } = values
   const said = saidByHand(values)
-  if (said !== undefined) return void (await tellByHand(dir ?? HOLD_DIRECTORY, holdSocket(said.id), said))
+  if (said !== undefined) return decideByHand(dir ?? HOLD_DIRECTORY, holdSocket(said.id), said)
   atMostOne({ '--listen': listen, '--to-dir': toDir, 'criu options': rest.length > 0 })
   atMostOne({ '--dir': dir, '--to-dir': toDir })
   if (listen === true) required('--dir', dir, 'the directory that criu restore --stream gets as -D')

@@ -104,7 +104,7 @@ async function invoke<Spec extends Options>(
       life?.ready()
       return
     }
-    const asked = progress.event === 'failed' || progress.event === 'status'
+    const asked = ['failed', 'status', 'undecided'].includes(progress.event)
     if (talks || asked) voice.say(`${name}: ${describe(progress)}\n`)
     if (progress.event === 'failed')
       voice.say(hint(name, progress.fault) + causes(name, progress.fault, common.verbose))

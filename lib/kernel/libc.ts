@@ -128,6 +128,7 @@ export const EOPNOTSUPP = 95
 export const EMFILE = 24
 export const ENFILE = 23
 export const LOCK_EX = 2
+export const LOCK_NB = 4
 export const SIGKILL = 9
 export const O_RDWR = 2
 export const O_RDONLY = 0

@@ -34,6 +34,7 @@ export function openProcess(pid: number): Process | undefined {
 
 /** The processes that `tracer` holds with ptrace: the frozen tree, while a criu dumps it. */
 export function tracedBy(tracer: number): number[] {
+  if (tracer < 1) return []
   const line = new RegExp(`^TracerPid:\\t${tracer}$`, 'm')
   return readdirSync('/proc')
     .map(Number)
@@ -46,6 +47,23 @@ export function startTime(pid: number): number | undefined {
   const [state, ...fields] = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
   if (stat === '' || state === 'Z' || state === 'X') return undefined
   return Number(fields[18])
+}
+
+/** Whether it was sent SIGKILL and has not ended yet: tearing down a large memory takes a while. */
+export function isDying(pid: number): boolean {
+  const killed = [...procFile(pid, 'status').matchAll(/^(?:SigPnd|ShdPnd):\s+(\w+)$/gm)]
+  const flags = Number(procFile(pid, 'stat').split(') ')[1]?.split(' ')[6])
+  return killed.some(([, mask = '0']) => (BigInt(`0x${mask}`) & SIGKILL_BIT) !== 0n) || (flags & PF_EXITING) !== 0
+}
+
+const SIGKILL_BIT = 1n << 8n
+/** Linux, include/linux/sched.h. */
+const PF_EXITING = 0x4
+
+/** Its parent; undefined if it is gone. */
+export function parentOf(pid: number): number | undefined {
+  const found = /^PPid:\s+(\d+)$/m.exec(procFile(pid, 'status'))?.[1]
+  return found === undefined ? undefined : Number(found)
 }
 
 /** Its children, and theirs. */

@@ -91,8 +91,10 @@ export function openArrival(id: SnapshotId, onSettled: (outcome: Outcome) => voi
       }
     },
     restored(copy) {
-      held = copy
+      const before = state
       const now = step('restored')
+      if (now === before && now !== 'dropped') return copy.shut()
+      held = copy
       if (now === 'running') run(copy).catch((reason: Fault) => this.watcher?.refused(reason))
       else if (now === 'dropped') drop(copy).catch(() => {})
       else this.watcher?.ready()

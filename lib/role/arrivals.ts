@@ -8,7 +8,7 @@ import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { NO_TOKEN } from '../format/wire.ts'
 import type { Fate, Verdict } from '../format/words.ts'
-import { openProcess, type Process } from '../kernel/process.ts'
+import { descendants, openProcess, type Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import type { Shelf } from '../store/shelf.ts'
 import type { FrameReader, FrameWriter } from '../stream/frames.ts'
@@ -20,7 +20,7 @@ import { asFault } from './refusal.ts'
 import { startRestoring } from './restoring.ts'
 import { SERVE_SOCKET } from './serve.ts'
 import { defer } from './wait.ts'
-import { openWorkDir, PRIVATE, privateDirectory, type WorkDir } from './workdir.ts'
+import { openWorkDir, privateDirectory, type WorkDir } from './workdir.ts'
 
 /** A restore that was let in. */
 export interface Lead {
@@ -41,6 +41,8 @@ export interface Arrivals {
   /** Takes over what a cache before us, which was killed, holds in the work directory: without images, but alive. */
   adopt(): void
   get(id: SnapshotId | undefined): Arrival | undefined
+  /** Throws `EXISTS` while a hand-over of that id is open, perhaps without images. */
+  refuseIfOpen(id: SnapshotId): void
   /** Throws `EXISTS` for a snapshot that has become a process here. */
   refuseIfRunning(id: SnapshotId | undefined): void
   /** Starts criu on it, where the cache is to restore. */
@@ -77,6 +79,9 @@ function unknownHere(id: SnapshotId): Fault {
 export function byHand(directory: string, id: SnapshotId): string {
   return `cache -D ${directory} --let-run ${id}, or --drop ${id}`
 }
+
+/** How the directories of our own restores begin, which another cache may adopt. */
+const HELD = '.ferry-restore-'
 
 /** Fates that are remembered, for a verdict that comes twice. */
 const MOST_REMEMBERED = 1000
@@ -142,20 +147,40 @@ export function openArrivals(
     const begun = performance.now()
     let secret: ReturnType<typeof privateDirectory> | undefined
     let work: WorkDir | undefined
+    let done = (): void => {}
+    // Somebody else restores it already.
+    if (arrival.state !== 'sealed' && arrival.state !== 'owning') return
+    arrival.restore()
+    // A copy that is held may be the only one: a signal leaves it to the next cache here, as a crash would.
+    const stop = new AbortController()
+    const stopped = (): void => {
+      if (arrival.state === 'restoring') stop.abort(signal.reason)
+      else report({ event: 'undecided', id, how: byHand(directory, id) })
+    }
+    signal.addEventListener('abort', stopped)
     try {
-      arrival.restore()
-      secret = privateDirectory(directory)
+      secret = privateDirectory(directory, HELD)
       work = openWorkDir(secret.path, SERVE_SOCKET)
-      const { images, release } = await shelf.find(id, 0, undefined, true)
+      const found = await shelf.find(id, 0, undefined, true)
+      const { images, release } = found
+      done = found.use()
       const early = releaseEarly && { onTaken: release }
-      const restoring = startRestoring(criu, options, images, work, { hold: labelOf(id), signal, ...early })
+      const restoring = startRestoring(criu, options, images, work, {
+        hold: labelOf(id),
+        signal: stop.signal,
+        ...early,
+      })
       void restoring.held.then(() => arrival.restored(restoring))
       await restoring.done
       report({ event: 'restored', ms: performance.now() - begun })
     } catch (error) {
       failed(arrival, asFault(error))
-      if (arrival.state !== 'dropped') report({ event: 'failed', what: `the restore of ${id}`, fault: error as Error })
+      if (arrivals.get(id)?.state !== 'dropped') {
+        report({ event: 'failed', what: `the restore of ${id}`, fault: error as Error })
+      }
     } finally {
+      signal.removeEventListener('abort', stopped)
+      done()
       work?.remove()
       secret?.remove()
     }
@@ -164,7 +189,7 @@ export function openArrivals(
   return {
     add,
     adopt() {
-      const left = readdirSync(directory).filter((name) => name.startsWith(PRIVATE))
+      const left = readdirSync(directory).filter((name) => name.startsWith(HELD))
       for (const path of [directory, ...left.map((name) => join(directory, name))]) {
         const orphans = adoptGates(path)
         for (const orphan of orphans) {
@@ -174,6 +199,11 @@ export function openArrivals(
       }
     },
     get: (id) => (id === undefined ? undefined : arrivals.get(id)),
+    refuseIfOpen(id) {
+      const state = arrivals.get(id)?.state
+      if (state === undefined || state === 'running' || state === 'dropped') return
+      throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
+    },
     refuseIfRunning(id) {
       if (id === undefined || arrivals.get(id)?.state !== 'running') return
       throw new Fault('EXISTS', `snapshot ${id} was handed over, and runs`, {
@@ -189,17 +219,30 @@ export function openArrivals(
         gate?.held.then(gate.open).catch(() => {})
         return { finish: async () => void (gate && (await criu?.ended)) }
       }
+      if (gate !== undefined) gate.label(labelOf(id))
       arrival.restore()
       const over = (): void => failed(arrival, new Fault('CRIU', `the criu that restored ${id} failed`))
       // Whether it runs cannot be seen: the images stay.
       if (gate === undefined) return { finish: async () => arrival.restoreFailed(new Fault('CRIU', 'not held')) }
       const ended = criu?.ended ?? Promise.resolve()
       const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
-      gate.label(labelOf(id))
+      let tasks: Process[] = []
+      gate.held.then(
+        () => {
+          tasks = descendants(criu?.pid ?? 0).flatMap((pid) => openProcess(pid) ?? [])
+        },
+        () => {},
+      )
       gate.held.then(() => arrival.restored({ open: gate.open, shut: gate.shut, runs })).catch(() => {})
       return {
         async finish() {
-          if (!(await runs)) over()
+          const ran = await runs
+          // A criu that was killed leaves tasks that wait for it for ever.
+          for (const task of tasks) {
+            if (!ran) task.kill()
+            task.close()
+          }
+          if (!ran) over()
         },
       }
     },

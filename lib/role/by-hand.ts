@@ -40,3 +40,14 @@ export async function tellByHand(
   }
   return tell(fdLink(socket, 'the holder', 'socket'), { id, verdict })
 }
+
+/** The same, for a person: another outcome than the one asked for is `REFUSED`. */
+export async function decideByHand(
+  directory: string,
+  name: string,
+  said: Parameters<typeof tellByHand>[2],
+): Promise<void> {
+  const fate = await tellByHand(directory, name, said)
+  if ((fate === 'dropped') === (said.verdict === 'drop')) return
+  throw new Fault('REFUSED', `snapshot ${said.id} is decided already: ${fate}`)
+}

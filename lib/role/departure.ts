@@ -117,7 +117,7 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
       greeted: line.greeted,
       confirm: async () => {
         const watched = tree as Tree
-        if (atGate && watched.tasks.length === 0) throw unseen()
+        if (watched.tasks.length === 0 && (atGate || pid < 1)) throw unseen()
         owed = writeOwed(directory, id, token, watched)
       },
     })

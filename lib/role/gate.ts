@@ -18,7 +18,7 @@ import { closeSync, existsSync, openSync, readdirSync, readFileSync, renameSync,
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { asFd, check } from '../kernel/fd.ts'
-import { flock, LOCK_EX, mkfifo, O_CLOEXEC, O_NONBLOCK, O_RDWR, open } from '../kernel/libc.ts'
+import { flock, LOCK_EX, LOCK_NB, mkfifo, O_CLOEXEC, O_NONBLOCK, O_RDWR, open } from '../kernel/libc.ts'
 import { startTime } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { readSome } from '../kernel/transfer.ts'
@@ -90,7 +90,10 @@ export function adoptGates(directory: string): Orphan[] {
     const label = readFileSync(path, 'utf8')
     if (label === '') return []
     const lock = openSync(path, 'r')
-    check(flock(asFd(lock), LOCK_EX), 'flock')
+    if (flock(asFd(lock), LOCK_EX | LOCK_NB) < 0) {
+      closeSync(lock)
+      return []
+    }
     return [{ pid, label, gate: gateAt(directory, pid, moment, lock) }]
   })
 }
@@ -113,15 +116,20 @@ function gateAt(directory: string, pid: number, moment: Moment, lock: number): G
     if (decided) return
     decided = true
     // Renamed, for a full disk must not keep us from it.
-    renameSync(paths.lock, paths[kind])
-    closeSync(lock)
+    try {
+      renameSync(paths.lock, paths[kind])
+    } finally {
+      closeSync(lock)
+    }
   }
   let there = true
   const [held, resumed] = [defer<void>(), defer<void>()]
   const listen = async (): Promise<void> => {
-    for (const word of [held, resumed]) {
-      await readSome(fifo, Buffer.alloc(1))
-      word.resolve()
+    for (;;) {
+      const word = Buffer.alloc(1)
+      await readSome(fifo, word)
+      held.resolve()
+      if (word.toString() === RESUMED) return resumed.resolve()
     }
   }
   listen().catch((reason: unknown) => {
@@ -159,13 +167,16 @@ function made<Result>(make: () => Result): Result {
   }
 }
 
+/** What the script writes into the FIFO when the tasks run. */
+const RESUMED = 'r'
+
 const head = (moment: Moment): string => `#!/bin/sh
 # For criu --action-script: holds criu at ${moment} until criu-ferry has decided.
 cd "$(dirname "$0")" || exit 1
 gate=$PPID.${moment}
 case $CRTOOLS_SCRIPT_ACTION in
 ${moment}) ;;
-post-resume) [ -p $gate.held ] && printf r 1<>$gate.held; exit 0 ;;
+post-resume) [ -p $gate.held ] && printf ${RESUMED} 1<>$gate.held; exit 0 ;;
 *) exit 0 ;;
 esac
 [ -p $gate.held ] || { echo "${moment}: criu-ferry does not know this criu ($PPID)" >&2; exit 1; }

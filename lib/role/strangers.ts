@@ -19,6 +19,7 @@ export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, o
   let gate: Gate | undefined
   let found: Sealed | undefined
   let lead: Lead | undefined
+  let done = (): void => {}
   let begun = performance.now()
   const choose = async (): Promise<Sealed['images']> => {
     if (found !== undefined) return found.images
@@ -27,6 +28,7 @@ export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, o
     const next = await shelf.find(id, timeoutMs, undefined, gate !== undefined)
     lead = arrivals.lead(next.id, gate, criu)
     found = next
+    done = found.use()
     begun = performance.now()
     return found.images
   }
@@ -44,6 +46,7 @@ export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, o
     const what = found === undefined ? 'a restore' : `the restore of ${found.id}`
     report({ event: 'failed', what, fault: asFault(error) })
   } finally {
+    done()
     gate?.remove()
     criu?.close()
   }

@@ -13,7 +13,7 @@ import type { Link } from '../stream/link.ts'
 import { receiveSnapshot, unexpected } from '../stream/receive.ts'
 import { type Line, unknown } from '../stream/resuming-receiver.ts'
 import { sendSnapshot } from '../stream/send.ts'
-import { type Arrivals, byHand } from './arrivals.ts'
+import { type Arrivals, byHand, type Lead, type Remote } from './arrivals.ts'
 import type { House } from './cache.ts'
 import type { TargetState } from './handover.ts'
 import { asFault, refusalOf } from './refusal.ts'
@@ -105,6 +105,7 @@ async function take(
 ): Promise<void> {
   const { report } = options
   const begun = performance.now()
+  arrivals.refuseIfOpen(id)
   const arriving = shelf.receive(id)
   let until: Until | undefined
   let shown: Buffer | undefined
@@ -179,8 +180,12 @@ async function give(
   const leave = (): void => left.abort(new Fault('LINK', 'the client left before its snapshot was here'))
   first.then(leave, leave)
   const snapshot = await shelf.find(id, timeoutMs, left.signal, holds)
-  const remote = holds ? arrivals.remote(snapshot.id, writer) : undefined
+  const done = snapshot.use()
+  let remote: Remote | undefined
+  let lead: Lead | undefined
   try {
+    if (holds) remote = arrivals.remote(snapshot.id, writer)
+    else lead = arrivals.lead(snapshot.id, undefined, undefined)
     const begun = performance.now()
     const until = remote === undefined ? undefined : 'running'
     const sent = await sendSnapshot(writer, snapshot.id, storedSource(snapshot.images), { signal, until })
@@ -194,6 +199,9 @@ async function give(
   } catch (error) {
     remote?.lost(error as Fault)
     throw error
+  } finally {
+    done()
+    await lead?.finish()
   }
 }
 

@@ -4,7 +4,7 @@
  * While criu dumps them they are all its ptrace tracees (they are frozen before the first image is opened), so they are found
  * by that, and held by pidfds, before criu can kill one of them.
  */
-import { openProcess, type Process, startTime, tracedBy } from '../kernel/process.ts'
+import { isDying, openProcess, type Process, parentOf, startTime, tracedBy } from '../kernel/process.ts'
 
 /** A process with the moment of its start: together they are never used again before a reboot. */
 export interface Member {
@@ -25,7 +25,10 @@ export interface Tree {
 /** What the criu with the number `pid` dumps. No tasks where it dumps none, or none that can be seen from here. */
 export function watchTree(pid: number): Tree {
   const criu = openProcess(pid)
-  const members = tracedBy(pid)
+  const traced = tracedBy(pid)
+  const members = traced
+    // The root first: its parent is no task of this tree.
+    .sort((one, other) => Number(traced.includes(parentOf(one) ?? 0)) - Number(traced.includes(parentOf(other) ?? 0)))
     .map((task) => ({ pid: task, start: startTime(task), process: openProcess(task) }))
     .filter((task): task is Member & { process: Process } => task.start !== undefined && task.process !== undefined)
   const processes = members.map((task) => task.process)
@@ -47,6 +50,8 @@ export function watchTree(pid: number): Tree {
 
 /** A criu that was killed while it killed may leave the rest of a tree without its root: that is no process any more. */
 async function settle(tasks: readonly (Member & { process: Process })[]): Promise<'dead' | 'alive'> {
+  // criu kills first and then waits: whoever it has killed is as good as dead.
+  await Promise.all(tasks.filter((task) => isDying(task.pid)).map((task) => task.process.ended))
   const [root] = tasks
   if (root !== undefined && startTime(root.pid) === root.start) return 'alive'
   for (const { process } of tasks) process.kill()
@@ -56,6 +61,6 @@ async function settle(tasks: readonly (Member & { process: Process })[]): Promis
 /** The same question without pidfds, for a tree that a proxy before us watched; undefined while its criu works. */
 export function fateOf({ criu, tasks }: Pick<Tree, 'criu' | 'tasks'>): 'dead' | 'alive' | undefined {
   const lives = (member: Member | undefined): boolean => member !== undefined && startTime(member.pid) === member.start
-  if (!tasks.some(lives)) return 'dead'
-  return lives(criu) ? undefined : 'alive'
+  if (!lives(tasks[0])) return 'dead'
+  return lives(criu) || tasks.some((task) => isDying(task.pid)) ? undefined : 'alive'
 }

@@ -14,18 +14,15 @@ export interface WorkDir {
   remove(reason?: Error): void
 }
 
-/** How the names of our private directories begin. */
-export const PRIVATE = 'ferry-'
-
 /** A directory of our own in `parent`, mode 0700, that `remove` takes away with all that is in it. */
-export function privateDirectory(parent = tmpdir()): { path: string; remove: () => void } {
-  const path = temporaryPath(parent)
+export function privateDirectory(parent = tmpdir(), prefix = 'ferry-'): { path: string; remove: () => void } {
+  const path = temporaryPath(parent, prefix)
   return { path, remove: () => rmSync(path, { recursive: true, force: true }) }
 }
 
-function temporaryPath(parent: string): string {
+function temporaryPath(parent: string, prefix: string): string {
   try {
-    return mkdtempSync(join(parent, PRIVATE))
+    return mkdtempSync(join(parent, prefix))
   } catch (cause) {
     throw new Fault('IO', `cannot make a directory in ${parent} (${(cause as NodeJS.ErrnoException).code})`, {
       hint: 'make room there, or name another one with TMPDIR',

@@ -12,8 +12,10 @@ import type { Pool } from './pool.ts'
 export interface Sealed {
   readonly id: SnapshotId
   readonly images: ReadonlyMap<ImageName, StoredImage>
-  /** Gives back the memory of a piece that was read; then the snapshot is good for nothing else. */
+  /** Gives back the memory of a piece that was read, unless others read too; then the snapshot is good for nothing else. */
   release(piece: Piece): void
+  /** Somebody reads it: its memory stays until the returned function is called. */
+  use(): () => void
   /** Its source has not said yet what becomes of the tasks: only who can hold a restored copy may have it. */
   readonly undecided: boolean
 }
@@ -41,7 +43,7 @@ export interface Shelf {
   find(id: SnapshotId | undefined, timeoutMs: number, signal?: AbortSignal, early?: boolean): Promise<Sealed>
   /** An undecided snapshot is anybody's now. Where its source runs on, who waits already does not get it: nobody asked for a copy. */
   decide(id: SnapshotId, sourceRuns: boolean): void
-  /** Forgets a sealed snapshot, if it is there. Nobody reads it any more. */
+  /** Forgets a sealed snapshot, if it is there; its memory goes when nobody reads it any more. */
   remove(id: SnapshotId): void
 }
 
@@ -55,6 +57,8 @@ interface Waiter {
 interface Entry extends Sealed {
   undecided: boolean
   sink: MemorySnapshot
+  users: number
+  removed: boolean
   /** Who waited before this does not get it. */
   notBefore: number
 }
@@ -80,6 +84,10 @@ export function openShelf(pool: Pool): Shelf {
     }
   }
 
+  function dropIfUnused(entry: Entry): void {
+    if (entry.removed && entry.users === 0) entry.sink.drop()
+  }
+
   return {
     get counts() {
       return { snapshots: sealed.size, parked: waiters.size }
@@ -93,7 +101,24 @@ export function openShelf(pool: Pool): Shelf {
       return {
         sink,
         seal(undecided = false) {
-          sealed.set(id, { id, images: sink.images, release: sink.release, undecided, sink, notBefore: 0 })
+          const entry: Entry = {
+            id,
+            images: sink.images,
+            release: (piece) => void (entry.users === 1 && sink.release(piece)),
+            use() {
+              entry.users++
+              return () => {
+                entry.users--
+                dropIfUnused(entry)
+              }
+            },
+            undecided,
+            sink,
+            users: 0,
+            removed: false,
+            notBefore: 0,
+          }
+          sealed.set(id, entry)
           arriving.delete(id)
           wake()
         },
@@ -142,7 +167,10 @@ export function openShelf(pool: Pool): Shelf {
     remove(id) {
       const entry = sealed.get(id)
       sealed.delete(id)
-      entry?.sink.drop()
+      if (entry !== undefined) {
+        entry.removed = true
+        dropIfUnused(entry)
+      }
       wake()
     },
   }

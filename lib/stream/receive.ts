@@ -38,6 +38,7 @@ export async function receiveSnapshot(
   const channels = new Map<number, Channel>()
   const names = new Set<string>()
   const entries: (ImageEntry | undefined)[] = []
+  let offered = false
 
   const open = (number: number): Channel => {
     const channel = channels.get(number)
@@ -82,7 +83,8 @@ export async function receiveSnapshot(
         return snapshot
       }
       case 'handOver':
-        if (onHandOver === undefined || entries.length > 0) throw unexpected(frame)
+        if (onHandOver === undefined || entries.length > 0 || offered) throw unexpected(frame)
+        offered = true
         onHandOver(frame.until, frame.token)
         break
       case 'failed':
