@@ -123,6 +123,13 @@ const stall = (at: Trouble['at'], from: Trouble['from'] = 'source'): Trouble => 
   later: 'stall',
 })
 
+/** A cache in the place of one that is gone; it finds what that one held. */
+async function another({ there, cachePort, target }: Scene): Promise<Running> {
+  const again = there(command('cache'), ['--port', cachePort, '-D', target])
+  await again.says(/is held until its source says/)
+  return again
+}
+
 function faults(criu: string): void {
   row('no fault', criu, { end: 'moves' })
 
@@ -246,23 +253,37 @@ function faults(criu: string): void {
     end: 'stays',
     leaves: /^(streamer-serve\.sock|cache\.sock|post-restore)$|\.owed$/,
   })
-  row('the cache is killed while it holds, and another one is started', criu, {
-    trouble: { at: 'ready', from: 'target', what: 'stall', later: 'refuse' },
-    async act(scene, dumping) {
-      await scene.relay.happened
-      process.kill(scene.cachePid(), 'SIGKILL')
-      await scene.cacheRun.ended
-      await dumping.ended
-      assert.is(await copyOf(scene), 'held')
-      const again = scene.there(command('cache'), ['--port', scene.cachePort, '-D', scene.target])
-      await again.says(/is held until its source says/)
-      scene.relay.mend()
-      await again.says(/handed over: the source runs on, the target runs nothing of it/)
-      for (let time = 0; time < 30 && (await copyOf(scene)) !== 'none'; time++);
-      await again.stop()
-    },
-    end: 'stays',
-  })
+  for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
+    row(`the cache gets ${signal} while it holds, and another one is started`, criu, {
+      trouble: { at: 'ready', from: 'target', what: 'stall', later: 'refuse' },
+      async act(scene, dumping) {
+        await scene.relay.happened
+        process.kill(scene.cachePid(), signal)
+        await scene.cacheRun.ended
+        await dumping.ended
+        assert.is(await copyOf(scene), 'held')
+        const again = await another(scene)
+        scene.relay.mend()
+        await again.says(/handed over: the source runs on, the target runs nothing of it/)
+        for (let time = 0; time < 30 && (await copyOf(scene)) !== 'none'; time++);
+        await again.stop()
+      },
+      end: 'stays',
+    })
+    row(`the cache gets ${signal} after the source let go, and another one is started`, criu, {
+      trouble: { at: 'verdict', from: 'source', what: 'cut before', later: 'refuse' },
+      async act(scene) {
+        await scene.relay.happened
+        process.kill(scene.cachePid(), signal)
+        await scene.cacheRun.ended
+        const again = await another(scene)
+        scene.relay.mend()
+        await again.says(/handed over: the source is gone, it runs on the target/)
+        await again.stop()
+      },
+      end: 'moves',
+    })
+  }
   for (let part = 0; part < 20; part++) {
     // Spread over the 29 MiB that cross, and never the same.
     const at = 100 + Math.floor(((part + Math.random()) / 20) * 28 * 2 ** 20)
