@@ -122,4 +122,40 @@ test('the longest time-out that the wire carries is waited for', async () => {
   assert.is((await within(patient)).id, 'one')
 })
 
+test('what is removed while somebody reads it keeps its memory until the last has read', async () => {
+  const pool = openPool(4 * EXTENT)
+  const shelf = openShelf(pool)
+  const arriving = await arrive(shelf, one)
+  arriving.seal()
+  const found = await within(shelf.find(one, LONG))
+  const [first, second] = [found.use(), found.use()]
+  const piece = found.images.get('inventory.img' as never)?.pieces[0]
+  shelf.remove(one)
+  assert.not(shelf.has(one))
+  assert.is(Buffer.from(piece?.window ?? []).toString(), 'abc')
+  first()
+  assert.is(Buffer.from(piece?.window ?? []).toString(), 'abc')
+  second()
+  assert.is(pool.used, 0)
+  assert.not.equal(Buffer.from(piece?.window ?? []).toString(), 'abc')
+})
+
+test('an undecided snapshot is for those who may have it early; a copy is not for those who waited', async () => {
+  const shelf = openShelf(openPool(4 * EXTENT))
+  const arriving = await arrive(shelf, one)
+  arriving.seal(true)
+  assert.not(shelf.has(one))
+  assert.is((await within(shelf.find(one, LONG, undefined, true))).undecided, true)
+  const waiting = shelf.find(one, LONG)
+  shelf.decide(one, true)
+  assert.ok(await waits(waiting), 'it did not ask for a copy')
+  assert.is((await within(shelf.find(one, LONG))).id, 'one', 'who asks now knows')
+  const second = await arrive(shelf, two)
+  second.seal(true)
+  const patient = shelf.find(two, LONG)
+  assert.ok(await waits(patient))
+  shelf.decide(two, false)
+  assert.is((await within(patient)).id, 'two')
+})
+
 test.run()
