@@ -314,6 +314,22 @@ test('restore-from-socket --listen hands a cached snapshot to a restore that com
     assert.not(existsSync(join(work, 'streamer-serve.sock')))
   }))
 
+test('one at a time gets what was handed over: nobody beside a restore', () =>
+  using({ proxy: ['--snapshot', 'one'] }, async ({ dump, restore, cache, port, folder }) => {
+    await dumpAll(dump(), images)
+    await cache.says(/handed over: the source is gone, the cache keeps its images/)
+    const criu = restore()
+    assert.ok((await criu.image('core-1.img'))?.equals(images['core-1.img']))
+    const pull = (): ReturnType<typeof run> =>
+      run('restore-from-socket', ['--from', `127.0.0.1:${port}`, '--snapshot', 'one', '--to-dir', join(folder, 'out')])
+    const beside = await pull()
+    assert.is(beside.code, 1, beside.stderr)
+    assert.match(beside.stderr, /refused: snapshot one is reviving/)
+    criu.close()
+    await cache.says(/served/)
+    assert.is((await pull()).code, 0)
+  }))
+
 test('hundreds of images open at once: all arrive, in order, through the proxy and through a pipe', () =>
   using({}, async ({ dump, restore, proxy, cache, folder }) => {
     const many = (criu: FakeDump): Promise<void> =>

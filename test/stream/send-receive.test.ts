@@ -599,4 +599,21 @@ test('a receiver waits for no more than its link: closing releases it', async ()
   sink.drop()
 })
 
+test('a hand-over is offered once, before the first image, and only to who can answer', async () => {
+  const offer: Frame = { type: 'handOver', until: 'sealed' }
+  const opened: Frame = { type: 'image', channel: 1, name: imageName('core-1.img') }
+  const take = async (...frames: Frame[]): Promise<string[]> => {
+    const heard: string[] = []
+    const reader = frameReader(inletOf(stream(...frames)))
+    await receiveSnapshot(reader, memorySnapshot(pool), undefined, (until) => heard.push(until)).catch((error: Fault) =>
+      heard.push(error.code),
+    )
+    return heard
+  }
+  assert.equal(await take(offer), ['sealed', 'TRUNCATED'])
+  assert.equal(await take(offer, offer), ['sealed', 'FORMAT'])
+  assert.equal(await take(opened, offer), ['FORMAT'])
+  await rejectsFault('FORMAT', receiveBytes(stream({ type: 'snapshot', id }, offer)))
+})
+
 test.run()
