@@ -4,7 +4,7 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join, relative } from 'node:path'
 import { fetchPrograms } from '../test/support/loads.ts'
@@ -27,13 +27,13 @@ const passes = [
 const files = readdirSync(join(root, 'test'), { recursive: true, encoding: 'utf8' })
   .filter((file) => file.endsWith('.test.ts'))
   .sort()
-let passed = 0
-let failed = 0
+let [passed, failed] = [0, 0]
 
 async function runFile(file: string, env: Record<string, string>): Promise<void> {
   const path = join(root, 'test', file)
   // Some tests look at what is left in the directory for temporary files: each file has its own.
   const temporary = mkdtempSync(join(tmpdir(), 't-'))
+  chmodSync(temporary, 0o1777)
   const child = spawn(process.execPath, ['--import', 'tsx', path], {
     cwd: root,
     env: { ...process.env, ...env, TMPDIR: temporary },
