@@ -130,6 +130,12 @@ async function another({ there, cachePort, target }: Scene): Promise<Running> {
   return again
 }
 
+/** Its criu has ended, and the cache has tidied up after it. */
+async function tidied({ target }: Scene): Promise<void> {
+  const left = (): boolean => readdirSync(target).some((name) => name.startsWith('.ferry-restore-'))
+  await eventually(() => !left() || undefined, 'the end of the adopted restore')
+}
+
 function faults(criu: string): void {
   row('no fault', criu, { end: 'moves' })
 
@@ -266,6 +272,7 @@ function faults(criu: string): void {
         scene.relay.mend()
         await again.says(/handed over: the source runs on, the target runs nothing of it/)
         for (let time = 0; time < 30 && (await copyOf(scene)) !== 'none'; time++);
+        await tidied(scene)
         await again.stop()
       },
       end: 'stays',
@@ -279,6 +286,7 @@ function faults(criu: string): void {
         const again = await another(scene)
         scene.relay.mend()
         await again.says(/handed over: the source is gone, it runs on the target/)
+        await tidied(scene)
         await again.stop()
       },
       end: 'moves',
