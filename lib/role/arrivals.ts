@@ -83,6 +83,16 @@ export function byHand(directory: string, id: SnapshotId): string {
 /** How the directories of our own restores begin, which another cache may adopt. */
 const HELD = '.ferry-restore-'
 
+/** Throws where the socket of a restore could not be: before a source relies on it. */
+function tryPlace(directory: string): void {
+  const secret = privateDirectory(directory, HELD)
+  try {
+    openWorkDir(secret.path, SERVE_SOCKET).remove()
+  } finally {
+    secret.remove()
+  }
+}
+
 /** Fates that are remembered, for a verdict that comes twice. */
 const MOST_REMEMBERED = 1000
 
@@ -93,7 +103,10 @@ export function openArrivals(
   const arrivals = new Map<SnapshotId, Arrival>()
   const tokens = new Map<SnapshotId, Buffer>()
   const labelOf = (id: SnapshotId): string => `${id} ${tokens.get(id)?.toString('hex')}`
-  if (restore !== undefined) checkCriuOptions(restore.options)
+  if (restore !== undefined) {
+    checkCriuOptions(restore.options)
+    tryPlace(directory)
+  }
 
   function get(id: SnapshotId): Arrival {
     const arrival = arrivals.get(id)

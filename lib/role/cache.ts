@@ -29,7 +29,7 @@ import { writeScript } from './gate.ts'
 import { SERVE_SOCKET } from './serve.ts'
 import { serveCriu } from './strangers.ts'
 import { answer } from './talk.ts'
-import { openWorkDir } from './workdir.ts'
+import { openWorkDir, type WorkDir } from './workdir.ts'
 
 export interface CacheOptions {
   host: string
@@ -71,10 +71,18 @@ export interface House {
 
 /** Runs until the signal comes; throws its reason. Throws `EXISTS`, `IO` or `LINK` if it cannot listen. */
 export async function cache(options: CacheOptions): Promise<never> {
+  const work = openWorkDir(options.directory, SERVE_SOCKET)
+  try {
+    return await keepHouse(work, options)
+  } finally {
+    work.remove()
+  }
+}
+
+async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const { report, signal } = options
   const pool = openPool(options.maxMemory)
   const shelf = openShelf(pool)
-  const work = openWorkDir(options.directory, SERVE_SOCKET)
   const arrivals = openArrivals(shelf, { ...options, directory: work.path })
   const house: House = { shelf, arrivals, options: { ...options, directory: work.path }, lines: new Map() }
   const links = new Set<Link>()
@@ -126,7 +134,6 @@ export async function cache(options: CacheOptions): Promise<never> {
   } finally {
     server.close()
     control.remove()
-    work.remove()
     rmSync(script, { force: true })
     for (const link of links) link.destroy(signal.reason as Error)
   }

@@ -33,12 +33,13 @@ const FIRST_PIECE = 2 ** 10
 /** An image above this gets extents of its own. */
 const LARGEST_SHARED = 64 * 2 ** 10
 
+/** Takes its first extent at once, so that many snapshots of nothing are not for nothing. Throws `MEMORY`. */
 export function memorySnapshot(pool: Pool): MemorySnapshot {
   const images = new Map<ImageName, StoredImage>()
   const extents = new Map<bigint, Extent>()
   /** Extents of which a single image has it all. */
   const owned = new Set<bigint>()
-  let shared: Piece | undefined
+  let shared: Piece | undefined = { ...extent() }
 
   function extent(): Extent {
     const taken = pool.take()

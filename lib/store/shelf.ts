@@ -32,7 +32,7 @@ export interface Arriving {
 export interface Shelf {
   /** How many snapshots are sealed, and how many wait for one. */
   readonly counts: { snapshots: number; parked: number }
-  /** Throws `EXISTS` if a snapshot of that id is here or on its way: nothing that was sealed is ever replaced. */
+  /** Throws `EXISTS` if a snapshot of that id is here or on its way: nothing that was sealed is ever replaced. Throws `MEMORY`. */
   receive(id: SnapshotId): Arriving
   /** Whether `find` would answer at once. */
   has(id: SnapshotId | undefined): boolean
@@ -96,8 +96,8 @@ export function openShelf(pool: Pool): Shelf {
       if (sealed.has(id) || arriving.has(id)) {
         throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
       }
-      arriving.add(id)
       const sink = memorySnapshot(pool)
+      arriving.add(id)
       return {
         sink,
         seal(undecided = false) {

@@ -63,6 +63,16 @@ const misuse: [line: string, message: RegExp][] = [
   ['cache --port 9997 -D x --address 0.0.0.0', /plain TCP to or from 0.0.0.0/],
 ]
 
+test('a cache that could never restore says so before a source relies on it, and leaves no socket', async () => {
+  const { path, remove } = temporary()
+  const deep = join(path, 'd'.repeat(80 - path.length))
+  const ran = await shell(`cache --port 0 -D ${deep} --restore`, { cwd: path, env: { FERRY_CRIU: '/bin/true' } })
+  assert.is(ran.code, 2, ran.stderr)
+  assert.match(ran.stderr, /^cache: error: [^\n]*path[^\n]*\ncache: hint: [^\n]+\n$/)
+  assert.equal(readdirSync(deep), [])
+  remove()
+})
+
 test('misuse: one line, a hint or a reason, exit 2, nothing made', async () => {
   const { path, remove } = temporary()
   const env = { FERRY_CRIU: '/bin/false' }

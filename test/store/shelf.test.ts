@@ -34,6 +34,15 @@ test('a snapshot is had by its id, or as the newest, when it is sealed', async (
   assert.is(await within(shelf.find(one, LONG)), found, 'as often as it is asked for')
 })
 
+test('a snapshot without a byte counts too: nobody can put up any number of them', async () => {
+  const shelf = openShelf(openPool(2 * EXTENT))
+  const first = shelf.receive(one)
+  shelf.receive(two)
+  throwsFault('MEMORY', () => shelf.receive(snapshotId('three')))
+  first.drop()
+  shelf.receive(snapshotId('three'))
+})
+
 test('whoever comes early waits', async () => {
   const shelf = openShelf(openPool(4 * EXTENT))
   const waiters = [shelf.find(one, LONG), shelf.find(undefined, LONG), shelf.find(one, LONG)]
