@@ -46,6 +46,7 @@ export const frameType = {
   failed: 6,
   handOver: 7,
   resume: 8,
+  reserve: 9,
   hello: 16,
   get: 17,
   ack: 18,
@@ -55,6 +56,7 @@ export const frameType = {
   verdict: 22,
   fate: 23,
   got: 24,
+  reserved: 25,
 } as const
 type FrameName = keyof typeof frameType
 export type FrameType = (typeof frameType)[FrameName]
@@ -70,6 +72,8 @@ export type Frame =
   | { type: 'handOver'; until: Until; token?: Buffer }
   /** The first frame on a new link: `offset` bytes of the receiver's stream are here. */
   | { type: 'resume'; offset: number; token: Buffer; id: SnapshotId }
+  /** About `offset` bytes of images will come: a receiver with memory may make it ready, and says `reserved`. */
+  | { type: 'reserve'; offset: number }
   | { type: 'hello' }
   | { type: 'get'; id: SnapshotId | undefined; timeoutMs: number }
   | { type: 'ack'; channel: number; offset: number }
@@ -81,6 +85,8 @@ export type Frame =
   | { type: 'fate'; fate: Fate }
   /** `offset` bytes of the other's stream are here. */
   | { type: 'got'; offset: number }
+  /** `offset` bytes of memory are ready. */
+  | { type: 'reserved'; offset: number }
 
 export interface Header {
   type: FrameName
@@ -101,6 +107,7 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   failed: [1 + CRC_BYTES, 1 + LONGEST_REASON + CRC_BYTES],
   handOver: [1 + CRC_BYTES, 1 + TOKEN_BYTES + CRC_BYTES],
   resume: [TOKEN_BYTES + 1 + CRC_BYTES, TOKEN_BYTES + LONGEST_ID + CRC_BYTES],
+  reserve: [CRC_BYTES, CRC_BYTES],
   hello: [CRC_BYTES, CRC_BYTES],
   get: [4 + CRC_BYTES, 4 + LONGEST_ID + CRC_BYTES],
   ack: [CRC_BYTES, CRC_BYTES],
@@ -110,6 +117,7 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   verdict: [2 + TOKEN_BYTES + CRC_BYTES, 1 + TOKEN_BYTES + LONGEST_ID + CRC_BYTES],
   fate: [1 + CRC_BYTES, 1 + CRC_BYTES],
   got: [CRC_BYTES, CRC_BYTES],
+  reserved: [CRC_BYTES, CRC_BYTES],
 }
 
 /** A frame's header, and its payload for every frame but `data`, whose bytes follow apart. */
@@ -161,9 +169,14 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
     case 'ack':
     case 'ready':
     case 'got':
+    case 'reserve':
+    case 'reserved':
       return Buffer.alloc(0)
   }
 }
+
+/** Frames whose header carries a number of bytes. */
+const countsIn: ReadonlySet<FrameName> = new Set(['data', 'ack', 'resume', 'got', 'reserve', 'reserved'])
 
 /** Throws `FORMAT` for a damaged or unknown header, `LIMIT` for a number above its limit. */
 export function decodeHeader(bytes: Buffer): Header {
@@ -177,7 +190,7 @@ export function decodeHeader(bytes: Buffer): Header {
   if (length < least) throw new Fault('FORMAT', `${type} frame of ${length} bytes`)
   const header: Header = { type, channel: bytes.readUInt32LE(4), offset: readCount(bytes, 8), length }
   const addressed = type === 'image' || type === 'data' || type === 'imageEnd' || type === 'ack'
-  const counts = type === 'data' || type === 'ack' || type === 'resume' || type === 'got'
+  const counts = countsIn.has(type)
   if ((header.channel !== 0) !== addressed || (header.offset !== 0 && !counts)) {
     throw new Fault('FORMAT', `a ${type} frame with numbers that do not belong to it`)
   }
@@ -226,6 +239,8 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
         id: snapshotId(body.toString('latin1', TOKEN_BYTES)),
       }
     case 'got':
+    case 'reserve':
+    case 'reserved':
       return { type, offset }
     case 'verdict':
       return {

@@ -63,6 +63,13 @@ export const pidfdSendSignal = (pidfd: number, signal: number): number => syscal
 type SocketName = [fd: number, address: Uint8Array, length: Int32Array]
 export const getsockname = call<SocketName>('int getsockname(int, void *, int *)')
 export const getpeername = call<SocketName>('int getpeername(int, void *, int *)')
+/** Runs on one of libuv's four threads: for a call that takes long. */
+export function madviseAside(address: bigint, bytes: number, advice: number): Promise<number> {
+  return new Promise((resolve) => {
+    rawMadvise.async(address, bytes, advice, (error: unknown, result: number) => resolve(error ? -1 : result))
+  })
+}
+const rawMadvise = library.func('int madvise(void *, size_t, int)')
 export const madvise = call<[address: bigint, bytes: number, advice: number]>('int madvise(void *, size_t, int)')
 
 const rawMmap = library.func('intptr_t mmap(void *, size_t, int, int, int, int64_t)') as (
@@ -167,3 +174,5 @@ export const MADV_DONTNEED = 4
 export const MADV_DONTFORK = 10
 export const MADV_HUGEPAGE = 14
 export const MADV_DONTDUMP = 16
+/** Linux 5.14. */
+export const MADV_POPULATE_WRITE = 23

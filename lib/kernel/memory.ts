@@ -26,6 +26,14 @@ export function mapMemory(bytes: number): Region {
   return { address, bytes, window: libc.view(address, bytes) }
 }
 
+/**
+ * Faults the memory in, on another thread: page faults on memory that the system has to find and to clear cost 0.3 to 1.6 s a GiB,
+ * many times what it takes to fill it. Does nothing before Linux 5.14.
+ */
+export async function populate(address: bigint, bytes: number): Promise<void> {
+  await libc.madviseAside(address, bytes, libc.MADV_POPULATE_WRITE)
+}
+
 /** Gives the memory back to the system and keeps the addresses: a window that is still held reads zeros. */
 export function discard(address: bigint, bytes: number): void {
   libc.madvise(address, bytes, libc.MADV_DONTNEED)

@@ -72,6 +72,16 @@ export function descendants(pid: number): number[] {
   return children.flatMap((child) => [child, ...descendants(child)])
 }
 
+/** Bytes of memory of the process and its descendants that belong to no file: about what a dump of them writes. */
+export function memoryOfTree(root: number): number {
+  return [root, ...descendants(root)].reduce((sum, pid) => sum + memoryOf(pid), 0)
+}
+
+function memoryOf(pid: number): number {
+  const kib = [...procFile(pid, 'smaps_rollup').matchAll(/^(?:Anonymous|Pss_Shmem):\s+(\d+) kB$/gm)]
+  return kib.reduce((sum, [, count]) => sum + Number(count) * 1024, 0)
+}
+
 /** The words of its command line. */
 export function commandLine(pid: number): string[] {
   return procFile(pid, 'cmdline').split('\0')

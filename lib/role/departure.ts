@@ -12,13 +12,12 @@ import { hex64 } from '../format/digest.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
 import type { Fate, Until, Verdict } from '../format/words.ts'
-import type { Fd } from '../kernel/fd.ts'
-import { peerPid } from '../kernel/unix.ts'
 import type { FrameReader, FrameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { unexpected } from '../stream/receive.ts'
 import { type Snapshot, sendSnapshot } from '../stream/send.ts'
+import type { Approach } from './approach.ts'
 import { capture } from './capture.ts'
 import { closedGate } from './gate.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './handover.ts'
@@ -60,21 +59,19 @@ export interface Failed {
 }
 
 /**
- * Sends what the criu at the other end of `socket` dumps, which is closed, and hands the process over. Returns the
- * debt if something failed before the tasks were gone.
+ * Sends what this criu dumps, whose socket is closed, and hands the process over. Returns the debt if something failed
+ * before the tasks were gone.
  */
-export async function depart(socket: Fd, options: Departure): Promise<Departed | Failed> {
+export async function depart(criu: Approach, options: Departure): Promise<Departed | Failed> {
   const { id, until, gates, directory, connect, timeoutMs, signal } = options
-  const pid = peerPid(socket)
+  const { socket, pid, bytes } = criu
   const token = randomBytes(TOKEN_BYTES)
   const gate = closedGate(gates, pid, 'post-dump')
   let atGate = false
-  gate.held.then(
-    () => {
-      atGate = true
-    },
-    () => {},
-  )
+  const whenHeld = gate.held.then(() => {
+    atGate = true
+  })
+  whenHeld.catch(() => {})
   const stop = new AbortController()
   const outside = (): void => stop.abort(signal.reason)
   signal.addEventListener('abort', outside)
@@ -91,6 +88,12 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
   const talk = line.reader.then((reader) => listenTo(reader, line.greeted))
   const broken = talk.then((said) => said.offer)
   broken.catch((reason: unknown) => stop.abort(reason))
+
+  if (bytes !== undefined) {
+    const reserved = talk.then((said) => said.reserved)
+    const ready = Promise.race([reserved, late(timeoutMs, NO_MEMORY, stop.signal)])
+    ready.then(criu.open, (reason: unknown) => stop.abort(reason))
+  }
 
   let state: SourceState = 'offering'
   let decide: (verdict: Verdict) => void
@@ -110,9 +113,10 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
   }
   const what = `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`
   try {
-    const snapshot = await sendSnapshot(writer, id, watched(capture(socket, gate.held), watch), {
+    const snapshot = await sendSnapshot(writer, id, watched(criu.begun(capture(socket, whenHeld)), watch), {
       signal: stop.signal,
       until,
+      reserve: bytes,
       ...(options.onBytes && { onBytes: options.onBytes }),
       greeted: line.greeted,
       confirm: async () => {
@@ -151,8 +155,11 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
     line.destroy()
     tree?.close()
     gate.remove()
+    criu.remove()
   }
 }
+
+const NO_MEMORY = 'the target did not make memory ready'
 
 function unseen(): Fault {
   return new Fault('CRIU', 'cannot see the tasks that this criu dumps, and so not whether they die', {
@@ -177,6 +184,7 @@ interface Said {
   sealed: Promise<bigint>
   ready: Promise<void>
   fate: Promise<Fate>
+  reserved: Promise<void>
   /** Never resolves; rejects when the target refuses or goes away. */
   offer: Promise<never>
 }
@@ -184,8 +192,9 @@ interface Said {
 /** What the target says, each as a promise that its refusal or its absence rejects. */
 function listenTo(reader: FrameReader, begun: boolean): Said {
   const [sealed, ready, fate, offer] = [defer<bigint>(), defer<void>(), defer<Fate>(), defer<never>()]
+  const reserved = defer<void>()
   const refuse = (reason: unknown): void => {
-    for (const wait of [sealed, ready, offer]) wait.reject(reason)
+    for (const wait of [sealed, ready, offer, reserved]) wait.reject(reason)
   }
   const listen = async (): Promise<void> => {
     let greeted = begun
@@ -196,6 +205,7 @@ function listenTo(reader: FrameReader, begun: boolean): Said {
       greeted = true
       if (frame.type === 'sealed') sealed.resolve(frame.digest)
       else if (frame.type === 'ready') ready.resolve()
+      else if (frame.type === 'reserved') reserved.resolve()
       else if (frame.type === 'fate') fate.resolve(frame.fate)
       // It may still take a verdict.
       else if (frame.type === 'refused') refuse(new Fault(frame.code, `the target refused: ${frame.reason}`))
@@ -206,7 +216,8 @@ function listenTo(reader: FrameReader, begun: boolean): Said {
     refuse(reason)
     fate.reject(reason)
   })
-  return { sealed: sealed.promise, ready: ready.promise, fate: fate.promise, offer: offer.promise }
+  const [sealing, reserving] = [sealed.promise, reserved.promise]
+  return { sealed: sealing, ready: ready.promise, fate: fate.promise, reserved: reserving, offer: offer.promise }
 }
 
 /** Resolves when the target has what `until` asks for. Throws `DIGEST` where it is not what was sent. */

@@ -21,6 +21,7 @@ import { frameWriter } from '../stream/frames.ts'
 import type { ImageSource } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, sendSnapshot } from '../stream/send.ts'
+import { approach } from './approach.ts'
 import { CAPTURE_SOCKET, capture } from './capture.ts'
 import { type CriuRun, checkCriuOptions, startCriu } from './criu.ts'
 import { depart } from './departure.ts'
@@ -112,7 +113,9 @@ export async function handOverTree(
   const begun = performance.now()
   const connect = (stop: AbortSignal): Promise<Link> => commandLink(command, stop)
   await withCriu(criu, pid, criuOptions, options, async ({ socket, run, gates }) => {
-    const end = await depart(socket, { id, until, gates, directory: debts, connect, timeoutMs, signal })
+    const dumping = await approach(socket, gates)
+    if (dumping === undefined) throw new Fault('CRIU', 'criu dump ended without sending an image')
+    const end = await depart(dumping, { id, until, gates, directory: debts, connect, timeoutMs, signal })
     const tell = (owed: Owed): Promise<Delivered> => deliver(owed, connect, AbortSignal.timeout(timeoutMs))
     if ('reason' in end) {
       if (end.owed !== undefined) {

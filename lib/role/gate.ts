@@ -1,14 +1,14 @@
 /**
  * The gate: a CRIU waits at a moment of its work until we say how it goes on.
  *
- * CRIU runs its action scripts at `post-dump`, when every image is written and the tasks are still frozen, and at `post-restore`, when
+ * CRIU runs its action scripts at `pre-dump`, before it freezes anything, at `post-dump`, when every image is written and the tasks are still frozen, and at `post-restore`, when
  * the tasks are restored and do not run yet; if the script fails, the tasks run on, or the restored ones are removed (seen
- * with 4.1.1 to 4.3). Our scripts find us by the number of their criu, which is that of the process at the other end of its
+ * with 4.1.1 to 4.3), and after `pre-dump` nothing was touched. Our scripts find us by the number of their criu, which is that of the process at the other end of its
  * socket, tell us by a FIFO that they are there, wait for a lock that we hold, and then look for a file that we made:
  *
  *     open()            rename the lock to go,   drop the lock     exit 0: the dumped tasks die, the restored ones run
  *     shut()            rename the lock to drop, drop the lock   exit 1: the dumped tasks run on, the restored ones go
- *     we were killed    the kernel drops the lock                    post-dump: exit 1; post-restore: waits on for one of
+ *     we were killed    the kernel drops the lock                    dumps: exit 1; post-restore: waits on for one of
  *                                                                    the names, for the copy may be the only one
  *
  * A shell and flock(1) (util-linux, on every Debian) take 4 ms of the freeze (medians of 15 runs), where starting a node would
@@ -24,11 +24,11 @@ import { closeFd } from '../kernel/readiness.ts'
 import { readSome } from '../kernel/transfer.ts'
 import { defer } from './wait.ts'
 
-export type Moment = 'post-dump' | 'post-restore'
+export type Moment = 'pre-dump' | 'post-dump' | 'post-restore'
 
 export interface Gate {
-  /** Resolves when the criu waits at the gate; rejects when the gate is removed before. */
-  readonly held: Promise<void>
+  /** Resolves with the first task of its tree, 0 if unknown, when the criu waits at the gate; rejects when the gate is removed before. */
+  readonly held: Promise<number>
   /** Resolves when the restored tasks run (`post-resume`); rejects when the gate is removed before. */
   readonly resumed: Promise<void>
   /** Writes something on the gate, for who finds it when we are gone. */
@@ -41,8 +41,8 @@ export interface Gate {
   remove(): void
 }
 
-/** Writes the script for `criu --action-script` into `directory`, and returns its path. */
-export function writeScript(directory: string, moment: Moment): string {
+/** Writes the script for `criu --action-script` into `directory`, and returns its path. That of `post-dump` stops at `pre-dump` too. */
+export function writeScript(directory: string, moment: Exclude<Moment, 'pre-dump'>): string {
   const path = join(directory, moment)
   made(() => {
     rmSync(path, { force: true })
@@ -123,13 +123,13 @@ function gateAt(directory: string, pid: number, moment: Moment, lock: number): G
     }
   }
   let there = true
-  const [held, resumed] = [defer<void>(), defer<void>()]
+  const [held, resumed] = [defer<number>(), defer<void>()]
   const listen = async (): Promise<void> => {
+    const words = Buffer.alloc(LONGEST_WORDS)
     for (;;) {
-      const word = Buffer.alloc(1)
-      await readSome(fifo, word)
-      held.resolve()
-      if (word.toString() === RESUMED) return resumed.resolve()
+      const said = words.toString('latin1', 0, await readSome(fifo, words))
+      held.resolve(Number(/^held (\d+)/.exec(said)?.[1] ?? 0))
+      if (said.includes(RESUMED)) return resumed.resolve()
     }
   }
   listen().catch((reason: unknown) => {
@@ -168,21 +168,26 @@ function made<Result>(make: () => Result): Result {
 }
 
 /** What the script writes into the FIFO when the tasks run. */
-const RESUMED = 'r'
+const RESUMED = 'resumed'
+/** All that one script writes. */
+const LONGEST_WORDS = 64
 
-const head = (moment: Moment): string => `#!/bin/sh
+const head = (moment: Moment, others = ''): string => `#!/bin/sh
 # For criu --action-script: holds criu at ${moment} until criu-ferry has decided.
 cd "$(dirname "$0")" || exit 1
 gate=$PPID.${moment}
 case $CRTOOLS_SCRIPT_ACTION in
-${moment}) ;;
-post-resume) [ -p $gate.held ] && printf ${RESUMED} 1<>$gate.held; exit 0 ;;
+${moment}) ;;${others}
+post-resume) [ -p $gate.held ] && echo ${RESUMED} 1<>$gate.held; exit 0 ;;
 *) exit 0 ;;
 esac
 [ -p $gate.held ] || { echo "${moment}: criu-ferry does not know this criu ($PPID)" >&2; exit 1; }
-printf h 1<>$gate.held`
+echo held $CRTOOLS_INIT_PID 1<>$gate.held`
 
-const postDump = `${head('post-dump')}
+const preDump = `
+pre-dump) gate=$PPID.pre-dump; [ -p $gate.held ] || exit 0 ;;`
+
+const postDump = `${head('post-dump', preDump)}
 flock -s $gate.lock true && [ -e $gate.go ]
 `
 

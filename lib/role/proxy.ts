@@ -13,11 +13,11 @@ import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Until } from '../format/words.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { closeFd } from '../kernel/readiness.ts'
-import { acceptUnix, hasSpoken } from '../kernel/unix.ts'
+import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
 import type { Link } from '../stream/link.ts'
+import { approach } from './approach.ts'
 import { CAPTURE_SOCKET } from './capture.ts'
 import { depart } from './departure.ts'
 import { freshId } from './dump.ts'
@@ -95,14 +95,15 @@ async function forward(
   tally: Tally,
 ): Promise<void> {
   const { cache, until, timeoutMs, report, signal } = options
-  if (!(await hasSpoken(socket))) return closeFd(socket)
+  const criu = await approach(socket, directory)
+  if (criu === undefined) return
   const begun = performance.now()
   const connect = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, timeoutMs, stop)
   const onBytes = (bytes: number): void => {
     tally.sent += bytes
   }
   const agreement = { until, connect, resumes: true, timeoutMs, signal, onBytes }
-  const end = await depart(socket, { id, gates: directory, directory, ...agreement })
+  const end = await depart(criu, { id, gates: directory, directory, ...agreement })
   if ('reason' in end) {
     report({ event: 'failed', what: `snapshot ${id}`, fault: end.reason as Error })
     if (end.owed !== undefined) await pay(end.owed, directory, options)

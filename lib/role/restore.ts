@@ -54,7 +54,7 @@ export async function restoreTree(
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   try {
     const snapshot = memorySnapshot(openPool(options.maxMemory))
-    const received = await receive(link, snapshot, { ...options, holds: true })
+    const received = await receive(link, snapshot, { ...options, holds: true }, () => snapshot.complete())
     if (received === 'verdict passed on') return
     const { handOver } = received
     const begun = performance.now()
@@ -79,7 +79,7 @@ export async function restoreToListener(link: Link, options: RestoreOptions): Pr
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   try {
     const snapshot = memorySnapshot(openPool(options.maxMemory))
-    await receive(link, snapshot, options)
+    await receive(link, snapshot, options, () => snapshot.complete())
     link.destroy()
     options.report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
     const begun = performance.now()
@@ -127,12 +127,10 @@ async function receive(
       const writer = answer ?? greet(options.wayBack?.() ?? link)
       offer = { id, until, reader, writer, seal: () => Promise.resolve() }
     }
-    const { images, bytes, digest } = await receiveSnapshot(
-      reader,
-      sink,
-      undefined,
-      options.holds === true ? onHandOver : undefined,
-    )
+    const { images, bytes, digest } = await receiveSnapshot(reader, sink, {
+      onHandOver: options.holds === true ? onHandOver : undefined,
+      onReserved: async (offset) => offer?.writer.send({ type: 'reserved', offset }),
+    })
     if (answer === undefined && offer === undefined) await expectEnd(reader)
     seal()
     const ms = performance.now() - begun

@@ -111,13 +111,16 @@ async function take(
   let shown: Buffer | undefined
   let digest: bigint
   try {
-    const ack = (channel: number, offset: number): Promise<void> => writer.send({ type: 'ack', channel, offset })
-    const snapshot = await receiveSnapshot(reader, arriving.sink, ack, (far, token) => {
-      until = far
-      shown = token
-      if (token === undefined) return
-      line.outlive(token, options.timeoutMs)
-      lines.set(id, line)
+    const snapshot = await receiveSnapshot(reader, arriving.sink, {
+      onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
+      onReserved: (offset) => writer.send({ type: 'reserved', offset }),
+      onHandOver(far, token) {
+        until = far
+        shown = token
+        if (token === undefined) return
+        line.outlive(token, options.timeoutMs)
+        lines.set(id, line)
+      },
     })
     digest = snapshot.digest
     if (until !== undefined) arrivals.add(id, shown)
@@ -188,7 +191,8 @@ async function give(
     else lead = arrivals.lead(snapshot.id, undefined, undefined)
     const begun = performance.now()
     const until = remote === undefined ? undefined : 'running'
-    const sent = await sendSnapshot(writer, snapshot.id, storedSource(snapshot.images), { signal, until })
+    const reserve = [...snapshot.images.values()].reduce((sum, { size }) => sum + size, 0)
+    const sent = await sendSnapshot(writer, snapshot.id, storedSource(snapshot.images), { signal, until, reserve })
     const reply = await first
     if (reply?.type !== 'sealed' || reply.digest !== sent.digest) {
       throw new Fault('LINK', 'the client did not confirm the snapshot')

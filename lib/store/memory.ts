@@ -5,6 +5,7 @@
 
 import type { ImageEntry } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
+import { populate } from '../kernel/memory.ts'
 import type { ImageSink, ImageWriter } from '../stream/image.ts'
 import { EXTENT, type Extent, type Pool } from './pool.ts'
 
@@ -25,10 +26,14 @@ export interface MemorySnapshot extends ImageSink {
   readonly held: number
   /** Gives back what only this piece of a complete image holds; it cannot be read again. */
   release(piece: Piece): void
+  /** No more images come: what was reserved for them is given back. */
+  complete(): void
   /** Gives all memory back. Nothing may read the pieces any more. */
   drop(): void
 }
 
+/** Threads that fault memory in; libuv has four. */
+const FAULTING = 2
 const FIRST_PIECE = 2 ** 10
 /** An image above this gets extents of its own. */
 const LARGEST_SHARED = 64 * 2 ** 10
@@ -39,12 +44,21 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
   const extents = new Map<bigint, Extent>()
   /** Extents of which a single image has it all. */
   const owned = new Set<bigint>()
+  /** Made ready for what was announced. */
+  const ahead: Extent[] = []
   let shared: Piece | undefined = { ...extent() }
 
+  let open = true
+
   function extent(): Extent {
-    const taken = pool.take()
+    const taken = ahead.pop() ?? pool.take()
     extents.set(taken.address, taken)
     return taken
+  }
+
+  function giveAhead(): void {
+    open = false
+    for (const spare of ahead.splice(0)) pool.give(spare)
   }
 
   function own(taken: Extent): Extent {
@@ -59,7 +73,7 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
     return piece
   }
 
-  function open(name: ImageName): ImageWriter {
+  function openImage(name: ImageName): ImageWriter {
     const pieces: Piece[] = []
     let next = FIRST_PIECE
     let space: Piece | undefined
@@ -91,7 +105,22 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
 
   return {
     images,
-    open,
+    open: openImage,
+    async reserve(bytes) {
+      let ready = 0
+      const faultIn = async (): Promise<void> => {
+        while (open && ready < bytes && pool.limit - pool.used >= EXTENT) {
+          ready += EXTENT
+          const extent = pool.take()
+          await populate(extent.address, EXTENT)
+          if (open) ahead.push(extent)
+          else pool.give(extent)
+        }
+      }
+      await Promise.all(Array.from({ length: FAULTING }, faultIn))
+      return Math.min(ready, bytes)
+    },
+    complete: giveAhead,
     get held() {
       return extents.size * EXTENT
     },
@@ -102,6 +131,7 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
       pool.give(taken)
     },
     drop() {
+      giveAhead()
       images.clear()
       for (const taken of extents.values()) pool.give(taken)
       extents.clear()

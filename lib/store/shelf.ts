@@ -101,6 +101,7 @@ export function openShelf(pool: Pool): Shelf {
       return {
         sink,
         seal(undecided = false) {
+          sink.complete()
           const entry: Entry = {
             id,
             images: sink.images,

@@ -22,6 +22,8 @@ export interface ImageSource {
 
 /** Takes the images of one snapshot. */
 export interface ImageSink {
+  /** About this many bytes will come. Returns how many are ready for them; what is missing is not an error. */
+  reserve?(bytes: number): Promise<number>
   /** Throws `MEMORY`, `EXISTS` or `IO`. */
   open(name: ImageName): ImageWriter | Promise<ImageWriter>
 }

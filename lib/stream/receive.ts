@@ -25,20 +25,26 @@ interface Channel {
   size: number
 }
 
-/**
- * Receives what follows a `snapshot` frame. `onAck` is told of every image that is complete and verified, `onHandOver` that
- * the sender will give a verdict; a receiver without it has no way to take one.
- */
+export interface ReceiveOptions {
+  /** Told of every image that is complete and verified. */
+  onAck?: (channel: number, size: number) => Promise<void>
+  /** Told that the sender will give a verdict; a receiver without it has no way to take one. */
+  onHandOver?: ((until: Until, token: Buffer | undefined) => void) | undefined
+  /** Told how many bytes are ready for what the sender announced. */
+  onReserved?: (bytes: number) => Promise<void>
+}
+
+/** Receives what follows a `snapshot` frame. */
 export async function receiveSnapshot(
   reader: FrameReader,
   sink: ImageSink,
-  onAck: (channel: number, size: number) => Promise<void> = async () => {},
-  onHandOver?: (until: Until, token: Buffer | undefined) => void,
+  { onAck = async () => {}, onHandOver, onReserved = async () => {} }: ReceiveOptions = {},
 ): Promise<Snapshot> {
   const channels = new Map<number, Channel>()
   const names = new Set<string>()
   const entries: (ImageEntry | undefined)[] = []
   let offered = false
+  let reserving = false
 
   const open = (number: number): Channel => {
     const channel = channels.get(number)
@@ -87,6 +93,12 @@ export async function receiveSnapshot(
         offered = true
         onHandOver(frame.until, frame.token)
         break
+      case 'reserve':
+        if (entries.length > 0 || reserving) throw unexpected(frame)
+        reserving = true
+        // Images may come before it is done.
+        void reserve(sink, frame.offset, onReserved)
+        break
       case 'failed':
         throw new Fault(frame.code, `the source gave up: ${frame.reason}`)
       case 'snapshot':
@@ -100,8 +112,17 @@ export async function receiveSnapshot(
       case 'fate':
       case 'resume':
       case 'got':
+      case 'reserved':
         throw unexpected(frame)
     }
+  }
+}
+
+async function reserve(sink: ImageSink, bytes: number, onReserved: (bytes: number) => Promise<void>): Promise<void> {
+  try {
+    await onReserved((await sink.reserve?.(bytes)) ?? 0)
+  } catch {
+    // The link is gone, and its reader knows why.
   }
 }
 

@@ -46,6 +46,8 @@ export interface SendOptions {
   until?: Until | undefined
   /** The receiver has been told the id and `until` already (see resumable.ts). */
   greeted?: boolean
+  /** About how many bytes will come: the receiver is told before the first image. */
+  reserve?: number | undefined
   /** Called for progress. */
   onBytes?: (bytes: number) => void
   /** Called when inventory.img and every image before it are out of CRIU's pipes: it may let go of the tasks.
@@ -68,7 +70,15 @@ export async function sendSnapshot(
   writer: FrameWriter,
   id: SnapshotId,
   source: ImageSource,
-  { until, greeted = false, onBytes = () => {}, onDrained, confirm = async () => {}, signal }: SendOptions = {},
+  {
+    until,
+    greeted = false,
+    reserve,
+    onBytes = () => {},
+    onDrained,
+    confirm = async () => {},
+    signal,
+  }: SendOptions = {},
 ): Promise<Snapshot> {
   const stop = new AbortController()
   const fail = (reason: unknown): void => {
@@ -107,6 +117,7 @@ export async function sendSnapshot(
     // Not awaited: CRIU is read from even while the link is not there.
     if (!greeted) writer.send({ type: 'snapshot', id }).catch(fail)
     if (!greeted && until !== undefined) writer.send({ type: 'handOver', until }).catch(fail)
+    if (reserve !== undefined) writer.send({ type: 'reserve', offset: reserve }).catch(fail)
     for await (const image of source.images) {
       if (names.has(image.name) || names.size >= MOST_IMAGES) {
         if (image.body.kind === 'pipe') closeFd(image.body.fd)

@@ -53,12 +53,14 @@ function receiver(timeoutMs = 20_000) {
   let taken = false
   async function take(line: Line, reader: ReturnType<typeof frameReader>, writer: ReturnType<typeof frameWriter>) {
     if (taken) throw unknown()
-    const ack = (channel: number, offset: number): Promise<void> => writer.send({ type: 'ack', channel, offset })
-    const { digest } = await receiveSnapshot(reader, counting, ack, (_until, token) => {
-      if (token === undefined) return
-      taken = true
-      line.outlive(token, timeoutMs)
-      lines.set(id, line)
+    const { digest } = await receiveSnapshot(reader, counting, {
+      onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
+      onHandOver(_until, token) {
+        if (token === undefined) return
+        taken = true
+        line.outlive(token, timeoutMs)
+        lines.set(id, line)
+      },
     })
     await writer.send({ type: 'sealed', digest })
     const verdict = await reader.expect()

@@ -434,8 +434,8 @@ test('an image is acknowledged when it is verified, in the order of the ends', a
     digest: 0n,
   })
   const sink = memorySnapshot(pool)
-  const receiving = receiveSnapshot(frameReader(inletOf(frames)), sink, async (channel, size) => {
-    acks.push([channel, size])
+  const receiving = receiveSnapshot(frameReader(inletOf(frames)), sink, {
+    onAck: async (channel, size) => void acks.push([channel, size]),
   })
   await rejectsFault('DIGEST', receiving)
   assert.equal(acks, [[1, 3]])
@@ -605,8 +605,8 @@ test('a hand-over is offered once, before the first image, and only to who can a
   const take = async (...frames: Frame[]): Promise<string[]> => {
     const heard: string[] = []
     const reader = frameReader(inletOf(stream(...frames)))
-    await receiveSnapshot(reader, memorySnapshot(pool), undefined, (until) => heard.push(until)).catch((error: Fault) =>
-      heard.push(error.code),
+    await receiveSnapshot(reader, memorySnapshot(pool), { onHandOver: (until) => heard.push(until) }).catch(
+      (error: Fault) => heard.push(error.code),
     )
     return heard
   }

@@ -1,0 +1,48 @@
+/** What is known of processes, and of this machine, for figures that others can judge. */
+import { execFileSync } from 'node:child_process'
+import { readdirSync, readFileSync } from 'node:fs'
+import { cpus, loadavg, release, totalmem } from 'node:os'
+import { formatSize } from '../size.ts'
+
+/** Processor time of a process and its threads, in seconds. */
+export function cpuSeconds(pid: number | undefined): number {
+  const folder = `/proc/${pid}/task`
+  let nanoseconds = 0
+  for (const thread of readdirSync(folder)) {
+    const [ran = '0'] = readFileSync(`${folder}/${thread}/schedstat`, 'utf8').split(' ')
+    nanoseconds += Number(ran)
+  }
+  return nanoseconds / 1e9
+}
+
+/** Most memory that a process has held, in bytes. */
+export function peakBytes(pid: number | undefined): number {
+  const [, kib = '0'] = /^VmHWM:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8')) ?? []
+  return Number(kib) * 1024
+}
+
+export interface Machine {
+  date: string
+  processor: string
+  cores: number
+  memory: string
+  kernel: string
+  criu: string
+  node: string
+  /** Average of the last minute when it began. */
+  load: number
+}
+
+export function describeMachine(criu: string): Machine {
+  const version = /Version: (\S+)/.exec(execFileSync(criu, ['--version'], { encoding: 'utf8' }))?.[1] ?? 'unknown'
+  return {
+    date: new Date().toISOString().slice(0, 10),
+    processor: cpus()[0]?.model ?? 'unknown',
+    cores: cpus().length,
+    memory: formatSize(totalmem()),
+    kernel: release(),
+    criu: version,
+    node: process.version,
+    load: loadavg()[0] ?? 0,
+  }
+}

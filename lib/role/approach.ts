@@ -1,0 +1,49 @@
+/**
+ * The time before the freeze. A criu that runs our script waits at pre-dump until the target is there and has memory
+ * ready for what will come: page faults in the receiver cost more than the bytes on the link, and so they happen while the
+ * tasks still run.
+ */
+import type { Fd } from '../kernel/fd.ts'
+import { memoryOfTree } from '../kernel/process.ts'
+import { closeFd } from '../kernel/readiness.ts'
+import { hasSpoken, peerPid } from '../kernel/unix.ts'
+import type { ImageSource, OpenImage } from '../stream/image.ts'
+import { closedGate } from './gate.ts'
+
+/** A criu that has connected and will dump. */
+export interface Approach {
+  readonly socket: Fd
+  readonly pid: number
+  /** About how much it will send, if it waits for us. */
+  readonly bytes: number | undefined
+  /** Lets it freeze the tasks. */
+  open(): void
+  /** Its images, once it has begun. */
+  begun(source: ImageSource): ImageSource
+  /** Lets it fail, if it still waits. */
+  remove(): void
+}
+
+/** Waits for its first word. Undefined, with the socket closed, for one that leaves without any. */
+export async function approach(socket: Fd, gates: string): Promise<Approach | undefined> {
+  const pid = peerPid(socket)
+  const gate = closedGate(gates, pid, 'pre-dump')
+  const spoken = hasSpoken(socket)
+  spoken.catch(() => {})
+  const first = await Promise.race([gate.held, spoken]).catch(() => false)
+  if (first === false) {
+    gate.remove()
+    closeFd(socket)
+    return undefined
+  }
+  const bytes = typeof first === 'number' ? memoryOfTree(first) : undefined
+  return { socket, pid, bytes, open: gate.open, begun: (source) => after(spoken, source), remove: gate.remove }
+}
+
+function after(begun: Promise<unknown>, source: ImageSource): ImageSource {
+  async function* images(): AsyncGenerator<OpenImage> {
+    await begun
+    yield* source.images
+  }
+  return { images: images(), destroy: (reason) => source.destroy(reason) }
+}
