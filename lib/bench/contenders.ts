@@ -16,8 +16,14 @@ export interface Course {
   gone: Promise<void>
   /** On a file system in memory; removed by the caller. */
   folder: string
-  /** Where our commands are. */
-  bin: string
+}
+
+/** How our commands are run. */
+export interface Commands {
+  node: readonly string[]
+  scripts: string
+  /** `.js` where they are built. */
+  suffix: string
 }
 
 /** Seconds and bytes; what a contender does not have is missing. */
@@ -147,23 +153,26 @@ const tarSocat: Contender = {
   },
 }
 
-function ours(name: string, what: string, env: Record<string, string>): Contender {
+function ours(name: string, what: string, commands: Commands, env: Record<string, string>): Contender {
   return {
     name,
     what,
     missing: () => undefined,
     async run(course) {
       const [source, target] = [make(course, 'source'), make(course, 'target')]
-      const options = { env: { ...process.env, ...env }, stdio: ['ignore', 'ignore', 'pipe'] as const }
+      const [node = 'node', ...execArgs] = commands.node
       const daemon = (command: string, args: string[]): ChildProcess =>
-        spawn(join(course.bin, command), args, { ...options, stdio: [...options.stdio] })
+        spawn(node, [...execArgs, join(commands.scripts, `${command}${commands.suffix}`), ...args], {
+          env: { ...process.env, ...env },
+          stdio: ['ignore', 'ignore', 'pipe'],
+        })
       const cache = daemon('cache', ['--port', '0', '-D', target])
       const daemons = [cache]
       try {
         const port = await says(cache, /listening on 127\.0\.0\.1:(\d+)/)
         const proxy = daemon('proxy', ['--port', port, '-D', source])
         daemons.push(proxy)
-        await says(proxy, /listening on (.*post-dump|.*streamer-capture)/)
+        await says(proxy, /listening on (.*)/)
         const handed = says(proxy, /handed over/)
         handed.catch(() => {})
         const before = { proxy: cpuSeconds(proxy.pid), cache: cpuSeconds(cache.pid) }
@@ -213,10 +222,13 @@ async function freePort(): Promise<number> {
 }
 
 /** In the order of the table; the first two are what ours is compared with. */
-export const contenders: readonly Contender[] = [
-  tmpfs,
-  pageServer,
-  tarSocat,
-  ours('ferry', 'criu dump --stream through proxy and cache over TCP, criu restore --stream', {}),
-  ours('ferry-buffers', "the same through Node's own streams (FERRY_NO_SPLICE=1)", { FERRY_NO_SPLICE: '1' }),
-]
+export function contenders(commands: Commands): Contender[] {
+  const buffers = "the same through Node's own streams (FERRY_NO_SPLICE=1)"
+  return [
+    tmpfs,
+    pageServer,
+    tarSocat,
+    ours('ferry', 'criu dump --stream, proxy and cache over TCP, criu restore --stream', commands, {}),
+    ours('ferry-buffers', buffers, commands, { FERRY_NO_SPLICE: '1' }),
+  ]
+}

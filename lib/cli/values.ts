@@ -22,6 +22,13 @@ export function maxMemory(text: string | undefined): number {
   return text === undefined ? Math.floor(totalmem() * 0.8) : parseSize(text)
 }
 
+/** Bytes from a SIZE that is a multiple of 1 MiB. Throws `USAGE`. */
+export function wholeMiB(flag: string, text: string): number {
+  const bytes = parseSize(text)
+  if (bytes > 0 && bytes % 2 ** 20 === 0) return bytes
+  throw new Fault('USAGE', `${flag} wants whole MiB, not ${text}`)
+}
+
 /** One of some words. Throws `USAGE`. */
 export function oneOf<Word extends string>(flag: string, text: string, words: readonly Word[]): Word {
   const word = words.find((candidate) => candidate === text)

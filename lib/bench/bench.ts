@@ -1,0 +1,80 @@
+/**
+ * The benchmark: how long a process stands still when it is moved, ours and what a user has without us, on one machine in
+ * one run. Figures of another run or another machine are never compared: on shared machines they differ by a factor of two.
+ */
+import { writeFileSync } from 'node:fs'
+import { formatSize } from '../size.ts'
+import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
+import type { Contender } from './contenders.ts'
+import { runLink } from './link.ts'
+import { describeMachine } from './machine.ts'
+import type { Kind } from './memory.ts'
+import { plot } from './plot.ts'
+import { median, race } from './race.ts'
+import { describe, table } from './table.ts'
+
+export interface BenchOptions {
+  /** Bytes, multiples of 1 MiB. */
+  sizes: readonly number[]
+  runs: number
+  kind: Kind
+  signal: AbortSignal
+  /** A line for people, as it goes. */
+  say: (line: string) => void
+}
+
+export interface MoveOptions extends BenchOptions {
+  criu: string
+  contenders: readonly Contender[]
+  /** The program that holds the memory. */
+  script: string
+  /** A directory on a file system in memory. */
+  place: string
+  json: boolean
+  /** Where to write a chart. */
+  chart: string | undefined
+}
+
+/** Returns the table, or JSON. */
+export async function benchMoves(options: MoveOptions): Promise<string> {
+  const { criu, runs, kind, say, json, chart } = options
+  const contenders = options.contenders.filter(({ name, missing }) => {
+    const why = missing()
+    if (why !== undefined) say(`without ${name}: ${why}`)
+    return why === undefined
+  })
+  const machine = describeMachine(criu)
+  const lanes = await race({
+    ...options,
+    contenders,
+    onRun: (name, bytes, { downtime, total }) =>
+      say(`${name} ${formatSize(bytes)}: stood still for ${downtime.toFixed(3)} s, ${total.toFixed(3)} s in all`),
+  })
+  const words = describe(machine, kind, runs)
+  if (chart !== undefined) writeFileSync(chart, plot(lanes, 'seconds that the process stood still'))
+  return json ? `${JSON.stringify({ machine, kind, runs, lanes }, null, 2)}\n` : `${words}${table(lanes)}`
+}
+
+/** Returns a line a size. */
+export async function benchLink(endpoint: Endpoint, { sizes, runs, kind, signal, say }: BenchOptions): Promise<string> {
+  const lines: string[] = []
+  for (const bytes of sizes) {
+    const times: number[] = []
+    for (let run = 0; run < runs; run++) {
+      const { reserve, transfer } = await runLink(
+        await connectEndpoint(endpoint, CONNECT_MS, signal),
+        bytes,
+        kind,
+        signal,
+      )
+      say(`memory ready after ${reserve.toFixed(3)} s, then sealed after ${transfer.toFixed(3)} s`)
+      times.push(transfer)
+    }
+    const rate = (seconds: number): string => `${formatSize(bytes / seconds)}/s`
+    const spread = `${rate(Math.max(...times))} to ${rate(Math.min(...times))}`
+    lines.push(`${formatSize(bytes)} of ${kind} memory, median of ${runs}: ${rate(median(times))} (${spread})\n`)
+  }
+  return lines.join('')
+}
+
+const CONNECT_MS = 10_000

@@ -1,0 +1,74 @@
+/** A transfer between two hosts without CRIU: a snapshot that is made up goes to a cache, which seals it and drops it again. */
+import { randomBytes } from 'node:crypto'
+import { Fault } from '../fault.ts'
+import { INVENTORY, imageName, snapshotId } from '../format/names.ts'
+import { NO_TOKEN } from '../format/wire.ts'
+import { frameReader, frameWriter } from '../stream/frames.ts'
+import type { ImageSource, OpenImage } from '../stream/image.ts'
+import type { Link } from '../stream/link.ts'
+import { unexpected } from '../stream/receive.ts'
+import { sendSnapshot } from '../stream/send.ts'
+import type { Kind } from './memory.ts'
+
+export interface LinkRun {
+  /** Seconds until the cache had memory ready. */
+  reserve: number
+  /** Seconds from the first byte until the cache had sealed it. */
+  transfer: number
+}
+
+const PIECE = 2 ** 20
+
+/** Sends `bytes` bytes, a multiple of 1 MiB, over a fresh link to a cache. Throws `LINK`, and what the cache refuses. */
+export async function runLink(link: Link, bytes: number, kind: Kind, signal: AbortSignal): Promise<LinkRun> {
+  const id = snapshotId(`bench-${process.pid}-${randomBytes(4).toString('hex')}`)
+  const reader = frameReader(link.inlet)
+  const writer = frameWriter(link.outlet)
+  const cut = (): void => link.destroy(signal.reason as Error)
+  signal.addEventListener('abort', cut)
+  const expect = async (type: 'hello' | 'reserved' | 'sealed' | 'fate'): Promise<void> => {
+    for (;;) {
+      const frame = await reader.expect()
+      if (frame.type === type) return
+      if (frame.type === 'refused') throw new Fault(frame.code, `the cache refused: ${frame.reason}`)
+      if (frame.type !== 'ack') throw unexpected(frame)
+    }
+  }
+  try {
+    const begun = performance.now()
+    await writer.send({ type: 'snapshot', id })
+    await writer.send({ type: 'handOver', until: 'sealed' })
+    await writer.send({ type: 'reserve', offset: bytes })
+    await expect('hello')
+    await expect('reserved')
+    const reserved = performance.now()
+    const sealed = expect('sealed')
+    sealed.catch(() => {})
+    await sendSnapshot(writer, id, madeUp(bytes, kind), { greeted: true, signal })
+    await sealed
+    const done = performance.now()
+    await writer.send({ type: 'verdict', verdict: 'drop', token: NO_TOKEN, id })
+    await expect('fate')
+    return { reserve: (reserved - begun) / 1000, transfer: (done - reserved) / 1000 }
+  } finally {
+    signal.removeEventListener('abort', cut)
+    link.destroy()
+  }
+}
+
+const text = Buffer.from('the quick brown fox jumps over the lazy dog\n')
+const piece: Record<Kind, () => Buffer> = {
+  random: () => randomBytes(PIECE),
+  zero: () => Buffer.alloc(PIECE),
+  text: () => Buffer.alloc(PIECE, text),
+}
+
+function madeUp(bytes: number, kind: Kind): ImageSource {
+  const one = piece[kind]()
+  const pieces = Array.from({ length: bytes / PIECE }, () => one)
+  async function* images(): AsyncGenerator<OpenImage> {
+    yield { name: imageName('pages-1.img'), body: { kind: 'pieces', pieces } }
+    yield { name: INVENTORY, body: { kind: 'pieces', pieces: [Buffer.from('made up')] } }
+  }
+  return { images: images(), destroy() {} }
+}

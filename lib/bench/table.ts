@@ -1,0 +1,79 @@
+/** Results as people read them. */
+import { formatSize } from '../size.ts'
+import type { Machine } from './machine.ts'
+import { type Lane, median, type Result } from './race.ts'
+
+type Figure = keyof Result
+
+interface Column {
+  title: string
+  width: number
+  show(lane: Lane, lanes: readonly Lane[]): string
+}
+
+const middle = (lane: Lane, figure: Figure): number | undefined => {
+  const values = lane.results.map((result) => result[figure]).filter((value) => value !== undefined)
+  return values.length === 0 ? undefined : median(values)
+}
+
+const seconds = (figure: Figure) => (lane: Lane) => middle(lane, figure)?.toFixed(2) ?? ''
+const perGiB = (figure: Figure) => (lane: Lane) => {
+  const value = middle(lane, figure)
+  return value === undefined ? '' : (value / (lane.bytes / 2 ** 30)).toFixed(2)
+}
+const mib = (figure: Figure, without: 'image' | 'nothing') => (lane: Lane) => {
+  const value = middle(lane, figure)
+  if (value === undefined) return ''
+  return `${Math.round((value - (without === 'image' ? lane.bytes : 0)) / 2 ** 20)}`
+}
+const against = (name: string, figure: Figure) => (lane: Lane, lanes: readonly Lane[]) => {
+  const other = lanes.find((candidate) => candidate.name === name && candidate.bytes === lane.bytes)
+  const [ours, theirs] = [middle(lane, figure), other && middle(other, figure)]
+  return ours === undefined || theirs === undefined || other === lane ? '' : (ours / theirs).toFixed(2)
+}
+const spread = ({ results }: Lane): string => {
+  const values = results.map(({ downtime }) => downtime)
+  return `${Math.min(...values).toFixed(2)}-${Math.max(...values).toFixed(2)}`
+}
+
+const columns: readonly Column[] = [
+  { title: 'still s', width: 8, show: seconds('downtime') },
+  { title: 'least-most', width: 11, show: spread },
+  { title: 'x page-server', width: 14, show: against('page-server', 'downtime') },
+  { title: 'x tmpfs', width: 8, show: against('tmpfs', 'downtime') },
+  { title: 'frozen s', width: 9, show: seconds('frozen') },
+  { title: 'x tmpfs', width: 8, show: against('tmpfs', 'frozen') },
+  { title: 'all s', width: 7, show: seconds('total') },
+  { title: 'proxy CPU s/GiB', width: 16, show: perGiB('proxyCpu') },
+  { title: 'cache CPU s/GiB', width: 16, show: perGiB('cacheCpu') },
+  { title: 'proxy MiB', width: 10, show: mib('proxyPeak', 'nothing') },
+  { title: 'cache MiB + image', width: 18, show: mib('cachePeak', 'image') },
+]
+
+const NAME_WIDTH = 15
+const SIZE_WIDTH = 9
+
+/** Medians; a line a contender and size. */
+export function table(lanes: readonly Lane[]): string {
+  const head = [
+    'way'.padEnd(NAME_WIDTH),
+    'size'.padStart(SIZE_WIDTH),
+    ...columns.map(({ title, width }) => title.padStart(width)),
+  ]
+  const lines = lanes.map((lane) => [
+    lane.name.padEnd(NAME_WIDTH),
+    formatSize(lane.bytes).padStart(SIZE_WIDTH),
+    ...columns.map(({ width, show }) => show(lane, lanes).padStart(width)),
+  ])
+  return [head, ...lines].map((cells) => `${cells.join('').trimEnd()}\n`).join('')
+}
+
+/** One paragraph: where and with what. */
+export function describe(machine: Machine, kind: string, runs: number): string {
+  const { date, processor, cores, memory, kernel, criu, node, load } = machine
+  return [
+    `${date}: ${processor}, ${cores} cores, ${memory}; Linux ${kernel}, CRIU ${criu}, Node ${node}; load before ${load.toFixed(1)}`,
+    `medians of ${runs} interleaved runs, ${kind} memory, each verified afterwards; still: the process's own clock, freeze to running`,
+    '',
+  ].join('\n')
+}
