@@ -4,7 +4,8 @@ import { daemonHelp, daemonOptions } from '../lib/cli/daemon.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { inheritedFd, listenFd, listenHelp, listenPort } from '../lib/cli/inherited.ts'
 import { main } from '../lib/cli/main.ts'
-import { atMostOne, maxMemory, required, timeoutMs } from '../lib/cli/values.ts'
+import { memoryHelp, memoryOf, memoryOptions } from '../lib/cli/memory.ts'
+import { atMostOne, required, timeoutMs } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { notify } from '../lib/kernel/notify.ts'
 import { byHandHelp, byHandOptions, decideByHand, saidByHand } from '../lib/role/by-hand.ts'
@@ -15,9 +16,8 @@ import { checkNetwork, inheritedEndpoint, inheritedListener } from '../lib/strea
 const usage = `usage: cache --port N -D DIR [OPTIONS] [-- CRIU OPTIONS]
        cache -D DIR --let-run ID | --drop ID
 
-The image-cache, a daemon on the target host: takes snapshots from proxies, keeps
-them in memory, and hands them to criu restore --stream -D DIR and to
-restore-from-socket. A restore that comes before its snapshot waits for it.
+The image-cache, a daemon on the target host: keeps the snapshots of proxies in memory
+for criu restore --stream -D DIR and restore-from-socket, which wait for theirs.
 With --action-script DIR/post-restore criu restore takes part in a hand-over.
 
 ${listenHelp}
@@ -28,7 +28,7 @@ ${listenHelp}
 ${byHandHelp}
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
       --timeout SEC    how long a restore may wait for its snapshot (default: 60)
-      --max-memory SZ  most memory for images (default: 80 % of this machine's)
+${memoryHelp}
   -q, --quiet          only errors     -h, --help   this text     -V, --version
 
 ${[daemonHelp, credentialHelp, exitCodeHelp].join('\n\n')}
@@ -46,7 +46,7 @@ const options = {
   restore: { type: 'boolean', default: false },
   'release-early': { type: 'boolean', default: false },
   criu: { type: 'string' },
-  'max-memory': { type: 'string' },
+  ...memoryOptions,
   ...byHandOptions,
   ...credentialOptions,
   ...daemonOptions,
@@ -70,7 +70,7 @@ main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, res
     directory,
     id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
     timeoutMs: timeoutMs(timeout, 60_000),
-    maxMemory: maxMemory(values['max-memory']),
+    ...memoryOf(values),
     releaseEarly: values['release-early'],
     restore: values.restore ? { criu: findCriu(values.criu), options: rest } : undefined,
     report,

@@ -2,7 +2,8 @@
 import { credentialHelp, credentialOptions, credentialsOf } from '../lib/cli/credentials.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { main } from '../lib/cli/main.ts'
-import { atMostOne, maxMemory, required, timeoutMs } from '../lib/cli/values.ts'
+import { memoryHelp, memoryOf, memoryOptions } from '../lib/cli/memory.ts'
+import { atMostOne, required, timeoutMs } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { byHandHelp, byHandOptions, decideByHand, saidByHand } from '../lib/role/by-hand.ts'
 import { findCriu } from '../lib/role/criu.ts'
@@ -17,9 +18,8 @@ const usage = `usage: restore-from-socket [--from ENDPOINT] [OPTIONS] [-- CRIU O
 
 Takes one image stream, verifies it to its end, and only then restores it with
 criu restore --stream -d, offers it to a criu restore --stream that somebody else
-starts, or writes a directory that criu restore -D accepts. A process that is
-handed over (dump-to-stdout --via, or a cache) is held, restored, until its
-source has let it go.
+starts, or writes a directory that criu restore -D accepts. A process that is handed
+over (dump-to-stdout --via, or a cache) is held, restored, until its source lets go.
 
       --from ENDPOINT  - (stdin, the default), HOST:PORT, unix:PATH or fd:N; a cache
                        is asked for a snapshot, anything else just sends one
@@ -29,7 +29,7 @@ source has let it go.
 ${byHandHelp}
   -D, --dir DIR        work directory (default: a private temporary one)
       --timeout SEC    how long to wait for a connection and a snapshot (default: 60)
-      --max-memory SZ  most memory for images (default: 80 % of this machine's)
+${memoryHelp}
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
   -v, --verbose        say what happens        -q, --quiet    only errors
   -h, --help           this text               -V, --version
@@ -46,7 +46,7 @@ const options = {
   'to-dir': { type: 'string' },
   dir: { type: 'string', short: 'D' },
   timeout: { type: 'string' },
-  'max-memory': { type: 'string' },
+  ...memoryOptions,
   criu: { type: 'string' },
   ...byHandOptions,
   ...credentialOptions,
@@ -62,7 +62,7 @@ main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, rep
   const common = {
     id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
     directory: dir,
-    maxMemory: maxMemory(values['max-memory']),
+    ...memoryOf(values),
     timeoutMs: timeoutMs(timeout, 60_000),
     ...(from === '-' && { wayBack: stdoutLink }),
     report,

@@ -1,4 +1,3 @@
-import { totalmem } from 'node:os'
 import { Fault } from '../fault.ts'
 import { parseSize } from '../size.ts'
 
@@ -15,11 +14,6 @@ export function timeoutMs(text: string | undefined, otherwise: number): number {
   const seconds = /^\d{1,6}(\.\d+)?$/.test(text) ? Number(text) : Number.NaN
   if (seconds > 0) return Math.max(1, Math.round(seconds * 1000))
   throw new Fault('USAGE', `--timeout wants seconds, not ${text}`)
-}
-
-/** Bytes from `--max-memory SIZE`; four fifths of the machine's memory if it is not given. Throws `USAGE`. */
-export function maxMemory(text: string | undefined): number {
-  return text === undefined ? Math.floor(totalmem() * 0.8) : parseSize(text)
 }
 
 /** Bytes from a SIZE that is a multiple of 1 MiB. Throws `USAGE`. */

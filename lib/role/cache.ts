@@ -46,6 +46,8 @@ export interface CacheOptions {
   id: SnapshotId | undefined
   /** Most bytes of memory for images. */
   maxMemory: number
+  /** Bytes of it that are ready for the next snapshot. */
+  reserve: number
   /** How long a restore may wait for its snapshot. */
   timeoutMs: number
   /** Restore every snapshot that comes with a hand-over as soon as it is here. */
@@ -81,7 +83,7 @@ export async function cache(options: CacheOptions): Promise<never> {
 
 async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const { report, signal } = options
-  const pool = openPool(options.maxMemory)
+  const pool = openPool(options.maxMemory, options.reserve)
   const shelf = openShelf(pool)
   const arrivals = openArrivals(shelf, { ...options, directory: work.path })
   const house: House = { shelf, arrivals, options: { ...options, directory: work.path }, lines: new Map() }

@@ -35,6 +35,8 @@ export interface RestoreOptions {
   directory: string | undefined
   /** Most bytes of memory for images. */
   maxMemory: number
+  /** Bytes of it that are made ready at once. */
+  reserve: number
   /** How long a cache may let us wait for a snapshot. */
   timeoutMs: number
   /** Where to answer a peer that offers a hand-over on a link of one direction: stdout. */
@@ -53,7 +55,7 @@ export async function restoreTree(
   checkCriuOptions(criuOptions)
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   try {
-    const snapshot = memorySnapshot(openPool(options.maxMemory))
+    const snapshot = memorySnapshot(openPool(options.maxMemory, options.reserve))
     const received = await receive(link, snapshot, { ...options, holds: true }, () => snapshot.complete())
     if (received === 'verdict passed on') return
     const { handOver } = received
@@ -78,7 +80,7 @@ export async function restoreTree(
 export async function restoreToListener(link: Link, options: RestoreOptions): Promise<void> {
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   try {
-    const snapshot = memorySnapshot(openPool(options.maxMemory))
+    const snapshot = memorySnapshot(openPool(options.maxMemory, options.reserve))
     await receive(link, snapshot, options, () => snapshot.complete())
     link.destroy()
     options.report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
@@ -129,7 +131,8 @@ async function receive(
     }
     const { images, bytes, digest } = await receiveSnapshot(reader, sink, {
       onHandOver: options.holds === true ? onHandOver : undefined,
-      onReserved: async (offset) => offer?.writer.send({ type: 'reserved', offset }),
+      // A cache does not wait for it.
+      onReserved: async (offset) => (answer ? undefined : offer?.writer.send({ type: 'reserved', offset })),
     })
     if (answer === undefined && offer === undefined) await expectEnd(reader)
     seal()

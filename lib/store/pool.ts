@@ -1,12 +1,13 @@
 /**
  * The memory that images rest in: extents of 2 MiB, huge-page aligned, bounded by `limit`.
  *
- * Memory is mapped 64 MiB at a time and carved up. What is given back is discarded (the system has it again) but stays
+ * Page faults on memory that was never touched take longer than filling it, so the first `reserve` bytes are faulted in
+ * aside, from the start and again when they were given back. Memory is mapped 64 MiB at a time and carved up. What is given back is discarded (the system has it again) but stays
  * mapped, for the next snapshot: a window that somebody still held reads zeros and cannot crash. Bounds hold for a
  * sender's appetite too: `take` throws `MEMORY`, and the snapshot that asked is dropped while others stay.
  */
 import { Fault } from '../fault.ts'
-import { discard, HUGE_PAGE, mapMemory } from '../kernel/memory.ts'
+import { discard, HUGE_PAGE, mapMemory, populate } from '../kernel/memory.ts'
 import { formatSize } from '../size.ts'
 
 export interface Extent {
@@ -27,10 +28,35 @@ export interface Pool {
   give(extent: Extent): void
 }
 
-/** A pool of at most `limit` bytes. */
-export function openPool(limit: number): Pool {
+/** A pool of at most `limit` bytes, of which `reserve` are kept ready. */
+export function openPool(limit: number, reserve = 0): Pool {
   const free: Extent[] = []
+  const ready: Extent[] = []
   let used = 0
+  let filling = false
+
+  function fromFree(): Extent {
+    if (free.length === 0) {
+      const region = mapMemory(REGION)
+      for (let at = REGION - EXTENT; at >= 0; at -= EXTENT) {
+        free.push({ address: region.address + BigInt(at), window: region.window.subarray(at, at + EXTENT) })
+      }
+    }
+    return free.pop() as Extent
+  }
+
+  async function refill(): Promise<void> {
+    if (filling) return
+    filling = true
+    while (used + (ready.length + 1) * EXTENT <= reserve) {
+      const extent = fromFree()
+      await populate(extent.address, EXTENT)
+      ready.push(extent)
+    }
+    filling = false
+  }
+  void refill()
+
   return {
     limit,
     get used() {
@@ -42,19 +68,14 @@ export function openPool(limit: number): Pool {
           hint: 'raise --max-memory, or stop the cache to drop the snapshots that it holds',
         })
       }
-      if (free.length === 0) {
-        const region = mapMemory(REGION)
-        for (let at = REGION - EXTENT; at >= 0; at -= EXTENT) {
-          free.push({ address: region.address + BigInt(at), window: region.window.subarray(at, at + EXTENT) })
-        }
-      }
       used += EXTENT
-      return free.pop() as Extent
+      return ready.pop() ?? fromFree()
     },
     give(extent) {
       discard(extent.address, EXTENT)
       used -= EXTENT
       free.push(extent)
+      void refill()
     },
   }
 }

@@ -1,7 +1,6 @@
-import { totalmem } from 'node:os'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { atMostOne, maxMemory, required, timeoutMs, wholeNumber } from '../../lib/cli/values.ts'
+import { atMostOne, required, timeoutMs, wholeMiB, wholeNumber } from '../../lib/cli/values.ts'
 import { throwsFault } from '../expect.ts'
 
 const test = suite('cli/values')
@@ -37,10 +36,10 @@ test('seconds become milliseconds', () => {
   }
 })
 
-test('memory is a size, or four fifths of what the machine has', () => {
-  assert.is(maxMemory('512M'), 512 * 2 ** 20)
-  assert.is(maxMemory(undefined), Math.floor(totalmem() * 0.8))
-  throwsFault('USAGE', () => maxMemory('lots'))
+test('whole MiB', () => {
+  assert.is(wholeMiB('--size', '1G'), 2 ** 30)
+  assert.is(wholeMiB('--size', '0.5G'), 2 ** 29)
+  for (const text of ['0', '1', '1.3M', 'lots']) throwsFault('USAGE', () => wholeMiB('--size', text), text)
 })
 
 test('flags that do not go together are named', () => {

@@ -1,13 +1,14 @@
 /** The hand-over with the real CRIU: one live copy, or a stopped one that is named, whatever breaks. */
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { real } from '../support/criu.ts'
 import { patternLoad } from '../support/loads.ts'
 import { relay } from '../support/relay.ts'
 import { run, shell } from '../support/run.ts'
-import { command, copyOf, type Stage, staged } from '../support/stage.ts'
+import { command, copyOf, originalOf, type Stage, staged } from '../support/stage.ts'
 
 const test = suite('hand-over')
 const load = patternLoad(8)
@@ -49,6 +50,38 @@ function handOvers(criu: string): void {
       assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
       await cache.says(/restored in/)
       await stage.arrived()
+    }),
+  )
+
+  test(
+    'nothing is frozen before the target is there and has memory ready; a target that never comes stops nothing',
+    play(async (stage) => {
+      const nobody = '1'
+      const lost = await stage.proxy(nobody, '--timeout', '2')
+      const failed = stage.dump()
+      let looked = 0
+      while (failed.child.exitCode === null) {
+        assert.is(originalOf(stage), 'runs')
+        looked++
+        await setTimeout(50)
+      }
+      assert.ok(looked > 20)
+      assert.is.not((await failed.ended).code, 0)
+      await lost.says(/failed: cannot connect/)
+      await lost.stop()
+      await stage.stayed()
+      const { cache, port } = await stage.cache('--restore')
+      const slow = await relay(port, { at: 'reserve', from: 'source', what: 'stall' })
+      await stage.proxy(slow.port, '--until', 'running')
+      const dumped = stage.dump()
+      await slow.happened
+      await setTimeout(300)
+      assert.is(originalOf(stage), 'runs')
+      slow.mend()
+      assert.is((await dumped.ended).code, 0)
+      await stage.arrived()
+      await cache.stop()
+      slow.close()
     }),
   )
 

@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { commandLine, descendants, openProcess, startTime, tracedBy } from '../../lib/kernel/process.ts'
+import { commandLine, descendants, memoryOfTree, openProcess, startTime, tracedBy } from '../../lib/kernel/process.ts'
 import { reasonOf, waits, within } from '../expect.ts'
 import { eventually } from '../support/run.ts'
 
@@ -24,6 +24,20 @@ test('the end of a process that is not ours is seen, also before its parent has 
   child.close()
   child.close()
   shell.kill('SIGKILL')
+})
+
+test('the memory of a tree: its own, not that of files, and its children’s', async () => {
+  const hog = (child: string): string => `${child} $x = "x" x (16 << 20); print "ready\\n"; sleep 1000`
+  const tree = spawn('perl', ['-e', `$| = 1; ${hog('fork;')}`], { stdio: ['ignore', 'pipe', 'ignore'] })
+  const said: string[] = []
+  tree.stdout.on('data', (text: Buffer) => said.push(text.toString()))
+  await eventually(() => said.join('').split('ready').length > 2 || undefined, 'two processes')
+  const [child = 0] = descendants(tree.pid as number)
+  const [alone, both] = [memoryOfTree(child), memoryOfTree(tree.pid as number)]
+  assert.ok(alone > 16 * 2 ** 20 && alone < 80 * 2 ** 20, `${alone}`)
+  assert.ok(both > alone + 16 * 2 ** 20, `${both} for both, ${alone} for one`)
+  assert.is(memoryOfTree(0), 0)
+  for (const pid of [child, tree.pid as number]) process.kill(pid, 'SIGKILL')
 })
 
 test('a process that is forgotten is waited for no more', async () => {

@@ -66,6 +66,27 @@ for (const moment of ['post-dump', 'post-restore'] as const satisfies readonly M
   })
 }
 
+test('before a dump criu waits where we wait for it, and says what it will dump; else it goes on', async () => {
+  const { path, remove } = temporary()
+  const script = writeScript(path, 'post-dump')
+  const before = env('pre-dump')
+  assert.is((await run(script, [], before)).code, 0)
+  for (const [end, code] of [
+    ['open', 0],
+    ['shut', 1],
+  ] as const) {
+    const gate = closedGate(path, process.pid, 'pre-dump')
+    const running = start(script, [], { env: { ...before.env, CRTOOLS_INIT_PID: '4711' } })
+    assert.is(await within(gate.held), 4711)
+    assert.is(await soon(running.ended), 'waiting')
+    gate[end]()
+    assert.is((await running.ended).code, code, end)
+    gate.remove()
+  }
+  assert.equal(readdirSync(path), ['post-dump'])
+  remove()
+})
+
 test('the tasks run: post-resume tells us', async () => {
   const { path, remove } = temporary()
   const script = writeScript(path, 'post-restore')

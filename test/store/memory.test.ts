@@ -137,6 +137,23 @@ test('the limit of the pool is MEMORY, and a drop gives everything back', async 
   assert.ok(contents(other).get('other.img')?.equals(bytesOf('other.img', 100)), 'the other one is whole')
 })
 
+test('what is announced is made ready, up to the limit, and what is not used of it is given back', async () => {
+  const pool = openPool(8 * EXTENT)
+  const sink = memorySnapshot(pool)
+  assert.is(await sink.reserve?.(3 * EXTENT), 3 * EXTENT)
+  assert.is(pool.used, 4 * EXTENT)
+  const image = await writing(sink, 'pages-1.img')
+  await image.add(bytesOf('pages-1.img', 2 * EXTENT))
+  assert.is(pool.used, 4 * EXTENT, 'images use what is ready')
+  sink.complete()
+  assert.is(pool.used, 3 * EXTENT)
+  const greedy = memorySnapshot(pool)
+  assert.is(await greedy.reserve?.(100 * EXTENT), 4 * EXTENT, 'no more than there is')
+  assert.is(pool.used, pool.limit)
+  greedy.drop()
+  assert.is(pool.used, 3 * EXTENT)
+})
+
 test('pieces of a dropped image read zeros', async () => {
   const sink = memorySnapshot(openPool(EXTENT))
   await put(sink, 'a.img', Buffer.from('secret'))

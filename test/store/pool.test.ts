@@ -1,8 +1,10 @@
+import { readFileSync } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import * as libc from '../../lib/kernel/libc.ts'
 import { EXTENT, type Extent, openPool } from '../../lib/store/pool.ts'
 import { throwsFault } from '../expect.ts'
+import { eventually } from '../support/run.ts'
 
 const test = suite('store/pool')
 
@@ -72,6 +74,24 @@ test('memory that is given back does not grow the process', () => {
   }
   assert.is(addresses.size, 1)
   assert.is(pool.used, 0)
+})
+
+/** Bytes of this process that are in memory. */
+const resident = (): number => Number(readFileSync('/proc/self/statm', 'utf8').split(' ')[1]) * 4096
+
+test('what is reserved is faulted in aside, before it is asked for, and again when it was given back', async () => {
+  const least = 60 * 2 ** 20
+  const before = resident()
+  const pool = openPool(64 * EXTENT, 32 * EXTENT)
+  assert.is(pool.used, 0)
+  await eventually(() => resident() - before > least || undefined, 'memory that was reserved')
+  const taken = takeAll(32, pool.take)
+  const more = takeAll(32, pool.take)
+  assert.ok(resident() - before < 80 * 2 ** 20, 'what was not reserved costs nothing yet')
+  for (const extent of taken) extent.window.fill(1)
+  for (const extent of [...taken, ...more]) pool.give(extent)
+  await eventually(() => resident() - before > least || undefined, 'memory that is reserved again')
+  for (const extent of takeAll(32, pool.take)) assert.ok(zeros.equals(extent.window), 'and reads zeros')
 })
 
 test.run()

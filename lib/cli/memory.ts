@@ -1,0 +1,27 @@
+/** Options of every command that keeps images in memory. */
+import { totalmem } from 'node:os'
+import { Fault } from '../fault.ts'
+import { parseSize } from '../size.ts'
+
+export const memoryOptions = {
+  'max-memory': { type: 'string' },
+  reserve: { type: 'string' },
+} as const
+
+export const memoryHelp = `      --max-memory SZ  most memory for images (default: 80 % of this machine's)
+      --reserve SIZE   so much of it is ready before anything comes: no page faults then`
+
+/** In bytes. */
+export interface Memory {
+  maxMemory: number
+  reserve: number
+}
+
+/** Throws `USAGE`. */
+export function memoryOf(values: { 'max-memory'?: string | undefined; reserve?: string | undefined }): Memory {
+  const most = values['max-memory']
+  const maxMemory = most === undefined ? Math.floor(totalmem() * 0.8) : parseSize(most)
+  const reserve = values.reserve === undefined ? 0 : parseSize(values.reserve)
+  if (reserve <= maxMemory) return { maxMemory, reserve }
+  throw new Fault('USAGE', `--reserve ${values.reserve} is more than --max-memory`, { hint: 'raise --max-memory' })
+}
