@@ -109,6 +109,8 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
     void tree.fate.then(step)
   }
   const what = `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`
+  // Before it has written all: a criu without our script kills the tasks then, whatever we say.
+  if (pid < 1) stop.abort(unseen())
   try {
     const snapshot = await sendSnapshot(writer, id, watched(capture(socket, gate.held), watch), {
       signal: stop.signal,
@@ -117,7 +119,7 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
       greeted: line.greeted,
       confirm: async () => {
         const watched = tree as Tree
-        if (watched.tasks.length === 0 && (atGate || pid < 1)) throw unseen()
+        if (watched.tasks.length === 0 && atGate) throw unseen()
         owed = writeOwed(directory, id, token, watched)
       },
     })
