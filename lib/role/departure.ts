@@ -23,7 +23,7 @@ import { capture } from './capture.ts'
 import { closedGate } from './gate.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './handover.ts'
 import { manyLinks, oneLink } from './line.ts'
-import { type Owed, settleOwed, writeOwed } from './owed.ts'
+import { type Owed, owedAlready, settleOwed, writeOwed } from './owed.ts'
 import { type Tree, watchTree } from './tree.ts'
 import { aborted, defer, late } from './wait.ts'
 
@@ -110,7 +110,8 @@ export async function depart(socket: Fd, options: Departure): Promise<Departed |
   }
   const what = `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`
   // Before it has written all: a criu without our script kills the tasks then, whatever we say.
-  if (pid < 1) stop.abort(unseen())
+  const objection = pid < 1 ? unseen() : owedAlready(directory, id)
+  if (objection !== undefined) stop.abort(objection)
   try {
     const snapshot = await sendSnapshot(writer, id, watched(capture(socket, gate.held), watch), {
       signal: stop.signal,
