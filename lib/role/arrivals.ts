@@ -8,7 +8,7 @@ import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { NO_TOKEN } from '../format/wire.ts'
 import type { Fate, Verdict } from '../format/words.ts'
-import { descendants, openProcess, type Process } from '../kernel/process.ts'
+import { openProcess, type Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import type { Shelf } from '../store/shelf.ts'
 import type { FrameReader, FrameWriter } from '../stream/frames.ts'
@@ -19,6 +19,7 @@ import { adoptGates, type Gate, type Orphan } from './gate.ts'
 import { asFault } from './refusal.ts'
 import { startRestoring } from './restoring.ts'
 import { SERVE_SOCKET } from './serve.ts'
+import { type HeldTasks, heldTasks } from './tree.ts'
 import { defer } from './wait.ts'
 import { openWorkDir, privateDirectory, type WorkDir } from './workdir.ts'
 
@@ -144,12 +145,14 @@ export function openArrivals(
     const criu = openProcess(pid)
     const ended = criu?.ended ?? Promise.resolve()
     const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
+    const tasks = heldTasks(pid)
     const [name = '', token = ''] = label.split(' ')
     const id = snapshotId(name)
     const arrival = add(id, Buffer.from(token, 'hex'))
     arrival.restore()
     arrival.restored({ open: gate.open, shut: gate.shut, runs })
     report({ event: 'undecided', id, how: byHand(directory, id) })
+    tasks.settle(await runs)
     await ended
     gate.remove()
     if (path !== directory) rmSync(path, { recursive: true, force: true })
@@ -202,8 +205,10 @@ export function openArrivals(
   return {
     add,
     adopt() {
-      const left = readdirSync(directory).filter((name) => name.startsWith(HELD))
-      for (const path of [directory, ...left.map((name) => join(directory, name))]) {
+      const left = readdirSync(directory, { withFileTypes: true })
+        .filter((entry) => entry.isDirectory() && entry.name.startsWith(HELD))
+        .map((entry) => join(directory, entry.name))
+      for (const path of [directory, ...left]) {
         const orphans = adoptGates(path)
         for (const orphan of orphans) {
           lookAfter(orphan, path).catch((fault: Error) => report({ event: 'failed', what: orphan.label, fault }))
@@ -239,22 +244,16 @@ export function openArrivals(
       if (gate === undefined) return { finish: async () => arrival.restoreFailed(new Fault('CRIU', 'not held')) }
       const ended = criu?.ended ?? Promise.resolve()
       const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
-      let tasks: Process[] = []
-      gate.held.then(
-        () => {
-          tasks = descendants(criu?.pid ?? 0).flatMap((pid) => openProcess(pid) ?? [])
-        },
-        () => {},
-      )
-      gate.held.then(() => arrival.restored({ open: gate.open, shut: gate.shut, runs })).catch(() => {})
+      let tasks: HeldTasks | undefined
+      const atGate = (): void => {
+        tasks = heldTasks(criu?.pid ?? 0)
+        arrival.restored({ open: gate.open, shut: gate.shut, runs })
+      }
+      gate.held.then(atGate).catch(() => {})
       return {
         async finish() {
           const ran = await runs
-          // A criu that was killed leaves tasks that wait for it for ever.
-          for (const task of tasks) {
-            if (!ran) task.kill()
-            task.close()
-          }
+          tasks?.settle(ran)
           if (!ran) over()
         },
       }

@@ -22,7 +22,7 @@ import { capture } from './capture.ts'
 import { closedGate } from './gate.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './handover.ts'
 import { manyLinks, oneLink } from './line.ts'
-import { type Owed, settleOwed, writeOwed } from './owed.ts'
+import { type Owed, owedAlready, settleOwed, writeOwed } from './owed.ts'
 import { type Tree, watchTree } from './tree.ts'
 import { aborted, defer, late } from './wait.ts'
 
@@ -112,6 +112,9 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
     void tree.fate.then(step)
   }
   const what = `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`
+  // Before it has written all: a criu without our script kills the tasks then, whatever we say.
+  const objection = pid < 1 ? unseen() : owedAlready(directory, id)
+  if (objection !== undefined) stop.abort(objection)
   try {
     const snapshot = await sendSnapshot(writer, id, watched(criu.begun(capture(socket, whenHeld)), watch), {
       signal: stop.signal,
@@ -121,7 +124,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
       greeted: line.greeted,
       confirm: async () => {
         const watched = tree as Tree
-        if (watched.tasks.length === 0 && (atGate || pid < 1)) throw unseen()
+        if (watched.tasks.length === 0 && atGate) throw unseen()
         owed = writeOwed(directory, id, token, watched)
       },
     })

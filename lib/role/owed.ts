@@ -2,7 +2,17 @@
  * What a source owes its target: the verdict, written down before the target can be `ready` and kept until it is
  * delivered. The file does not say what the verdict is, but which tasks decide it: so it is right whenever the source dies.
  */
-import { closeSync, fsyncSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { Fault, type FaultCode } from '../fault.ts'
@@ -28,7 +38,15 @@ function thisBoot(): string {
   return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
 }
 
-/** Writes it into `directory`, safe from a crash of this host where the file system is. Throws `IO`. */
+/** Why a snapshot cannot have this id: what became of an earlier one of that id is not known to its target. */
+export function owedAlready(directory: string, id: SnapshotId): Fault | undefined {
+  if (!existsSync(pathOf(directory, id))) return undefined
+  return new Fault('EXISTS', `the verdict of an earlier snapshot ${id} is still owed to its target`, {
+    hint: 'choose another --snapshot ID, or wait until the target was reached',
+  })
+}
+
+/** Writes it into `directory`, safe from a crash of this host where the file system is. Throws `IO`, and `EXISTS`. */
 export function writeOwed(
   directory: string,
   id: SnapshotId,
@@ -37,6 +55,8 @@ export function writeOwed(
 ): Owed {
   const owed: Owed = { id, token: token.toString('hex'), boot: thisBoot(), criu, tasks }
   const path = pathOf(directory, id)
+  const already = owedAlready(directory, id)
+  if (already !== undefined) throw already
   try {
     const file = openSync(`${path}.new`, 'w', 0o600)
     writeSync(file, `${JSON.stringify(owed)}\n`)

@@ -1,10 +1,11 @@
 /**
  * The tasks that a criu dumps, watched from outside: whether they are dead is what decides a hand-over, not what anybody says.
+ * And those that it restores, which must not outlive it frozen.
  *
  * While criu dumps them they are all its ptrace tracees (they are frozen before the first image is opened), so they are found
  * by that, and held by pidfds, before criu can kill one of them.
  */
-import { isDying, openProcess, type Process, parentOf, startTime, tracedBy } from '../kernel/process.ts'
+import { descendants, isDying, openProcess, type Process, parentOf, startTime, tracedBy } from '../kernel/process.ts'
 
 /** A process with the moment of its start: together they are never used again before a reboot. */
 export interface Member {
@@ -63,4 +64,23 @@ export function fateOf({ criu, tasks }: Pick<Tree, 'criu' | 'tasks'>): 'dead' | 
   const lives = (member: Member | undefined): boolean => member !== undefined && startTime(member.pid) === member.start
   if (!lives(tasks[0])) return 'dead'
   return lives(criu) || tasks.some((task) => isDying(task.pid)) ? undefined : 'alive'
+}
+
+/** The tasks that a criu has restored and holds. */
+export interface HeldTasks {
+  /** Forgets them. Where they do not run their criu was killed: they would wait for it for ever, and are killed too. */
+  settle(run: boolean): void
+}
+
+/** What the criu with the number `pid` holds at this moment. */
+export function heldTasks(pid: number): HeldTasks {
+  const tasks = descendants(pid).flatMap((task) => openProcess(task) ?? [])
+  return {
+    settle(run) {
+      for (const task of tasks) {
+        if (!run) task.kill()
+        task.close()
+      }
+    },
+  }
 }

@@ -1,29 +1,35 @@
-import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { commandLine, descendants, memoryOfTree, openProcess, startTime, tracedBy } from '../../lib/kernel/process.ts'
+import {
+  commandLine,
+  descendants,
+  isDying,
+  memoryOfTree,
+  openProcess,
+  startTime,
+  tracedBy,
+} from '../../lib/kernel/process.ts'
 import { reasonOf, waits, within } from '../expect.ts'
+import { endStarted, noTracer, startDying, startOrphan, startSleeper, startTracer } from '../support/dying.ts'
 import { eventually } from '../support/run.ts'
 
 const test = suite('kernel/process')
 
+test.after.each(endStarted)
+
 test('the end of a process that is not ours is seen, also before its parent has heard of it', async () => {
-  // The shell does not wait for its child, which stays a zombie.
-  const shell = spawn('sh', ['-c', 'sleep 1000 & echo $!; exec sleep 1000'], { stdio: ['ignore', 'pipe', 'ignore'] })
-  const [line] = (await once(shell.stdout, 'data')) as [Buffer]
-  const pid = Number(line.toString())
+  const { pid, parent } = await startOrphan()
   const child = openProcess(pid)
   assert.ok(child !== undefined)
   assert.ok(await waits(child.ended))
   assert.type(startTime(pid), 'number')
-  assert.equal(descendants(shell.pid as number), [pid])
+  assert.equal(descendants(parent), [pid])
   child.kill()
   await within(child.ended)
   assert.is(startTime(pid), undefined, 'a zombie has ended')
   child.close()
   child.close()
-  shell.kill('SIGKILL')
 })
 
 test('the memory of a tree: its own, not that of files, and its children’s', async () => {
@@ -56,25 +62,52 @@ test('there is no process 0, nor one beyond the largest number', () => {
 })
 
 test('a number and its start time name a process', async () => {
-  const [one, two] = [spawn('sleep', ['1000']), spawn('sleep', ['1000'])]
-  await eventually(() => commandLine(two.pid as number)[0] === 'sleep' || undefined, 'the start')
-  assert.equal(commandLine(one.pid as number), ['sleep', '1000', ''])
-  assert.is(startTime(one.pid as number), startTime(one.pid as number))
-  assert.ok((startTime(one.pid as number) as number) > 0)
-  for (const child of [one, two]) child.kill('SIGKILL')
+  const [one, two] = [startSleeper(), startSleeper()]
+  await eventually(() => commandLine(two.pid)[0] === 'sleep' || undefined, 'the start')
+  assert.equal(commandLine(one.pid), ['sleep', '1000', ''])
+  assert.is(startTime(one.pid), startTime(one.pid))
+  assert.ok((startTime(one.pid) as number) > 0)
+})
+
+for (const how of ['kill', 'exit'] as const) {
+  test(`a task that is not gone yet is dying (${how})`, async () => {
+    const task = await startDying()
+    const opened = openProcess(task.pid)
+    assert.not(isDying(task.pid))
+    task[how]()
+    await eventually(() => isDying(task.pid) || undefined, 'its dying')
+    assert.type(startTime(task.pid), 'number', 'it still has its name')
+    assert.ok(await waits(opened?.ended ?? Promise.resolve()))
+    await task.release()
+    await within(opened?.ended ?? Promise.reject(new Error('it was never there')))
+    assert.is(startTime(task.pid), undefined)
+    assert.not(isDying(task.pid))
+  })
+}
+
+test('a task that was killed, and whose tracer lets it go no further, is dying', async () => {
+  if (noTracer !== undefined) return void console.log(`skipped: ${noTracer}`)
+  const sleeper = startSleeper()
+  const { pid } = sleeper
+  const exited = once(sleeper, 'exit')
+  const exitIsTraced = 0x40
+  const tracer = await startTracer(pid, exitIsTraced)
+  assert.not(isDying(pid))
+  sleeper.kill('SIGKILL')
+  await eventually(() => isDying(pid) || undefined, 'its dying')
+  assert.type(startTime(pid), 'number')
+  await tracer.end()
+  await within(exited)
 })
 
 test('who traces whom', async () => {
   assert.equal(tracedBy(process.pid), [])
-  // PTRACE_SEIZE of its child by perl, which then waits.
-  const code = `my $c = fork; if (!$c) { sleep 1000; exit } syscall(101, 0x4206, $c, 0, 0) == 0 or die; $| = 1; print "$c\\n"; sleep 1000`
-  if (process.arch !== 'x64') return void console.log('skipped: the number of ptrace is known for x86-64 here')
-  const tracer = spawn('perl', ['-e', code], { stdio: ['ignore', 'pipe', 'inherit'] })
-  const [line] = (await once(tracer.stdout, 'data')) as [Buffer]
-  const tracee = Number(line.toString())
-  assert.equal(tracedBy(tracer.pid as number), [tracee])
-  process.kill(tracee, 'SIGKILL')
-  tracer.kill('SIGKILL')
+  if (noTracer !== undefined) return void console.log(`skipped: ${noTracer}`)
+  const sleeper = startSleeper()
+  const tracer = await startTracer(sleeper.pid)
+  assert.equal(tracedBy(tracer.pid), [sleeper.pid])
+  assert.equal(tracedBy(0), [], 'nobody is traced by nobody')
+  await tracer.end()
 })
 
 test.run()

@@ -59,6 +59,16 @@ test('what is owed lies there in one piece, for its owner only, until it is sett
   remove()
 })
 
+test('a debt is never written over', () => {
+  const { path, remove } = temporary()
+  const criu = { pid: process.pid, start: 1 }
+  writeOwed(path, id, token, { criu, tasks: [] })
+  throwsFault('EXISTS', () => writeOwed(path, id, Buffer.alloc(16, 8), { criu, tasks: [] }))
+  assert.is(readOwed(path)[0]?.token, token.toString('hex'))
+  assert.equal(readdirSync(path), ['web-1.owed'])
+  remove()
+})
+
 test('a delivery tries again until it is told to stop', async () => {
   const { path, remove } = temporary()
   const owed = writeOwed(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] })
