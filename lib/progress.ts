@@ -16,6 +16,8 @@ export type Progress =
   /** criu dump returned; `frozenMs` from its own statistics. */
   | { event: 'dumped'; frozenMs: number | undefined; ms: number }
   | { event: 'restored'; ms: number }
+  /** The system gives us pipes of only that many bytes, which costs time. */
+  | { event: 'small pipes'; bytes: number }
   /** Both ends know what became of a snapshot's tasks. */
   | { event: 'handed over'; id: string; verdict: 'go' | 'drop' | 'copy'; fate: 'kept' | 'running' | 'dropped' }
   /** The link to the source is gone, and with it the verdict: restored tasks are held; `how` to give it by hand. */

@@ -110,7 +110,7 @@ async function invoke<Spec extends Options>(
       life?.ready()
       return
     }
-    const asked = ['failed', 'status', 'undecided'].includes(progress.event)
+    const asked = ['failed', 'status', 'undecided', 'small pipes'].includes(progress.event)
     if (talks || asked) voice.say(`${name}: ${describe(progress)}\n`)
     if (progress.event === 'failed')
       voice.say(hint(name, progress.fault) + causes(name, progress.fault, common.verbose))

@@ -20,6 +20,8 @@ export function describe(progress: Progress): string {
       return `snapshot ${progress.id} served: ${amount(progress)}`
     case 'dumped':
       return `dumped in ${seconds(progress.ms)}${progress.frozenMs === undefined ? '' : `, frozen for ${seconds(progress.frozenMs)}`}`
+    case 'small pipes':
+      return `pipes hold only ${formatSize(progress.bytes)}, and a dump takes up to twice as long: raise fs.pipe-max-size and fs.pipe-user-pages-soft with sysctl, or give CAP_SYS_RESOURCE`
     case 'restored':
       return `restored in ${seconds(progress.ms)}`
     case 'handed over':

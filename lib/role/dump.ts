@@ -5,6 +5,7 @@
  * killed only when every image has been taken by stdout (see gate.ts), and the end of the stream is written only after criu
  * itself has exited 0: a stream that is complete is a dump that succeeded.
  */
+
 import { readFileSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
@@ -28,6 +29,7 @@ import { depart } from './departure.ts'
 import { closedGate, writeScript } from './gate.ts'
 import { HOLD_DIRECTORY } from './hold.ts'
 import { type Delivered, deliver, type Owed, settleOwed } from './owed.ts'
+import { reportSmallPipes } from './small-pipes.ts'
 import { aborted } from './wait.ts'
 import { openDirectory, openWorkDir, privateDirectory, removeIfEmpty, type WorkDir } from './workdir.ts'
 
@@ -175,6 +177,7 @@ async function withCriu(
       aborted(options.signal),
     ])
     await work({ socket, run, gates: secret.path })
+    reportSmallPipes(options.report)
     options.report({ event: 'dumped', frozenMs: frozenMs(place), ms: performance.now() - begun })
   } catch (error) {
     // Without our ends of its socket and pipes criu gives up by itself and lets the process run on.

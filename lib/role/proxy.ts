@@ -23,6 +23,7 @@ import { depart } from './departure.ts'
 import { freshId } from './dump.ts'
 import { writeScript } from './gate.ts'
 import { deliver, type Owed, readOwed, settleOwed } from './owed.ts'
+import { reportSmallPipes } from './small-pipes.ts'
 import { openWorkDir } from './workdir.ts'
 
 export interface ProxyOptions {
@@ -104,6 +105,7 @@ async function forward(
   }
   const agreement = { until, connect, resumes: true, timeoutMs, signal, onBytes }
   const end = await depart(criu, { id, gates: directory, directory, ...agreement })
+  reportSmallPipes(report)
   if ('reason' in end) {
     report({ event: 'failed', what: `snapshot ${id}`, fault: end.reason as Error })
     if (end.owed !== undefined) await pay(end.owed, directory, options)

@@ -11,6 +11,7 @@ import type { House } from './cache.ts'
 import { closedGate, type Gate } from './gate.ts'
 import { asFault } from './refusal.ts'
 import { serve } from './serve.ts'
+import { reportSmallPipes } from './small-pipes.ts'
 
 /** Serves it. One that has our action script can be held, and so may come before the verdict. Reports what fails. */
 export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, options }: House): Promise<void> {
@@ -39,6 +40,7 @@ export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, o
     if (criu !== undefined && runsScript(criu.pid, script)) gate = closedGate(directory, criu.pid, 'post-restore')
     const served = await serve(socket, choose, { onTaken }).finally(() => lead?.finish())
     const ms = performance.now() - begun
+    reportSmallPipes(report)
     if (found !== undefined) {
       report({ event: 'served', id: found.id, images: served.images.length, bytes: served.bytes, ms })
     }

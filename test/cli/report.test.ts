@@ -30,6 +30,10 @@ const lines: [Progress, string][] = [
   [{ event: 'dumped', ms: 250, frozenMs: 12.3456 }, 'dumped in 0.250 s, frozen for 0.012 s'],
   [{ event: 'restored', ms: 61_000 }, 'restored in 61.000 s'],
   [
+    { event: 'small pipes', bytes: 2 ** 16 },
+    'pipes hold only 64.0 KiB, and a dump takes up to twice as long: raise fs.pipe-max-size and fs.pipe-user-pages-soft with sysctl, or give CAP_SYS_RESOURCE',
+  ],
+  [
     { event: 'failed', what: 'snapshot web-1', fault: new Fault('LINK', 'the cache left', { hint: 'not shown here' }) },
     'snapshot web-1 failed: the cache left',
   ],

@@ -1,10 +1,12 @@
 import { closeSync, openSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { asFd, check, duplicate, enlargePipe, type Fd, isPipe, makePipe, setNonBlocking } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { throwsFault } from '../expect.ts'
+import { root, run } from '../support/run.ts'
 import { asNobody, isRoot, openFds, socketPair } from './fds.ts'
 
 const test = suite('kernel/fd')
@@ -91,6 +93,25 @@ forRoot('without rights a pipe becomes as large as the system lets it', () => {
   assert.is(libc.fcntl(into, libc.F_GETPIPE_SZ, 0), bytes)
   closeFd(out)
   closeFd(into)
+})
+
+/** Uses up the pipe pages of a user without rights, and says what news there is before and after. */
+const hoarder = `
+const { enlargePipe, makePipe, newsOfSmallPipes } = await import(process.argv[1])
+process.setuid(65533)
+enlargePipe(makePipe()[0])
+const news = [newsOfSmallPipes() ?? 'none']
+for (let pipes = 0; pipes < 4000 && enlargePipe(makePipe()[0]) >= 2 ** 20; pipes++);
+news.push(newsOfSmallPipes(), newsOfSmallPipes() ?? 'none')
+console.log(news.join(' '))`
+
+forRoot('a user whose pipes are small is told so, once', async () => {
+  const path = join(root, 'lib', 'kernel', 'fd.ts')
+  const ran = await run(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', hoarder, path], {
+    cwd: root,
+  })
+  assert.match(ran.stdout.toString(), /^none \d+ none\n$/, ran.stderr)
+  assert.ok(Number(ran.stdout.toString().split(' ')[1]) < 2 ** 20)
 })
 
 test('only a pipe is a pipe', async () => {
