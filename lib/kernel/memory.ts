@@ -12,8 +12,8 @@ export interface Region {
 export const HUGE_PAGE = 2 * 2 ** 20
 
 /**
- * Maps `bytes` (a multiple of 2 MiB) of private memory, aligned for huge pages and asking for them. No gain was seen yet
- * (1 GiB received in 1.8 and 2.2 s with, 1.9 and 2.7 s without); what costs is memory that was never touched. It is left out of core dumps and of forked children: it holds other people's memory.
+ * Maps `bytes` (a multiple of 2 MiB) of private memory, aligned for huge pages and asking for them: what costs is
+ * memory that was never touched, see `populate`. It is left out of core dumps and of forked children: it holds other people's memory.
  */
 export function mapMemory(bytes: number): Region {
   const raw = libc.mmapAnonymous(bytes + HUGE_PAGE)

@@ -14,6 +14,7 @@ import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { decodeDumpStats } from '../format/stats.ts'
 import type { Until } from '../format/words.ts'
 import type { Fd } from '../kernel/fd.ts'
+import { memoryOfTree } from '../kernel/process.ts'
 import { acceptSpeaker, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySource } from '../store/directory.ts'
@@ -69,6 +70,7 @@ export async function dumpTree(
   link: Link,
   options: DumpOptions,
 ): Promise<void> {
+  const reserve = memoryOfTree(pid)
   await withCriu(criu, pid, criuOptions, options, async ({ socket, run, gates }) => {
     const gate = closedGate(gates, peerPid(socket), 'post-dump')
     const onDrained = async (endBytes: number): Promise<void> => {
@@ -76,7 +78,7 @@ export async function dumpTree(
       gate.open()
     }
     try {
-      await send(capture(socket), link, options, { onDrained, confirm: () => run.done })
+      await send(capture(socket), link, options, { reserve, onDrained, confirm: () => run.done })
     } finally {
       gate.remove()
     }
@@ -222,7 +224,7 @@ async function send(
   source: ImageSource,
   link: Link,
   { id, report, signal }: DumpOptions,
-  more: Pick<SendOptions, 'onDrained' | 'confirm'> = {},
+  more: Pick<SendOptions, 'reserve' | 'onDrained' | 'confirm'> = {},
 ): Promise<void> {
   const begun = performance.now()
   const writer = frameWriter(link.outlet)
