@@ -16,6 +16,7 @@ import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
+import { reapOrphans } from '../kernel/orphans.ts'
 import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { openPool } from '../store/pool.ts'
@@ -72,6 +73,7 @@ export interface House {
 /** Runs until the signal comes; throws its reason. Throws `EXISTS`, `IO` or `LINK` if it cannot listen. */
 export async function cache(options: CacheOptions): Promise<never> {
   const { report, signal } = options
+  reapOrphans()
   const pool = openPool(options.maxMemory)
   const shelf = openShelf(pool)
   const work = openWorkDir(options.directory, SERVE_SOCKET)
