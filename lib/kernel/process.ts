@@ -66,10 +66,14 @@ export function parentOf(pid: number): number | undefined {
   return found === undefined ? undefined : Number(found)
 }
 
+/** Its children, also those that have ended and wait for it to take note. */
+export function childrenOf(pid: number): number[] {
+  return procFile(pid, `task/${pid}/children`).split(' ').map(Number).filter(Boolean)
+}
+
 /** Its children, and theirs. */
 export function descendants(pid: number): number[] {
-  const children = procFile(pid, `task/${pid}/children`).split(' ').map(Number).filter(Boolean)
-  return children.flatMap((child) => [child, ...descendants(child)])
+  return childrenOf(pid).flatMap((child) => [child, ...descendants(child)])
 }
 
 /** The words of its command line. */

@@ -8,6 +8,7 @@ import { delimiter, dirname, join } from 'node:path'
 import pump from 'pump'
 import split from 'split2'
 import { Fault } from '../fault.ts'
+import { ownChild } from '../kernel/orphans.ts'
 
 /** Made by the project's set-up: a wrapper for the newest CRIU that works here. */
 const FETCHED = join('.criu', 'current', 'criu')
@@ -87,6 +88,7 @@ export function startCriu(criu: string, action: 'dump' | 'restore', options: rea
   })
   const drained = new Promise<void>((resolve) => pump(child.stderr, lines.resume(), () => resolve()))
   const exited = once(child, 'exit') as Promise<[code: number | null, signal: string | null]>
+  if (child.pid !== undefined) child.once('exit', ownChild(child.pid).ended)
   const done = (async () => {
     const [code, signal] = await exited.catch((cause: unknown) => {
       throw new Fault('CRIU', `cannot start ${criu}`, { cause })

@@ -101,10 +101,10 @@ async function forward(
   const onBytes = (bytes: number): void => {
     tally.sent += bytes
   }
-  const agreement = { until, connect, resumes: true, timeoutMs, signal, onBytes }
+  const onFailed = (fault: Error): void => report({ event: 'failed', what: `snapshot ${id}`, fault })
+  const agreement = { until, connect, resumes: true, timeoutMs, signal, onBytes, onFailed }
   const end = await depart(socket, { id, gates: directory, directory, ...agreement })
   if ('reason' in end) {
-    report({ event: 'failed', what: `snapshot ${id}`, fault: end.reason as Error })
     if (end.owed !== undefined) await pay(end.owed, directory, options)
     return
   }
