@@ -22,7 +22,7 @@ import type { ImageSource } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, sendSnapshot } from '../stream/send.ts'
 import { CAPTURE_SOCKET, capture } from './capture.ts'
-import { type CriuRun, checkCriuOptions, startCriu } from './criu.ts'
+import { type CriuRun, checkCriuOptions, leavingOption, startCriu } from './criu.ts'
 import { depart } from './departure.ts'
 import { closedGate, writeScript } from './gate.ts'
 import { HOLD_DIRECTORY } from './hold.ts'
@@ -86,9 +86,6 @@ export interface HandOverOptions extends DumpOptions {
   timeoutMs: number
 }
 
-/** Options of CRIU after which the tasks go on at the source. */
-const leavesTasks = ['-R', '--leave-running', '-s', '--leave-stopped']
-
 /**
  * Dumps the tree of `pid` and hands it over to what the shell command `command` starts, which is spoken to at its stdin and
  * stdout. Throws like `dumpTree`, what the target refuses, and `TIMEOUT`; then the tasks run on here, or the message says
@@ -101,7 +98,7 @@ export async function handOverTree(
   command: string,
   options: HandOverOptions,
 ): Promise<void> {
-  const leaves = criuOptions.find((option) => leavesTasks.includes(option))
+  const leaves = leavingOption(criuOptions)
   if (leaves !== undefined) {
     throw new Fault('USAGE', `criu option ${leaves} and --via do not go together: a hand-over leaves one process`, {
       hint: 'for a copy use a pipe: dump-to-stdout -t PID -- -R | ...',
