@@ -15,6 +15,7 @@ import type { FrameReader, FrameWriter } from '../stream/frames.ts'
 import { unexpected } from '../stream/receive.ts'
 import { type Arrival, openArrival } from './arrival.ts'
 import { checkCriuOptions } from './criu.ts'
+import { conclude } from './ending.ts'
 import { adoptGates, type Gate, type Orphan } from './gate.ts'
 import { asFault } from './refusal.ts'
 import { startRestoring } from './restoring.ts'
@@ -279,7 +280,11 @@ export function openArrivals(
       const arrival = get(id)
       const fate = await arrival.decide(verdict)
       if (verdict === 'go' && fate === 'kept') shelf.decide(id, false)
-      report({ event: 'handed over', id, verdict, fate })
+      try {
+        conclude(id, { verdict, fate }, report)
+      } catch (fault) {
+        report({ event: 'failed', what: `the hand-over of ${id}`, fault: fault as Fault })
+      }
       arrival.watcher?.settled()
       return fate
     },

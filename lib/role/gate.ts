@@ -145,7 +145,10 @@ function gateAt(directory: string, pid: number, moment: Moment, lock: number): G
     remove() {
       if (!there) return
       there = false
-      decide('drop')
+      // Its directory may be gone before it.
+      try {
+        decide('drop')
+      } catch {}
       closeFd(fifo)
       clean(directory, pid, moment)
       gates.delete(paths.held)

@@ -36,7 +36,7 @@ export function writeOwed(
   { criu, tasks }: Pick<Tree, 'criu' | 'tasks'>,
 ): Owed {
   const owed: Owed = { id, token: token.toString('hex'), boot: thisBoot(), criu, tasks }
-  const path = pathOf(directory, id)
+  const path = owedPath(directory, id)
   try {
     const file = openSync(`${path}.new`, 'w', 0o600)
     writeSync(file, `${JSON.stringify(owed)}\n`)
@@ -56,13 +56,14 @@ export function writeOwed(
   return owed
 }
 
-function pathOf(directory: string, id: SnapshotId): string {
+/** The file of a debt. */
+export function owedPath(directory: string, id: SnapshotId): string {
   return join(directory, `${id}${SUFFIX}`)
 }
 
 /** Forgets it: it was delivered, or never can be. */
 export function settleOwed(directory: string, id: SnapshotId): void {
-  rmSync(pathOf(directory, id), { force: true })
+  rmSync(owedPath(directory, id), { force: true })
 }
 
 /** What a proxy before us left in `directory`. Files that it did not finish are ignored. */
