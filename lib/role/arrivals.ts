@@ -2,10 +2,8 @@
  * The hand-overs of one cache, by snapshot, and who restores them: a criu that the cache starts, or one that somebody else did.
  */
 import { timingSafeEqual } from 'node:crypto'
-import { readdirSync, rmSync } from 'node:fs'
-import { join } from 'node:path'
 import { Fault } from '../fault.ts'
-import { type SnapshotId, snapshotId } from '../format/names.ts'
+import type { SnapshotId } from '../format/names.ts'
 import { NO_TOKEN } from '../format/wire.ts'
 import type { Fate, Verdict } from '../format/words.ts'
 import { descendants, openProcess, type Process } from '../kernel/process.ts'
@@ -13,15 +11,16 @@ import type { Report } from '../progress.ts'
 import type { Shelf } from '../store/shelf.ts'
 import type { FrameReader, FrameWriter } from '../stream/frames.ts'
 import { unexpected } from '../stream/receive.ts'
+import { type Adopted, adoptRestores, gateDirectory, labelOf } from './adopt.ts'
 import { type Arrival, openArrival } from './arrival.ts'
 import { checkCriuOptions } from './criu.ts'
 import { conclude } from './ending.ts'
-import { adoptGates, type Gate, type Orphan } from './gate.ts'
+import type { Gate } from './gate.ts'
 import { asFault } from './refusal.ts'
 import { startRestoring } from './restoring.ts'
 import { SERVE_SOCKET } from './serve.ts'
 import { defer } from './wait.ts'
-import { openWorkDir, privateDirectory, type WorkDir } from './workdir.ts'
+import { openWorkDir, type PrivateDirectory, type WorkDir } from './workdir.ts'
 
 /** A restore that was let in. */
 export interface Lead {
@@ -81,9 +80,6 @@ export function byHand(directory: string, id: SnapshotId): string {
   return `cache -D ${directory} --let-run ${id}, or --drop ${id}`
 }
 
-/** How the directories of our own restores begin, which another cache may adopt. */
-const HELD = '.ferry-restore-'
-
 /** Fates that are remembered, for a verdict that comes twice. */
 const MOST_REMEMBERED = 1000
 
@@ -93,7 +89,7 @@ export function openArrivals(
 ): Arrivals {
   const arrivals = new Map<SnapshotId, Arrival>()
   const tokens = new Map<SnapshotId, Buffer>()
-  const labelOf = (id: SnapshotId): string => `${id} ${tokens.get(id)?.toString('hex')}`
+  const label = (id: SnapshotId): string => labelOf(id, tokens.get(id))
   if (restore !== undefined) checkCriuOptions(restore.options)
 
   function get(id: SnapshotId): Arrival {
@@ -111,7 +107,7 @@ export function openArrivals(
     }
   }
 
-  function add(id: SnapshotId, token = NO_TOKEN): Arrival {
+  function add(id: SnapshotId, token: Buffer = NO_TOKEN): Arrival {
     tokens.set(id, token)
     const arrival = openArrival(id, (outcome) => {
       if (outcome === 'copied') shelf.decide(id, true)
@@ -128,25 +124,19 @@ export function openArrivals(
     arrival.restoreFailed(reason)
   }
 
-  async function lookAfter({ pid, gate, label }: Orphan, path: string): Promise<void> {
-    const criu = openProcess(pid)
-    const ended = criu?.ended ?? Promise.resolve()
-    const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
-    const [name = '', token = ''] = label.split(' ')
-    const id = snapshotId(name)
-    const arrival = add(id, Buffer.from(token, 'hex'))
+  async function lookAfter({ id, token, held, ended, remove }: Adopted): Promise<void> {
+    const arrival = add(id, token)
     arrival.restore()
-    arrival.restored({ open: gate.open, shut: gate.shut, runs })
+    arrival.restored(held)
     report({ event: 'undecided', id, how: byHand(directory, id) })
     await ended
-    gate.remove()
-    if (path !== directory) rmSync(path, { recursive: true, force: true })
+    remove()
   }
 
   async function start(arrival: Arrival, criu: string, options: readonly string[]): Promise<void> {
     const { id } = arrival
     const begun = performance.now()
-    let secret: ReturnType<typeof privateDirectory> | undefined
+    let secret: PrivateDirectory | undefined
     let work: WorkDir | undefined
     let done = (): void => {}
     // Somebody else restores it already.
@@ -160,14 +150,14 @@ export function openArrivals(
     }
     signal.addEventListener('abort', stopped)
     try {
-      secret = privateDirectory(directory, HELD)
+      secret = gateDirectory(directory)
       work = openWorkDir(secret.path, SERVE_SOCKET)
       const found = await shelf.find(id, 0, undefined, true)
       const { images, release } = found
       done = found.use()
       const early = releaseEarly && { onTaken: release }
       const restoring = startRestoring(criu, options, images, work, {
-        hold: labelOf(id),
+        hold: { label: label(id), gates: work.path },
         signal: stop.signal,
         ...early,
       })
@@ -190,13 +180,8 @@ export function openArrivals(
   return {
     add,
     adopt() {
-      const left = readdirSync(directory).filter((name) => name.startsWith(HELD))
-      for (const path of [directory, ...left.map((name) => join(directory, name))]) {
-        const orphans = adoptGates(path)
-        for (const orphan of orphans) {
-          lookAfter(orphan, path).catch((fault: Error) => report({ event: 'failed', what: orphan.label, fault }))
-        }
-        if (path !== directory && orphans.length === 0) rmSync(path, { recursive: true, force: true })
+      for (const restore of adoptRestores(directory)) {
+        lookAfter(restore).catch((fault: Error) => report({ event: 'failed', what: restore.id, fault }))
       }
     },
     get: (id) => (id === undefined ? undefined : arrivals.get(id)),
@@ -220,7 +205,7 @@ export function openArrivals(
         gate?.held.then(gate.open).catch(() => {})
         return { finish: async () => void (gate && (await criu?.ended)) }
       }
-      if (gate !== undefined) gate.label(labelOf(id))
+      if (gate !== undefined) gate.label(label(id))
       arrival.restore()
       const over = (): void => failed(arrival, new Fault('CRIU', `the criu that restored ${id} failed`))
       // Whether it runs cannot be seen: the images stay.

@@ -23,7 +23,7 @@ import { CAPTURE_SOCKET, capture } from './capture.ts'
 import { type CriuRun, checkCriuOptions, startCriu } from './criu.ts'
 import { closedGate, writeScript } from './gate.ts'
 import { aborted } from './wait.ts'
-import { openWorkDir, privateDirectory, type WorkDir } from './workdir.ts'
+import { openWorkDir, temporaryDirectory, type WorkDir } from './workdir.ts'
 
 export interface DumpOptions {
   id: SnapshotId
@@ -85,7 +85,7 @@ export async function withCriu(
 ): Promise<void> {
   checkCriuOptions(criuOptions)
   if (!isRunning(pid)) throw new Fault('MISSING', `no process ${pid}`, { hint: 'look with: ps -e' })
-  const secret = privateDirectory()
+  const secret = temporaryDirectory()
   const place = openedBeside(secret, options.directory)
   const begun = performance.now()
   const script = writeScript(secret.path, 'post-dump')
