@@ -98,7 +98,9 @@ const harmless = /RLIMIT_NOFILE/
 
 /** Starts criu. Its messages go to our stderr if `options` ask for them (-v), else only its first error is kept. */
 export function startCriu(criu: string, action: 'dump' | 'restore', options: readonly string[]): CriuRun {
-  const child = spawn(criu, [action, ...options], { stdio: ['ignore', 'ignore', 'pipe'] })
+  // A ctrl-C is for us: who ends a criu half way may lose what it works on.
+  const start = `trap '' HUP INT QUIT; exec "$0" "$@"`
+  const child = spawn('sh', ['-c', start, criu, action, ...options], { stdio: ['ignore', 'ignore', 'pipe'] })
   const verbose = options.some((option) => /^-v+\d?$|^--verbosity/.test(option))
   const errors: string[] = []
   const lines = split((line: string) => {

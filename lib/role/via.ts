@@ -8,8 +8,7 @@ import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Until } from '../format/words.ts'
 import type { Report } from '../progress.ts'
-import { commandLink } from '../stream/endpoint.ts'
-import type { Link } from '../stream/link.ts'
+import { type Commands, openCommands } from '../stream/command.ts'
 import { leavingOption } from './criu.ts'
 import { pay } from './debt.ts'
 import { type Departed, depart } from './departure.ts'
@@ -18,6 +17,8 @@ import { conclude, endingOf } from './ending.ts'
 import { HOLD_DIRECTORY } from './hold.ts'
 import { type Delivered, type Owed, readOwed, verdictFor } from './owed.ts'
 import { openDirectory, removeIfEmpty } from './workdir.ts'
+
+type Connect = Commands['connect']
 
 export interface HandOverOptions extends DumpOptions {
   until: Until
@@ -42,21 +43,20 @@ export async function handOverTree(
       hint: 'for a copy use a pipe: dump-to-stdout -t PID -- -R | ...',
     })
   }
-  await withDebts(options, async (debts) => {
+  await withDebts(command, options, async (debts, connect) => {
     for (const owed of readOwed(debts)) remind(owed, options)
-    await withCriu(criu, pid, criuOptions, options, (dumping) => handOver(dumping, command, debts, options))
+    await withCriu(criu, pid, criuOptions, options, (dumping) => handOver(dumping, connect, debts, options))
   })
 }
 
 async function handOver(
   { socket, run, gates }: Dumping,
-  command: string,
+  connect: Connect,
   debts: string,
   options: HandOverOptions,
 ): Promise<void> {
   const { id, until, timeoutMs, signal, report } = options
   const begun = performance.now()
-  const connect = (stop: AbortSignal): Promise<Link> => commandLink(command, stop)
   const end = await depart(socket, { id, until, gates, directory: debts, connect, timeoutMs, signal })
   if ('reason' in end) {
     const moved = end.owed !== undefined && (await settleFailed(end.owed, connect, debts, options))
@@ -114,7 +114,7 @@ const HURRY_MS = 4000
 
 async function payVia(
   owed: Owed,
-  connect: (signal: AbortSignal) => Promise<Link>,
+  connect: Connect,
   debts: string,
   { signal, timeoutMs, report, directory }: Omit<HandOverOptions, 'id' | 'until'>,
 ): Promise<Delivered> {
@@ -160,22 +160,25 @@ export async function settleVia(
   command: string,
   options: Pick<HandOverOptions, 'directory' | 'report' | 'signal' | 'timeoutMs'>,
 ): Promise<void> {
-  await withDebts(options, async (debts) => {
+  await withDebts(command, options, async (debts, connect) => {
     const owed = readOwed(debts).find((one) => one.id === id)
     if (owed === undefined) throw new Fault('MISSING', `nothing is owed for snapshot ${id} in ${debts}`)
-    conclude(id, await payVia(owed, (stop) => commandLink(command, stop), debts, options), options.report)
+    conclude(id, await payVia(owed, connect, debts, options), options.report)
   })
 }
 
-/** With the directory where verdicts are kept. */
+/** With the directory where verdicts are kept, and the command, which ends with us. */
 async function withDebts(
+  command: string,
   { directory }: Pick<DumpOptions, 'directory'>,
-  work: (debts: string) => Promise<void>,
+  work: (debts: string, connect: Connect) => Promise<void>,
 ): Promise<void> {
   const debts = openDirectory(directory ?? HOLD_DIRECTORY)
+  const { connect, end } = openCommands(command)
   try {
-    await work(debts)
+    await work(debts, connect)
   } finally {
+    await end()
     if (directory === undefined) removeIfEmpty(debts)
   }
 }

@@ -71,7 +71,7 @@ async function whileHeld(criu: string, body: (held: Held) => Promise<void>): Pro
     // What the target says waits for the FIFO.
     writeFileSync(script, `cat - ${stdin} | ${target} | { read go < ${fifo}; cat; }`)
     const via = ['--via', `sh ${script}`, '--timeout', '20', '-D', source]
-    const dumping = start('dump-to-stdout', ['-v', '-t', String(load.pid), '--snapshot', id, ...via])
+    const dumping = start('setsid', ['dump-to-stdout', '-v', '-t', String(load.pid), '--snapshot', id, ...via])
     const atGate = (pid: string): boolean =>
       words(pid)[0] === 'flock' && readlinkSync(`/proc/${pid}/cwd`).startsWith(`${held}/.ferry-restore-`)
     await eventually(() => find(atGate), 'a held copy')
@@ -188,26 +188,53 @@ function debts(criu: string): void {
     }),
   )
 
-  test(
-    'dump-to-stdout gets SIGTERM when the process is gone and the target out of reach: it says what is owed',
-    play(async (scene) => {
-      const { dumping, source, letGo, mend, settle, arrived } = scene
-      await letGo()
-      // The commands that lead to the target still have its stderr.
-      const exited = once(dumping.child, 'exit')
-      dumping.child.kill('SIGTERM')
-      assert.equal(await exited, [143, null])
-      assert.match(
-        dumping.stderr(),
-        /snapshot web-1 is gone from here, and the target, which may hold a copy, was not told/,
-      )
-      assert.ok(existsSync(join(source, `${id}.owed`)))
-      await mend()
-      const settled = await settle()
-      assert.is(settled.code, 0, settled.stderr)
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+    test(
+      `dump-to-stdout gets ${signal} when the process is gone and the target out of reach: it says what is owed`,
+      play(async (scene) => {
+        const { dumping, source, letGo, mend, settle, arrived } = scene
+        await letGo()
+        // The commands that lead to the target still have its stderr.
+        const exited = once(dumping.child, 'exit')
+        const pid = dumping.child.pid as number
+        // A ctrl-C goes to the whole process group: to the target and its criu too.
+        process.kill(signal === 'SIGINT' ? -pid : pid, signal)
+        assert.equal(await exited, [signal === 'SIGINT' ? 130 : 143, null])
+        assert.match(dumping.stderr(), /web-1 is gone from here, and the target, which may hold a copy, was not told/)
+        assert.ok(existsSync(join(source, `${id}.owed`)))
+        await mend()
+        const settled = await settle()
+        assert.is(settled.code, 0, settled.stderr)
+        await arrived()
+      }),
+    )
+  }
+
+  test('a command that neither reads nor ends is ended with us', () =>
+    staged(criu, load, async ({ load: { pid, runsOn }, source }) => {
+      const number = String(1e6 + process.pid)
+      for (const via of [`sleep ${number}`, `sh -c "sleep ${number}; true" | cat`]) {
+        const dump = start('dump-to-stdout', ['-t', String(pid), '-D', source, '--timeout', '2', '--via', via])
+        await eventually(() => find((one) => words(one)[0] === 'sleep' && words(one)[1] === number), 'the command')
+        assert.is((await dump.ended).code, 6)
+        assert.is(
+          find((one) => words(one).includes(number)),
+          undefined,
+        )
+        await runsOn()
+      }
+    }))
+
+  test('the command may ask for a password at the terminal', () =>
+    staged(criu, load, async ({ load: { pid }, source, folder, host, arrived }) => {
+      const target = `${host.enter.join(' ')} ${command('restore-from-socket')} --from - -D ${join(folder, 'held')}`
+      const script = join(folder, 'via.sh')
+      writeFileSync(script, `read -r word </dev/tty; [ "$word" = secret ] && ${target}`)
+      const line = `dump-to-stdout -v -t ${pid} -D ${source} --timeout 5 --via 'sh ${script}'`
+      const ran = await run('script', ['-qec', line, '/dev/null'], { input: Buffer.from('secret\n') })
+      assert.is(ran.code, 0, ran.stdout.toString())
       await arrived()
-    }),
-  )
+    }))
 }
 
 if (typeof real === 'string') console.log(`skipped: ${real}`)
