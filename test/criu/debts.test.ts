@@ -14,6 +14,7 @@ import {
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { within } from '../expect.ts'
 import { real } from '../support/criu.ts'
 import { patternLoad } from '../support/loads.ts'
 import { eventually, type Running, run, start } from '../support/run.ts'
@@ -102,7 +103,8 @@ async function whileHeld(criu: string, body: (held: Held) => Promise<void>): Pro
       })
     } finally {
       writeSync(fd, 'go\n')
-      await dumping.stop('SIGKILL')
+      // What leads to the target has its stderr, and ends with the target.
+      dumping.child.kill('SIGKILL')
       closeSync(fd)
     }
   })
@@ -179,7 +181,7 @@ function debts(criu: string): void {
       dumping.child.kill('SIGKILL')
       await dumping.says(/is held until its source says/)
       await kill(holder, 'SIGTERM')
-      await dumping.says(/(is held until its source says[\s\S]*){2}--let-run web-1/)
+      await within(dumping.says(/(is held until its source says[\s\S]*){2}--let-run web-1/), 'how to decide')
       load.kill()
       assert.is(await copyOf(scene), 'held')
       const told = await byHand('--let-run', id).ended
@@ -216,7 +218,7 @@ function debts(criu: string): void {
       for (const via of [`sleep ${number}`, `sh -c "sleep ${number}; true" | cat`]) {
         const dump = start('dump-to-stdout', ['-t', String(pid), '-D', source, '--timeout', '2', '--via', via])
         await eventually(() => find((one) => words(one)[0] === 'sleep' && words(one)[1] === number), 'the command')
-        assert.is((await dump.ended).code, 6)
+        assert.equal(await once(dump.child, 'exit'), [6, null])
         assert.is(
           find((one) => words(one).includes(number)),
           undefined,
