@@ -11,24 +11,19 @@ import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { decodeDumpStats } from '../format/stats.ts'
-import type { Until } from '../format/words.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { acceptSpeaker, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySource } from '../store/directory.ts'
-import { commandLink } from '../stream/endpoint.ts'
 import { frameWriter } from '../stream/frames.ts'
 import type { ImageSource } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, sendSnapshot } from '../stream/send.ts'
 import { CAPTURE_SOCKET, capture } from './capture.ts'
 import { type CriuRun, checkCriuOptions, startCriu } from './criu.ts'
-import { depart } from './departure.ts'
 import { closedGate, writeScript } from './gate.ts'
-import { HOLD_DIRECTORY } from './hold.ts'
-import { type Delivered, deliver, type Owed, settleOwed } from './owed.ts'
 import { aborted } from './wait.ts'
-import { openDirectory, openWorkDir, privateDirectory, removeIfEmpty, type WorkDir } from './workdir.ts'
+import { openWorkDir, temporaryDirectory, type WorkDir } from './workdir.ts'
 
 export interface DumpOptions {
   id: SnapshotId
@@ -50,7 +45,7 @@ export function freshId(): SnapshotId {
   return snapshotId(`${time}-${host}-${Math.floor(Math.random() * 2 ** 32).toString(36)}`)
 }
 
-interface Dumping {
+export interface Dumping {
   /** The connection of our criu. */
   socket: Fd
   run: CriuRun
@@ -80,73 +75,8 @@ export async function dumpTree(
   })
 }
 
-export interface HandOverOptions extends DumpOptions {
-  until: Until
-  /** How long the target may take, from the last image to its answer. */
-  timeoutMs: number
-}
-
-/** Options of CRIU after which the tasks go on at the source. */
-const leavesTasks = ['-R', '--leave-running', '-s', '--leave-stopped']
-
-/**
- * Dumps the tree of `pid` and hands it over to what the shell command `command` starts, which is spoken to at its stdin and
- * stdout. Throws like `dumpTree`, what the target refuses, and `TIMEOUT`; then the tasks run on here, or the message says
- * where they are.
- */
-export async function handOverTree(
-  criu: string,
-  pid: number,
-  criuOptions: readonly string[],
-  command: string,
-  options: HandOverOptions,
-): Promise<void> {
-  const leaves = criuOptions.find((option) => leavesTasks.includes(option))
-  if (leaves !== undefined) {
-    throw new Fault('USAGE', `criu option ${leaves} and --via do not go together: a hand-over leaves one process`, {
-      hint: 'for a copy use a pipe: dump-to-stdout -t PID -- -R | ...',
-    })
-  }
-  const { id, until, timeoutMs, report, signal } = options
-  const debts = openDirectory(options.directory ?? HOLD_DIRECTORY)
-  const begun = performance.now()
-  const connect = (stop: AbortSignal): Promise<Link> => commandLink(command, stop)
-  await withCriu(criu, pid, criuOptions, options, async ({ socket, run, gates }) => {
-    const end = await depart(socket, { id, until, gates, directory: debts, connect, timeoutMs, signal })
-    const tell = (owed: Owed): Promise<Delivered> => deliver(owed, connect, AbortSignal.timeout(timeoutMs))
-    if ('reason' in end) {
-      if (end.owed !== undefined) {
-        await tell(end.owed).catch(() => {})
-        settleOwed(debts, id)
-      }
-      throw end.reason
-    }
-    await run.done
-    const { images, bytes } = end.snapshot
-    report({ event: 'sent', id, images: images.length, bytes, ms: performance.now() - begun, verified: true })
-    const { verdict, fate } = end.fate === undefined ? await tell(end.owed).catch(lost(id)) : (end as Delivered)
-    settleOwed(debts, id)
-    report({ event: 'handed over', id, verdict, fate })
-  }).finally(() => {
-    if (options.directory === undefined) removeIfEmpty(debts)
-  })
-}
-
-function lost(id: SnapshotId): (cause: unknown) => never {
-  return (cause) => {
-    throw new Fault(
-      'LINK',
-      `the process is gone from here, and the target, which holds snapshot ${id}, is out of reach`,
-      {
-        hint: `let it run there with: restore-from-socket --let-run ${id}`,
-        cause,
-      },
-    )
-  }
-}
-
 /** Starts criu dump on the tree, and waits until it connects. `work` takes its images, before or after its end. */
-async function withCriu(
+export async function withCriu(
   criu: string,
   pid: number,
   criuOptions: readonly string[],
@@ -155,7 +85,7 @@ async function withCriu(
 ): Promise<void> {
   checkCriuOptions(criuOptions)
   if (!isRunning(pid)) throw new Fault('MISSING', `no process ${pid}`, { hint: 'look with: ps -e' })
-  const secret = privateDirectory()
+  const secret = temporaryDirectory()
   const place = openedBeside(secret, options.directory)
   const begun = performance.now()
   const script = writeScript(secret.path, 'post-dump')
