@@ -18,8 +18,10 @@ export type Progress =
   | { event: 'restored'; ms: number }
   /** The system gives us pipes of only that many bytes, which costs time. */
   | { event: 'small pipes'; bytes: number }
-  /** Both ends know what became of a snapshot's tasks. */
-  | { event: 'handed over'; id: string; verdict: 'go' | 'drop' | 'copy'; fate: 'kept' | 'running' | 'dropped' }
+  /** Both ends know what became of a snapshot's tasks, and it is what was asked for. */
+  | { event: 'handed over'; id: string; verdict: 'go' | 'copy'; fate: 'kept' | 'running' | 'dropped' }
+  /** Both know that the process runs on at the source. */
+  | { event: 'not handed over'; id: string }
   /** The link to the source is gone, and with it the verdict: restored tasks are held; `how` to give it by hand. */
   | { event: 'undecided'; id: string; how: string }
   /** A restore waits for a snapshot. */

@@ -5,12 +5,14 @@ import { atMostOne, oneOf, required, timeoutMs, wholeNumber } from '../lib/cli/v
 import { snapshotId } from '../lib/format/names.ts'
 import { untils } from '../lib/format/words.ts'
 import { findCriu } from '../lib/role/criu.ts'
-import { dumpFromDirectory, dumpFromListener, dumpTree, freshId, handOverTree } from '../lib/role/dump.ts'
+import { dumpFromDirectory, dumpFromListener, dumpTree, freshId } from '../lib/role/dump.ts'
+import { handOverTree, settleVia } from '../lib/role/via.ts'
 import { stdoutLink } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: dump-to-stdout -t PID [--via COMMAND] [OPTIONS] [-- CRIU OPTIONS]
        dump-to-stdout --listen -D DIR [OPTIONS]
        dump-to-stdout --from-dir DIR [OPTIONS]
+       dump-to-stdout --settle ID --via COMMAND [-D DIR]
 
 Writes one image stream to stdout: of the process tree PID, which criu dump
 freezes, of a criu dump --stream that somebody else starts, or of a directory
@@ -24,6 +26,8 @@ anything fails before that.
                        COMMAND starts, and let it go here when it is ready there
       --until sealed   with --via: let it go when the target has all images
       --timeout SEC    with --via: how long the target may take to agree (default: 60)
+      --settle ID      tell the target what became of ID, whose dump-to-stdout was killed
+                       or could not reach it
   -D, --dir DIR        work directory (default: a private temporary one)
       --snapshot ID    name of the snapshot (default: time, host, random)
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
@@ -44,19 +48,26 @@ const options = {
   snapshot: { type: 'string' },
   criu: { type: 'string' },
   via: { type: 'string' },
+  settle: { type: 'string' },
   until: { type: 'string' },
   timeout: { type: 'string' },
 } as const
 
 main({ name: 'dump-to-stdout', usage, options }, async ({ values, rest, report, signal }) => {
-  const { tree, listen, dir, criu, snapshot, via, until, timeout, 'from-dir': fromDir } = values
-  atMostOne({ '--tree': tree, '--listen': listen, '--from-dir': fromDir })
+  const { tree, listen, dir, criu, snapshot, via, settle, until, timeout, 'from-dir': fromDir } = values
+  atMostOne({ '--tree': tree, '--listen': listen, '--from-dir': fromDir, '--settle': settle })
   atMostOne({ '--dir': dir, '--from-dir': fromDir })
   if (tree === undefined) atMostOne({ '--listen or --from-dir': true, 'criu options': rest.length > 0 })
   if (via === undefined) atMostOne({ '--until or --timeout': until ?? timeout, 'no --via': true })
-  else required('--tree', tree, '--via hands a process over: name it with -t PID')
+  else if (settle === undefined) required('--tree', tree, '--via hands a process over: name it with -t PID')
   const id = snapshot === undefined ? freshId() : snapshotId(snapshot, 'USAGE')
   const common = { id, directory: dir, report, signal }
+  const patience = timeoutMs(timeout, 60_000)
+  if (settle !== undefined) {
+    const command = required('--via', via, 'the command that leads to its target')
+    atMostOne({ '--settle': true, '--until or --snapshot': until ?? snapshot })
+    return settleVia(snapshotId(settle, 'USAGE'), command, { ...common, timeoutMs: patience })
+  }
   if (fromDir !== undefined) return dumpFromDirectory(fromDir, stdoutLink(), common)
   if (listen === true) {
     required('--dir', dir, 'the directory that criu dump --stream gets as -D')
@@ -64,6 +75,6 @@ main({ name: 'dump-to-stdout', usage, options }, async ({ values, rest, report, 
   }
   const pid = wholeNumber('--tree', required('--tree', tree, 'dump-to-stdout --help'), 1, 2 ** 22)
   if (via === undefined) return dumpTree(findCriu(criu), pid, rest, stdoutLink(), common)
-  const agreement = { until: oneOf('--until', until ?? 'running', untils), timeoutMs: timeoutMs(timeout, 60_000) }
+  const agreement = { until: oneOf('--until', until ?? 'running', untils), timeoutMs: patience }
   await handOverTree(findCriu(criu), pid, rest, via, { ...common, ...agreement })
 })

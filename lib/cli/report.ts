@@ -26,6 +26,8 @@ export function describe(progress: Progress): string {
       return `restored in ${seconds(progress.ms)}`
     case 'handed over':
       return `snapshot ${progress.id} handed over: ${here[progress.verdict]}, ${there[progress.fate]}`
+    case 'not handed over':
+      return `snapshot ${progress.id} not handed over: the source runs on, the target runs nothing of it`
     case 'undecided':
       return `snapshot ${progress.id} is held until its source says what became of the process; by hand: ${progress.how}`
     case 'failed':
@@ -35,7 +37,6 @@ export function describe(progress: Progress): string {
 
 const here = {
   go: 'the source is gone',
-  drop: 'the source runs on',
   copy: 'the source runs on as it was asked to',
 }
 const there = {

@@ -60,6 +60,7 @@ const syscall = call<[number: number, first: number, second: number, third: numb
 /** A descriptor for a process, readable when it has ended. The numbers are the same on x86-64 and arm64. */
 export const pidfdOpen = (pid: number): number => syscall(434, pid, 0, 0, 0)
 export const pidfdSendSignal = (pidfd: number, signal: number): number => syscall(424, pidfd, signal, 0, 0)
+export const waitpid = call<[pid: number, status: null, options: number]>('int waitpid(int, void *, int)')
 type SocketName = [fd: number, address: Uint8Array, length: Int32Array]
 export const getsockname = call<SocketName>('int getsockname(int, void *, int *)')
 export const getpeername = call<SocketName>('int getpeername(int, void *, int *)')
@@ -137,6 +138,7 @@ export const ENFILE = 23
 export const LOCK_EX = 2
 export const LOCK_NB = 4
 export const SIGKILL = 9
+export const WNOHANG = 1
 export const O_RDWR = 2
 export const O_RDONLY = 0
 export const O_WRONLY = 1

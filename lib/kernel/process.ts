@@ -57,6 +57,7 @@ export function isDying(pid: number): boolean {
 }
 
 const SIGKILL_BIT = 1n << 8n
+const SIGTERM_BIT = 1n << 14n
 /** Linux, include/linux/sched.h. */
 const PF_EXITING = 0x4
 
@@ -66,10 +67,20 @@ export function parentOf(pid: number): number | undefined {
   return found === undefined ? undefined : Number(found)
 }
 
-/** Its children, and theirs. */
+/** Its childrenOf, also those that have ended and wait for it to take note. */
+export function childrenOf(pid: number): number[] {
+  return procFile(pid, `task/${pid}/children`).split(' ').map(Number).filter(Boolean)
+}
+
+/** Its childrenOf, and theirs. */
 export function descendants(pid: number): number[] {
-  const children = procFile(pid, `task/${pid}/children`).split(' ').map(Number).filter(Boolean)
-  return children.flatMap((child) => [child, ...descendants(child)])
+  return childrenOf(pid).flatMap((child) => [child, ...descendants(child)])
+}
+
+/** Whether it does something of its own at SIGTERM. */
+export function catchesTerm(pid: number): boolean {
+  const caught = /^SigCgt:\s+(\w+)$/m.exec(procFile(pid, 'status'))?.[1]
+  return caught !== undefined && (BigInt(`0x${caught}`) & SIGTERM_BIT) !== 0n
 }
 
 /** Bytes of memory of the process and its descendants that belong to no file: about what a dump of them writes. */

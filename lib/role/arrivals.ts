@@ -2,26 +2,26 @@
  * The hand-overs of one cache, by snapshot, and who restores them: a criu that the cache starts, or one that somebody else did.
  */
 import { timingSafeEqual } from 'node:crypto'
-import { readdirSync, rmSync } from 'node:fs'
-import { join } from 'node:path'
 import { Fault } from '../fault.ts'
-import { type SnapshotId, snapshotId } from '../format/names.ts'
+import type { SnapshotId } from '../format/names.ts'
 import { NO_TOKEN } from '../format/wire.ts'
 import type { Fate, Verdict } from '../format/words.ts'
-import { openProcess, type Process } from '../kernel/process.ts'
+import type { Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import type { Shelf } from '../store/shelf.ts'
 import type { FrameReader, FrameWriter } from '../stream/frames.ts'
 import { unexpected } from '../stream/receive.ts'
+import { type Adopted, adoptRestores, gateDirectory, labelOf } from './adopt.ts'
 import { type Arrival, openArrival } from './arrival.ts'
 import { checkCriuOptions } from './criu.ts'
-import { adoptGates, type Gate, type Orphan } from './gate.ts'
+import { conclude } from './ending.ts'
+import type { Gate } from './gate.ts'
 import { asFault } from './refusal.ts'
 import { startRestoring } from './restoring.ts'
 import { SERVE_SOCKET } from './serve.ts'
 import { type HeldTasks, heldTasks } from './tree.ts'
 import { defer } from './wait.ts'
-import { openWorkDir, privateDirectory, type WorkDir } from './workdir.ts'
+import { openWorkDir, type PrivateDirectory, type WorkDir } from './workdir.ts'
 
 /** A restore that was let in. */
 export interface Lead {
@@ -81,12 +81,9 @@ export function byHand(directory: string, id: SnapshotId): string {
   return `cache -D ${directory} --let-run ${id}, or --drop ${id}`
 }
 
-/** How the directories of our own restores begin, which another cache may adopt. */
-const HELD = '.ferry-restore-'
-
 /** Throws where the socket of a restore could not be: before a source relies on it. */
 function tryPlace(directory: string): void {
-  const secret = privateDirectory(directory, HELD)
+  const secret = gateDirectory(directory)
   try {
     openWorkDir(secret.path, SERVE_SOCKET).remove()
   } finally {
@@ -103,7 +100,7 @@ export function openArrivals(
 ): Arrivals {
   const arrivals = new Map<SnapshotId, Arrival>()
   const tokens = new Map<SnapshotId, Buffer>()
-  const labelOf = (id: SnapshotId): string => `${id} ${tokens.get(id)?.toString('hex')}`
+  const label = (id: SnapshotId): string => labelOf(id, tokens.get(id))
   if (restore !== undefined) {
     checkCriuOptions(restore.options)
     tryPlace(directory)
@@ -124,7 +121,7 @@ export function openArrivals(
     }
   }
 
-  function add(id: SnapshotId, token = NO_TOKEN): Arrival {
+  function add(id: SnapshotId, token: Buffer = NO_TOKEN): Arrival {
     tokens.set(id, token)
     const arrival = openArrival(id, (outcome) => {
       if (outcome === 'copied') shelf.decide(id, true)
@@ -141,27 +138,19 @@ export function openArrivals(
     arrival.restoreFailed(reason)
   }
 
-  async function lookAfter({ pid, gate, label }: Orphan, path: string): Promise<void> {
-    const criu = openProcess(pid)
-    const ended = criu?.ended ?? Promise.resolve()
-    const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
-    const tasks = heldTasks(pid)
-    const [name = '', token = ''] = label.split(' ')
-    const id = snapshotId(name)
-    const arrival = add(id, Buffer.from(token, 'hex'))
+  async function lookAfter({ id, token, held, ended, remove }: Adopted): Promise<void> {
+    const arrival = add(id, token)
     arrival.restore()
-    arrival.restored({ open: gate.open, shut: gate.shut, runs })
+    arrival.restored(held)
     report({ event: 'undecided', id, how: byHand(directory, id) })
-    tasks.settle(await runs)
     await ended
-    gate.remove()
-    if (path !== directory) rmSync(path, { recursive: true, force: true })
+    remove()
   }
 
   async function start(arrival: Arrival, criu: string, options: readonly string[]): Promise<void> {
     const { id } = arrival
     const begun = performance.now()
-    let secret: ReturnType<typeof privateDirectory> | undefined
+    let secret: PrivateDirectory | undefined
     let work: WorkDir | undefined
     let done = (): void => {}
     // Somebody else restores it already.
@@ -175,14 +164,14 @@ export function openArrivals(
     }
     signal.addEventListener('abort', stopped)
     try {
-      secret = privateDirectory(directory, HELD)
+      secret = gateDirectory(directory)
       work = openWorkDir(secret.path, SERVE_SOCKET)
       const found = await shelf.find(id, 0, undefined, true)
       const { images, release } = found
       done = found.use()
       const early = releaseEarly && { onTaken: release }
       const restoring = startRestoring(criu, options, images, work, {
-        hold: labelOf(id),
+        hold: { label: label(id), gates: work.path },
         signal: stop.signal,
         ...early,
       })
@@ -205,15 +194,8 @@ export function openArrivals(
   return {
     add,
     adopt() {
-      const left = readdirSync(directory, { withFileTypes: true })
-        .filter((entry) => entry.isDirectory() && entry.name.startsWith(HELD))
-        .map((entry) => join(directory, entry.name))
-      for (const path of [directory, ...left]) {
-        const orphans = adoptGates(path)
-        for (const orphan of orphans) {
-          lookAfter(orphan, path).catch((fault: Error) => report({ event: 'failed', what: orphan.label, fault }))
-        }
-        if (path !== directory && orphans.length === 0) rmSync(path, { recursive: true, force: true })
+      for (const restore of adoptRestores(directory)) {
+        lookAfter(restore).catch((fault: Error) => report({ event: 'failed', what: restore.id, fault }))
       }
     },
     get: (id) => (id === undefined ? undefined : arrivals.get(id)),
@@ -237,7 +219,7 @@ export function openArrivals(
         gate?.held.then(gate.open).catch(() => {})
         return { finish: async () => void (gate && (await criu?.ended)) }
       }
-      if (gate !== undefined) gate.label(labelOf(id))
+      if (gate !== undefined) gate.label(label(id))
       arrival.restore()
       const over = (): void => failed(arrival, new Fault('CRIU', `the criu that restored ${id} failed`))
       // Whether it runs cannot be seen: the images stay.
@@ -291,7 +273,11 @@ export function openArrivals(
       const arrival = get(id)
       const fate = await arrival.decide(verdict)
       if (verdict === 'go' && fate === 'kept') shelf.decide(id, false)
-      report({ event: 'handed over', id, verdict, fate })
+      try {
+        conclude(id, { verdict, fate }, report)
+      } catch (fault) {
+        report({ event: 'failed', what: `the hand-over of ${id}`, fault: fault as Fault })
+      }
       arrival.watcher?.settled()
       return fate
     },

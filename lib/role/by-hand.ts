@@ -1,4 +1,5 @@
 /** A verdict that a person gives, where the source cannot: the options of the commands that hold, and the telling. */
+import { existsSync, rmSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
@@ -6,6 +7,9 @@ import type { Fate, Verdict } from '../format/words.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { connectUnix } from '../kernel/unix.ts'
 import { fdLink } from '../stream/fd-link.ts'
+import { type Adopted, adoptRestores } from './adopt.ts'
+import { openArrival } from './arrival.ts'
+import { holdSocket } from './hold.ts'
 import { tell } from './owed.ts'
 
 export const byHandOptions = { 'let-run': { type: 'string' }, drop: { type: 'string' } } as const
@@ -26,19 +30,38 @@ export function saidByHand(values: { 'let-run'?: string; drop?: string }) {
   return id === undefined ? undefined : { id: snapshotId(id, 'USAGE'), verdict }
 }
 
-/** Gives the verdict to who listens at the socket `name` in `directory`. Throws `MISSING`, or what it refuses with. */
+/**
+ * Gives the verdict to who listens at the socket `name` in `directory`, or, where its holder is gone, to the copy itself. Throws
+ * `MISSING`, or what it refuses with.
+ */
 export async function tellByHand(
   directory: string,
   name: string,
   { id, verdict }: { id: SnapshotId; verdict: Verdict },
 ): Promise<Fate> {
+  const place = resolve(directory)
   let socket: Fd
   try {
-    socket = connectUnix(join(resolve(directory), name))
+    socket = connectUnix(join(place, name))
   } catch (cause) {
-    throw new Fault('MISSING', `nobody holds a snapshot ${id} in ${directory}`, { cause })
+    const [left] = existsSync(place) ? adoptRestores(place, id) : []
+    if (left === undefined) throw new Fault('MISSING', `nobody holds a snapshot ${id} in ${directory}`, { cause })
+    if (name === holdSocket(id)) rmSync(join(place, name), { force: true })
+    return tellCopy(left, verdict)
   }
   return tell(fdLink(socket, 'the holder', 'socket'), { id, verdict })
+}
+
+async function tellCopy({ id, held, ended, remove }: Adopted, verdict: Verdict): Promise<Fate> {
+  const arrival = openArrival(id, () => {})
+  arrival.restore()
+  arrival.restored(held)
+  try {
+    return await arrival.decide(verdict)
+  } finally {
+    await ended
+    remove()
+  }
 }
 
 /** The same, for a person: another outcome than the one asked for is `REFUSED`. */

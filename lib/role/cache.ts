@@ -16,6 +16,7 @@ import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
+import { reapOrphans } from '../kernel/orphans.ts'
 import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { openPool } from '../store/pool.ts'
@@ -83,6 +84,7 @@ export async function cache(options: CacheOptions): Promise<never> {
 
 async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const { report, signal } = options
+  reapOrphans()
   const pool = openPool(options.maxMemory, options.reserve)
   const shelf = openShelf(pool)
   const arrivals = openArrivals(shelf, { ...options, directory: work.path })

@@ -8,6 +8,7 @@ import { delimiter, dirname, join } from 'node:path'
 import pump from 'pump'
 import split from 'split2'
 import { Fault } from '../fault.ts'
+import { ownChild } from '../kernel/orphans.ts'
 
 /** Made by the project's set-up: a wrapper for the newest CRIU that works here. */
 const FETCHED = join('.criu', 'current', 'criu')
@@ -62,6 +63,27 @@ export function checkCriuOptions(options: readonly string[]): void {
   }
 }
 
+/** Options of CRIU after which the tasks go on at the source, or stay there. */
+const leaving = ['--leave-running', '--leave-stopped']
+/** Its options of one letter with a value: the rest of the word, or, but for `v` and `x`, the next one. */
+const VALUED = /[tDorJWLMvx]/
+
+/** The first option, in any spelling that getopt takes, after which criu dump does not kill the tasks. */
+export function leavingOption(options: readonly string[]): string | undefined {
+  let isValue = false
+  return options.find((option) => {
+    const skipped = isValue
+    isValue = false
+    if (skipped) return false
+    // A beginning of a long option stands for it if it is no other's.
+    if (option.startsWith('--'))
+      return option.length > '--leave-'.length && leaving.some((long) => long.startsWith(option))
+    const [flags = ''] = option.split(VALUED)
+    isValue = /^-[^tDorJWLMvx]*[tDorJWLM]$/.test(option)
+    return option.startsWith('-') && /[Rs]/.test(flags)
+  })
+}
+
 export interface CriuRun {
   /** Resolves when criu exits 0; throws `CRIU` with its own first error. */
   readonly done: Promise<void>
@@ -77,7 +99,9 @@ const harmless = /RLIMIT_NOFILE/
 
 /** Starts criu. Its messages go to our stderr if `options` ask for them (-v), else only its first error is kept. */
 export function startCriu(criu: string, action: 'dump' | 'restore', options: readonly string[]): CriuRun {
-  const child = spawn(criu, [action, ...options], { stdio: ['ignore', 'ignore', 'pipe'] })
+  // A ctrl-C is for us: who ends a criu half way may lose what it works on.
+  const start = `trap '' HUP INT QUIT; exec "$0" "$@"`
+  const child = spawn('sh', ['-c', start, criu, action, ...options], { stdio: ['ignore', 'ignore', 'pipe'] })
   const verbose = options.some((option) => /^-v+\d?$|^--verbosity/.test(option))
   const errors: string[] = []
   const lines = split((line: string) => {
@@ -87,6 +111,7 @@ export function startCriu(criu: string, action: 'dump' | 'restore', options: rea
   })
   const drained = new Promise<void>((resolve) => pump(child.stderr, lines.resume(), () => resolve()))
   const exited = once(child, 'exit') as Promise<[code: number | null, signal: string | null]>
+  if (child.pid !== undefined) child.once('exit', ownChild(child.pid).ended)
   const done = (async () => {
     const [code, signal] = await exited.catch((cause: unknown) => {
       throw new Fault('CRIU', `cannot start ${criu}`, { cause })

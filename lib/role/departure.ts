@@ -40,6 +40,8 @@ export interface Departure {
   /** From the last image to the target's answer; and how long there may be no link. */
   timeoutMs: number
   signal: AbortSignal
+  /** Called when it has failed, before the target has taken note. */
+  onFailed?: (reason: Error) => void
   /** Called for progress. */
   onBytes?: (bytes: number) => void
 }
@@ -80,9 +82,11 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
     : oneLink(connect(stop.signal), timeoutMs, stop)
   const { writer } = line
   let sending = true
+  let stuck = false
   // A link that does not move must not hold up the end, nor CRIU.
   const cut = (): void => {
-    if (sending) line.cut(stop.signal.reason as Error)
+    stuck = sending
+    if (stuck) line.cut(stop.signal.reason as Error)
   }
   stop.signal.addEventListener('abort', () => globalThis.setTimeout(cut, GRACE_MS).unref())
   const talk = line.reader.then((reader) => listenTo(reader, line.greeted))
@@ -118,6 +122,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   try {
     const snapshot = await sendSnapshot(writer, id, watched(criu.begun(capture(socket, whenHeld)), watch), {
       signal: stop.signal,
+      onFail: (reason) => stop.abort(reason),
       until,
       reserve: bytes,
       ...(options.onBytes && { onBytes: options.onBytes }),
@@ -127,8 +132,9 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
         if (watched.tasks.length === 0 && atGate) throw unseen()
         owed = writeOwed(directory, id, token, watched)
       },
+    }).finally(() => {
+      sending = false
     })
-    sending = false
     const said = await talk
     await Promise.race([agreement(said, until, snapshot), late(timeoutMs, what, stop.signal), aborted(stop.signal)])
     step('agreed')
@@ -143,7 +149,14 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   } catch (error) {
     step('failed')
     gate.shut()
-    const reason = await reasonFor(error, broken)
+    const lastWord = Promise.race([
+      broken.catch((reason: unknown) => reason),
+      setTimeout(stuck ? 0 : ANSWER_MS, undefined, { ref: false }),
+    ])
+    const reason = isLink(error) ? refusalOr(error, await lastWord) : error
+    options.onFailed?.(reason as Error)
+    // Closing over its unread acks would reset the link before it has read that the dump failed.
+    await lastWord
     if (owed === undefined) return { reason, owed }
     const told = await Promise.race([
       Promise.all([talk, verdict]).then(([said, decided]) => tellThere(writer, said, { id, token, verdict: decided })),
@@ -247,15 +260,12 @@ const GRACE_MS = 500
 /** How long the target may take to answer a dump that failed. */
 const ANSWER_MS = 5000
 
-/**
- * Waits for the target's last word, for two ends: closing over its unread acks would reset the link before it has read
- * that the dump failed; and where it closed the link on us, its refusal says more than our broken write.
- */
-async function reasonFor(error: unknown, broken: Promise<unknown>): Promise<unknown> {
-  const word = await Promise.race([
-    broken.catch((reason: unknown) => reason),
-    setTimeout(ANSWER_MS, undefined, { ref: false }),
-  ])
+function isLink(error: unknown): boolean {
+  return error instanceof Fault && error.code === 'LINK'
+}
+
+/** Where the target closed the link on us, its refusal says more than our broken write. */
+function refusalOr(error: unknown, word: unknown): unknown {
   const refused = word instanceof Fault && (word.code !== 'LINK' || word.hint !== undefined)
-  return refused && error instanceof Fault && error.code === 'LINK' ? word : error
+  return refused ? word : error
 }

@@ -12,27 +12,21 @@ import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { decodeDumpStats } from '../format/stats.ts'
-import type { Until } from '../format/words.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { memoryOfTree } from '../kernel/process.ts'
-import { acceptSpeaker, peerPid } from '../kernel/unix.ts'
+import { acceptSpeaker, acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySource } from '../store/directory.ts'
-import { commandLink } from '../stream/endpoint.ts'
 import { frameWriter } from '../stream/frames.ts'
 import type { ImageSource } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, sendSnapshot } from '../stream/send.ts'
-import { approach } from './approach.ts'
+import { type Approach, approach } from './approach.ts'
 import { CAPTURE_SOCKET, capture } from './capture.ts'
 import { type CriuRun, checkCriuOptions, startCriu } from './criu.ts'
-import { depart } from './departure.ts'
 import { closedGate, writeScript } from './gate.ts'
-import { HOLD_DIRECTORY } from './hold.ts'
-import { type Delivered, deliver, type Owed, settleOwed } from './owed.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 import { aborted } from './wait.ts'
-import { openDirectory, openWorkDir, privateDirectory, removeIfEmpty, type WorkDir } from './workdir.ts'
+import { openWorkDir, temporaryDirectory, type WorkDir } from './workdir.ts'
 
 export interface DumpOptions {
   id: SnapshotId
@@ -54,9 +48,9 @@ export function freshId(): SnapshotId {
   return snapshotId(`${time}-${host}-${Math.floor(Math.random() * 2 ** 32).toString(36)}`)
 }
 
-interface Dumping {
-  /** The connection of our criu. */
-  socket: Fd
+export interface Dumping {
+  /** It waits to be let go on, before it freezes anything. */
+  dumping: Approach
   run: CriuRun
   /** Where the gate is. */
   gates: string
@@ -70,90 +64,24 @@ export async function dumpTree(
   link: Link,
   options: DumpOptions,
 ): Promise<void> {
-  const reserve = memoryOfTree(pid)
-  await withCriu(criu, pid, criuOptions, options, async ({ socket, run, gates }) => {
-    const gate = closedGate(gates, peerPid(socket), 'post-dump')
+  await withCriu(criu, pid, criuOptions, options, async ({ dumping, run, gates }) => {
+    const gate = closedGate(gates, dumping.pid, 'post-dump')
     const onDrained = async (endBytes: number): Promise<void> => {
       await link.outlet.settle(endBytes)
       gate.open()
     }
     try {
-      await send(capture(socket), link, options, { reserve, onDrained, confirm: () => run.done })
+      const images = dumping.begun(capture(dumping.socket))
+      dumping.open()
+      await send(images, link, options, { reserve: dumping.bytes, onDrained, confirm: () => run.done })
     } finally {
       gate.remove()
     }
   })
 }
 
-export interface HandOverOptions extends DumpOptions {
-  until: Until
-  /** How long the target may take, from the last image to its answer. */
-  timeoutMs: number
-}
-
-/** Options of CRIU after which the tasks go on at the source. */
-const leavesTasks = ['-R', '--leave-running', '-s', '--leave-stopped']
-
-/**
- * Dumps the tree of `pid` and hands it over to what the shell command `command` starts, which is spoken to at its stdin and
- * stdout. Throws like `dumpTree`, what the target refuses, and `TIMEOUT`; then the tasks run on here, or the message says
- * where they are.
- */
-export async function handOverTree(
-  criu: string,
-  pid: number,
-  criuOptions: readonly string[],
-  command: string,
-  options: HandOverOptions,
-): Promise<void> {
-  const leaves = criuOptions.find((option) => leavesTasks.includes(option))
-  if (leaves !== undefined) {
-    throw new Fault('USAGE', `criu option ${leaves} and --via do not go together: a hand-over leaves one process`, {
-      hint: 'for a copy use a pipe: dump-to-stdout -t PID -- -R | ...',
-    })
-  }
-  const { id, until, timeoutMs, report, signal } = options
-  const debts = openDirectory(options.directory ?? HOLD_DIRECTORY)
-  const begun = performance.now()
-  const connect = (stop: AbortSignal): Promise<Link> => commandLink(command, stop)
-  await withCriu(criu, pid, criuOptions, options, async ({ socket, run, gates }) => {
-    const dumping = await approach(socket, gates)
-    if (dumping === undefined) throw new Fault('CRIU', 'criu dump ended without sending an image')
-    const end = await depart(dumping, { id, until, gates, directory: debts, connect, timeoutMs, signal })
-    const tell = (owed: Owed): Promise<Delivered> => deliver(owed, connect, AbortSignal.timeout(timeoutMs))
-    if ('reason' in end) {
-      if (end.owed !== undefined) {
-        await tell(end.owed).catch(() => {})
-        settleOwed(debts, id)
-      }
-      throw end.reason
-    }
-    await run.done
-    const { images, bytes } = end.snapshot
-    report({ event: 'sent', id, images: images.length, bytes, ms: performance.now() - begun, verified: true })
-    const { verdict, fate } = end.fate === undefined ? await tell(end.owed).catch(lost(id)) : (end as Delivered)
-    settleOwed(debts, id)
-    report({ event: 'handed over', id, verdict, fate })
-  }).finally(() => {
-    if (options.directory === undefined) removeIfEmpty(debts)
-  })
-}
-
-function lost(id: SnapshotId): (cause: unknown) => never {
-  return (cause) => {
-    throw new Fault(
-      'LINK',
-      `the process is gone from here, and the target, which holds snapshot ${id}, is out of reach`,
-      {
-        hint: `let it run there with: restore-from-socket --let-run ${id}`,
-        cause,
-      },
-    )
-  }
-}
-
 /** Starts criu dump on the tree, and waits until it connects. `work` takes its images, before or after its end. */
-async function withCriu(
+export async function withCriu(
   criu: string,
   pid: number,
   criuOptions: readonly string[],
@@ -162,7 +90,7 @@ async function withCriu(
 ): Promise<void> {
   checkCriuOptions(criuOptions)
   if (!isRunning(pid)) throw new Fault('MISSING', `no process ${pid}`, { hint: 'look with: ps -e' })
-  const secret = privateDirectory()
+  const secret = temporaryDirectory()
   const place = openedBeside(secret, options.directory)
   const begun = performance.now()
   const script = writeScript(secret.path, 'post-dump')
@@ -170,15 +98,16 @@ async function withCriu(
     ...['--stream', '-t', String(pid), '-D', place.path, '--action-script', script],
     ...criuOptions,
   ])
+  let dumping: Approach | undefined
   try {
-    const socket = await Promise.race([
-      acceptSpeaker(place.listener),
+    dumping = await Promise.race([
+      approachAt(place.listener, secret.path),
       run.done.then(() => {
         throw new Fault('CRIU', 'criu dump ended without sending an image', { hint: 'is it newer than 3.15?' })
       }),
       aborted(options.signal),
     ])
-    await work({ socket, run, gates: secret.path })
+    await work({ dumping, run, gates: secret.path })
     reportSmallPipes(options.report)
     options.report({ event: 'dumped', frozenMs: frozenMs(place), ms: performance.now() - begun })
   } catch (error) {
@@ -188,8 +117,17 @@ async function withCriu(
     if (cause === 'impatient') run.kill()
     throw betterOf(error, cause)
   } finally {
+    dumping?.remove()
     secret.remove()
     place.remove()
+  }
+}
+
+/** Whoever leaves without a word was no criu. */
+async function approachAt(listener: Fd, gates: string): Promise<Approach> {
+  for (;;) {
+    const dumping = await approach(await acceptUnix(listener), gates)
+    if (dumping !== undefined) return dumping
   }
 }
 

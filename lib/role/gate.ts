@@ -76,19 +76,23 @@ export interface Orphan {
   label: string
 }
 
-/** The gates of restores in `directory` at which somebody else's criu waits; those of criu that are gone are cleaned away. */
-export function adoptGates(directory: string): Orphan[] {
+/**
+ * The gates of restores in `directory` at which somebody else's criu waits, and whose label is wanted; where all are, those of
+ * criu that are gone are cleaned away.
+ */
+export function adoptGates(directory: string, isWanted?: (label: string) => boolean): Orphan[] {
   const moment = 'post-restore'
   return readdirSync(directory).flatMap((name) => {
     const pid = Number(/^(\d+)\.post-restore\.held$/.exec(name)?.[1])
     if (Number.isNaN(pid) || gates.has(names(directory, pid, moment).held)) return []
     const { lock: path } = names(directory, pid, moment)
     if (startTime(pid) === undefined || !existsSync(path)) {
-      clean(directory, pid, moment)
+      // A criu that cannot be seen from here may be alive all the same.
+      if (isWanted === undefined) clean(directory, pid, moment)
       return []
     }
     const label = readFileSync(path, 'utf8')
-    if (label === '') return []
+    if (label === '' || isWanted?.(label) === false) return []
     const lock = openSync(path, 'r')
     if (flock(asFd(lock), LOCK_EX | LOCK_NB) < 0) {
       closeSync(lock)
@@ -145,7 +149,10 @@ function gateAt(directory: string, pid: number, moment: Moment, lock: number): G
     remove() {
       if (!there) return
       there = false
-      decide('drop')
+      // Its directory may be gone before it.
+      try {
+        decide('drop')
+      } catch {}
       closeFd(fifo)
       clean(directory, pid, moment)
       gates.delete(paths.held)

@@ -13,9 +13,10 @@ import { fdLink } from '../stream/fd-link.ts'
 import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
 import { unexpected } from '../stream/receive.ts'
+import { gateDirectory, labelOf } from './adopt.ts'
 import { type Outcome, openArrival } from './arrival.ts'
 import { refusalOf } from './refusal.ts'
-import type { Restoring } from './restoring.ts'
+import type { Hold, Restoring } from './restoring.ts'
 import { defer } from './wait.ts'
 import { openWorkDir, removeIfEmpty } from './workdir.ts'
 
@@ -42,11 +43,12 @@ const ANSWER_MS = 5000
 
 /**
  * Restores and holds; returns when the tasks run. Throws what CRIU refuses, and `ABORTED` where the source's tasks run on.
- * A signal stops a restore that is not held yet; a copy that is held is offered back, for it may be the only one.
+ * A signal stops a restore that is not held yet; a copy that is held is offered back, for it may be the only one, and stays at its gate
+ * when we end (see adopt.ts).
  */
 export async function takeOver(
   offer: Offer,
-  start: (signal: AbortSignal) => Restoring,
+  start: (hold: Hold, signal: AbortSignal) => Restoring,
   { directory, report, signal }: { directory: string | undefined; report: Report; signal: AbortSignal },
 ): Promise<void> {
   const { id, until, reader, writer } = offer
@@ -54,6 +56,7 @@ export async function takeOver(
   const arrival = openArrival(id, outcome.resolve)
   const place = directory ?? HOLD_DIRECTORY
   const control = openWorkDir(place, holdSocket(id))
+  const secret = gateDirectory(control.path)
   const stop = new AbortController()
   const say = (frame: Frame): void => void writer.send(frame).catch(() => {})
   const refuse = (fault: Fault): void => say({ type: 'refused', code: refusalOf(fault), reason: fault.message })
@@ -68,23 +71,23 @@ export async function takeOver(
     if (frame.type !== 'verdict' || frame.id !== id) throw unexpected(frame)
     await to.send({ type: 'fate', fate: await arrival.decide(frame.verdict) })
   }
+  const undecided = (): void => report({ event: 'undecided', id, how: byHand(directory, id) })
   const interrupted = (): void => {
-    if (arrival.state === 'holding') refuse(signal.reason as Fault)
-    else stop.abort(signal.reason)
+    if (arrival.state === 'holding') {
+      refuse(signal.reason as Fault)
+      undecided()
+    } else stop.abort(signal.reason)
   }
   signal.addEventListener('abort', interrupted)
   void listenAt(control.listener, obey)
   arrival.restore()
   const linked = obey(reader, writer).catch((reason: unknown) => {
-    if (arrival.state === 'holding') {
-      report({ event: 'undecided', id, how: byHand(directory, id) })
-      return
-    }
+    if (arrival.state === 'holding') undecided()
     // It was never told that we are ready, and so cannot have let go.
-    stop.abort(reason)
+    else stop.abort(reason)
   })
   try {
-    const restoring = start(stop.signal)
+    const restoring = start({ label: labelOf(id), gates: secret.path }, stop.signal)
     void restoring.held.then(() => arrival.restored(restoring))
     await Promise.race([restoring.done, outcome.promise])
     const became = await outcome.promise
@@ -98,6 +101,7 @@ export async function takeOver(
     throw arrival.state === 'dropped' ? notHere() : error
   } finally {
     signal.removeEventListener('abort', interrupted)
+    secret.remove()
     control.remove()
     if (directory === undefined) removeIfEmpty(place)
   }

@@ -40,7 +40,7 @@ function thisBoot(): string {
 
 /** Why a snapshot cannot have this id: what became of an earlier one of that id is not known to its target. */
 export function owedAlready(directory: string, id: SnapshotId): Fault | undefined {
-  if (!existsSync(pathOf(directory, id))) return undefined
+  if (!existsSync(owedPath(directory, id))) return undefined
   return new Fault('EXISTS', `the verdict of an earlier snapshot ${id} is still owed to its target`, {
     hint: 'choose another --snapshot ID, or wait until the target was reached',
   })
@@ -54,7 +54,7 @@ export function writeOwed(
   { criu, tasks }: Pick<Tree, 'criu' | 'tasks'>,
 ): Owed {
   const owed: Owed = { id, token: token.toString('hex'), boot: thisBoot(), criu, tasks }
-  const path = pathOf(directory, id)
+  const path = owedPath(directory, id)
   const already = owedAlready(directory, id)
   if (already !== undefined) throw already
   try {
@@ -76,13 +76,14 @@ export function writeOwed(
   return owed
 }
 
-function pathOf(directory: string, id: SnapshotId): string {
+/** The file of a debt. */
+export function owedPath(directory: string, id: SnapshotId): string {
   return join(directory, `${id}${SUFFIX}`)
 }
 
 /** Forgets it: it was delivered, or never can be. */
 export function settleOwed(directory: string, id: SnapshotId): void {
-  rmSync(pathOf(directory, id), { force: true })
+  rmSync(owedPath(directory, id), { force: true })
 }
 
 /** What a proxy before us left in `directory`. Files that it did not finish are ignored. */

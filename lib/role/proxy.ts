@@ -9,7 +9,6 @@
 import { rmSync } from 'node:fs'
 import { setPriority } from 'node:os'
 import { join } from 'node:path'
-import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Until } from '../format/words.ts'
 import type { Fd } from '../kernel/fd.ts'
@@ -19,10 +18,12 @@ import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
 import type { Link } from '../stream/link.ts'
 import { approach } from './approach.ts'
 import { CAPTURE_SOCKET } from './capture.ts'
+import { pay } from './debt.ts'
 import { depart } from './departure.ts'
 import { freshId } from './dump.ts'
+import { conclude } from './ending.ts'
 import { writeScript } from './gate.ts'
-import { deliver, type Owed, readOwed, settleOwed } from './owed.ts'
+import { type Owed, readOwed } from './owed.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 import { openWorkDir } from './workdir.ts'
 
@@ -55,7 +56,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   const tally = { sent: 0 }
   try {
     writeScript(work.path, 'post-dump')
-    for (const owed of readOwed(work.path)) track(pay(owed, work.path, options), `snapshot ${owed.id}`)
+    for (const owed of readOwed(work.path)) track(payCache(owed, work.path, options), `snapshot ${owed.id}`)
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
     report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     options.onStatus?.(() => report({ event: 'status', of: 'proxy', dumps: running.size, sent: tally.sent }))
@@ -103,35 +104,25 @@ async function forward(
   const onBytes = (bytes: number): void => {
     tally.sent += bytes
   }
-  const agreement = { until, connect, resumes: true, timeoutMs, signal, onBytes }
+  const onFailed = (fault: Error): void => report({ event: 'failed', what: `snapshot ${id}`, fault })
+  const agreement = { until, connect, resumes: true, timeoutMs, signal, onBytes, onFailed }
   const end = await depart(criu, { id, gates: directory, directory, ...agreement })
   reportSmallPipes(report)
   if ('reason' in end) {
-    report({ event: 'failed', what: `snapshot ${id}`, fault: end.reason as Error })
-    if (end.owed !== undefined) await pay(end.owed, directory, options)
+    if (end.owed !== undefined) await payCache(end.owed, directory, options)
     return
   }
   const { snapshot, verdict, fate, owed } = end
   const ms = performance.now() - begun
   report({ event: 'sent', id, images: snapshot.images.length, bytes: snapshot.bytes, ms, verified: true })
-  if (fate === undefined) await pay(owed, directory, options)
-  else report({ event: 'handed over', id, verdict, fate })
+  if (fate === undefined) await payCache(owed, directory, options)
+  else conclude(id, { verdict, fate }, report)
 }
 
-/** Delivers a verdict that its target does not know yet. A signal leaves it on disk for the next proxy. */
-async function pay(owed: Owed, directory: string, { cache, report, signal }: ProxyOptions): Promise<void> {
-  const { id } = owed
+/** A signal leaves the debt on disk for the next proxy. */
+async function payCache(owed: Owed, directory: string, { cache, report, signal }: ProxyOptions): Promise<void> {
   const connect = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, DELIVERY_MS, stop)
-  report({ event: 'waiting', what: `the target, which must learn what became of snapshot ${id}` })
-  try {
-    const { verdict, fate } = await deliver(owed, connect, signal)
-    report({ event: 'handed over', id, verdict, fate })
-    settleOwed(directory, id)
-  } catch (error) {
-    if (signal.aborted || !(error instanceof Fault)) throw error
-    report({ event: 'failed', what: `the verdict of snapshot ${id}`, fault: error })
-    settleOwed(directory, id)
-  }
+  conclude(owed.id, await pay(owed, { directory, connect, report, signal }), report)
 }
 
 const DELIVERY_MS = 5000

@@ -23,10 +23,10 @@ import { tellByHand } from './by-hand.ts'
 import { checkCriuOptions } from './criu.ts'
 import { HOLD_DIRECTORY, holdSocket, type Offer, takeOver } from './hold.ts'
 import { refusalOf } from './refusal.ts'
-import { type Restoring, startRestoring } from './restoring.ts'
+import { type Hold, type Restoring, startRestoring } from './restoring.ts'
 import { SERVE_SOCKET, serve } from './serve.ts'
 import { aborted } from './wait.ts'
-import { openWorkDir } from './workdir.ts'
+import { openWorkDir, type WorkDir } from './workdir.ts'
 
 export interface RestoreOptions {
   /** Which snapshot to ask a cache for; the newest sealed one if undefined. */
@@ -53,26 +53,30 @@ export async function restoreTree(
   options: RestoreOptions,
 ): Promise<void> {
   checkCriuOptions(criuOptions)
-  const work = openWorkDir(options.directory, SERVE_SOCKET)
+  let work: WorkDir | undefined
   try {
     const snapshot = memorySnapshot(openPool(options.maxMemory, options.reserve))
-    const received = await receive(link, snapshot, { ...options, holds: true }, () => snapshot.complete())
+    // Who brings a verdict does not need it: the holder of the snapshot may be in it.
+    const openWork = (): WorkDir => {
+      work ??= openWorkDir(options.directory, SERVE_SOCKET)
+      return work
+    }
+    const received = await receive(link, snapshot, { ...options, holds: true, prepare: openWork }, () =>
+      snapshot.complete(),
+    )
     if (received === 'verdict passed on') return
     const { handOver } = received
     const begun = performance.now()
-    const { signal } = options
+    const start = (hold: Hold | undefined, signal: AbortSignal): Restoring =>
+      startRestoring(criu, criuOptions, snapshot.images, openWork(), { hold, signal })
     if (handOver === undefined) {
       link.destroy()
-      await startRestoring(criu, criuOptions, snapshot.images, work, { hold: undefined, signal }).done
-    } else {
-      const start = (stop: AbortSignal): Restoring =>
-        startRestoring(criu, criuOptions, snapshot.images, work, { hold: handOver.id, signal: stop })
-      await takeOver(handOver, start, options)
-    }
+      await start(undefined, options.signal).done
+    } else await takeOver(handOver, start, options)
     options.report({ event: 'restored', ms: performance.now() - begun })
   } finally {
     link.destroy()
-    work.remove()
+    work?.remove()
   }
 }
 
@@ -112,7 +116,7 @@ export async function restoreToDirectory(path: string, link: Link, options: Rest
 async function receive(
   link: Link,
   sink: ImageSink,
-  options: RestoreOptions & { holds?: boolean },
+  options: RestoreOptions & { holds?: boolean; prepare?: () => void },
   seal: () => void = () => {},
 ): Promise<{ handOver: Offer | undefined } | 'verdict passed on'> {
   const begun = performance.now()
@@ -123,6 +127,7 @@ async function receive(
       await passOn(first, greet(options.wayBack()), options)
       return 'verdict passed on'
     }
+    options.prepare?.()
     const { id, answer } = await begin(first, reader, link, options)
     let offer: Offer | undefined
     const onHandOver = (until: Until): void => {

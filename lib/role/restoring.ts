@@ -23,11 +23,18 @@ export interface Restoring extends Held {
   readonly done: Promise<void>
 }
 
+export interface Hold {
+  /** What is written on the gate, for who finds it when we are gone. */
+  label: string
+  /** Where the gate is. */
+  gates: string
+}
+
 /** After criu's end, its socket's end is noticed at once. */
 const TAKEN_MS = 1000
 
 /**
- * Starts `criu restore --stream -d` on images, with its socket in `work`. `hold`: stop it at post-restore, under this name. A signal
+ * Starts `criu restore --stream -d` on images, with its socket in `work`. `hold`: stop it at post-restore. A signal
  * takes the images away from criu, which then removes what it has restored; it is never killed half way. Where somebody else
  * kills it, its tasks would wait for it for ever, and are killed here.
  */
@@ -36,9 +43,9 @@ export function startRestoring(
   criuOptions: readonly string[],
   images: ReadonlyMap<ImageName, StoredImage>,
   work: WorkDir,
-  { hold, signal, onTaken }: { hold: string | undefined; signal: AbortSignal; onTaken?: (piece: Piece) => void },
+  { hold, signal, onTaken }: { hold: Hold | undefined; signal: AbortSignal; onTaken?: (piece: Piece) => void },
 ): Restoring {
-  const script = hold !== undefined ? ['--action-script', writeScript(work.path, 'post-restore')] : []
+  const script = hold !== undefined ? ['--action-script', writeScript(hold.gates, 'post-restore')] : []
   const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...script, ...criuOptions])
   const [held, runs] = [defer<void>(), defer<boolean>()]
   let gate: Gate | undefined
@@ -59,8 +66,8 @@ export function startRestoring(
     const socket = await acceptSpeaker(work.listener)
     criuPid = peerPid(socket)
     if (hold !== undefined) {
-      gate = closedGate(work.path, criuPid, 'post-restore')
-      gate.label(hold)
+      gate = closedGate(hold.gates, criuPid, 'post-restore')
+      gate.label(hold.label)
       const atGate = (): void => {
         noteTasks()
         held.resolve()
@@ -95,7 +102,7 @@ export function startRestoring(
       for (const task of tasks.values()) task.close()
       signal.removeEventListener('abort', stop)
       gate?.remove()
-      if (hold !== undefined) rmSync(join(work.path, 'post-restore'), { force: true })
+      if (hold !== undefined) rmSync(join(hold.gates, 'post-restore'), { force: true })
     }
   }
   const done = finish()

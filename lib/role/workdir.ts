@@ -1,8 +1,20 @@
-import { mkdirSync, mkdtempSync, rmdirSync, rmSync, statSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
-import type { Fd } from '../kernel/fd.ts'
+import { asFd, type Fd } from '../kernel/fd.ts'
+import { flock, LOCK_EX, LOCK_NB } from '../kernel/libc.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { listenUnix } from '../kernel/unix.ts'
 
@@ -14,10 +26,62 @@ export interface WorkDir {
   remove(reason?: Error): void
 }
 
-/** A directory of our own in `parent`, mode 0700, that `remove` takes away with all that is in it. */
-export function privateDirectory(parent = tmpdir(), prefix = 'ferry-'): { path: string; remove: () => void } {
-  const path = temporaryPath(parent, prefix)
-  return { path, remove: () => rmSync(path, { recursive: true, force: true }) }
+export interface PrivateDirectory {
+  path: string
+  /** Takes it away with all that is in it. May be called twice. */
+  remove(): void
+  /** Leaves it to the next one who finds it abandoned. */
+  release(): void
+}
+
+/** A directory of our own in `parent`, mode 0700, with a lock on it that ends with us: see `abandoned`. Throws `IO`. */
+export function privateDirectory(parent: string, prefix: string): PrivateDirectory {
+  for (;;) {
+    const mine = locked(temporaryPath(parent, prefix))
+    // Else somebody took it for abandoned before it was locked.
+    if (mine !== undefined) return mine
+  }
+}
+
+/** Our directories in `parent` whose makers were killed. */
+export function abandoned(parent: string, name: RegExp): PrivateDirectory[] {
+  return readdirSync(parent)
+    .filter((entry) => name.test(entry))
+    .map((entry) => join(parent, entry))
+    .filter((path) => {
+      const found = lstatSync(path, { throwIfNoEntry: false })
+      return found?.isDirectory() === true && found.uid === process.geteuid?.()
+    })
+    .flatMap((path) => locked(path) ?? [])
+}
+
+function locked(path: string): PrivateDirectory | undefined {
+  let lock: number
+  try {
+    lock = openSync(path, 'r')
+  } catch {
+    return undefined
+  }
+  let open = true
+  const release = (): void => {
+    if (open) closeSync(lock)
+    open = false
+  }
+  if (flock(asFd(lock), LOCK_EX | LOCK_NB) < 0 || !existsSync(path)) return void release()
+  return {
+    path,
+    release,
+    remove() {
+      if (open) rmSync(path, { recursive: true, force: true })
+      release()
+    },
+  }
+}
+
+/** A private one for temporary files; those that killed commands of ours left there go. */
+export function temporaryDirectory(): PrivateDirectory {
+  for (const left of abandoned(tmpdir(), /^criu-ferry\.\d+\.\w{6}$/)) left.remove()
+  return privateDirectory(tmpdir(), `criu-ferry.${process.pid}.`)
 }
 
 function temporaryPath(parent: string, prefix: string): string {
@@ -36,7 +100,7 @@ function temporaryPath(parent: string, prefix: string): string {
  * Throws `EXISTS`, `USAGE` or `IO`.
  */
 export function openWorkDir(path: string | undefined, socketName: string): WorkDir {
-  const temporary = path === undefined ? privateDirectory() : undefined
+  const temporary = path === undefined ? temporaryDirectory() : undefined
   const directory = temporary?.path ?? resolve(path ?? '')
   const socket = join(directory, socketName)
   try {

@@ -4,7 +4,6 @@
  * Names are resolved and connections made by Node; then the descriptor is taken over (dup, and Node's half closed
  * before it has read anything): reads and writes go straight to and from the memory that we choose.
  */
-import { spawn } from 'node:child_process'
 import { lookup } from 'node:dns/promises'
 import { createReadStream, fstatSync } from 'node:fs'
 import net from 'node:net'
@@ -164,32 +163,6 @@ export function takeOver(socket: net.Socket, peer: string): Link {
   socket.on('error', () => {})
   socket.destroy()
   return fdLink(fd, peer, 'socket')
-}
-
-/** How long a command may take to end once it has been left. */
-const LEAVE_MS = 5000
-
-/**
- * A shell command that is spoken to at its stdin and stdout; its stderr is ours. It is left when the link is destroyed,
- * and killed if it stays. Rejects with `signal`.
- */
-export async function commandLink(command: string, signal: AbortSignal): Promise<Link> {
-  signal.throwIfAborted()
-  const child = spawn('sh', ['-c', command], { stdio: ['pipe', 'pipe', 'inherit'], detached: true })
-  child.on('error', () => {})
-  const [into, out] = [takeOver(child.stdin as net.Socket, '--via'), readableLink(child.stdout, '--via')]
-  return {
-    inlet: out.inlet,
-    outlet: into.outlet,
-    duplex: true,
-    peer: '--via',
-    destroy(reason) {
-      into.destroy(reason)
-      out.destroy(reason)
-      const timer = globalThis.setTimeout(() => child.kill('SIGTERM'), LEAVE_MS)
-      child.once('exit', () => clearTimeout(timer))
-    },
-  }
 }
 
 /**

@@ -27,14 +27,16 @@ export interface Snapshot {
 
 /** Describes a complete set of images. Throws `FAILED_DUMP` where inventory.img is missing. */
 export function summarize(images: ImageEntry[]): Snapshot {
-  if (!images.some((image) => image.name === INVENTORY)) {
-    throw new Fault('FAILED_DUMP', `the dump did not finish: ${INVENTORY} is missing`, {
-      hint: "the process was not moved; see the dump's own log",
-    })
-  }
+  if (!images.some((image) => image.name === INVENTORY)) throw unfinished()
   const list = digest()
   list.update(encodeList(images))
   return { images, digest: list.finish(), bytes: images.reduce((sum, image) => sum + image.size, 0) }
+}
+
+function unfinished(): Fault {
+  return new Fault('FAILED_DUMP', `the dump did not finish: ${INVENTORY} is missing`, {
+    hint: "the process was not moved; see the dump's own log",
+  })
 }
 
 function encodeEnd({ images, digest }: Snapshot): Buffer {
@@ -55,6 +57,8 @@ export interface SendOptions {
   onDrained?: (endBytes: number) => Promise<void>
   /** Awaited before the end frame: the last chance to say that the dump failed after all. */
   confirm?: () => Promise<void>
+  /** Called as soon as it has failed: what is under way on the link may take longer to end. */
+  onFail?: (reason: Error) => void
   /** Stops everything; its reason is thrown. */
   signal?: AbortSignal
 }
@@ -77,6 +81,7 @@ export async function sendSnapshot(
     onBytes = () => {},
     onDrained,
     confirm = async () => {},
+    onFail,
     signal,
   }: SendOptions = {},
 ): Promise<Snapshot> {
@@ -84,6 +89,7 @@ export async function sendSnapshot(
   const fail = (reason: unknown): void => {
     if (stop.signal.aborted) return
     stop.abort(reason)
+    onFail?.(reason as Error)
     source.destroy(reason as Error)
     for (const reader of sender.readers) reader.interrupt(reason as Error)
   }
@@ -128,6 +134,9 @@ export async function sendSnapshot(
       // CRIU holds several pipes open and needs them all read; what merely lies there goes out in order.
       if (image.body.kind === 'pieces') await done
     }
+    stop.signal.throwIfAborted()
+    // The link may not take the rest for long.
+    if (!names.has(INVENTORY)) throw unfinished()
     await Promise.all(running)
     stop.signal.throwIfAborted()
     const snapshot = summarize(entries as ImageEntry[])

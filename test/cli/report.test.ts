@@ -28,6 +28,14 @@ const lines: [Progress, string][] = [
   ],
   [{ event: 'served', ...amount }, 'snapshot web-1 served: 12 images, 3.00 MiB in 1.500 s (2.00 MiB/s)'],
   [{ event: 'dumped', ms: 250, frozenMs: 12.3456 }, 'dumped in 0.250 s, frozen for 0.012 s'],
+  [
+    { event: 'handed over', id: 'web-1', verdict: 'go', fate: 'running' },
+    'snapshot web-1 handed over: the source is gone, it runs on the target',
+  ],
+  [
+    { event: 'not handed over', id: 'web-1' },
+    'snapshot web-1 not handed over: the source runs on, the target runs nothing of it',
+  ],
   [{ event: 'restored', ms: 61_000 }, 'restored in 61.000 s'],
   [
     { event: 'small pipes', bytes: 2 ** 16 },

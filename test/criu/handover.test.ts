@@ -4,10 +4,11 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { childrenOf, commandLine } from '../../lib/kernel/process.ts'
 import { real } from '../support/criu.ts'
 import { patternLoad } from '../support/loads.ts'
 import { relay } from '../support/relay.ts'
-import { run, shell } from '../support/run.ts'
+import { eventually, run, shell, start } from '../support/run.ts'
 import { command, copyOf, originalOf, type Stage, staged } from '../support/stage.ts'
 
 const test = suite('hand-over')
@@ -38,6 +39,30 @@ function handOvers(criu: string): void {
         [stage.source, stage.target].flatMap((path) => readdirSync(path)).filter((name) => !name.startsWith('stats-')),
         [],
       )
+    }),
+  )
+
+  test(
+    'a cache that is the first process of a container: the number of a copy that has ended is free again',
+    play(async (stage) => {
+      const namespace = ['--pid', '--fork', '--mount-proc', '--kill-child']
+      const container = start('unshare', [...namespace, 'cache', '--port', '0', '-D', stage.target, '--restore'])
+      try {
+        const [, port = ''] = await container.says(/listening on 127\.0\.0\.1:(\d+)/)
+        const proxy = await stage.proxy(port, '--until', 'running')
+        assert.is((await stage.dump().ended).code, 0, proxy.stderr() + container.stderr())
+        await proxy.says(/it runs on the target/)
+        const [first = 0] = childrenOf(container.child.pid as number)
+        const copy = childrenOf(first).find((pid) => commandLine(pid).includes(join(stage.folder, 'load.log'))) ?? 0
+        await stage.load.verify(copy)
+        process.kill(copy, 'SIGKILL')
+        await eventually(() => !childrenOf(first).includes(copy) || undefined, 'the end of the copy', 5000)
+        process.kill(first)
+        await container.ended
+        assert.match(container.stderr(), /stopped by SIGTERM/)
+      } finally {
+        await container.stop('SIGKILL')
+      }
     }),
   )
 

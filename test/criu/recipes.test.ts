@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { commandLine } from '../../lib/kernel/process.ts'
 import { real } from '../support/criu.ts'
 import { daemons } from '../support/daemons.ts'
 import { type Host, startHost } from '../support/host.ts'
@@ -262,8 +263,12 @@ function recipes(criu: string): void {
         await pipeline.says(signal === 'SIGTERM' ? /code 143/ : /code 137/)
         await load.runsOn()
         assert.not(frozen(load.pid))
-        const left = readdirSync(folder).filter((name) => name.startsWith('ferry-'))
-        if (signal === 'SIGTERM') assert.equal(left, [])
+        const left = (): string[] => readdirSync(folder).filter((name) => name.startsWith('criu-ferry.'))
+        assert.is(left().length > 0, signal === 'SIGKILL')
+        await run('mkdir', [join(folder, 'criu-ferry.images')])
+        // The next one clears away what a killed one left, and nothing else.
+        await shell(`dump-to-stdout -t ${load.pid} | true`, { env })
+        assert.equal(left(), ['criu-ferry.images'])
       }))
   }
 
@@ -370,7 +375,30 @@ if (typeof real === 'string') {
   test(`the demo, with CRIU ${real.version}`, async () => {
     const ran = await run(process.execPath, ['--import', 'tsx', join(root, 'scripts', 'demo.ts')])
     assert.is(ran.code, 0, ran.stderr)
-    assert.match(ran.stdout.toString(), /goes on: .*its memory: all 128 MiB ok\nfrozen for/)
+    const said = ran.stdout.toString()
+    assert.match(said, /process (\d+) is gone; one copy lives: process \1 of the other host/)
+    assert.match(said, /it counts on, and left nothing out: \d+ ok; its memory: all 128 MiB ok\nfrozen for/)
+  })
+  test('the demo that is stopped in the middle leaves nothing', async () => {
+    const { path, remove } = temporary()
+    const demo = start(process.execPath, ['--import', 'tsx', join(root, 'scripts', 'demo.ts')], {
+      env: { TMPDIR: path },
+    })
+    await new Promise<void>((resolve) => {
+      demo.child.stdout?.on('data', (text: Buffer) => text.includes('$ criu dump') && resolve())
+    })
+    const ran = await demo.stop()
+    assert.is(ran.code, 1)
+    assert.match(ran.stdout.toString(), /demo: error: stopped by SIGTERM/)
+    assert.equal(
+      readdirSync(path).filter((name) => name.startsWith('ferry-')),
+      [],
+    )
+    const counting = readdirSync('/proc').filter((pid) =>
+      commandLine(Number(pid)).some((word) => word.startsWith(path)),
+    )
+    assert.equal(counting, [])
+    remove()
   })
 }
 

@@ -102,6 +102,13 @@ test('the tasks run: post-resume tells us', async () => {
   remove()
 })
 
+test('a gate whose directory is gone is removed without a word', () => {
+  const { path, remove } = temporary()
+  const gate = closedGate(path, process.pid, 'post-restore')
+  remove()
+  gate.remove()
+})
+
 test('a second client with the same number does not disturb the first', async () => {
   const { path, remove } = temporary()
   const script = writeScript(path, 'post-dump')

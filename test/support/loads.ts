@@ -38,9 +38,14 @@ function tree(pid: number): number[] {
   return [pid, ...children.flatMap((child) => tree(Number(child)))]
 }
 
-function spawnLoad(folder: string, command: string, args: string[]): { pid: number; gone: Promise<void> } {
+function spawnLoad(
+  folder: string,
+  command: string,
+  args: string[],
+  stdin: 'ignore' | 'pipe' = 'ignore',
+): { pid: number; gone: Promise<void> } {
   const output = openSync(join(folder, 'load.out'), 'a')
-  const child = spawn(command, args, { cwd: folder, detached: true, stdio: ['ignore', output, output] })
+  const child = spawn(command, args, { cwd: folder, detached: true, stdio: [stdin, output, output] })
   closeSync(output)
   const gone = new Promise<void>((resolve) => child.once('exit', () => resolve()))
   return { pid: child.pid as number, gone }
@@ -69,18 +74,19 @@ interface Counting {
   sockets?: boolean
   command: string
   args(folder: string): string[]
+  stdin?: 'pipe'
   missing?: () => string | undefined
   check?: (folder: string, pid: number, port: number) => Promise<void>
 }
 
 /** A program that writes `ready PID [port N]` and then counts into its log. */
-function counting({ name, sockets = false, command, args, missing, check }: Counting): Load {
+function counting({ name, sockets = false, command, args, stdin, missing, check }: Counting): Load {
   return {
     name,
     sockets,
     missing: missing ?? (() => (spawnSync(command, ['--version']).error ? `no ${command} on this machine` : undefined)),
     async start(folder) {
-      const { pid, gone } = spawnLoad(folder, command, args(folder))
+      const { pid, gone } = spawnLoad(folder, command, args(folder), stdin)
       await eventually(
         () => lines(folder).filter((line) => line.endsWith(' ok')).length > 3 || undefined,
         `${name}'s start`,
@@ -105,9 +111,13 @@ function counting({ name, sockets = false, command, args, missing, check }: Coun
   }
 }
 
-/** `mib` MiB of a pattern, all of it compared after the restore. */
-export function patternLoad(mib: number): Load {
+/**
+ * `mib` MiB of a pattern, all of it compared after the restore. With a `pipe` its stdin is one of Node's, a UNIX socket of
+ * ours: CRIU has written all pages when it finds that it cannot dump that.
+ */
+export function patternLoad(mib: number, stdin?: 'pipe'): Load {
   return counting({
+    ...(stdin && { stdin }),
     name: `a pattern of ${mib} MiB`,
     command: 'perl',
     args: (folder) => [join(fixtures, 'pattern.pl'), String(mib), log(folder)],
