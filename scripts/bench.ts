@@ -59,7 +59,7 @@ main({ name: 'bench', usage, options }, async ({ values, signal }) => {
   const sizes = (values.size ?? ['1G']).map((size) => wholeMiB('--size', size))
   const kind = oneOf('--memory', values.memory, kinds)
   const common = { sizes, kind, runs: wholeNumber('--runs', values.runs, 1, 1000), signal, say }
-  atMostOne({ '--link': link, '--only': only, '--plot': plot, '--json': json })
+  if (link !== undefined) atMostOne({ '--link': link, '--only, --plot or --json': only ?? plot ?? json })
   if (link !== undefined) {
     const endpoint = parseEndpoint(link, credentialsOf(values))
     if (endpoint.kind === 'tcp') await checkNetwork(endpoint.host, endpoint.credentials, values.insecure)

@@ -1,0 +1,85 @@
+/** The benchmark itself: that it moves what it says, verifies it, and leaves nothing. What it measures is not asserted. */
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import type { Lane } from '../../lib/bench/race.ts'
+import { real } from '../support/criu.ts'
+import { startCache } from '../support/daemons.ts'
+import { root, run, temporary } from '../support/run.ts'
+
+const test = suite('bench')
+const bench = (...args: string[]) =>
+  run(process.execPath, ['--import', 'tsx', join(root, 'scripts', 'bench.ts'), ...args], { cwd: root })
+
+if (typeof real === 'string') console.log(`skipped: bench moves nothing: ${real}`)
+else {
+  const criu = real.path
+  test('every way moves a process and its memory; results as JSON and as a chart', async () => {
+    const { path, remove } = temporary()
+    const chart = join(path, 'chart.svg')
+    const ran = await bench(
+      '--runs',
+      '1',
+      '--size',
+      '8M',
+      '--memory',
+      'text',
+      '--json',
+      '--plot',
+      chart,
+      '--place',
+      path,
+      '--criu',
+      criu,
+    )
+    assert.is(ran.code, 0, ran.stderr)
+    const { lanes, kind } = JSON.parse(ran.stdout.toString()) as { lanes: Lane[]; kind: string }
+    assert.is(kind, 'text')
+    const names = lanes.map(({ name }) => name)
+    for (const name of ['tmpfs', 'page-server', 'ferry', 'ferry-buffers']) assert.ok(names.includes(name), name)
+    for (const { name, bytes, results } of lanes) {
+      assert.equal([bytes, results.length], [8 * 2 ** 20, 1])
+      const { downtime, frozen, total, proxyCpu } = results[0] as Lane['results'][number]
+      assert.ok(downtime > 0 && total > 0 && frozen > 0, name)
+      assert.is(proxyCpu !== undefined, name.startsWith('ferry'))
+    }
+    assert.match(readFileSync(chart, 'utf8'), /^<svg [\s\S]*ferry, 8.00 MiB[\s\S]*<\/svg>\n$/)
+    assert.equal(readdirSync(path), ['chart.svg'])
+    remove()
+  })
+}
+
+test('a transfer to a cache, which keeps nothing of it', async () => {
+  const { path, remove } = temporary()
+  const { cache, port } = await startCache(path, [])
+  const ran = await bench('--link', `127.0.0.1:${port}`, '--size', '8M', '--size', '16M', '--runs', '2', '--quiet')
+  assert.is(ran.code, 0, ran.stderr)
+  assert.match(
+    ran.stdout.toString(),
+    /^8.00 MiB of random memory, median of 2: [^\n]*\/s\)\n16.0 MiB of [^\n]*\/s\)\n$/,
+  )
+  assert.is(ran.stderr, '')
+  cache.child.kill('SIGUSR1')
+  await cache.says(/status: snapshots: 0, memory: 0 B/)
+  await cache.stop()
+  remove()
+})
+
+test('misuse: one line, a hint or a reason, exit 2', async () => {
+  for (const [args, message] of [
+    [['--size', '1.3M'], /--size wants whole MiB/],
+    [['--runs', '0'], /--runs wants a number/],
+    [['--only', 'teleport'], /--only wants tmpfs or/],
+    [['--memory', 'full'], /--memory wants random or/],
+    [['--link', '127.0.0.1:1', '--json'], /--link and --only, --plot or --json do not go together/],
+    [['--link', '192.0.2.1:1'], /plain TCP to or from 192.0.2.1/],
+  ] as [string[], RegExp][]) {
+    const ran = await bench(...args)
+    assert.is(ran.code, 2, args.join(' '))
+    assert.match(ran.stderr, message)
+    assert.match(ran.stderr, /^bench: error: [^\n]+\n(bench: hint: [^\n]+\n)?$/)
+  }
+})
+
+test.run()
