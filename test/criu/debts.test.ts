@@ -14,6 +14,8 @@ import {
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { PREAMBLE_BYTES } from '../../lib/format/preamble.ts'
+import { HEADER_BYTES } from '../../lib/format/wire.ts'
 import { within } from '../expect.ts'
 import { real } from '../support/criu.ts'
 import { patternLoad } from '../support/loads.ts'
@@ -69,8 +71,9 @@ async function whileHeld(criu: string, body: (held: Held) => Promise<void>): Pro
     await run('mkfifo', [fifo])
     writeFileSync(stdin, '')
     const target = `${host.enter.join(' ')} ${command('restore-from-socket')} --from - -D ${held}`
-    // What the target says waits for the FIFO.
-    writeFileSync(script, `cat - ${stdin} | ${target} | { read go < ${fifo}; cat; }`)
+    // What the target says after its preamble, `hello` and `reserved` waits for the FIFO.
+    const begin = `dd bs=1 count=${PREAMBLE_BYTES + 2 * (HEADER_BYTES + 4)} status=none`
+    writeFileSync(script, `cat - ${stdin} | ${target} | { ${begin}; read go < ${fifo}; cat; }`)
     const via = ['--via', `sh ${script}`, '--timeout', '20', '-D', source]
     const dumping = start('setsid', ['dump-to-stdout', '-v', '-t', String(load.pid), '--snapshot', id, ...via])
     const atGate = (pid: string): boolean =>
