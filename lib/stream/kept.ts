@@ -9,6 +9,10 @@ export interface Kept {
   readonly to: number
   /** Copies as much of `bytes` as fits, and returns how much that was. */
   append(bytes: Uint8Array): number
+  /** Where bytes may be put that come `headBytes` after the end: as many as lie together, at most `most`; none where it is full. */
+  room(headBytes: number, most: number): Uint8Array
+  /** Adds the head and `bytes` bytes of the last `room`. */
+  commit(head: Uint8Array, bytes: number): void
   /** Bytes from `position` on: as many as lie together, at most `most`. Valid until they are forgotten. */
   at(position: number, most: number): Uint8Array
   /** What comes before `position` is not needed any more. */
@@ -41,6 +45,19 @@ export function keep(limit: number): Kept {
     ring = larger
   }
 
+  function append(bytes: Uint8Array): number {
+    grow(to - from + bytes.length)
+    const fits = Math.min(bytes.length, ring.length - (to - from))
+    for (let done = 0; done < fits; ) {
+      const start = to % ring.length
+      const part = bytes.subarray(done, Math.min(fits, done + ring.length - start))
+      ring.set(part, start)
+      done += part.length
+      to += part.length
+    }
+    return fits
+  }
+
   return {
     get from() {
       return from
@@ -48,17 +65,16 @@ export function keep(limit: number): Kept {
     get to() {
       return to
     },
-    append(bytes) {
-      grow(to - from + bytes.length)
-      const fits = Math.min(bytes.length, ring.length - (to - from))
-      for (let done = 0; done < fits; ) {
-        const start = to % ring.length
-        const part = bytes.subarray(done, Math.min(fits, done + ring.length - start))
-        ring.set(part, start)
-        done += part.length
-        to += part.length
-      }
-      return fits
+    append,
+    room(headBytes, most) {
+      grow(to - from + headBytes + most)
+      const free = Math.max(0, ring.length - (to - from) - headBytes)
+      const start = (to + headBytes) % ring.length
+      return ring.subarray(start, Math.min(start + Math.min(free, most), ring.length))
+    },
+    commit(head, bytes) {
+      append(head)
+      to += bytes
     },
     at,
     forget(position) {

@@ -13,10 +13,21 @@ export interface Inlet {
 export interface Outlet {
   /** Resolves when `bytes` may be reused. `more` says that the next bytes follow at once. Throws `LINK` or `IO`. */
   send(bytes: Uint8Array, more?: boolean): Promise<void>
+  /**
+   * Where the bytes would be copied before they go out: lets `fill` put them there itself, when there is room. What it returns goes
+   * out, the head first; nothing does if it returns undefined.
+   */
+  fillInPlace?(headBytes: number, most: number, fill: (room: Uint8Array) => Filled | undefined): Promise<void>
   /** What was sent is safe as far as this host can tell, and `bytes` more will fit: for a file. Throws `IO`. */
   settle(bytes: number): Promise<void>
   /** Everything is handed to the kernel; a socket is closed for writing, a pipe or a file by `destroy`. */
   finish(): Promise<void>
+}
+
+/** The bytes before what was put in place, `headBytes` of them, and how many bytes that was. */
+export interface Filled {
+  head: Uint8Array
+  bytes: number
 }
 
 /** A connection, or one of the two directions of a pipe. */

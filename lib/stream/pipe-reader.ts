@@ -16,6 +16,10 @@ import { closeFd, hungUp, interrupt, readable } from '../kernel/readiness.ts'
 export interface PipeReader {
   /** The next bytes; none at the end. They are valid until the next call. */
   next(): Promise<Uint8Array>
+  /** Resolves when there is something to be taken, or the end. Returns false at the end. */
+  ready(): Promise<boolean>
+  /** Puts bytes that are there into `room`. Returns how many: none where there is nothing yet, or no more. */
+  take(room: Uint8Array): number
   /** Awaits `sending`; if CRIU closes its end meanwhile, reads what it left. */
   whileSending<Result>(sending: Promise<Result>): Promise<Result>
   /** Rejects a `next` that waits. */
@@ -43,7 +47,7 @@ export function pipeReader(pipe: Fd, most: number): PipeReader {
   }
 
   /** Reads once into `into`; undefined when there is nothing now. */
-  function take(into: Buffer): Uint8Array | undefined {
+  function readOnce(into: Uint8Array): Uint8Array | undefined {
     const got = read(pipe, into, into.length)
     if (got === -EAGAIN || got === -EINTR) return undefined
     if (check(got, 'read') === 0) close()
@@ -53,7 +57,7 @@ export function pipeReader(pipe: Fd, most: number): PipeReader {
   /** Into buffers of its own: the link is still sending the last one. */
   function takeRest(): void {
     while (open) {
-      const bytes = take(Buffer.allocUnsafeSlow(REST))
+      const bytes = readOnce(Buffer.allocUnsafeSlow(REST))
       if (bytes === undefined) return
       if (bytes.length > 0) left.push(bytes.length < REST / 2 ? Buffer.from(bytes) : bytes)
     }
@@ -66,7 +70,7 @@ export function pipeReader(pipe: Fd, most: number): PipeReader {
         if (waiting !== undefined) return waiting
         if (!open) return scratch.subarray(0, 0)
         if (scratch.length === 0) scratch = Buffer.allocUnsafeSlow(SMALL)
-        const bytes = take(scratch)
+        const bytes = readOnce(scratch)
         if (bytes === undefined) {
           await readable(pipe)
           continue
@@ -74,6 +78,20 @@ export function pipeReader(pipe: Fd, most: number): PipeReader {
         if (bytes.length === SMALL && most > SMALL) scratch = Buffer.allocUnsafeSlow(most)
         return bytes
       }
+    },
+    async ready() {
+      if (left.length > 0 || !open) return left.length > 0
+      await readable(pipe)
+      return true
+    },
+    take(room) {
+      const first = left[0]
+      if (first === undefined) return open ? (readOnce(room)?.length ?? 0) : 0
+      const part = first.subarray(0, room.length)
+      room.set(part)
+      if (part.length < first.length) left[0] = first.subarray(part.length)
+      else left.shift()
+      return part.length
     },
     async whileSending(sending) {
       if (!open) return sending

@@ -13,47 +13,8 @@ import { Fault } from '../fault.ts'
 import { encodeFrame } from '../format/wire.ts'
 import { endedAfter } from './fd-link.ts'
 import { keep } from './kept.ts'
-import type { Link } from './link.ts'
-
-export interface SessionOptions {
-  peer: string
-  /** Bytes that are kept: a power of two. */
-  window: number
-  /** The sender of a snapshot waits in `send` for room; of a receiver, which says little, a full window is a `LIMIT`. */
-  end: 'sender' | 'receiver'
-  /** `got` is said after this many bytes. */
-  every: number
-  /** How long nothing may move, with a link or without: what the sender sends, that is. Then it is `LINK` or `TIMEOUT`. */
-  timeoutMs: number
-}
-
-export interface Session {
-  /** What reads and writes the frames. `finish` waits until all is sent; from then on the end of a link is the end. */
-  readonly link: Link
-  /** Bytes of the peer's stream that were taken. */
-  readonly received: number
-  /** Nothing was ever acknowledged, nothing was ever taken: it can begin again. */
-  readonly untouched: boolean
-  /** Aborted when it is over. */
-  readonly over: AbortSignal
-  /** How long a link may be silent. */
-  readonly quietMs: number
-  /** From now on something must move. */
-  watch(): void
-  /** Why there is no link yet, for the message. */
-  blame(reason: Fault): void
-  /** The peer has got that many bytes. Throws `FORMAT` for a number that cannot be. */
-  acknowledged(position: number): void
-  /**
-   * Goes on over `link`, after `greeting`; the peer has got `position` bytes. Another link is dropped. Throws `FORMAT`, and
-   * is over, for a number that cannot be.
-   */
-  attach(link: Link, position: number, greeting?: Uint8Array): void
-  /** Resolves when there is no link. Throws why it is over. */
-  detached(): Promise<void>
-  /** Nothing waits for room or for a new link any more. */
-  stop(reason: Error): void
-}
+import type { Filled, Link } from './link.ts'
+import type { Session, SessionOptions } from './session.ts'
 
 /** How often `got` is said at least, and looked whether anything moves. */
 const BEAT_MS = 500
@@ -229,11 +190,33 @@ export function openSession({ peer, window, end: role, every, timeoutMs }: Sessi
     if (received - told >= every) sayGot()
   }
 
+  async function fillInPlace(
+    headBytes: number,
+    most: number,
+    fill: (room: Uint8Array) => Filled | undefined,
+  ): Promise<void> {
+    for (;;) {
+      alive()
+      const room = kept.room(headBytes, most)
+      if (room.length === 0) {
+        if (stopped !== undefined) throw stopped
+        await news.told
+        continue
+      }
+      const filled = fill(room)
+      if (filled !== undefined) kept.commit(filled.head, filled.bytes)
+      break
+    }
+    tell()
+    if (received - told >= every) sayGot()
+  }
+
   return {
     link: {
       inlet: { fill, read },
       outlet: {
         send,
+        fillInPlace,
         settle: async () => {},
         async finish() {
           while (current === undefined || sent < kept.to) {

@@ -8,7 +8,8 @@ import type { Until } from '../format/words.ts'
 import { type FrameReader, frameReader } from './frames.ts'
 import type { Link } from './link.ts'
 import { unexpected } from './receive.ts'
-import { openSession, type Session } from './resumable.ts'
+import { openSession } from './resumable.ts'
+import type { Session } from './session.ts'
 
 /** As much as is lost in the queues of a link of 1 Gbit/s and 60 ms when it breaks; more would only cost memory. */
 export const SENDER_WINDOW = 8 * 2 ** 20

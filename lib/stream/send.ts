@@ -10,11 +10,12 @@ import { Fault } from '../fault.ts'
 import { digest } from '../format/digest.ts'
 import { encodeList, type ImageEntry, MOST_IMAGES } from '../format/list.ts'
 import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
-import { encodeFrame, MOST_DATA } from '../format/wire.ts'
+import { encodeFrame, HEADER_BYTES, MOST_DATA } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { FrameWriter } from './frames.ts'
 import type { ImageBody, ImageSource, OpenImage } from './image.ts'
+import type { Filled } from './link.ts'
 import { type PipeReader, pipeReader } from './pipe-reader.ts'
 
 export interface Snapshot {
@@ -227,9 +228,20 @@ async function sendTurn(
     onBytes(bytes.length)
     return sendData(writer, header, bytes)
   }
+  /** From CRIU's pipe straight to where the link keeps what it sends. */
+  const fill = (room: Uint8Array): Filled | undefined => {
+    const bytes = (reader as PipeReader).take(room)
+    if (bytes === 0) return undefined
+    sum.update(room.subarray(0, bytes))
+    const head = encodeFrame({ type: 'data', channel, offset: size, length: bytes })
+    size += bytes
+    onBytes(bytes)
+    return { head, bytes }
+  }
   const announced = writer.send({ type: 'image', channel, name })
   await (reader?.whileSending(announced) ?? announced)
-  if (reader !== undefined) await sendPipe(reader, stop, send)
+  if (reader !== undefined && writer.inPlace) await sendInPlace(reader, stop, writer, fill)
+  else if (reader !== undefined) await sendPipe(reader, stop, send)
   else if (body.kind === 'pieces') await sendPieces(body.pieces, send)
   const entry = { name, size, digest: sum.finish() }
   await writer.send({ type: 'imageEnd', channel, size: entry.size, digest: entry.digest })
@@ -244,6 +256,18 @@ async function sendPipe(reader: PipeReader, stop: AbortSignal, send: Send): Prom
     const bytes = await reader.next()
     if (bytes.length === 0) return
     await reader.whileSending(send(bytes))
+  }
+}
+
+async function sendInPlace(
+  reader: PipeReader,
+  stop: AbortSignal,
+  writer: FrameWriter,
+  fill: (room: Uint8Array) => Filled | undefined,
+): Promise<void> {
+  while (await reader.ready()) {
+    stop.throwIfAborted()
+    await reader.whileSending(writer.exclusive(async (outlet) => outlet.fillInPlace?.(HEADER_BYTES, MOST_DATA, fill)))
   }
 }
 
