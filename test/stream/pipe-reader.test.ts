@@ -31,6 +31,27 @@ for (const size of [0, 1, 16_383, 16_384, 16_385, 3_000_000]) {
   })
 }
 
+test('bytes are put where the caller wants them, what was read apart first', async () => {
+  const [out, into] = makePipe()
+  const reader = pipeReader(out, 2 ** 20)
+  const room = Buffer.alloc(150_000)
+  assert.is(reader.take(room), 0, 'nothing is there yet')
+  await writeAll(into, pattern(10))
+  assert.ok(await within(reader.ready()))
+  assert.is(reader.take(room), 10)
+  assert.ok(room.subarray(0, 10).equals(pattern(10)))
+  const bytes = pattern(200_000, 2)
+  const blocked = reader.whileSending(new Promise<void>((resolve) => setTimeout(resolve, 300)))
+  await writeAll(into, bytes)
+  closeFd(into)
+  await within(blocked)
+  const parts: Buffer[] = []
+  while (await within(reader.ready())) parts.push(Buffer.from(room.subarray(0, reader.take(room))))
+  assert.ok(Buffer.concat(parts).equals(bytes))
+  assert.is(reader.take(room), 0)
+  assert.not(await within(reader.ready()), 'the end stays the end')
+})
+
 test('what the writer leaves is read at once, even while the link is blocked', async () => {
   const [out, into] = makePipe()
   const reader = pipeReader(out, 2 ** 20)

@@ -10,7 +10,7 @@ import type { Fate } from '../../lib/format/words.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSink } from '../../lib/stream/image.ts'
-import { keep } from '../../lib/stream/kept.ts'
+import { type Kept, keep } from '../../lib/stream/kept.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { receiveSnapshot, unexpected } from '../../lib/stream/receive.ts'
 import { openSession } from '../../lib/stream/resumable.ts'
@@ -163,15 +163,32 @@ async function together<Item>(items: readonly Item[], width: number, run: (item:
 }
 
 test('a ring gives back what was put in, wherever it begins and however it grows', () => {
-  const step = fc.record({ bytes: fc.nat(200_000), forget: fc.double({ min: 0, max: 1, noNaN: true }) })
+  const step = fc.record({
+    bytes: fc.nat(200_000),
+    forget: fc.double({ min: 0, max: 1, noNaN: true }),
+    inPlace: fc.boolean(),
+  })
+  /** Puts it in place, behind a head, as far as one room goes. */
+  const put = (kept: Kept, bytes: Buffer): number => {
+    const [head, body] = [bytes.subarray(0, 24), bytes.subarray(24)]
+    const room = kept.room(24, body.length)
+    assert.ok(room.length <= body.length)
+    if (room.length === 0) return 0
+    room.set(body.subarray(0, room.length))
+    kept.commit(head, room.length)
+    return 24 + room.length
+  }
   fc.assert(
     fc.property(fc.array(step, { maxLength: 12 }), (steps) => {
       const kept = keep(2 ** 18)
       let model = Buffer.alloc(0)
-      for (const [turn, { bytes, forget }] of steps.entries()) {
+      for (const [turn, { bytes, forget, inPlace }] of steps.entries()) {
         const next = bytesOf(String(turn), bytes)
-        const fits = kept.append(next)
-        assert.is(fits, Math.min(bytes, 2 ** 18 - (model.length - kept.from)))
+        const free = 2 ** 18 - (model.length - kept.from)
+        const placed = inPlace && bytes > 24
+        const fits = placed ? put(kept, next) : kept.append(next)
+        if (!placed) assert.is(fits, Math.min(bytes, free))
+        else assert.is(fits > 0, free > 24, `${free} bytes were free`)
         model = Buffer.concat([model, next.subarray(0, fits)])
         assert.is(kept.to, model.length)
         const parts: Uint8Array[] = []
