@@ -36,8 +36,10 @@ export async function approach(socket: Fd, gates: string): Promise<Approach | un
     closeFd(socket)
     return undefined
   }
+  const begun = spoken.finally(gate.remove)
+  begun.catch(() => {})
   const bytes = typeof first === 'number' ? memoryOfTree(first) : undefined
-  return { socket, pid, bytes, open: gate.open, begun: (source) => after(spoken, source), remove: gate.remove }
+  return { socket, pid, bytes, open: gate.open, begun: (source) => after(begun, source), remove: gate.remove }
 }
 
 function after(begun: Promise<unknown>, source: ImageSource): ImageSource {

@@ -71,12 +71,16 @@ export async function takeOver(
     if (frame.type !== 'verdict' || frame.id !== id) throw unexpected(frame)
     await to.send({ type: 'fate', fate: await arrival.decide(frame.verdict) })
   }
+  /** A copy that was let go, or is about to be, is left alone: it may be the only one. */
+  const abandon = (reason: unknown): void => {
+    if (arrival.state !== 'running' && arrival.state !== 'reviving') stop.abort(reason)
+  }
   const undecided = (): void => report({ event: 'undecided', id, how: byHand(directory, id) })
   const interrupted = (): void => {
     if (arrival.state === 'holding') {
       refuse(signal.reason as Fault)
       undecided()
-    } else stop.abort(signal.reason)
+    } else abandon(signal.reason)
   }
   signal.addEventListener('abort', interrupted)
   void listenAt(control.listener, obey)
@@ -84,7 +88,7 @@ export async function takeOver(
   const linked = obey(reader, writer).catch((reason: unknown) => {
     if (arrival.state === 'holding') undecided()
     // It was never told that we are ready, and so cannot have let go.
-    else stop.abort(reason)
+    else abandon(reason)
   })
   try {
     const restoring = start({ label: labelOf(id), gates: secret.path }, stop.signal)

@@ -35,7 +35,8 @@ const TAKEN_MS = 1000
 
 /**
  * Starts `criu restore --stream -d` on images, with its socket in `work`. `hold`: stop it at post-restore. A signal
- * takes the images away from criu, which then removes what it has restored; it is never killed half way. Where somebody else
+ * takes the images away from criu, which then removes what it has restored; it is never killed half way, and once it was let
+ * go a signal comes too late. Where somebody else
  * kills it, its tasks would wait for it for ever, and are killed here.
  */
 export function startRestoring(
@@ -57,9 +58,17 @@ export function startRestoring(
       if (task !== undefined) tasks.set(pid, task)
     }
   }
+  let opened = false
+  const taking = new AbortController()
   const stop = (): void => {
+    if (opened) return
     gate?.shut()
     work.remove(signal.reason as Error)
+    taking.abort(signal.reason)
+  }
+  const open = (): void => {
+    opened = true
+    gate?.open()
   }
   signal.addEventListener('abort', stop)
   const serving = (async () => {
@@ -79,13 +88,13 @@ export function startRestoring(
       noteTasks()
       return images
     }
-    return serve(socket, taken, { signal, ...(onTaken && { onTaken }) })
+    return serve(socket, taken, { signal: taking.signal, ...(onTaken && { onTaken }) })
   })()
   serving.catch(() => {})
   const finish = async (): Promise<void> => {
     try {
       await run.done.catch((error: unknown) => {
-        throw signal.aborted ? signal.reason : error
+        throw taking.signal.aborted ? signal.reason : error
       })
       const served = await Promise.race([serving, setTimeout(TAKEN_MS, undefined, { ref: false })])
       if (served?.images.includes(INVENTORY) !== true) {
@@ -107,5 +116,5 @@ export function startRestoring(
   }
   const done = finish()
   done.catch(() => {})
-  return { held: held.promise, runs: runs.promise, done, open: () => gate?.open(), shut: () => gate?.shut() }
+  return { held: held.promise, runs: runs.promise, done, open, shut: () => gate?.shut() }
 }

@@ -197,7 +197,7 @@ function handOvers(criu: string): void {
         ['/nonexistent/ssh', 3, /the target closed the link|went away/],
         ['true', 3, /the target closed the link|went away/],
         ['echo hello', 4, /not a criu-ferry stream|ended/],
-        ['sleep 15', 6, /the target took nothing for 2 s/],
+        ['sleep 15', 6, /the target did not make memory ready within 2 s/],
       ] as const) {
         const args = ['-t', String(stage.load.pid), '-D', stage.source, '--timeout', '2', '--via', via]
         const ran = await run('dump-to-stdout', args)
