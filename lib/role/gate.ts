@@ -102,6 +102,15 @@ export function adoptGates(directory: string, isWanted?: (label: string) => bool
   })
 }
 
+/** Takes away the gates of dumps in `directory` whose criu is gone: their holder was killed. */
+export function clearGates(directory: string): void {
+  for (const name of readdirSync(directory)) {
+    const [, pid, moment] = /^(\d+)\.(pre-dump|post-dump)\.(?:held|lock|go|drop)$/.exec(name) ?? []
+    if (moment === undefined || startTime(Number(pid)) !== undefined) continue
+    clean(directory, Number(pid), moment as Moment)
+  }
+}
+
 function names(directory: string, pid: number, moment: Moment) {
   const file = (kind: string): string => join(directory, `${pid}.${moment}.${kind}`)
   return { held: file('held'), lock: file('lock'), go: file('go'), drop: file('drop') }

@@ -22,7 +22,7 @@ import { pay } from './debt.ts'
 import { depart } from './departure.ts'
 import { freshId } from './dump.ts'
 import { conclude } from './ending.ts'
-import { writeScript } from './gate.ts'
+import { clearGates, writeScript } from './gate.ts'
 import { type Owed, readOwed } from './owed.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 import { openWorkDir } from './workdir.ts'
@@ -56,6 +56,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   const tally = { sent: 0 }
   try {
     writeScript(work.path, 'post-dump')
+    clearGates(work.path)
     for (const owed of readOwed(work.path)) track(payCache(owed, work.path, options), `snapshot ${owed.id}`)
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
     report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
@@ -69,6 +70,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   } finally {
     work.remove()
     await Promise.all(running)
+    clearGates(work.path)
     rmSync(join(work.path, 'post-dump'), { force: true })
   }
 }

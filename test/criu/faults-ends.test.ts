@@ -125,7 +125,15 @@ function sourceFaults({ row }: Matrix): void {
         await next.stop()
       },
       end: 'stays',
-      ...(signal === 'SIGKILL' && { leaves: /^\d+\.post-dump\.(held|lock)$/ }),
+    })
+    row(`the proxy gets ${signal} before the freeze`, {
+      trouble: stall('reserved', 'target'),
+      async act({ relay: { happened }, proxyRun }) {
+        await happened
+        await proxyRun.stop(signal)
+      },
+      end: 'stays',
+      ...(signal === 'SIGKILL' && { leaves: /^(streamer-capture\.sock|post-dump|\d+\.p(re|ost)-dump\.(held|lock))$/ }),
     })
   }
 

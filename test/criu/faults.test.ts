@@ -14,14 +14,14 @@ const test = suite('faults')
 function faults({ row }: Matrix): void {
   row('no fault', { end: 'moves' })
 
-  for (const at of ['snapshot', 'handOver', 'image', 'data', 'imageEnd', 'snapshotEnd'] as const) {
+  for (const at of ['snapshot', 'handOver', 'reserve', 'image', 'data', 'imageEnd', 'snapshotEnd'] as const) {
     row(`the link is cut before ${at}`, { trouble: { at, from: 'source', what: 'cut before' }, end: 'moves' })
   }
   row('the link is cut after snapshotEnd', {
     trouble: { at: 'snapshotEnd', from: 'source', what: 'cut after' },
     end: 'moves',
   })
-  for (const at of ['hello', 'got', 'ack', 'sealed', 'ready'] as const) {
+  for (const at of ['hello', 'reserved', 'got', 'ack', 'sealed', 'ready'] as const) {
     row(`the link is cut before ${at}`, { trouble: { at, from: 'target', what: 'cut before' }, end: 'moves' })
   }
   row('the link is cut before imageEnd and stays so', {
@@ -63,10 +63,10 @@ function faults({ row }: Matrix): void {
     end: 'moves',
   })
 
-  for (const at of ['snapshot', 'handOver', 'image', 'data', 'imageEnd', 'snapshotEnd'] as const) {
+  for (const at of ['snapshot', 'handOver', 'reserve', 'image', 'data', 'imageEnd', 'snapshotEnd'] as const) {
     row(`a bit flips in ${at}`, { trouble: { at, from: 'source', what: 'flip' }, end: 'stays' })
   }
-  for (const at of ['hello', 'got', 'ack', 'sealed', 'ready'] as const) {
+  for (const at of ['hello', 'reserved', 'got', 'ack', 'sealed', 'ready'] as const) {
     row(`a bit flips in ${at}`, { trouble: { at, from: 'target', what: 'flip' }, end: 'stays' })
   }
   row('a bit flips in the verdict', { trouble: { at: 'verdict', from: 'source', what: 'flip' }, end: 'moves' })
@@ -91,6 +91,7 @@ function faults({ row }: Matrix): void {
     })
   }
 
+  row('the link is silent before reserved', { trouble: stall('reserved', 'target'), end: 'stays' })
   row('the link is silent in the middle of a dump', { trouble: stall('data'), end: 'stays' })
   // A new link works again.
   for (const at of ['sealed', 'ready'] as const) {

@@ -1,7 +1,8 @@
-import { readdirSync } from 'node:fs'
+import { readdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { closedGate, type Moment, writeScript } from '../../lib/role/gate.ts'
+import { clearGates, closedGate, type Moment, writeScript } from '../../lib/role/gate.ts'
 import { within } from '../expect.ts'
 import { type Running, root, run, start, temporary } from '../support/run.ts'
 
@@ -84,6 +85,28 @@ test('before a dump criu waits where we wait for it, and says what it will dump;
     gate.remove()
   }
   assert.equal(readdirSync(path), ['post-dump'])
+  remove()
+})
+
+test('gates whose criu is gone are cleared away, others stay', () => {
+  const { path, remove } = temporary()
+  const gate = closedGate(path, process.pid, 'post-dump')
+  const nobody = 2 ** 22 + 1
+  for (const name of ['pre-dump.go', 'post-dump.held', 'post-dump.lock'])
+    writeFileSync(join(path, `${nobody}.${name}`), '')
+  for (const name of ['post-dump', 'notes', `${nobody}.post-restore.lock`]) writeFileSync(join(path, name), '')
+  clearGates(path)
+  assert.equal(
+    readdirSync(path).sort(),
+    [
+      `${process.pid}.post-dump.held`,
+      `${process.pid}.post-dump.lock`,
+      `${nobody}.post-restore.lock`,
+      'notes',
+      'post-dump',
+    ].sort(),
+  )
+  gate.remove()
   remove()
 })
 
