@@ -164,8 +164,16 @@ test('what was only announced gives way to the images of others', async () => {
   assert.is(pool.used, pool.limit)
   await put(greedy, 'pages-2.img', bytesOf('pages-2.img', 3 * EXTENT))
   throwsFault('MEMORY', pool.take)
-  assert.ok(contents(late).get('pages-1.img')?.equals(bytesOf('pages-1.img', 3 * EXTENT)))
-  assert.ok(contents(greedy).get('pages-2.img')?.equals(bytesOf('pages-2.img', 3 * EXTENT)))
+  assert.ok(
+    contents(late)
+      .get('pages-1.img')
+      ?.equals(bytesOf('pages-1.img', 3 * EXTENT)),
+  )
+  assert.ok(
+    contents(greedy)
+      .get('pages-2.img')
+      ?.equals(bytesOf('pages-2.img', 3 * EXTENT)),
+  )
   greedy.drop()
   assert.is(pool.used, 4 * EXTENT)
   late.drop()
@@ -182,7 +190,11 @@ test('images may use what is not ready yet', async () => {
   await image.end()
   await reserved
   assert.is(pool.used, pool.limit)
-  assert.ok(contents(sink).get('pages-1.img')?.equals(bytesOf('pages-1.img', 7 * EXTENT)))
+  assert.ok(
+    contents(sink)
+      .get('pages-1.img')
+      ?.equals(bytesOf('pages-1.img', 7 * EXTENT)),
+  )
   sink.drop()
   assert.is(pool.used, 0)
 })
