@@ -8,7 +8,8 @@ export const memoryOptions = {
   reserve: { type: 'string' },
 } as const
 
-export const memoryHelp = `      --max-memory SZ  most memory for images (default: 80 % of this machine's)
+export const memoryHelp = `      --max-memory SZ  most memory for images (default: 80 % of what this machine,
+                       or our control group, has)
       --reserve SIZE   so much of it is ready before anything comes: no page faults then`
 
 /** In bytes. */
@@ -20,8 +21,13 @@ export interface Memory {
 /** Throws `USAGE`. */
 export function memoryOf(values: { 'max-memory'?: string | undefined; reserve?: string | undefined }): Memory {
   const most = values['max-memory']
-  const maxMemory = most === undefined ? Math.floor(totalmem() * 0.8) : parseSize(most)
+  const maxMemory = most === undefined ? Math.floor(memoryHere() * 0.8) : parseSize(most)
   const reserve = values.reserve === undefined ? 0 : parseSize(values.reserve)
   if (reserve <= maxMemory) return { maxMemory, reserve }
   throw new Fault('USAGE', `--reserve ${values.reserve} is more than --max-memory`, { hint: 'raise --max-memory' })
+}
+
+/** In a container it is what the container may have; without such a limit that is a number beyond all machines, or 0. */
+function memoryHere(): number {
+  return Math.min(totalmem(), process.constrainedMemory() || totalmem())
 }

@@ -1,3 +1,4 @@
+import { freemem } from 'node:os'
 import { Fault } from '../fault.ts'
 import * as libc from './libc.ts'
 
@@ -32,6 +33,11 @@ export function mapMemory(bytes: number): Region {
  */
 export async function populate(address: bigint, bytes: number): Promise<void> {
   await libc.madviseAside(address, bytes, libc.MADV_POPULATE_WRITE)
+}
+
+/** Bytes that this machine, and our control group, can still give without taking them from somebody. */
+export function availableMemory(): number {
+  return Math.min(freemem(), process.availableMemory())
 }
 
 /** Gives the memory back to the system and keeps the addresses: a window that is still held reads zeros. */

@@ -67,12 +67,21 @@ export function parentOf(pid: number): number | undefined {
   return found === undefined ? undefined : Number(found)
 }
 
-/** Its childrenOf, also those that have ended and wait for it to take note. */
+/** Its children, of all its threads, also those that have ended and wait for it to take note. */
 export function childrenOf(pid: number): number[] {
-  return procFile(pid, `task/${pid}/children`).split(' ').map(Number).filter(Boolean)
+  const files = threadsOf(pid).map((thread) => procFile(pid, `task/${thread}/children`))
+  return files.join('').split(' ').map(Number).filter(Boolean)
 }
 
-/** Its childrenOf, and theirs. */
+function threadsOf(pid: number): string[] {
+  try {
+    return readdirSync(`/proc/${pid}/task`)
+  } catch {
+    return []
+  }
+}
+
+/** Its children, and theirs. */
 export function descendants(pid: number): number[] {
   return childrenOf(pid).flatMap((child) => [child, ...descendants(child)])
 }

@@ -24,18 +24,22 @@ export interface Approach {
   remove(): void
 }
 
-/** Waits for its first word. Undefined, with the socket closed, for one that leaves without any. */
-export async function approach(socket: Fd, gates: string): Promise<Approach | undefined> {
+/** Waits for its first word. Undefined, with the socket closed, for one that leaves without any, or where the signal comes first. */
+export async function approach(socket: Fd, gates: string, signal: AbortSignal): Promise<Approach | undefined> {
   const pid = peerPid(socket)
   const gate = closedGate(gates, pid, 'pre-dump')
   const spoken = hasSpoken(socket)
   spoken.catch(() => {})
-  const first = await Promise.race([gate.held, spoken]).catch(() => false)
-  if (first === false) {
+  let there = true
+  const leave = (): void => {
+    if (there) closeFd(socket)
+    there = false
     gate.remove()
-    closeFd(socket)
-    return undefined
   }
+  signal.addEventListener('abort', leave)
+  const first = await Promise.race([gate.held, spoken]).catch(() => false)
+  signal.removeEventListener('abort', leave)
+  if (first === false || !there) return void leave()
   const begun = spoken.finally(gate.remove)
   begun.catch(() => {})
   const bytes = typeof first === 'number' ? memoryOfTree(first) : undefined

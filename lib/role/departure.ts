@@ -96,7 +96,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   if (bytes !== undefined) {
     const reserved = talk.then((said) => said.reserved)
     const ready = Promise.race([reserved, late(timeoutMs, NO_MEMORY, stop.signal)])
-    ready.then(criu.open, (reason: unknown) => stop.abort(reason))
+    ready.then(criu.open).catch((reason: unknown) => stop.abort(reason))
   }
 
   let state: SourceState = 'offering'

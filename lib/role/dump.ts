@@ -101,7 +101,7 @@ export async function withCriu(
   let dumping: Approach | undefined
   try {
     dumping = await Promise.race([
-      approachAt(place.listener, secret.path),
+      approachAt(place.listener, secret.path, options.signal),
       run.done.then(() => {
         throw new Fault('CRIU', 'criu dump ended without sending an image', { hint: 'is it newer than 3.15?' })
       }),
@@ -124,9 +124,9 @@ export async function withCriu(
 }
 
 /** Whoever leaves without a word was no criu. */
-async function approachAt(listener: Fd, gates: string): Promise<Approach> {
+async function approachAt(listener: Fd, gates: string, signal: AbortSignal): Promise<Approach> {
   for (;;) {
-    const dumping = await approach(await acceptUnix(listener), gates)
+    const dumping = await approach(await acceptUnix(listener), gates, signal)
     if (dumping !== undefined) return dumping
   }
 }

@@ -200,8 +200,11 @@ esac
 [ -p $gate.held ] || { echo "${moment}: criu-ferry does not know this criu ($PPID)" >&2; exit 1; }
 echo held $CRTOOLS_INIT_PID 1<>$gate.held`
 
+/** Whoever reads criu's socket may need a moment to find it there; it may also want nothing before the dump. */
 const preDump = `
-pre-dump) gate=$PPID.pre-dump; [ -p $gate.held ] || exit 0 ;;`
+pre-dump) gate=$PPID.pre-dump
+  tries=0; until [ -p $gate.held ] || [ $tries -ge 20 ]; do sleep 0.05; tries=$((tries + 1)); done
+  [ -p $gate.held ] || exit 0 ;;`
 
 const postDump = `${head('post-dump', preDump)}
 flock -s $gate.lock true && [ -e $gate.go ]

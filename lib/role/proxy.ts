@@ -99,7 +99,7 @@ async function forward(
   tally: Tally,
 ): Promise<void> {
   const { cache, until, timeoutMs, report, signal } = options
-  const criu = await approach(socket, directory)
+  const criu = await approach(socket, directory, signal)
   if (criu === undefined) return
   const begun = performance.now()
   const connect = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, timeoutMs, stop)

@@ -3,6 +3,7 @@
  * begin with, each next one four times as large.
  */
 
+import { setTimeout } from 'node:timers/promises'
 import type { ImageEntry } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
 import { populate } from '../kernel/memory.ts'
@@ -24,6 +25,8 @@ export interface MemorySnapshot extends ImageSink {
   readonly images: ReadonlyMap<ImageName, StoredImage>
   /** Bytes of memory held, unused ends included. */
   readonly held: number
+  /** Answers after `patienceMs` at most, and goes on. */
+  reserve(bytes: number, patienceMs?: number): Promise<number>
   /** Gives back what only this piece of a complete image holds; it cannot be read again. */
   release(piece: Piece): void
   /** No more images come: what was reserved for them is given back. */
@@ -34,6 +37,8 @@ export interface MemorySnapshot extends ImageSink {
 
 /** Threads that fault memory in; libuv has four. */
 const FAULTING = 2
+/** How long a sender waits for what it announced; the rest becomes ready while its images come. */
+const PATIENCE_MS = 10_000
 const FIRST_PIECE = 2 ** 10
 /** An image above this gets extents of its own. */
 const LARGEST_SHARED = 64 * 2 ** 10
@@ -46,6 +51,8 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
   const owned = new Set<bigint>()
   /** Made ready for what was announced. */
   const ahead: Extent[] = []
+  /** Being made ready. They may be used all the same: contents stay. */
+  const faulting = new Set<Extent>()
   let shared: Piece | undefined = { ...extent() }
 
   let open = true
@@ -56,8 +63,15 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
     return taken
   }
 
+  function giveUp(): Extent | undefined {
+    const extent = ahead.pop() ?? faulting.values().next().value
+    if (extent !== undefined) faulting.delete(extent)
+    return extent
+  }
+
   function giveAhead(): void {
     open = false
+    pool.spare.delete(giveUp)
     for (const spare of ahead.splice(0)) pool.give(spare)
   }
 
@@ -106,18 +120,23 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
   return {
     images,
     open: openImage,
-    async reserve(bytes) {
+    async reserve(bytes, patienceMs = PATIENCE_MS) {
       let ready = 0
+      if (open) pool.spare.add(giveUp)
       const faultIn = async (): Promise<void> => {
-        while (open && ready < bytes && pool.limit - pool.used >= EXTENT) {
+        while (open && ready < bytes) {
+          const extent = pool.ahead()
+          if (extent === undefined) return
           ready += EXTENT
-          const extent = pool.take()
+          faulting.add(extent)
           await populate(extent.address, EXTENT)
+          if (!faulting.delete(extent)) continue
           if (open) ahead.push(extent)
           else pool.give(extent)
         }
       }
-      await Promise.all(Array.from({ length: FAULTING }, faultIn))
+      const all = Promise.all(Array.from({ length: FAULTING }, faultIn))
+      await Promise.race([all, setTimeout(patienceMs, undefined, { ref: false })])
       return Math.min(ready, bytes)
     },
     complete: giveAhead,

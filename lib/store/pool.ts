@@ -4,10 +4,11 @@
  * Page faults on memory that was never touched take longer than filling it, so the first `reserve` bytes are faulted in
  * aside, from the start and again when they were given back. Memory is mapped 64 MiB at a time and carved up. What is given back is discarded (the system has it again) but stays
  * mapped, for the next snapshot: a window that somebody still held reads zeros and cannot crash. Bounds hold for a
- * sender's appetite too: `take` throws `MEMORY`, and the snapshot that asked is dropped while others stay.
+ * sender's appetite too: `take` throws `MEMORY`, and the snapshot that asked is dropped while others stay. What was only made ready
+ * ahead gives way to images: an announcement costs nobody else anything, and takes no memory that the machine lacks.
  */
 import { Fault } from '../fault.ts'
-import { discard, HUGE_PAGE, mapMemory, populate } from '../kernel/memory.ts'
+import { availableMemory, discard, HUGE_PAGE, mapMemory, populate } from '../kernel/memory.ts'
 import { formatSize } from '../size.ts'
 
 export interface Extent {
@@ -17,21 +18,28 @@ export interface Extent {
 
 export const EXTENT = HUGE_PAGE
 const REGION = 32 * EXTENT
+/** What an announcement leaves to others on this machine. */
+const LEFT = 2 ** 28
 
 export interface Pool {
   readonly limit: number
   /** Bytes that are handed out. */
   readonly used: number
-  /** Throws `MEMORY` when the limit is reached. */
+  /** Throws `MEMORY` when the limit is reached and nobody has one to spare. */
   take(): Extent
+  /** One to make ready ahead; undefined where the limit, or the machine's memory, is near. */
+  ahead(): Extent | undefined
+  /** Those who have such extents, each giving one up. */
+  readonly spare: Set<() => Extent | undefined>
   /** The caller has no window on it left. */
   give(extent: Extent): void
 }
 
 /** A pool of at most `limit` bytes, of which `reserve` are kept ready. */
-export function openPool(limit: number, reserve = 0): Pool {
+export function openPool(limit: number, reserve = 0, available = availableMemory): Pool {
   const free: Extent[] = []
   const ready: Extent[] = []
+  const spare: Pool['spare'] = new Set()
   let used = 0
   let filling = false
 
@@ -48,28 +56,49 @@ export function openPool(limit: number, reserve = 0): Pool {
   async function refill(): Promise<void> {
     if (filling) return
     filling = true
-    while (used + (ready.length + 1) * EXTENT <= reserve) {
-      const extent = fromFree()
-      await populate(extent.address, EXTENT)
-      ready.push(extent)
+    try {
+      while (used + (ready.length + 1) * EXTENT <= reserve) {
+        const extent = fromFree()
+        await populate(extent.address, EXTENT)
+        ready.push(extent)
+      }
+    } catch {
+      // Whoever needs it is told.
+    } finally {
+      filling = false
     }
-    filling = false
   }
   void refill()
+
+  function take(): Extent {
+    const extent = ready.pop() ?? fromFree()
+    used += EXTENT
+    return extent
+  }
 
   return {
     limit,
     get used() {
       return used
     },
-    take() {
-      if (used + EXTENT > limit) {
-        throw new Fault('MEMORY', `the memory for images is full: ${formatSize(used)} of ${formatSize(limit)}`, {
-          hint: 'raise --max-memory, or stop the cache to drop the snapshots that it holds',
-        })
+    spare,
+    ahead() {
+      if (used + EXTENT > limit || available() < LEFT) return undefined
+      try {
+        return take()
+      } catch {
+        return undefined
       }
-      used += EXTENT
-      return ready.pop() ?? fromFree()
+    },
+    take() {
+      if (used + EXTENT <= limit) return take()
+      for (const giveUp of spare) {
+        const given = giveUp()
+        if (given !== undefined) return given
+      }
+      throw new Fault('MEMORY', `the memory for images is full: ${formatSize(used)} of ${formatSize(limit)}`, {
+        hint: 'raise --max-memory, or stop the cache to drop the snapshots that it holds',
+      })
     },
     give(extent) {
       discard(extent.address, EXTENT)

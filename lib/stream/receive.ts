@@ -89,7 +89,7 @@ export async function receiveSnapshot(
         return snapshot
       }
       case 'handOver':
-        if (onHandOver === undefined || entries.length > 0 || offered) throw unexpected(frame)
+        if (onHandOver === undefined || entries.length > 0 || offered || reserving) throw unexpected(frame)
         offered = true
         onHandOver(frame.until, frame.token)
         break

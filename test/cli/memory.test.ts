@@ -6,9 +6,10 @@ import { throwsFault } from '../expect.ts'
 
 const test = suite('cli/memory')
 
-test('memory is a size, or four fifths of what the machine has; nothing of it is reserved', () => {
+test('memory is a size, or four fifths of what the machine or our control group has; nothing of it is reserved', () => {
   assert.equal(memoryOf({ 'max-memory': '512M' }), { maxMemory: 512 * 2 ** 20, reserve: 0 })
-  assert.equal(memoryOf({}), { maxMemory: Math.floor(totalmem() * 0.8), reserve: 0 })
+  const here = Math.min(totalmem(), process.constrainedMemory() || totalmem())
+  assert.equal(memoryOf({}), { maxMemory: Math.floor(here * 0.8), reserve: 0 })
   throwsFault('USAGE', () => memoryOf({ 'max-memory': 'lots' }))
 })
 

@@ -1,5 +1,5 @@
 /** The hand-over with the real CRIU: one live copy, or a stopped one that is named, whatever breaks. */
-import { readdirSync } from 'node:fs'
+import { readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
@@ -53,7 +53,9 @@ function handOvers(criu: string): void {
         assert.is((await stage.dump().ended).code, 0, proxy.stderr() + container.stderr())
         await proxy.says(/it runs on the target/)
         const [first = 0] = childrenOf(container.child.pid as number)
-        const copy = childrenOf(first).find((pid) => commandLine(pid).includes(join(stage.folder, 'load.log'))) ?? 0
+        // It is a child of its criu until that has ended.
+        const isCopy = (pid: number): boolean => commandLine(pid).includes(join(stage.folder, 'load.log'))
+        const copy = await eventually(() => childrenOf(first).find(isCopy), 'a copy')
         await stage.load.verify(copy)
         process.kill(copy, 'SIGKILL')
         await eventually(() => !childrenOf(first).includes(copy) || undefined, 'the end of the copy', 5000)
@@ -106,6 +108,27 @@ function handOvers(criu: string): void {
       assert.is((await dumped.ended).code, 0)
       await stage.arrived()
       await cache.stop()
+      slow.close()
+    }),
+  )
+
+  test(
+    'a gate that is taken away while criu waits before the freeze: that dump fails, the proxy goes on',
+    play(async (stage) => {
+      const { port } = await stage.cache('--restore')
+      const slow = await relay(port, { at: 'reserve', from: 'source', what: 'stall' })
+      const proxy = await stage.proxy(slow.port, '--until', 'running')
+      const dumped = stage.dump()
+      await slow.happened
+      const gate = readdirSync(stage.source).find((name) => name.endsWith('.pre-dump.lock')) ?? ''
+      rmSync(join(stage.source, gate))
+      slow.mend()
+      assert.is.not((await dumped.ended).code, 0)
+      await proxy.says(/failed: /)
+      await stage.stayed()
+      const again = await stage.dump().ended
+      assert.is(again.code, 0, again.stderr + proxy.stderr())
+      await stage.arrived()
       slow.close()
     }),
   )

@@ -47,6 +47,16 @@ test('the memory of a tree: its own, not that of files, and its children’s', a
   for (const pid of [child, tree.pid as number]) process.kill(pid, 'SIGKILL')
 })
 
+test('a child of any thread is a child', async () => {
+  const thread = `const { pid } = require('child_process').spawn('sleep', ['1000']); console.log(pid)`
+  const program = `new (require('worker_threads').Worker)(${JSON.stringify(thread)}, { eval: true })`
+  const parent = spawn(process.execPath, ['-e', program], { stdio: ['ignore', 'pipe', 'ignore'] })
+  const [said] = (await once(parent.stdout, 'data')) as [Buffer]
+  const child = Number(said)
+  assert.equal(descendants(parent.pid as number), [child])
+  for (const pid of [child, parent.pid as number]) process.kill(pid, 'SIGKILL')
+})
+
 test('a process that is forgotten is waited for no more', async () => {
   const own = openProcess(process.pid)
   own?.close()

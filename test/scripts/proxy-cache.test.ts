@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, statSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
@@ -37,6 +37,17 @@ test('images cross from a dump to a restore, and the cache says that it sealed t
     }
     await cache.says(/served: 3 images[\s\S]*served: 3 images/)
   }))
+
+test('a client that says nothing does not keep a proxy from its end', async () => {
+  const { path, remove } = temporary()
+  const proxy = await startProxy(path, '1')
+  const silent = net.connect(join(path, 'streamer-capture.sock'))
+  await eventually(() => readdirSync(path).some((name) => name.endsWith('.pre-dump.held')) || undefined, 'its gate')
+  assert.is((await proxy.stop()).code, 143)
+  assert.equal(readdirSync(path), [])
+  silent.destroy()
+  remove()
+})
 
 test('a restore that comes first waits for the snapshot that is on its way', () =>
   using({}, async ({ dump, restore, cache }) => {

@@ -6,6 +6,7 @@ import { type MemorySnapshot, memorySnapshot, type StoredImage } from '../../lib
 import { EXTENT, openPool } from '../../lib/store/pool.ts'
 import { throwsFault } from '../expect.ts'
 import { bytesOf, contents, entry } from '../stream/snapshots.ts'
+import { eventually } from '../support/run.ts'
 
 const test = suite('store/memory')
 
@@ -152,6 +153,77 @@ test('what is announced is made ready, up to the limit, and what is not used of 
   assert.is(pool.used, pool.limit)
   greedy.drop()
   assert.is(pool.used, 3 * EXTENT)
+})
+
+test('what was only announced gives way to the images of others', async () => {
+  const pool = openPool(8 * EXTENT)
+  const greedy = memorySnapshot(pool)
+  assert.is(await greedy.reserve(2 ** 48), 7 * EXTENT)
+  const late = memorySnapshot(pool)
+  await put(late, 'pages-1.img', bytesOf('pages-1.img', 3 * EXTENT))
+  assert.is(pool.used, pool.limit)
+  await put(greedy, 'pages-2.img', bytesOf('pages-2.img', 3 * EXTENT))
+  throwsFault('MEMORY', pool.take)
+  assert.ok(
+    contents(late)
+      .get('pages-1.img')
+      ?.equals(bytesOf('pages-1.img', 3 * EXTENT)),
+  )
+  assert.ok(
+    contents(greedy)
+      .get('pages-2.img')
+      ?.equals(bytesOf('pages-2.img', 3 * EXTENT)),
+  )
+  greedy.drop()
+  assert.is(pool.used, 4 * EXTENT)
+  late.drop()
+  assert.is(pool.used, 0)
+  assert.is(pool.spare.size, 0)
+})
+
+test('images may use what is not ready yet', async () => {
+  const pool = openPool(8 * EXTENT)
+  const sink = memorySnapshot(pool)
+  const reserved = sink.reserve(7 * EXTENT)
+  const image = await writing(sink, 'pages-1.img')
+  await image.add(bytesOf('pages-1.img', 7 * EXTENT))
+  await image.end()
+  await reserved
+  assert.is(pool.used, pool.limit)
+  assert.ok(
+    contents(sink)
+      .get('pages-1.img')
+      ?.equals(bytesOf('pages-1.img', 7 * EXTENT)),
+  )
+  sink.drop()
+  assert.is(pool.used, 0)
+})
+
+test('nothing is made ready on a machine that has no memory left', async () => {
+  const pool = openPool(8 * EXTENT, 0, () => 0)
+  const sink = memorySnapshot(pool)
+  assert.is(await sink.reserve(7 * EXTENT), 0)
+  await put(sink, 'pages-1.img', bytesOf('pages-1.img', 7 * EXTENT))
+  sink.drop()
+})
+
+test('a sender waits for much memory only so long; the rest becomes ready afterwards', async () => {
+  const pool = openPool(128 * EXTENT)
+  const sink = memorySnapshot(pool)
+  const ready = await sink.reserve(100 * EXTENT, 0)
+  assert.ok(ready < 100 * EXTENT, `${ready}`)
+  await eventually(() => pool.used === 101 * EXTENT || undefined, 'the rest')
+  sink.drop()
+  await eventually(() => pool.used === 0 || undefined, 'its return')
+})
+
+test('a snapshot that is dropped while memory becomes ready for it gives all back', async () => {
+  const pool = openPool(64 * EXTENT)
+  const sink = memorySnapshot(pool)
+  const reserved = sink.reserve(60 * EXTENT)
+  sink.drop()
+  assert.ok((await reserved) < 60 * EXTENT)
+  assert.is(pool.used, 0)
 })
 
 test('pieces of a dropped image read zeros', async () => {

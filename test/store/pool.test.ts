@@ -1,10 +1,11 @@
 import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import * as libc from '../../lib/kernel/libc.ts'
 import { EXTENT, type Extent, openPool } from '../../lib/store/pool.ts'
 import { throwsFault } from '../expect.ts'
-import { eventually } from '../support/run.ts'
+import { eventually, run } from '../support/run.ts'
 
 const test = suite('store/pool')
 
@@ -92,6 +93,14 @@ test('what is reserved is faulted in aside, before it is asked for, and again wh
   for (const extent of [...taken, ...more]) pool.give(extent)
   await eventually(() => resident() - before > least || undefined, 'memory that is reserved again')
   for (const extent of takeAll(32, pool.take)) assert.ok(zeros.equals(extent.window), 'and reads zeros')
+})
+
+test('where nothing more can be mapped, what was announced is answered, a taker hears MEMORY, and the count is right', async () => {
+  const program = join(import.meta.dirname, 'no-address-space.ts')
+  const { code, stdout, stderr } = await run(process.execPath, ['--import', 'tsx', program])
+  assert.is(code, 0, stderr)
+  // One region is 32 extents; one of them is the first of the snapshot.
+  assert.equal(JSON.parse(stdout.toString()), { ready: 23, used: 32, fault: 'MEMORY' })
 })
 
 test.run()

@@ -613,6 +613,8 @@ test('a hand-over is offered once, before the first image, and only to who can a
   assert.equal(await take(offer), ['sealed', 'TRUNCATED'])
   assert.equal(await take(offer, offer), ['sealed', 'FORMAT'])
   assert.equal(await take(opened, offer), ['FORMAT'])
+  assert.equal(await take(offer, { type: 'reserve', offset: 1 }), ['sealed', 'TRUNCATED'])
+  assert.equal(await take({ type: 'reserve', offset: 1 }, offer), ['FORMAT'])
   await rejectsFault('FORMAT', receiveBytes(stream({ type: 'snapshot', id }, offer)))
 })
 
