@@ -2,11 +2,12 @@
  * The ways to move a process on one host, each from the start of criu dump until criu restore has let the tasks run: ours,
  * and what a user has without us. All of them keep images in memory only.
  */
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { type ChildProcess, execFileSync } from 'node:child_process'
 import { copyFileSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { decodeDumpStats } from '../format/stats.ts'
+import type { Children } from './children.ts'
 import { cpuSeconds, peakBytes } from './machine.ts'
 
 export interface Course {
@@ -16,6 +17,8 @@ export interface Course {
   gone: Promise<void>
   /** On a file system in memory; removed by the caller. */
   folder: string
+  /** What it starts is ended by the caller. */
+  start: Children['start']
 }
 
 /** How our commands are run. */
@@ -46,9 +49,12 @@ export interface Contender {
   run(course: Course): Promise<Figures>
 }
 
-async function ran(program: string, args: string[], cwd: string): Promise<void> {
-  const child = spawn(program, args, { cwd, stdio: ['ignore', 'ignore', 'pipe'] })
-  await succeeded(child, [program, ...args].join(' '))
+/** Runs a program to its end. */
+function ran({ start }: Course, program: string, args: string[], cwd?: string): Promise<void> {
+  const done = succeeded(start(program, args, cwd === undefined ? {} : { cwd }), [program, ...args].join(' '))
+  // Where another one fails before, nobody waits for this one.
+  done.catch(() => {})
+  return done
 }
 
 function succeeded(child: ChildProcess, what: string): Promise<void> {
@@ -68,7 +74,7 @@ function succeeded(child: ChildProcess, what: string): Promise<void> {
 /** Waits for the words in what a daemon says on stderr. Returns what the pattern caught. */
 function says(child: ChildProcess, pattern: RegExp): Promise<string> {
   let said = ''
-  return new Promise((resolve, reject) => {
+  const heard = new Promise<string>((resolve, reject) => {
     child.stderr?.on('data', (text: Buffer) => {
       said += String(text)
       const match = pattern.exec(said)
@@ -76,6 +82,8 @@ function says(child: ChildProcess, pattern: RegExp): Promise<string> {
     })
     child.once('close', () => reject(new Fault('IO', `a daemon ended: ${said}`)))
   })
+  heard.catch(() => {})
+  return heard
 }
 
 const seconds = (since: number): number => (performance.now() - since) / 1000
@@ -97,9 +105,9 @@ const tmpfs: Contender = {
   async run(course) {
     const images = make(course, 'images')
     const begun = performance.now()
-    await ran(course.criu, dumpOf(course, images), images)
+    await ran(course, course.criu, dumpOf(course, images), images)
     await course.gone
-    await ran(course.criu, restoreOf(images), images)
+    await ran(course, course.criu, restoreOf(images), images)
     return { total: seconds(begun), frozen: frozenIn(images) }
   },
 }
@@ -111,22 +119,18 @@ const pageServer: Contender = {
   async run(course) {
     const [source, target] = [make(course, 'source'), make(course, 'target')]
     const port = await freePort()
-    const server = spawn(
-      course.criu,
-      ['page-server', '-D', target, '--address', '127.0.0.1', '--port', `${port}`, '--status-fd', '2'],
-      {
-        stdio: ['ignore', 'ignore', 'pipe'],
-      },
-    )
+    const listen = ['--address', '127.0.0.1', '--port', `${port}`, '--status-fd', '2']
+    const server = course.start(course.criu, ['page-server', '-D', target, ...listen])
     const served = succeeded(server, 'criu page-server')
-    await new Promise((resolve) => server.stderr?.once('data', resolve))
+    served.catch(() => {})
+    await Promise.race([served, new Promise((resolve) => server.stderr?.once('data', resolve))])
     const begun = performance.now()
     const to = ['--page-server', '--address', '127.0.0.1', '--port', `${port}`]
-    await ran(course.criu, [...dumpOf(course, source), ...to], source)
+    await ran(course, course.criu, [...dumpOf(course, source), ...to], source)
     await served
     for (const name of readdirSync(source)) copyFileSync(join(source, name), join(target, name))
     await course.gone
-    await ran(course.criu, restoreOf(target), target)
+    await ran(course, course.criu, restoreOf(target), target)
     return { total: seconds(begun), frozen: frozenIn(source) }
   },
 }
@@ -139,16 +143,14 @@ const tarSocat: Contender = {
     const [source, target] = [make(course, 'source'), make(course, 'target')]
     const port = await freePort()
     const begun = performance.now()
-    await ran(course.criu, dumpOf(course, source), source)
-    const taking = ran(
-      'sh',
-      ['-c', `socat -u TCP-LISTEN:${port},bind=127.0.0.1,reuseaddr - | tar -x -C ${target}`],
-      target,
-    )
-    await ran('sh', ['-c', `tar -c -C ${source} . | socat -u - TCP:127.0.0.1:${port},retry=50,interval=0.02`], source)
+    await ran(course, course.criu, dumpOf(course, source), source)
+    const listener = `TCP-LISTEN:${port},bind=127.0.0.1,reuseaddr`
+    const taking = ran(course, 'socat', ['-u', listener, `EXEC:tar -x -C ${target}`])
+    const sender = `TCP:127.0.0.1:${port},retry=50,interval=0.02`
+    await ran(course, 'socat', ['-u', `EXEC:tar -c -C ${source} .`, sender])
     await taking
     await course.gone
-    await ran(course.criu, restoreOf(target), target)
+    await ran(course, course.criu, restoreOf(target), target)
     return { total: seconds(begun), frozen: frozenIn(source) }
   },
 }
@@ -162,40 +164,33 @@ function ours(name: string, what: string, commands: Commands, env: Record<string
       const [source, target] = [make(course, 'source'), make(course, 'target')]
       const [node = 'node', ...execArgs] = commands.node
       const daemon = (command: string, args: string[]): ChildProcess =>
-        spawn(node, [...execArgs, join(commands.scripts, `${command}${commands.suffix}`), ...args], {
+        course.start(node, [...execArgs, join(commands.scripts, `${command}${commands.suffix}`), ...args], {
           env: { ...process.env, ...env },
-          stdio: ['ignore', 'ignore', 'pipe'],
         })
       const cache = daemon('cache', ['--port', '0', '-D', target])
-      const daemons = [cache]
-      try {
-        const port = await says(cache, /listening on 127\.0\.0\.1:(\d+)/)
-        const proxy = daemon('proxy', ['--port', port, '-D', source])
-        daemons.push(proxy)
-        await says(proxy, /listening on (.*)/)
-        const handed = says(proxy, /handed over/)
-        handed.catch(() => {})
-        const before = { proxy: cpuSeconds(proxy.pid), cache: cpuSeconds(cache.pid) }
-        const begun = performance.now()
-        await ran(
-          course.criu,
-          [...dumpOf(course, source), '--stream', '--action-script', join(source, 'post-dump')],
-          source,
-        )
-        await course.gone
-        await ran(course.criu, [...restoreOf(target), '--stream'], target)
-        const total = seconds(begun)
-        await handed
-        return {
-          total,
-          frozen: frozenIn(source),
-          proxyCpu: cpuSeconds(proxy.pid) - before.proxy,
-          cacheCpu: cpuSeconds(cache.pid) - before.cache,
-          proxyPeak: peakBytes(proxy.pid),
-          cachePeak: peakBytes(cache.pid),
-        }
-      } finally {
-        for (const child of daemons) child.kill('SIGTERM')
+      const port = await says(cache, /listening on 127\.0\.0\.1:(\d+)/)
+      const proxy = daemon('proxy', ['--port', port, '-D', source])
+      await says(proxy, /listening on (.*)/)
+      const handed = says(proxy, /handed over/)
+      const before = { proxy: cpuSeconds(proxy.pid), cache: cpuSeconds(cache.pid) }
+      const begun = performance.now()
+      await ran(
+        course,
+        course.criu,
+        [...dumpOf(course, source), '--stream', '--action-script', join(source, 'post-dump')],
+        source,
+      )
+      await course.gone
+      await ran(course, course.criu, [...restoreOf(target), '--stream'], target)
+      const total = seconds(begun)
+      await handed
+      return {
+        total,
+        frozen: frozenIn(source),
+        proxyCpu: cpuSeconds(proxy.pid) - before.proxy,
+        cacheCpu: cpuSeconds(cache.pid) - before.cache,
+        proxyPeak: peakBytes(proxy.pid),
+        cachePeak: peakBytes(cache.pid),
       }
     },
   }

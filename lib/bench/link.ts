@@ -18,6 +18,8 @@ export interface LinkRun {
 }
 
 const PIECE = 2 ** 20
+/** Different pieces: more than a processor's cache holds. */
+const SOME = 64
 
 /** Sends `bytes` bytes, a multiple of 1 MiB, over a fresh link to a cache. Throws `LINK`, and what the cache refuses. */
 export async function runLink(link: Link, bytes: number, kind: Kind, signal: AbortSignal): Promise<LinkRun> {
@@ -64,8 +66,8 @@ const piece: Record<Kind, () => Buffer> = {
 }
 
 function madeUp(bytes: number, kind: Kind): ImageSource {
-  const one = piece[kind]()
-  const pieces = Array.from({ length: bytes / PIECE }, () => one)
+  const some = Array.from({ length: SOME }, piece[kind])
+  const pieces = Array.from({ length: bytes / PIECE }, (_, index) => some[index % SOME] as Buffer)
   async function* images(): AsyncGenerator<OpenImage> {
     yield { name: imageName('pages-1.img'), body: { kind: 'pieces', pieces } }
     yield { name: INVENTORY, body: { kind: 'pieces', pieces: [Buffer.from('made up')] } }

@@ -1,7 +1,8 @@
 /** What is known of processes, and of this machine, for figures that others can judge. */
-import { execFileSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { cpus, loadavg, release, totalmem } from 'node:os'
+import { Fault } from '../fault.ts'
 import { formatSize } from '../size.ts'
 
 /** Processor time of a process and its threads, in seconds. */
@@ -33,8 +34,10 @@ export interface Machine {
   load: number
 }
 
+/** Throws `CRIU`. */
 export function describeMachine(criu: string): Machine {
-  const version = /Version: (\S+)/.exec(execFileSync(criu, ['--version'], { encoding: 'utf8' }))?.[1] ?? 'unknown'
+  const version = /Version: (\S+)/.exec(spawnSync(criu, ['--version'], { encoding: 'utf8' }).stdout)?.[1]
+  if (version === undefined) throw new Fault('CRIU', `${criu} does not say its version`, { hint: 'is it a criu?' })
   return {
     date: new Date().toISOString().slice(0, 10),
     processor: cpus()[0]?.model ?? 'unknown',

@@ -1,8 +1,9 @@
 /** Runs of all contenders, one after the other and again in the other order, so that what drifts hits all alike. */
 import { mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
+import { openChildren } from './children.ts'
 import type { Contender, Figures } from './contenders.ts'
-import { type Kind, startMemory } from './memory.ts'
+import { type Kind, type Loaded, startMemory } from './memory.ts'
 
 export interface RaceOptions {
   criu: string
@@ -54,17 +55,25 @@ export async function race(options: RaceOptions): Promise<Lane[]> {
   return lanes
 }
 
-async function once(contender: Contender, bytes: number, { criu, kind, script, place }: RaceOptions): Promise<Result> {
+async function once(
+  contender: Contender,
+  bytes: number,
+  { criu, kind, script, place, signal }: RaceOptions,
+): Promise<Result> {
   const folder = mkdtempSync(join(place, 'ferry-bench-'))
+  const { start, end } = openChildren(signal)
+  let loaded: Loaded | undefined
   try {
-    const { pid, gone, verify, kill } = await startMemory(script, bytes, kind, folder)
-    try {
-      const figures = await contender.run({ criu, pid, gone, folder })
-      return { ...figures, downtime: await verify() }
-    } finally {
-      kill()
-    }
+    loaded = await startMemory(script, bytes, kind, folder)
+    const { pid, gone, verify } = loaded
+    const figures = await contender.run({ criu, pid, gone, folder, start })
+    return { ...figures, downtime: await verify() }
+  } catch (error) {
+    signal.throwIfAborted()
+    throw error
   } finally {
+    await end()
+    loaded?.kill()
     rmSync(folder, { recursive: true, force: true })
   }
 }

@@ -1,4 +1,5 @@
 /** The benchmark itself: that it moves what it says, verifies it, and leaves nothing. What it measures is not asserted. */
+import { spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
@@ -6,11 +7,11 @@ import * as assert from 'uvu/assert'
 import type { Lane } from '../../lib/bench/race.ts'
 import { real } from '../support/criu.ts'
 import { startCache } from '../support/daemons.ts'
-import { root, run, temporary } from '../support/run.ts'
+import { eventually, root, run, start, temporary } from '../support/run.ts'
 
 const test = suite('bench')
-const bench = (...args: string[]) =>
-  run(process.execPath, ['--import', 'tsx', join(root, 'scripts', 'bench.ts'), ...args], { cwd: root })
+const program = ['--import', 'tsx', join(root, 'scripts', 'bench.ts')]
+const bench = (...args: string[]) => run(process.execPath, [...program, ...args], { cwd: root })
 
 if (typeof real === 'string') console.log(`skipped: bench moves nothing: ${real}`)
 else {
@@ -46,6 +47,29 @@ else {
     }
     assert.match(readFileSync(chart, 'utf8'), /^<svg [\s\S]*ferry, 8.00 MiB[\s\S]*<\/svg>\n$/)
     assert.equal(readdirSync(path), ['chart.svg'])
+    remove()
+  })
+
+  test('a signal in the middle, and a criu that fails: nothing is left', async () => {
+    const { path, remove } = temporary()
+    const left = (): string[] => readdirSync(path)
+    const place = ['--place', path, '--size', '64M']
+    for (const only of ['ferry', 'page-server']) {
+      const running = start(
+        process.execPath,
+        [...program, '--runs', '1000', '--only', only, '--criu', criu, ...place],
+        { cwd: root },
+      )
+      await running.says(new RegExp(`${only} 64.0 MiB: stood still`))
+      await eventually(() => left().length > 0 || undefined, 'the next run')
+      assert.is((await running.stop('SIGTERM')).code, 143)
+      assert.equal(left(), [])
+      assert.is(spawnSync('pgrep', ['-f', path]).status, 1, 'a process of the run is left')
+      const failed = await bench('--runs', '1', '--only', only, '--criu', '/bin/false', ...place)
+      assert.is(failed.code, 5, failed.stderr)
+      assert.equal(left(), [])
+      assert.is(spawnSync('pgrep', ['-f', path]).status, 1, 'a process of the run is left')
+    }
     remove()
   })
 }
