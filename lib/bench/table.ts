@@ -38,7 +38,7 @@ const spread = ({ results }: Lane): string => {
 
 const columns: readonly Column[] = [
   { title: 'still s', width: 8, show: seconds('downtime') },
-  { title: 'least-most', width: 11, show: spread },
+  { title: 'least-most', width: 13, show: spread },
   { title: 'x page-server', width: 14, show: against('page-server', 'downtime') },
   { title: 'x tmpfs', width: 8, show: against('tmpfs', 'downtime') },
   { title: 'frozen s', width: 9, show: seconds('frozen') },
