@@ -26,6 +26,7 @@ export function plot(lanes: readonly Lane[], title: string): string {
   const height = TOP + lanes.length * (BAR + GAP)
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" width="${LEFT + WIDTH + RIGHT}" height="${height}" font-family="sans-serif" font-size="12">`,
+    `<title>${xmlText(title)}</title>`,
     `<text x="8" y="18">${xmlText(title)}</text>`,
     ...bars,
     '</svg>\n',
