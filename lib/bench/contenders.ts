@@ -4,6 +4,7 @@
  */
 import { type ChildProcess, execFileSync } from 'node:child_process'
 import { copyFileSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
+import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { decodeDumpStats } from '../format/stats.ts'
@@ -98,6 +99,13 @@ function make(course: Course, name: string): string {
 const dumpOf = ({ pid }: Course, directory: string): string[] => ['dump', '-t', `${pid}`, '-D', directory]
 const restoreOf = (directory: string): string[] => ['restore', '-d', '-D', directory]
 
+/** Restores from a directory what was dumped into another one, since `begun`. */
+async function restored(course: Course, source: string, target: string, begun: number): Promise<Figures> {
+  await course.gone
+  await ran(course, course.criu, restoreOf(target), target)
+  return { total: seconds(begun), frozen: frozenIn(source) }
+}
+
 const tmpfs: Contender = {
   name: 'tmpfs',
   what: 'criu dump to tmpfs, criu restore from it; nothing is moved',
@@ -106,9 +114,7 @@ const tmpfs: Contender = {
     const images = make(course, 'images')
     const begun = performance.now()
     await ran(course, course.criu, dumpOf(course, images), images)
-    await course.gone
-    await ran(course, course.criu, restoreOf(images), images)
-    return { total: seconds(begun), frozen: frozenIn(images) }
+    return restored(course, images, images, begun)
   },
 }
 
@@ -129,9 +135,7 @@ const pageServer: Contender = {
     await ran(course, course.criu, [...dumpOf(course, source), ...to], source)
     await served
     for (const name of readdirSync(source)) copyFileSync(join(source, name), join(target, name))
-    await course.gone
-    await ran(course, course.criu, restoreOf(target), target)
-    return { total: seconds(begun), frozen: frozenIn(source) }
+    return restored(course, source, target, begun)
   },
 }
 
@@ -149,9 +153,7 @@ const tarSocat: Contender = {
     const sender = `TCP:127.0.0.1:${port},retry=50,interval=0.02`
     await ran(course, 'socat', ['-u', `EXEC:tar -c -C ${source} .`, sender])
     await taking
-    await course.gone
-    await ran(course, course.criu, restoreOf(target), target)
-    return { total: seconds(begun), frozen: frozenIn(source) }
+    return restored(course, source, target, begun)
   },
 }
 
@@ -206,7 +208,6 @@ function has(program: string): boolean {
 }
 
 async function freePort(): Promise<number> {
-  const { createServer } = await import('node:net')
   const server = createServer()
   return new Promise((resolve) => {
     server.listen(0, '127.0.0.1', () => {

@@ -37,7 +37,7 @@ export function describe(progress: Progress): string {
 
 const here = {
   go: 'the source is gone',
-  copy: 'the source runs on as it was asked to',
+  copy: 'the source runs on, criu left it running',
 }
 const there = {
   kept: 'the cache keeps its images',

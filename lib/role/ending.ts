@@ -12,7 +12,7 @@ export type Ending =
   | 'stored'
   /** It runs on here, because something failed. */
   | 'stayed'
-  /** It runs on here, as it was asked to. */
+  /** It runs on here, for criu left it running: it was asked to, or failed at its end. */
   | 'copied'
   /** It runs neither here nor there. */
   | 'lost'
