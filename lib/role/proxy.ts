@@ -16,6 +16,8 @@ import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
 import type { Link } from '../stream/link.ts'
+import { SENDER_WINDOW } from '../stream/resuming-sender.ts'
+import { takeRing } from '../stream/ring.ts'
 import { approach } from './approach.ts'
 import { CAPTURE_SOCKET } from './capture.ts'
 import { pay } from './debt.ts'
@@ -62,6 +64,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     options.onStatus?.(() => report({ event: 'status', of: 'proxy', dumps: running.size, sent: tally.sent }))
     report({ event: 'ready' })
+    takeRing(SENDER_WINDOW).give()
     for (;;) {
       const socket = await acceptUnix(work.listener)
       const id = options.id ?? freshId()

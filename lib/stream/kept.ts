@@ -21,13 +21,13 @@ export interface Kept {
 
 const SMALLEST = 64 * 2 ** 10
 
-/** Keeps at most `limit` bytes, a power of two from 64 KiB on. */
-export function keep(limit: number): Kept {
-  let ring = Buffer.allocUnsafeSlow(SMALLEST)
+/** Keeps at most `limit` bytes, a power of two from 64 KiB on: in `memory`, or in some that grows. */
+export function keep(limit: number, memory: Uint8Array = Buffer.allocUnsafeSlow(SMALLEST)): Kept {
+  let ring = memory
   let from = 0
   let to = 0
 
-  function at(position: number, most: number): Buffer {
+  function at(position: number, most: number): Uint8Array {
     const start = position % ring.length
     return ring.subarray(start, Math.min(start + Math.min(most, to - position), ring.length))
   }

@@ -24,8 +24,8 @@ const LEAST_QUIET_MS = 2000
 /** Bytes that go out at a time. */
 const STEP = 2 ** 20
 
-export function openSession({ peer, window, end: role, every, timeoutMs }: SessionOptions): Session {
-  const kept = keep(window)
+export function openSession({ peer, window, ring, end: role, every, timeoutMs }: SessionOptions): Session {
+  const kept = keep(window, ring?.region.window)
   const over = new AbortController()
   const quietMs = Math.min(timeoutMs, Math.max(LEAST_QUIET_MS, Math.min(timeoutMs / 4, MOST_QUIET_MS)))
   let current: Link | undefined
@@ -45,6 +45,7 @@ export function openSession({ peer, window, end: role, every, timeoutMs }: Sessi
   let beats: NodeJS.Timeout | undefined
   let beat = 0
   let news = newsOnce()
+  let pumps = 0
 
   function tell(): void {
     news.tell()
@@ -62,6 +63,12 @@ export function openSession({ peer, window, end: role, every, timeoutMs }: Sessi
     current?.destroy(reason)
     current = undefined
     tell()
+    leave()
+  }
+
+  /** What a pump still sends must stay as it is. */
+  function leave(): void {
+    if (over.signal.aborted && pumps === 0) ring?.give()
   }
 
   function lost(link: Link, reason: unknown): void {
@@ -105,6 +112,7 @@ export function openSession({ peer, window, end: role, every, timeoutMs }: Sessi
   }
 
   async function pump(link: Link, greeting: Uint8Array | undefined): Promise<void> {
+    pumps++
     try {
       if (greeting !== undefined) await link.outlet.send(greeting)
       while (link === current) {
@@ -122,6 +130,9 @@ export function openSession({ peer, window, end: role, every, timeoutMs }: Sessi
       }
     } catch (reason) {
       lost(link, reason)
+    } finally {
+      pumps--
+      leave()
     }
   }
 

@@ -9,6 +9,7 @@ import { type FrameReader, frameReader } from './frames.ts'
 import type { Link } from './link.ts'
 import { unexpected } from './receive.ts'
 import { openSession } from './resumable.ts'
+import { takeRing } from './ring.ts'
 import type { Session } from './session.ts'
 
 /** As much as is lost in the queues of a link of 1 Gbit/s and 60 ms when it breaks; more would only cost memory. */
@@ -32,6 +33,7 @@ export function resumingSender({ id, token, until, connect, timeoutMs }: Resumin
   const session = openSession({
     peer: `snapshot ${id}`,
     window: SENDER_WINDOW,
+    ring: takeRing(SENDER_WINDOW),
     end: 'sender',
     every: EVERY,
     timeoutMs,

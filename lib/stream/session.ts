@@ -1,11 +1,14 @@
 /** One end of a conversation that outlives its links (see resumable.ts). */
 import type { Fault } from '../fault.ts'
 import type { Link } from './link.ts'
+import type { Ring } from './ring.ts'
 
 export interface SessionOptions {
   peer: string
   /** Bytes that are kept: a power of two. */
   window: number
+  /** Where they are kept; given back when it is over. */
+  ring?: Ring
   /** The sender of a snapshot waits in `send` for room; of a receiver, which says little, a full window is a `LIMIT`. */
   end: 'sender' | 'receiver'
   /** `got` is said after this many bytes. */
