@@ -25,6 +25,7 @@ here is forwarded to the image-cache at HOST. One snapshot per dump. With
       --snapshot ID    name of the snapshot (default: time, host, random)
       --until sealed   let the process go when the cache has it all (the default)
       --until running  let it go when the target has restored it and holds it
+      --no-checksum    compare only sizes: a damaged byte goes unnoticed
       --timeout SEC    how long the cache may be out of reach, and may take to agree
                        (default: 60)
   -q, --quiet          only errors
@@ -43,6 +44,7 @@ const options = {
   snapshot: { type: 'string' },
   timeout: { type: 'string' },
   until: { type: 'string', default: 'sealed' },
+  'no-checksum': { type: 'boolean', default: false },
   ...credentialOptions,
   ...daemonOptions,
 } as const
@@ -55,7 +57,18 @@ main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, rep
   const cache =
     psSocket === undefined ? await onPort() : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
   const until = oneOf('--until', values.until, untils)
-  await proxy({ cache, directory, id, until, timeoutMs: timeoutMs(timeout, 60_000), report, signal, onStatus })
+  const unchecked = values['no-checksum']
+  await proxy({
+    cache,
+    directory,
+    id,
+    until,
+    unchecked,
+    timeoutMs: timeoutMs(timeout, 60_000),
+    report,
+    signal,
+    onStatus,
+  })
 
   async function onPort(): Promise<Endpoint> {
     const number = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)

@@ -157,7 +157,12 @@ const tarSocat: Contender = {
   },
 }
 
-function ours(name: string, what: string, commands: Commands, env: Record<string, string>): Contender {
+interface Variant {
+  env?: Record<string, string>
+  proxy?: readonly string[]
+}
+
+function ours(name: string, what: string, commands: Commands, { env = {}, proxy: options = [] }: Variant): Contender {
   return {
     name,
     what,
@@ -171,7 +176,7 @@ function ours(name: string, what: string, commands: Commands, env: Record<string
         })
       const cache = daemon('cache', ['--port', '0', '-D', target])
       const port = await says(cache, /listening on 127\.0\.0\.1:(\d+)/)
-      const proxy = daemon('proxy', ['--port', port, '-D', source])
+      const proxy = daemon('proxy', ['--port', port, '-D', source, ...options])
       await says(proxy, /listening on (.*)/)
       const handed = says(proxy, /handed over/)
       const before = { proxy: cpuSeconds(proxy.pid), cache: cpuSeconds(cache.pid) }
@@ -225,6 +230,9 @@ export function contenders(commands: Commands): Contender[] {
     pageServer,
     tarSocat,
     ours('ferry', 'criu dump --stream, proxy and cache over TCP, criu restore --stream', commands, {}),
-    ours('ferry-buffers', buffers, commands, { FERRY_NO_SPLICE: '1' }),
+    ours('ferry-unchecked', 'the same with --no-checksum: pages are passed on by reference', commands, {
+      proxy: ['--no-checksum'],
+    }),
+    ours('ferry-buffers', buffers, commands, { env: { FERRY_NO_SPLICE: '1' } }),
   ]
 }

@@ -47,6 +47,7 @@ export const frameType = {
   handOver: 7,
   resume: 8,
   reserve: 9,
+  unchecked: 15,
   hello: 16,
   get: 17,
   ack: 18,
@@ -74,6 +75,8 @@ export type Frame =
   | { type: 'resume'; offset: number; token: Buffer; id: SnapshotId }
   /** About `offset` bytes of images will come: a receiver with memory may make it ready, and says `reserved`. */
   | { type: 'reserve'; offset: number }
+  /** Images have no digests: each is 0, and only sizes are compared. */
+  | { type: 'unchecked' }
   | { type: 'hello' }
   | { type: 'get'; id: SnapshotId | undefined; timeoutMs: number }
   | { type: 'ack'; channel: number; offset: number }
@@ -108,6 +111,7 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   handOver: [1 + CRC_BYTES, 1 + TOKEN_BYTES + CRC_BYTES],
   resume: [TOKEN_BYTES + 1 + CRC_BYTES, TOKEN_BYTES + LONGEST_ID + CRC_BYTES],
   reserve: [CRC_BYTES, CRC_BYTES],
+  unchecked: [CRC_BYTES, CRC_BYTES],
   hello: [CRC_BYTES, CRC_BYTES],
   get: [4 + CRC_BYTES, 4 + LONGEST_ID + CRC_BYTES],
   ack: [CRC_BYTES, CRC_BYTES],
@@ -165,6 +169,7 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
       return Buffer.concat([Buffer.of(verdicts.indexOf(frame.verdict)), frame.token, Buffer.from(frame.id)])
     case 'fate':
       return Buffer.of(fates.indexOf(frame.fate))
+    case 'unchecked':
     case 'hello':
     case 'ack':
     case 'ready':
@@ -251,6 +256,7 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
       }
     case 'fate':
       return { type, fate: oneOf(fates, body.readUInt8(0), type) }
+    case 'unchecked':
     case 'hello':
     case 'ready':
       return { type }

@@ -89,6 +89,13 @@ export function enlargePipe(fd: Fd): number {
   return got
 }
 
+/** Bytes that wait in a pipe. */
+export function queued(pipe: Fd): number {
+  const bytes = new Int32Array(1)
+  check(libc.ioctlInt(pipe, libc.FIONREAD, bytes), 'ioctl')
+  return bytes[0] as number
+}
+
 /** Whether the descriptor is a pipe. */
 export function isPipe(fd: number): boolean {
   return libc.fcntl(fd, libc.F_GETPIPE_SZ, 0) > 0

@@ -34,6 +34,12 @@ export const pipe2 = call<[fds: Int32Array, flags: number]>('int pipe2(int *, in
 export const vmsplice = call<[to: number, iov: Pointer, count: number, flags: number]>(
   'int64_t vmsplice(int, void *, size_t, unsigned int)',
 )
+export const tee = call<[from: number, to: number, bytes: number, flags: number]>(
+  'int64_t tee(int, int, size_t, unsigned int)',
+)
+export const splice = call<[from: number, at: null, to: number, at: null, bytes: number, flags: number]>(
+  'int64_t splice(int, void *, int, void *, size_t, unsigned int)',
+)
 export const socket = call<[domain: number, type: number, protocol: number]>('int socket(int, int, int)')
 export const bind = call<[fd: number, address: Uint8Array, length: number]>('int bind(int, void *, unsigned int)')
 export const connect = call<[fd: number, address: Uint8Array, length: number]>('int connect(int, void *, unsigned int)')
@@ -52,6 +58,9 @@ export const recvmsg = call<[fd: number, header: Uint8Array, flags: number]>('in
 export const sendmsg = call<[fd: number, header: Uint8Array, flags: number]>('int64_t sendmsg(int, void *, int)')
 export const getsockopt = call<[fd: number, level: number, option: number, value: Uint8Array, length: Int32Array]>(
   'int getsockopt(int, int, int, void *, int *)',
+)
+export const setsockopt = call<[fd: number, level: number, option: number, value: Int32Array, length: number]>(
+  'int setsockopt(int, int, int, void *, unsigned int)',
 )
 export const mkfifo = call<[path: string, mode: number]>('int mkfifo(const char *, unsigned int)')
 const syscall = call<[number: number, first: number, second: number, third: number, fourth: number]>(
@@ -149,6 +158,7 @@ export const F_GETFL = 3
 export const F_DUPFD_CLOEXEC = 1030
 export const F_SETPIPE_SZ = 1031
 export const F_GETPIPE_SZ = 1032
+export const SPLICE_F_MOVE = 1
 export const SPLICE_F_NONBLOCK = 2
 export const AF_UNIX = 1
 export const AF_INET = 2
@@ -160,6 +170,7 @@ export const SOCK_CLOEXEC = 0o2000000
 export const SOL_SOCKET = 1
 export const SO_TYPE = 3
 export const SO_PEERCRED = 17
+export const SO_RCVLOWAT = 18
 export const SO_ACCEPTCONN = 30
 export const SCM_RIGHTS = 1
 export const MSG_CTRUNC = 8

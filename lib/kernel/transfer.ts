@@ -18,6 +18,38 @@ export async function readSome(fd: Fd, into: Uint8Array): Promise<number> {
   }
 }
 
+/** Most bytes that a reader of much lets come together before it is woken; and how long it lets them, from when it is a slow link. */
+const HEAP = 256 * 2 ** 10
+const HEAP_MS = 50
+
+/**
+ * As `readSome`, for a socket: sleeps until what is wanted has come, a heap of it, or it turns out that it comes slowly. `mark` is
+ * what the socket was told last, at first 1.
+ *
+ * The sender pays for waking us, on virtual machines dearly: of 1 GiB that it passes on by reference it had 10,000 wake-ups to pay
+ * without this and 2,200 with it, 0.63 and 0.43 s of its processor time.
+ */
+export async function readHeap(fd: Fd, into: Uint8Array, mark: Int32Array): Promise<number> {
+  for (;;) {
+    const got = libc.read(fd, into, into.length)
+    if (got >= 0) return got
+    if (got === -libc.EAGAIN) await heaped(fd, Math.min(into.length, HEAP), mark)
+    else if (got !== -libc.EINTR) return check(got, 'read')
+  }
+}
+
+async function heaped(fd: Fd, bytes: number, mark: Int32Array): Promise<void> {
+  const tell = (wanted: number): void => {
+    if (mark[0] === wanted) return
+    mark[0] = wanted
+    libc.setsockopt(fd, libc.SOL_SOCKET, libc.SO_RCVLOWAT, mark, 4)
+  }
+  tell(bytes)
+  if (bytes === 1) return readable(fd)
+  const slow = setTimeout(tell, HEAP_MS, 1)
+  await readable(fd).finally(() => clearTimeout(slow))
+}
+
 /** Writes all of `bytes`. `more` tells a TCP socket that the next bytes follow at once. */
 export async function writeAll(fd: Fd, bytes: Uint8Array, options: { more?: boolean; socket?: boolean } = {}) {
   const flags = libc.MSG_NOSIGNAL | (options.more === true ? libc.MSG_MORE : 0)
@@ -27,6 +59,16 @@ export async function writeAll(fd: Fd, bytes: Uint8Array, options: { more?: bool
     if (put >= 0) rest = rest.subarray(put)
     else if (put === -libc.EAGAIN) await writable(fd)
     else if (put !== -libc.EINTR) check(put, 'write')
+  }
+}
+
+/** Passes `bytes` bytes of the pipe `from` on to a socket, by reference. */
+export async function spliceAll(from: Fd, to: Fd, bytes: number): Promise<void> {
+  for (let left = bytes; left > 0; ) {
+    const put = libc.splice(from, null, to, null, left, libc.SPLICE_F_MOVE | libc.SPLICE_F_NONBLOCK)
+    if (put > 0) left -= put
+    else if (put === -libc.EAGAIN) await writable(to)
+    else if (put !== -libc.EINTR) check(put === 0 ? -libc.EPIPE : put, 'splice')
   }
 }
 

@@ -37,6 +37,8 @@ export interface Departure {
   connect: (signal: AbortSignal) => Promise<Link>
   /** The target lets us go on over a new link where one broke. */
   resumes?: boolean
+  /** Nobody computes digests of what is in the images. */
+  unchecked?: boolean
   /** From the last image to the target's answer; and how long there may be no link. */
   timeoutMs: number
   signal: AbortSignal
@@ -125,6 +127,9 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
       onFail: (reason) => stop.abort(reason),
       until,
       reserve: bytes,
+      unchecked: options.unchecked ?? false,
+      // One that waited for us before the freeze waits for us before it kills.
+      frozen: bytes !== undefined,
       ...(options.onBytes && { onBytes: options.onBytes }),
       greeted: line.greeted,
       confirm: async () => {

@@ -36,6 +36,8 @@ export interface ProxyOptions {
   id: SnapshotId | undefined
   /** What the cache must have before CRIU may kill the tasks. */
   until: Until
+  /** Nobody computes digests of what is in the images. */
+  unchecked: boolean
   /** How long the cache may be out of reach, and how long it may take to do what `until` says. */
   timeoutMs: number
   report: Report
@@ -101,7 +103,7 @@ async function forward(
   options: ProxyOptions,
   tally: Tally,
 ): Promise<void> {
-  const { cache, until, timeoutMs, report, signal } = options
+  const { cache, until, unchecked, timeoutMs, report, signal } = options
   const criu = await approach(socket, directory, signal)
   if (criu === undefined) return
   const begun = performance.now()
@@ -110,7 +112,7 @@ async function forward(
     tally.sent += bytes
   }
   const onFailed = (fault: Error): void => report({ event: 'failed', what: `snapshot ${id}`, fault })
-  const agreement = { until, connect, resumes: true, timeoutMs, signal, onBytes, onFailed }
+  const agreement = { until, unchecked, connect, resumes: true, timeoutMs, signal, onBytes, onFailed }
   const end = await depart(criu, { id, gates: directory, directory, ...agreement })
   reportSmallPipes(report)
   if ('reason' in end) {

@@ -3,34 +3,22 @@ import { Fault } from '../fault.ts'
 import { check, enlargePipe, type Fd, isPipe } from '../kernel/fd.ts'
 import { EOPNOTSUPP, FALLOC_FL_KEEP_SIZE, fallocate, fsync, SHUT_WR, shutdown } from '../kernel/libc.ts'
 import { closeFd } from '../kernel/readiness.ts'
-import { readSome, writeAll } from '../kernel/transfer.ts'
-import type { Inlet, Link, Outlet } from './link.ts'
+import { readHeap, readSome, spliceAll, writeAll } from '../kernel/transfer.ts'
+import { filling, type Inlet, type Link, type Outlet } from './link.ts'
 
 /** What the descriptor is: only a socket can be told "more follows" and closed for writing alone. */
 type Kind = 'socket' | 'pipe' | 'file'
 
-function fdInlet(fd: Fd): Inlet {
-  return {
-    read: (into) => readSome(fd, into),
-    async fill(into) {
-      for (let filled = 0; filled < into.length; ) {
-        const got = await readSome(fd, into.subarray(filled))
-        if (got === 0) return endedAfter(filled)
-        filled += got
-      }
-      return true
-    },
-  }
-}
-
-/** The stream ended after `filled` bytes of a record: false at its start, else `TRUNCATED`. */
-export function endedAfter(filled: number): false {
-  if (filled === 0) return false
-  throw new Fault('TRUNCATED', 'the stream ended in the middle', { hint: 'the sender was stopped or the link was cut' })
+function fdInlet(fd: Fd, kind: Kind): Inlet {
+  const mark = Int32Array.of(1)
+  const read = (into: Uint8Array): Promise<number> =>
+    kind === 'socket' ? readHeap(fd, into, mark) : readSome(fd, into)
+  return { read, fill: filling(read) }
 }
 
 function fdOutlet(fd: Fd, kind: Kind): Outlet {
   return {
+    ...(kind === 'socket' ? { splice: (pipe: Fd, bytes: number) => spliceAll(pipe, fd, bytes) } : {}),
     send: (bytes, more = false) => writeAll(fd, bytes, { more, socket: kind === 'socket' }),
     async settle(bytes) {
       if (kind !== 'file') return
@@ -55,7 +43,7 @@ export function fdLink(fd: Fd, peer: string, kind: Kind = isPipe(fd) ? 'pipe' : 
       if (closed !== undefined) throw closed
       return run(...args)
     }
-  const inlet = fdInlet(fd)
+  const inlet = fdInlet(fd, kind)
   const outlet = fdOutlet(fd, kind)
   const destroy = (reason: Error = new Fault('ABORTED', 'closed')): void => {
     if (closed !== undefined) return
@@ -64,7 +52,12 @@ export function fdLink(fd: Fd, peer: string, kind: Kind = isPipe(fd) ? 'pipe' : 
   }
   return {
     inlet: { fill: guarded(inlet.fill), read: guarded(inlet.read) },
-    outlet: { send: guarded(outlet.send), settle: guarded(outlet.settle), finish: guarded(outlet.finish) },
+    outlet: {
+      ...(outlet.splice === undefined ? {} : { splice: guarded(outlet.splice) }),
+      send: guarded(outlet.send),
+      settle: guarded(outlet.settle),
+      finish: guarded(outlet.finish),
+    },
     duplex: kind === 'socket',
     peer,
     destroy,

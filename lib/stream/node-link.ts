@@ -1,7 +1,6 @@
 import type { Duplex, Readable, Writable } from 'node:stream'
 import { Fault } from '../fault.ts'
-import { endedAfter } from './fd-link.ts'
-import type { Inlet, Link, Outlet } from './link.ts'
+import { filling, type Inlet, type Link, type Outlet } from './link.ts'
 
 function linkFault(cause: unknown): Fault {
   if (cause instanceof Fault) return cause
@@ -29,17 +28,7 @@ function readableInlet(stream: Readable): Inlet {
     chunk = chunk.subarray(part.length)
     return part.length
   }
-  return {
-    read,
-    async fill(into) {
-      for (let filled = 0; filled < into.length; ) {
-        const got = await read(into.subarray(filled))
-        if (got === 0) return endedAfter(filled)
-        filled += got
-      }
-      return true
-    },
-  }
+  return { read, fill: filling(read) }
 }
 
 function writableOutlet(stream: Writable): Outlet {

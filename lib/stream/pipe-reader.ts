@@ -18,6 +18,8 @@ export interface PipeReader {
   next(): Promise<Uint8Array>
   /** Resolves when there is something to be taken, or the end. Returns false at the end. */
   ready(): Promise<boolean>
+  /** The pipe, if the next bytes are still in it. */
+  readonly untouched: Fd | undefined
   /** Puts bytes that are there into `room`. Returns how many: none where there is nothing yet, or no more. */
   take(room: Uint8Array): number
   /** Awaits `sending`; if CRIU closes its end meanwhile, reads what it left. */
@@ -83,6 +85,9 @@ export function pipeReader(pipe: Fd, most: number): PipeReader {
       if (left.length > 0 || !open) return left.length > 0
       await readable(pipe)
       return true
+    },
+    get untouched() {
+      return open && left.length === 0 ? pipe : undefined
     },
     take(room) {
       const first = left[0]

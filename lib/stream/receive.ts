@@ -6,7 +6,7 @@
  * only then, and this returns only after the list of all images has been compared with what really came.
  */
 import { Fault } from '../fault.ts'
-import { type Digest, digest, hex64 } from '../format/digest.ts'
+import { type Digest, digest, hex64, NO_DIGEST } from '../format/digest.ts'
 import { encodeList, type ImageEntry, LARGEST_IMAGE, MOST_IMAGES } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
 import type { Frame } from '../format/wire.ts'
@@ -45,6 +45,7 @@ export async function receiveSnapshot(
   const entries: (ImageEntry | undefined)[] = []
   let offered = false
   let reserving = false
+  let checked = true
 
   const open = (number: number): Channel => {
     const channel = channels.get(number)
@@ -62,7 +63,12 @@ export async function receiveSnapshot(
         if (channels.size >= MOST_OPEN) throw new Fault('LIMIT', `more than ${MOST_OPEN} images open at once`)
         names.add(frame.name)
         entries.push(undefined)
-        channels.set(frame.channel, { name: frame.name, writer: await sink.open(frame.name), sum: digest(), size: 0 })
+        channels.set(frame.channel, {
+          name: frame.name,
+          writer: await sink.open(frame.name),
+          sum: checked ? digest() : NO_DIGEST,
+          size: 0,
+        })
         break
       }
       case 'data':
@@ -92,6 +98,10 @@ export async function receiveSnapshot(
         if (onHandOver === undefined || entries.length > 0 || offered || reserving) throw unexpected(frame)
         offered = true
         onHandOver(frame.until, frame.token)
+        break
+      case 'unchecked':
+        if (entries.length > 0 || !checked) throw unexpected(frame)
+        checked = false
         break
       case 'reserve':
         if (entries.length > 0 || reserving) throw unexpected(frame)

@@ -10,10 +10,12 @@
  * A peer may name a position only between what it has acknowledged and what was really sent: it cannot choose what is sent.
  */
 import { Fault } from '../fault.ts'
-import { encodeFrame } from '../format/wire.ts'
-import { endedAfter } from './fd-link.ts'
+import { encodeFrame, HEADER_BYTES } from '../format/wire.ts'
+import type { Fd } from '../kernel/fd.ts'
 import { keep } from './kept.ts'
-import type { Filled, Link } from './link.ts'
+import { type Filled, filling, type Link } from './link.ts'
+import { openNews } from './news.ts'
+import { passedOn } from './passed.ts'
 import type { Session, SessionOptions } from './session.ts'
 
 /** How often `got` is said at least, and looked whether anything moves. */
@@ -26,6 +28,7 @@ const STEP = 2 ** 20
 
 export function openSession({ peer, window, ring, end: role, every, timeoutMs }: SessionOptions): Session {
   const kept = keep(window, ring?.region.window)
+  const passed = passedOn()
   const over = new AbortController()
   const quietMs = Math.min(timeoutMs, Math.max(LEAST_QUIET_MS, Math.min(timeoutMs / 4, MOST_QUIET_MS)))
   let current: Link | undefined
@@ -44,13 +47,8 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
   let attached = 0
   let beats: NodeJS.Timeout | undefined
   let beat = 0
-  let news = newsOnce()
+  const news = openNews()
   let pumps = 0
-
-  function tell(): void {
-    news.tell()
-    news = newsOnce()
-  }
 
   function alive(): void {
     if (over.signal.aborted) throw over.signal.reason
@@ -62,13 +60,15 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
     over.abort(reason)
     current?.destroy(reason)
     current = undefined
-    tell()
+    news.tell()
     leave()
   }
 
   /** What a pump still sends must stay as it is. */
   function leave(): void {
-    if (over.signal.aborted && pumps === 0) ring?.give()
+    if (!over.signal.aborted || pumps > 0) return
+    ring?.give()
+    passed.close()
   }
 
   function lost(link: Link, reason: unknown): void {
@@ -78,7 +78,7 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
     if (reason instanceof Fault) why = reason
     if (stopped !== undefined || finished) end(stopped ?? why)
     else if (!(reason instanceof Fault)) end(reason as Error)
-    tell()
+    news.tell()
   }
 
   function sayGot(): void {
@@ -87,7 +87,7 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
     if (kept.to - kept.from + frame.length > window) return
     kept.append(frame)
     told = received
-    tell()
+    news.tell()
   }
 
   function tick(): void {
@@ -117,16 +117,18 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
       if (greeting !== undefined) await link.outlet.send(greeting)
       while (link === current) {
         if (sent === kept.to) {
-          await news.told
+          await news.told()
           continue
         }
-        const bytes = kept.at(sent, STEP)
-        const upTo = sent + bytes.length
+        const passage = passed.at(sent)
+        const bytes = passage === undefined ? kept.at(sent, Math.min(STEP, passed.next(sent) - sent)) : undefined
+        const upTo = passage?.to ?? sent + (bytes as Uint8Array).length
         mostSent = Math.max(mostSent, upTo)
-        await link.outlet.send(bytes, inFrame || upTo < kept.to)
+        if (passage !== undefined) await link.outlet.splice?.(passed.from(passage, sent), upTo - sent)
+        else await link.outlet.send(bytes as Uint8Array, inFrame || upTo < kept.to)
         if (link !== current) return
         sent = upTo
-        if (sent === kept.to) tell()
+        if (sent === kept.to) news.tell()
       }
     } catch (reason) {
       lost(link, reason)
@@ -142,7 +144,8 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
     }
     if (role === 'sender' && position > kept.from) moved = performance.now()
     kept.forget(position)
-    tell()
+    passed.forget(position)
+    news.tell()
   }
 
   function acknowledged(position: number): void {
@@ -157,7 +160,7 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
       alive()
       const link = current
       if (link === undefined) {
-        await news.told
+        await news.told()
         continue
       }
       let got = 0
@@ -177,26 +180,17 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
     }
   }
 
-  async function fill(into: Uint8Array): Promise<boolean> {
-    for (let filled = 0; filled < into.length; ) {
-      const got = await read(into.subarray(filled))
-      if (got === 0) return endedAfter(filled)
-      filled += got
-    }
-    return true
-  }
-
   async function send(bytes: Uint8Array, more = false): Promise<void> {
     for (let rest = bytes; ; ) {
       alive()
       rest = rest.subarray(kept.append(rest))
       inFrame = more || rest.length > 0
-      tell()
+      news.tell()
       if (rest.length === 0) break
       if (role === 'receiver')
         throw new Fault('LIMIT', `the other end does not say that it has got the ${window} bytes kept for it`)
       if (stopped !== undefined) throw stopped
-      await news.told
+      await news.told()
     }
     if (received - told >= every) sayGot()
   }
@@ -211,28 +205,45 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
       const room = kept.room(headBytes, most)
       if (room.length === 0) {
         if (stopped !== undefined) throw stopped
-        await news.told
+        await news.told()
         continue
       }
       const filled = fill(room)
       if (filled !== undefined) kept.commit(filled.head, filled.bytes)
       break
     }
-    tell()
+    news.tell()
     if (received - told >= every) sayGot()
+  }
+
+  async function passOn(pipe: Fd, most: number, head: (bytes: number) => Uint8Array): Promise<number> {
+    for (;;) {
+      alive()
+      if (ring === undefined || current?.outlet.splice === undefined || !passed.worth(pipe)) return 0
+      const room = Math.min(most, window - (kept.to - kept.from) - HEADER_BYTES)
+      const bytes = room <= 0 ? 0 : passed.take(pipe, room, kept.to + HEADER_BYTES)
+      if (bytes > 0) {
+        kept.commit(head(bytes), bytes)
+        news.tell()
+        return bytes
+      }
+      if (stopped !== undefined) throw stopped
+      await news.told()
+    }
   }
 
   return {
     link: {
-      inlet: { fill, read },
+      inlet: { fill: filling(read), read },
       outlet: {
         send,
         fillInPlace,
+        passOn,
         settle: async () => {},
         async finish() {
           while (current === undefined || sent < kept.to) {
             alive()
-            await news.told
+            await news.told()
           }
           finished = true
           await current.outlet.finish()
@@ -270,25 +281,17 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
       attached = performance.now()
       watch()
       before?.destroy(new Fault('LINK', 'another link took its place'))
-      tell()
+      news.tell()
       void pump(link, greeting)
     },
     async detached() {
-      while (current !== undefined) await news.told
+      while (current !== undefined) await news.told()
       alive()
     },
     stop(reason) {
       stopped ??= reason
       if (current === undefined) end(reason)
-      tell()
+      news.tell()
     },
   }
-}
-
-function newsOnce(): { told: Promise<void>; tell: () => void } {
-  let tell = (): void => {}
-  const told = new Promise<void>((resolve) => {
-    tell = resolve
-  })
-  return { told, tell }
 }

@@ -7,7 +7,7 @@
  * receiver is told so, and the caller gets `FAILED_DUMP`.
  */
 import { Fault } from '../fault.ts'
-import { digest } from '../format/digest.ts'
+import { digest, NO_DIGEST } from '../format/digest.ts'
 import { encodeList, type ImageEntry, MOST_IMAGES } from '../format/list.ts'
 import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
 import { encodeFrame, HEADER_BYTES, MOST_DATA } from '../format/wire.ts'
@@ -51,6 +51,10 @@ export interface SendOptions {
   greeted?: boolean
   /** About how many bytes will come: the receiver is told before the first image. */
   reserve?: number | undefined
+  /** Nobody computes digests of what is in images: only their sizes are compared. */
+  unchecked?: boolean
+  /** The tasks stay frozen until the other end has it all: their pages may be passed on by reference. */
+  frozen?: boolean
   /** Called for progress. */
   onBytes?: (bytes: number) => void
   /** Called when inventory.img and every image before it are out of CRIU's pipes: it may let go of the tasks.
@@ -79,6 +83,8 @@ export async function sendSnapshot(
     until,
     greeted = false,
     reserve,
+    unchecked = false,
+    frozen = false,
     onBytes = () => {},
     onDrained,
     confirm = async () => {},
@@ -100,6 +106,8 @@ export async function sendSnapshot(
   const sender: Sender = {
     writer,
     onBytes,
+    checked: !unchecked,
+    passes: unchecked && frozen,
     stop: stop.signal,
     readers: new Set(),
     turns: turns(MOST_UNDER_WAY),
@@ -124,6 +132,7 @@ export async function sendSnapshot(
     // Not awaited: CRIU is read from even while the link is not there.
     if (!greeted) writer.send({ type: 'snapshot', id }).catch(fail)
     if (!greeted && until !== undefined) writer.send({ type: 'handOver', until }).catch(fail)
+    if (unchecked) writer.send({ type: 'unchecked' }).catch(fail)
     if (reserve !== undefined) writer.send({ type: 'reserve', offset: reserve }).catch(fail)
     for await (const image of source.images) {
       if (names.has(image.name) || names.size >= MOST_IMAGES) {
@@ -158,6 +167,9 @@ export async function sendSnapshot(
 interface Sender {
   writer: FrameWriter
   onBytes: (bytes: number) => void
+  checked: boolean
+  /** By reference, where the link can. */
+  passes: boolean
   stop: AbortSignal
   /** Of the pipes that are read at this moment. */
   readers: Set<PipeReader>
@@ -211,36 +223,37 @@ async function sendImage(sender: Sender, { name, body }: OpenImage): Promise<voi
 }
 
 async function sendTurn(
-  { writer, onBytes, stop, entries }: Sender,
+  { writer, onBytes, checked, passes, stop, entries }: Sender,
   name: ImageName,
   body: ImageBody,
   reader: PipeReader | undefined,
 ): Promise<void> {
   stop.throwIfAborted()
   const channel = entries.push(undefined)
-  const sum = digest()
+  const sum = checked ? digest() : NO_DIGEST
   let size = 0
+  const head = (bytes: number): Buffer => {
+    const header = encodeFrame({ type: 'data', channel, offset: size, length: bytes })
+    size += bytes
+    onBytes(bytes)
+    return header
+  }
   const send = (bytes: Uint8Array): Promise<void> => {
     stop.throwIfAborted()
     sum.update(bytes)
-    const header = encodeFrame({ type: 'data', channel, offset: size, length: bytes.length })
-    size += bytes.length
-    onBytes(bytes.length)
-    return sendData(writer, header, bytes)
+    return sendData(writer, head(bytes.length), bytes)
   }
   /** From CRIU's pipe straight to where the link keeps what it sends. */
   const fill = (room: Uint8Array): Filled | undefined => {
     const bytes = (reader as PipeReader).take(room)
     if (bytes === 0) return undefined
     sum.update(room.subarray(0, bytes))
-    const head = encodeFrame({ type: 'data', channel, offset: size, length: bytes })
-    size += bytes
-    onBytes(bytes)
-    return { head, bytes }
+    return { head: head(bytes), bytes }
   }
   const announced = writer.send({ type: 'image', channel, name })
   await (reader?.whileSending(announced) ?? announced)
-  if (reader !== undefined && writer.inPlace) await sendInPlace(reader, stop, writer, fill)
+  if (reader !== undefined && passes) await sendByReference(reader, stop, writer, head, fill)
+  else if (reader !== undefined && writer.inPlace) await sendInPlace(reader, stop, writer, fill)
   else if (reader !== undefined) await sendPipe(reader, stop, send)
   else if (body.kind === 'pieces') await sendPieces(body.pieces, send)
   const entry = { name, size, digest: sum.finish() }
@@ -268,6 +281,24 @@ async function sendInPlace(
   while (await reader.ready()) {
     stop.throwIfAborted()
     await reader.whileSending(writer.exclusive(async (outlet) => outlet.fillInPlace?.(HEADER_BYTES, MOST_DATA, fill)))
+  }
+}
+
+/** The pages by reference, small things copied. */
+async function sendByReference(
+  reader: PipeReader,
+  stop: AbortSignal,
+  writer: FrameWriter,
+  head: (bytes: number) => Buffer,
+  fill: (room: Uint8Array) => Filled | undefined,
+): Promise<void> {
+  while (await reader.ready()) {
+    stop.throwIfAborted()
+    await writer.exclusive(async (outlet) => {
+      const pipe = reader.untouched
+      if (pipe !== undefined && (await outlet.passOn?.(pipe, MOST_DATA, head))) return
+      await outlet.fillInPlace?.(HEADER_BYTES, MOST_DATA, fill)
+    })
   }
 }
 

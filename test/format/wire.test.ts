@@ -86,6 +86,7 @@ const pinned: [frame: Frame, hex: string][] = [
   [{ type: 'fate', fate: 'running' }, '17000000 00000000 0000000000000000 05000000 09668939 01 1bdf05a5'],
   [{ type: 'got', offset: 0x0123456789ab }, '18000000 00000000 ab89674523010000 04000000 015dd28e 00000000'],
   [{ type: 'reserve', offset: 0x0123456789ab }, '09000000 00000000 ab89674523010000 04000000 62cd730b 00000000'],
+  [{ type: 'unchecked' }, '0f000000 00000000 0000000000000000 04000000 fb7c28fc 00000000'],
   [{ type: 'reserved', offset: 2 ** 30 }, '19000000 00000000 0000004000000000 04000000 0c495f46 00000000'],
 ]
 
@@ -210,6 +211,7 @@ test('a length outside of its limits is refused from the header alone', () => {
     got: [4, 4],
     reserve: [4, 4],
     reserved: [4, 4],
+    unchecked: [4, 4],
   } as const
   assert.equal(new Set(Object.keys(limits)), new Set(Object.keys(frameType)))
   for (const [name, [least, most]] of Object.entries(limits)) {

@@ -1,5 +1,5 @@
 /** Descriptors as tests need them: counted, connected, read to the end. */
-import { readdirSync } from 'node:fs'
+import { readdirSync, readlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Fd } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
@@ -9,6 +9,18 @@ import { temporary } from '../support/run.ts'
 /** How many descriptors this process has. */
 export function openFds(): number {
   return readdirSync('/proc/self/fd').length
+}
+
+/** How many ends of pipes this process has. */
+export function openPipes(): number {
+  const isPipe = (fd: string): boolean => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`).startsWith('pipe:')
+    } catch {
+      return false
+    }
+  }
+  return readdirSync('/proc/self/fd').filter(isPipe).length
 }
 
 /** Two ends of a connected UNIX socket. */

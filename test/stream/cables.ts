@@ -1,5 +1,7 @@
 /** Links in memory that break where a test says, and lose what was under way. */
 import { Fault } from '../../lib/fault.ts'
+import { check, type Fd } from '../../lib/kernel/fd.ts'
+import { read } from '../../lib/kernel/libc.ts'
 import type { Link } from '../../lib/stream/link.ts'
 
 export interface Cable {
@@ -8,16 +10,24 @@ export interface Cable {
   /** Bytes that were delivered, to the far end and to the near end. */
   readonly up: number
   readonly down: number
+  /** Bytes that were taken out of pipes. */
+  readonly spliced: number
   /** Breaks it, for both ends; what was not read yet is lost. */
   cut(): void
   /** It swallows everything from now on, and neither end hears of it. */
   mute(): void
 }
 
-/** Breaks, if told so, when the far end has read `up` bytes or the near end `down`. An end holds at most `room` unread. */
-export function cable({ up = Number.POSITIVE_INFINITY, down = Number.POSITIVE_INFINITY, room = 2 ** 18 } = {}): Cable {
+/** Breaks, if told so, when the far end has read `up` bytes or the near end `down`. An end holds at most `room` unread; `splices`: it takes pipes. */
+export function cable({
+  up = Number.POSITIVE_INFINITY,
+  down = Number.POSITIVE_INFINITY,
+  room = 2 ** 18,
+  splices = false,
+} = {}): Cable {
   let broken: Error | undefined
   let muted = false
+  let spliced = 0
   const wakers = new Set<() => void>()
   const wake = (): void => {
     for (const waker of [...wakers]) waker()
@@ -63,6 +73,17 @@ export function cable({ up = Number.POSITIVE_INFINITY, down = Number.POSITIVE_IN
   }
   const [rising, falling] = [direction(up), direction(down)]
 
+  /** As splice(2) does: what it took when the link breaks is lost. */
+  async function drain(pipe: Fd, bytes: number, send: (bytes: Uint8Array) => Promise<void>): Promise<void> {
+    for (let left = bytes; left > 0; ) {
+      const part = Buffer.alloc(Math.min(left, 50_000))
+      const got = check(read(pipe, part, part.length), 'read')
+      left -= got
+      spliced += got
+      await send(part.subarray(0, got))
+    }
+  }
+
   function end(out: typeof rising, from: typeof rising, peer: string): Link {
     return {
       inlet: {
@@ -72,7 +93,12 @@ export function cable({ up = Number.POSITIVE_INFINITY, down = Number.POSITIVE_IN
           return true
         },
       },
-      outlet: { send: out.send, settle: async () => {}, finish: async () => {} },
+      outlet: {
+        send: out.send,
+        ...(splices ? { splice: (pipe: Fd, bytes: number) => drain(pipe, bytes, out.send) } : {}),
+        settle: async () => {},
+        finish: async () => {},
+      },
       duplex: true,
       peer,
       destroy: cut,
@@ -86,6 +112,9 @@ export function cable({ up = Number.POSITIVE_INFINITY, down = Number.POSITIVE_IN
     },
     get down() {
       return falling.delivered
+    },
+    get spliced() {
+      return spliced
     },
     cut: () => cut(),
     mute() {

@@ -19,6 +19,7 @@ import { resumingSender, SENDER_WINDOW } from '../../lib/stream/resuming-sender.
 import { sendSnapshot } from '../../lib/stream/send.ts'
 import type { Session } from '../../lib/stream/session.ts'
 import { rejectsFault, throwsFault } from '../expect.ts'
+import { openPipes } from '../kernel/fds.ts'
 import { type Cable, cable } from './cables.ts'
 import { bytesOf, contents, type Given, id, image, pool, sourceOf } from './snapshots.ts'
 
@@ -98,12 +99,16 @@ interface Sent {
 }
 
 /** The sending end: a snapshot and then a verdict. */
-function send(images: readonly Given[], connect: (signal: AbortSignal) => Promise<Link>, timeoutMs = 20_000): Sent {
+function send(
+  images: readonly Given[],
+  connect: (signal: AbortSignal) => Promise<Link>,
+  { timeoutMs = 20_000, passes = false } = {},
+): Sent {
   const session = resumingSender({ id, token: Buffer.alloc(16, 5), until: 'sealed', connect, timeoutMs })
   const { link, acknowledged } = session
   const reader = frameReader(link.inlet, { onGot: acknowledged, started: true })
   const writer = frameWriter(link.outlet, true)
-  const options = { until: 'sealed', greeted: true, signal: session.over } as const
+  const options = { until: 'sealed', greeted: true, signal: session.over, unchecked: passes, frozen: passes } as const
   const sent = sendSnapshot(writer, id, sourceOf(images), options)
   sent.catch(() => {})
   const talk = async (): Promise<Fate> => {
@@ -123,15 +128,16 @@ function send(images: readonly Given[], connect: (signal: AbortSignal) => Promis
 }
 
 /** A snapshot over `cables` one after the other, and then over one that holds. Throws unless it arrives as it was. */
-async function crosses(images: readonly Given[], cables: Cable[]): Promise<Cable[]> {
+async function crosses(images: readonly Given[], cables: Cable[], passes = false): Promise<Cable[]> {
   const { got, answer, close } = receiver()
   const used: Cable[] = []
-  const { fate } = send(images, async () => {
-    const next = cables[used.length] ?? cable()
+  const connect = async (): Promise<Link> => {
+    const next = cables[used.length] ?? cable({ splices: passes })
     used.push(next)
     void answer(next.far)
     return next.near
-  })
+  }
+  const { fate } = send(images, connect, { passes })
   try {
     assert.is(await fate, 'kept')
     assert.is(got.verdict, 'go')
@@ -151,6 +157,7 @@ async function crosses(images: readonly Given[], cables: Cable[]): Promise<Cable
 }
 
 const small = [image('pages-1.img', 40), image('inventory.img', 10)]
+const heavy = [image('pages-1.img', 2_500_000, 'pipe', 300_000), image('core-1.img', 700), image('inventory.img', 10)]
 const large = [image('pages-1.img', 2_500_000, 'pipe'), image('core-1.img', 700), image('inventory.img', 10)]
 
 /** Runs all, `width` at a time. */
@@ -225,6 +232,23 @@ test('a larger one, cut at 200 random places', async () => {
   })
 })
 
+test('pages that are passed on by reference, cut at 100 random places', async () => {
+  const open = openPipes()
+  const places = Array.from({ length: 100 }, (_, n) => Math.floor(((n + Math.random()) / 100) * 2_500_000))
+  let spliced = 0
+  await together(places, 4, async (up) => {
+    const room = 2 ** 16 + (up % 2 ** 20)
+    const cuts = [up, 1_000_000].map((at) => cable({ up: at, splices: true, room }))
+    const used = await crosses(heavy, cuts, true)
+    assert.ok(used.length >= 2, `cut at ${up}`)
+    for (const one of used) spliced += one.spliced
+  })
+  const more = [image('pages-1.img', 40_000_000, 'pipe', 1_000_000), image('inventory.img', 10)]
+  await crosses(more, [cable({ splices: true })], true)
+  assert.ok(spliced > 100_000_000, `${spliced} bytes`)
+  assert.is(openPipes(), open, 'every pipe is closed')
+})
+
 test('one snapshot, cut again and again', async () => {
   const cuts = [0, 30, 100, 200_000, 5, 64, 700_000, 1, 400_000, 100, 150, 600_000]
   const used = await crosses(
@@ -255,7 +279,7 @@ test('a link that swallows everything is left for another, by both ends', async 
       void answer(next.far)
       return next.near
     },
-    4000,
+    { timeoutMs: 4000 },
   )
   assert.is(await fate, 'kept')
   assert.is(got.written, 30_000_003)
@@ -284,7 +308,7 @@ test('links that greet and then carry nothing fail the sender within the time-ou
       void answer(next.far)
       return next.near
     },
-    5000,
+    { timeoutMs: 5000 },
   )
   const begun = performance.now()
   await rejectsFault('LINK', fate)
@@ -308,7 +332,7 @@ test('a link that stays dead fails the sender and the receiver within the time-o
         signal.addEventListener('abort', () => next.cut())
         return Promise.resolve(next.near)
       },
-      1000,
+      { timeoutMs: 1000 },
     )
     setTimeout(() => first[dead](), 20)
     await rejectsFault('LINK', fate)
@@ -355,7 +379,7 @@ async function halfWay() {
       void there.answer(next.far)
       return watched
     },
-    3000,
+    { timeoutMs: 3000 },
   )
   while (there.got.written < 100_000) await new Promise((resolve) => setImmediate(resolve))
   const [token] = tokens
@@ -418,7 +442,7 @@ test('a receiver that names a position that cannot be fails the sender', async (
         })()
         return next.near
       },
-      3000,
+      { timeoutMs: 3000 },
     )
     await rejectsFault('FORMAT', fate)
     assert.is(links, 2)

@@ -3,7 +3,7 @@ import { Readable, Writable } from 'node:stream'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
-import { type ImageName, imageName } from '../../lib/format/names.ts'
+import { type ImageName, INVENTORY, imageName } from '../../lib/format/names.ts'
 import { encodeFrame, type Frame, MOST_DATA } from '../../lib/format/wire.ts'
 import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
@@ -17,7 +17,7 @@ import type { ImageSource } from '../../lib/stream/image.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { writableLink } from '../../lib/stream/node-link.ts'
 import { receiveSnapshot } from '../../lib/stream/receive.ts'
-import { type SendOptions, type Snapshot, sendSnapshot } from '../../lib/stream/send.ts'
+import { type SendOptions, type Snapshot, sendSnapshot, summarize } from '../../lib/stream/send.ts'
 import { onlyFaults, reasonOf, rejectsFault, turns, within } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
 import {
@@ -616,6 +616,33 @@ test('a hand-over is offered once, before the first image, and only to who can a
   assert.equal(await take(offer, { type: 'reserve', offset: 1 }), ['sealed', 'TRUNCATED'])
   assert.equal(await take({ type: 'reserve', offset: 1 }, offer), ['FORMAT'])
   await rejectsFault('FORMAT', receiveBytes(stream({ type: 'snapshot', id }, offer)))
+})
+
+test('unchecked: said once, before the first image; sizes count, and what is in the bytes does not', async () => {
+  const bytes = stream(
+    { type: 'snapshot', id },
+    { type: 'unchecked' },
+    { type: 'image', channel: 1, name: INVENTORY },
+    { type: 'data', channel: 1, offset: 0, length: 3 },
+  )
+  const entry = { name: INVENTORY, size: 3, digest: 0n }
+  const { digest: list } = summarize([entry])
+  const end = (size: number): Buffer =>
+    Buffer.concat([
+      encodeFrame({ type: 'imageEnd', channel: 1, size, digest: 0n }),
+      encodeFrame({ type: 'snapshotEnd', images: [{ ...entry, size }], digest: list }),
+    ])
+  for (const text of ['abc', 'abd']) {
+    const received = await receiveBytes(Buffer.concat([bytes, Buffer.from(text), end(3)]))
+    assert.equal(received.images, [entry])
+  }
+  await rejectsFault('DIGEST', receiveBytes(Buffer.concat([bytes, Buffer.from('abc'), end(4)])))
+  await rejectsFault(
+    'FORMAT',
+    receiveBytes(stream({ type: 'snapshot', id }, { type: 'unchecked' }, { type: 'unchecked' })),
+  )
+  const late: Frame[] = [{ type: 'image', channel: 1, name: INVENTORY }, { type: 'unchecked' }]
+  await rejectsFault('FORMAT', receiveBytes(stream({ type: 'snapshot', id }, ...late)))
 })
 
 test.run()
