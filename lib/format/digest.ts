@@ -27,3 +27,8 @@ export const NO_DIGEST: Digest = { update: () => {}, finish: () => 0n }
 export function hex64(value: bigint): string {
   return value.toString(16).padStart(16, '0')
 }
+
+/** The digest of a snapshot, for people. */
+export function digestWords({ images, digest }: { images: readonly { digest: bigint }[]; digest: bigint }): string {
+  return images.every((image) => image.digest === 0n) ? 'none: only sizes were compared' : hex64(digest)
+}

@@ -6,7 +6,7 @@
  */
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
-import { hex64 } from '../format/digest.ts'
+import { digestWords } from '../format/digest.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Frame } from '../format/wire.ts'
 import type { Until, Verdict } from '../format/words.ts'
@@ -142,7 +142,7 @@ async function receive(
     if (answer === undefined && offer === undefined) await expectEnd(reader)
     seal()
     const ms = performance.now() - begun
-    options.report({ event: 'sealed', id, images: images.length, bytes, ms, digest: hex64(digest) })
+    options.report({ event: 'sealed', id, images: images.length, bytes, ms, digest: digestWords({ images, digest }) })
     const sealed = async (): Promise<void> => (offer?.writer ?? answer)?.send({ type: 'sealed', digest })
     // Who does not wait for `ready` must not let go before the tasks are held: nobody else has the images.
     if (offer?.until === 'sealed') offer.seal = sealed

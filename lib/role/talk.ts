@@ -2,7 +2,7 @@
  * What the cache says and hears on the wire: snapshots come, and their verdicts; clients ask for them.
  */
 import { Fault } from '../fault.ts'
-import { hex64 } from '../format/digest.ts'
+import { digestWords } from '../format/digest.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { Frame } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
@@ -126,7 +126,8 @@ async function take(
     if (until !== undefined) arrivals.add(id, shown)
     arriving.seal(until !== undefined)
     const ms = performance.now() - begun
-    report({ event: 'sealed', id, images: snapshot.images.length, bytes: snapshot.bytes, ms, digest: hex64(digest) })
+    const { images, bytes } = snapshot
+    report({ event: 'sealed', id, images: images.length, bytes, ms, digest: digestWords(snapshot) })
   } finally {
     arriving.drop()
   }

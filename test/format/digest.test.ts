@@ -1,6 +1,6 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { digest, hex64 } from '../../lib/format/digest.ts'
+import { digest, digestWords, hex64 } from '../../lib/format/digest.ts'
 
 const test = suite('format/digest')
 
@@ -36,6 +36,12 @@ test('is shown with its leading zeros', () => {
   assert.is(hex64(0n), '0000000000000000')
   assert.is(hex64(0xabcn), '0000000000000abc')
   assert.is(hex64(2n ** 64n - 1n), 'ffffffffffffffff')
+})
+
+test('what nobody looked at is said to be so', () => {
+  const none = { images: [{ digest: 0n }, { digest: 0n }], digest: 5n }
+  assert.is(digestWords(none), 'none: only sizes were compared')
+  assert.is(digestWords({ images: [{ digest: 0n }, { digest: 1n }], digest: 5n }), '0000000000000005')
 })
 
 test.run()

@@ -38,6 +38,15 @@ test('images cross from a dump to a restore, and the cache says that it sealed t
     await cache.says(/served: 3 images[\s\S]*served: 3 images/)
   }))
 
+test('without checksums the images cross all the same, and the cache says that nobody looked at them', () =>
+  using({ proxy: ['--no-checksum'] }, async ({ dump, restore, cache }) => {
+    await dumpAll(dump(), images)
+    await cache.says(/sealed: 4 images.*digest none: only sizes were compared/)
+    const criu = restore()
+    for (const [name, bytes] of Object.entries(images)) assert.ok((await criu.image(name))?.equals(bytes), name)
+    criu.close()
+  }))
+
 test('a client that says nothing does not keep a proxy from its end', async () => {
   const { path, remove } = temporary()
   const proxy = await startProxy(path, '1')
