@@ -43,6 +43,9 @@ const SIZE_BYTES = 4
 const MOST_ENTRY = 64
 /** What the older of the two counts holds: 16 TiB. */
 export const MOST_PAGES = 2 ** 32 - 1
+/** The fields that we know: 1 to this. */
+const FIRST_FIELDS = 1
+const ENTRY_FIELDS = 5
 /** The encoder gives its entries away in pieces of about this size. */
 const PIECE_BYTES = 2 ** 16
 
@@ -79,9 +82,8 @@ export function pagemapDecoder(): PagemapDecoder {
         const size = all.readUInt32LE(at)
         const body = all.subarray(at + SIZE_BYTES, at + SIZE_BYTES + Math.min(size, MOST_ENTRY))
         if (body.length < Math.min(size, MOST_ENTRY)) break
+        if (size > MOST_ENTRY) throw tooLong(size, body, pagesId === undefined ? FIRST_FIELDS : ENTRY_FIELDS)
         const entry = take(body)
-        if (size > MOST_ENTRY)
-          throw new Fault('LIMIT', `a pagemap entry of ${size} bytes, at most ${MOST_ENTRY} are known`)
         if (entry !== undefined) entries.push(entry)
         at += SIZE_BYTES + size
       }
@@ -158,14 +160,14 @@ function checkHead(bytes: Buffer): void {
 }
 
 function decodeFirst(body: Uint8Array): number {
-  const pagesId = decodeFields(body, 1)[1]
+  const pagesId = decodeFields(body, FIRST_FIELDS)[1]
   if (pagesId === undefined) throw new Fault('FORMAT', 'a pagemap that does not name its pages image')
   if (pagesId > MOST_PAGES) throw new Fault('LIMIT', `pages-${pagesId}.img in a pagemap: the number is too large`)
   return pagesId
 }
 
 function decodeEntry(body: Uint8Array): PagemapEntry {
-  const [, vaddr, oldPages, inParent, given, newPages] = decodeFields(body, 5)
+  const [, vaddr, oldPages, inParent, given, newPages] = decodeFields(body, ENTRY_FIELDS)
   if (vaddr === undefined || oldPages === undefined)
     throw new Fault('FORMAT', 'a pagemap entry without an address or a count')
   const pages = newPages ?? oldPages
@@ -185,6 +187,12 @@ function decodeEntry(body: Uint8Array): PagemapEntry {
 
 function refused({ vaddr }: PagemapEntry, what: string): Fault {
   return new Fault('FORMAT', `the pagemap entry at ${hex(vaddr)} ${what}`)
+}
+
+/** Named after a field that we do not know, if it begins with one that is so long. */
+function tooLong(size: number, beginning: Uint8Array, known: number): Fault {
+  decodeFields(beginning, known)
+  return new Fault('LIMIT', `a pagemap entry of ${size} bytes, at most ${MOST_ENTRY} are known`)
 }
 
 /** The values of a message whose fields 1 to `known` are all numbers, by field number. */

@@ -97,7 +97,7 @@ export function directorySource(path: string): ImageSource {
   const names = listImages(path)
   if (lstatSync(join(path, PARENT), { throwIfNoEntry: false }) !== undefined) {
     throw new Fault('USAGE', `${path} is an incremental dump: its pages are partly in its parent`, {
-      hint: 'only complete dumps can be streamed',
+      hint: 'flatten it',
     })
   }
   let failure: Error | undefined
