@@ -26,10 +26,7 @@ interface Layer {
  * whatever the layers throw.
  */
 export function flatten(layers: readonly Iterable<PagemapEntry>[]): Generator<FlatRange> {
-  return joined(
-    resolved(layers),
-    (last, next) => last.layer === next.layer && last.offset + presentPages(last) === next.offset,
-  )
+  return joined(resolved(layers), (last, next) => last.layer === next.layer)
 }
 
 /** The entries of the flattened dump's pagemap. */
@@ -91,7 +88,7 @@ function missing(vaddr: number): Fault {
   })
 }
 
-/** Neighbours of the same flags as one, where `fits` agrees. */
+/** Neighbours of the same flags as one, where `fits` agrees. Those of one layer stand side by side in its image too. */
 function* joined<Range extends PagemapEntry>(
   ranges: Iterable<Range>,
   fits: (last: Range, next: Range) => boolean,

@@ -4,8 +4,8 @@
  * CRIU leaves a link `parent` in each directory of a chain. The newest directory has everything but some of the pages: its pagemaps
  * are written anew, its pages images are put together from those of all layers (flat-pages.ts), the other images are passed on.
  */
-import { existsSync, readFileSync, readlinkSync, type Stats, statSync } from 'node:fs'
-import { join, resolve } from 'node:path'
+import { existsSync, lstatSync, readFileSync, readlinkSync, realpathSync, type Stats, statSync } from 'node:fs'
+import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { decodeInventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
@@ -32,7 +32,7 @@ export function chainOf(path: string): Chain {
   const chain: [string, ...string[]] = [path]
   const seen = new Set([identity(path)])
   for (let next = parentOf(path); next !== undefined; next = parentOf(next)) {
-    const found = identity(next, `, which ${join(chain.at(-1) as string, PARENT)} leads to`)
+    const found = identity(next)
     if (seen.has(found)) throw new Fault('FORMAT', `the parents of ${path} lead in a circle: ${next} comes twice`)
     seen.add(found)
     chain.push(next)
@@ -40,29 +40,31 @@ export function chainOf(path: string): Chain {
   return chain
 }
 
+/** A link, or the directory itself where a chain was copied with `cp -L`. */
 function parentOf(path: string): string | undefined {
   const link = join(path, PARENT)
+  if (lstatSync(link, { throwIfNoEntry: false }) === undefined) return undefined
   try {
-    return resolve(path, readlinkSync(link))
+    return realpathSync(link)
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException
-    if (code === 'ENOENT') return undefined
-    return code === 'EINVAL' ? link : ioFault(link)(cause) // not a link: copied together with what it led to
+    throw new Fault('MISSING', `the parent of ${path}, ${readlinkSync(link)}, cannot be read (${code})`, {
+      hint: 'the directories of a chain are moved together',
+      cause,
+    })
   }
 }
 
-function identity(path: string, about = ''): string {
+function identity(path: string): string {
   let found: Stats
   try {
     found = statSync(path)
   } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException
-    throw new Fault('MISSING', `cannot read the directory ${path}${about} (${code})`, {
+    throw new Fault('MISSING', `cannot read the directory ${path} (${(cause as NodeJS.ErrnoException).code})`, {
       cause,
-      ...(about !== '' && { hint: 'the directories of a chain are moved together' }),
     })
   }
-  if (!found.isDirectory()) throw new Fault('MISSING', `${path}${about} is not a directory`)
+  if (!found.isDirectory()) throw new Fault('MISSING', `${path} is not a directory`)
   return `${found.dev}:${found.ino}`
 }
 

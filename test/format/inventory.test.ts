@@ -45,8 +45,8 @@ const refusals: [what: string, bytes: Buffer, message: RegExp][] = [
   ['compressed regions', inventory('08 02 78 02'), /compressed/],
   ['another image', readFileSync(join(fixtures, 'images', 'pstree.img')), /not an inventory/],
   ['nothing', Buffer.alloc(0), /not an inventory/],
-  ['one byte more', Buffer.concat([inventory('08 02'), Buffer.alloc(1)]), /damaged inventory/],
-  ['one byte less', inventory('08 02').subarray(0, 9), /damaged inventory/],
+  ['more than its size', Buffer.concat([inventory('08 02'), Buffer.of(0x10, 1)]), /damaged inventory/],
+  ['less than its size', inventory('08 02 10 01').subarray(0, 10), /damaged inventory/],
   ['a number without an end', inventory('08'), /damaged inventory/],
   ['a message that is too long', inventory('08 02 1a 09 00'), /damaged inventory/],
 ]

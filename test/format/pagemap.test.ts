@@ -109,7 +109,7 @@ const refusals: [what: string, bytes: Buffer, message: RegExp][] = [
   ['one before another', pagemap('08 8040 10 01', '08 8020 10 01'), /out of order at 0x1000/],
   ['one within another', pagemap('08 8020 10 02', '08 8040 10 01'), /out of order at 0x2000/],
   ['the same twice', pagemap('08 8020 10 01', '08 8020 10 01'), /out of order/],
-  ['a field that is no number', pagemap('08 8020 12 01 00'), /damaged pagemap entry/],
+  ['a field that is no number', pagemap('08 8020 12 01'), /damaged pagemap entry/],
   ['field 0', pagemap('00 01'), /damaged pagemap entry/],
   ['a number without an end', pagemap('08 ff'), /damaged pagemap entry/],
   ['a number of eleven bytes', pagemap('08 8080808080808080808000 10 01'), /damaged pagemap entry/],

@@ -15,7 +15,7 @@ import {
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { PAGE_BYTES, type PagemapEntry, pageFlag, readPagemap } from '../../lib/format/pagemap.ts'
+import { encodePagemap, PAGE_BYTES, type PagemapEntry, pageFlag, readPagemap } from '../../lib/format/pagemap.ts'
 import { chainOf, chainSource } from '../../lib/store/chain.ts'
 import { reasonOf, rejectsFault, throwsFault } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
@@ -39,7 +39,7 @@ async function write(from: string, to: string): Promise<string[]> {
   const names: string[] = []
   for await (const { name, body } of chainSource(chainOf(from)).images) {
     const pieces: Uint8Array[] = []
-    for await (const piece of body.pieces) pieces.push(Buffer.from(piece))
+    for await (const piece of body.pieces) pieces.push(piece)
     writeFileSync(join(to, name), Buffer.concat(pieces), { flag: 'wx' })
     names.push(name)
   }
@@ -90,8 +90,14 @@ for (const { criu, directories } of chains()) {
       for (const { flags } of readPagemap([readFileSync(join(last, name))]).entries) {
         if ((flags & parent) !== 0) from.add(name)
       }
-      for (const { flags } of readPagemap([readFileSync(join(dir, 'flat', name))]).entries)
-        assert.ok((flags & present) !== 0)
+      const flat = readFileSync(join(dir, 'flat', name))
+      const { pagesId, entries } = readPagemap([flat])
+      const all = [...entries]
+      assert.ok(
+        all.every(({ flags }) => (flags & present) !== 0),
+        name,
+      )
+      assert.ok(Buffer.concat([...encodePagemap(pagesId, all)]).equals(flat), `${name} is for every release`)
     }
     assert.is(from.size, 2, 'two processes have pages in a parent, their shared memory has none')
     assert.is(openFds(), before, 'a descriptor is left')
@@ -105,13 +111,20 @@ test('chains as any release writes them, of up to eight layers, with old pages b
     ['4.2', '4.1', 'before flags'],
     ['4.2', '4.2', '4.1', '4.1', 'before flags', 'before flags', '4.1', '4.2'],
   ]
+  const shared = join(dir, 'shared')
+  await write(chains()[1]?.directories.at(-1) ?? '', shared)
   for (const [seed, layers] of writings.entries()) {
-    const place = join(dir, String(seed))
-    const last = splitDump(join(fixtures, 'images'), place, layers, seed)
-    assert.is(chainOf(last).length, layers.length)
-    await write(last, join(place, 'flat'))
-    assert.is(equalPages(join(place, 'flat'), last), 28)
-    assert.is(equalPages(join(place, 'flat'), join(fixtures, 'images')), 28)
+    for (const [full, pages] of [
+      [join(fixtures, 'images'), 28],
+      [shared, 150],
+    ] as const) {
+      const place = join(dir, `${seed}-${pages}`)
+      const last = splitDump(full, place, layers, seed)
+      assert.is(chainOf(last).length, layers.length)
+      await write(last, join(place, 'flat'))
+      assert.ok(equalPages(join(place, 'flat'), last) >= pages)
+      assert.ok(equalPages(join(place, 'flat'), full) >= pages)
+    }
   }
 })
 
@@ -134,6 +147,12 @@ test('parents that are not links, links that are absolute, and directories that 
   renameSync(join(dir, 'a'), join(dir, 'b'))
   await write(join(dir, 'b', '3'), join(dir, 'flat-2'))
   equalPages(join(dir, 'flat-2'), join(dir, 'whole'))
+  mkdirSync(join(dir, 'far', 'away'), { recursive: true })
+  symlinkSync('../../b/3', join(dir, 'far', 'away', 'latest'))
+  assert.equal(
+    chainOf(join(dir, 'far', 'away', 'latest')).slice(1),
+    ['2', '1'].map((round) => join(dir, 'b', round)),
+  )
   rmSync(join(dir, 'b', '3', 'parent'))
   symlinkSync(join(dir, 'b', '2'), join(dir, 'b', '3', 'parent'))
   assert.equal(
@@ -147,17 +166,15 @@ test('a parent that leads nowhere, or in a circle, is told by its path', ({ dir 
   symlinkSync('../gone', join(dir, '1', 'parent'))
   symlinkSync('../1', join(dir, '2', 'parent'))
   const nowhere = throwsFault('MISSING', () => chainOf(join(dir, '2')))
-  assert.match(nowhere.message, /cannot read the directory .*\/gone, which .*\/1\/parent leads to \(ENOENT\)/)
+  assert.match(nowhere.message, /^the parent of .*\/1, \.\.\/gone, cannot be read \(ENOENT\)$/)
   assert.ok(nowhere.hint)
   writeFileSync(join(dir, 'gone'), '')
-  assert.match(throwsFault('MISSING', () => chainOf(join(dir, '2'))).message, /\/gone, which .* is not a directory/)
+  assert.match(throwsFault('MISSING', () => chainOf(join(dir, '2'))).message, /\/gone is not a directory$/)
   rmSync(join(dir, '1', 'parent'))
   symlinkSync('../2', join(dir, '1', 'parent'))
   assert.match(throwsFault('FORMAT', () => chainOf(join(dir, '1'))).message, /lead in a circle: .*\/1 comes twice/)
   symlinkSync('parent', join(dir, '3', 'parent'))
   assert.match(throwsFault('MISSING', () => chainOf(join(dir, '3'))).message, 'ELOOP')
-  symlinkSync('.', join(dir, 'self'))
-  symlinkSync('../self/3', join(dir, '2', 'again'))
   throwsFault('MISSING', () => chainOf(join(dir, 'none')))
 })
 
@@ -286,6 +303,24 @@ test('a parent whose replaced pages are holes (criu dedup) is as good', async ({
   )
 })
 
+test('ranges that are longer than a piece, from where they begin', async ({ dir }) => {
+  const [count, first] = [1000, 100]
+  layer(join(dir, '1'), [at(0, count, present)], 0)
+  layer(join(dir, '2'), [at(first, 300, parent), at(first + 300, 2, present), at(first + 302, 500, parent)], 0x61)
+  symlinkSync('../1', join(dir, '2', 'parent'))
+  const older = Buffer.alloc(count * PAGE_BYTES)
+  for (let page = 0; page < count; page++)
+    older.fill(page.toString().padStart(8), page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
+  writeFileSync(join(dir, '1', 'pages-1.img'), older)
+  await write(join(dir, '2'), join(dir, 'flat'))
+  const expected = [
+    older.subarray(first * PAGE_BYTES, (first + 300) * PAGE_BYTES),
+    Buffer.alloc(2 * PAGE_BYTES, 0x61),
+    older.subarray((first + 302) * PAGE_BYTES, (first + 802) * PAGE_BYTES),
+  ]
+  assert.ok(readFileSync(join(dir, 'flat', 'pages-1.img')).equals(Buffer.concat(expected)))
+})
+
 test('a source that is destroyed throws the reason', async ({ dir }) => {
   const source = chainSource(chainOf(twoLayers(dir)))
   const reason = new Error('enough')
@@ -296,8 +331,8 @@ test('a source that is destroyed throws the reason', async ({ dir }) => {
   assert.is(await reasonOf(reading), reason)
 })
 
-test('a GiB in many thousand ranges takes a few MiB of memory', async ({ dir }) => {
-  const pages = 2 ** 18
+test('half a GiB in many thousand ranges takes a few MiB of memory', async ({ dir }) => {
+  const pages = 2 ** 17
   const runs = 2 ** 16
   const every = pages / runs
   layer(join(dir, '1'), [], 0)
@@ -328,7 +363,7 @@ test('a GiB in many thousand ranges takes a few MiB of memory', async ({ dir }) 
       most = Math.max(most, process.memoryUsage.rss())
     }
   }
-  assert.ok(bytes > 2 ** 30, `${bytes} bytes`)
+  assert.ok(bytes > 2 ** 29, `${bytes} bytes`)
   assert.ok(most - before < 100 * 2 ** 20, `${(most - before) / 2 ** 20} MiB`)
 })
 
