@@ -87,7 +87,7 @@ export function pagemapDecoder(): PagemapDecoder {
         if (entry !== undefined) entries.push(entry)
         at += SIZE_BYTES + size
       }
-      pending = all.subarray(at)
+      pending = Uint8Array.from(all.subarray(at)) // not a view, which would hold the whole chunk
       return entries
     },
     end() {
