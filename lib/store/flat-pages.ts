@@ -4,7 +4,7 @@
  * The plan is lib/format/flatten.ts. It is made twice, for the pagemap and for its pages, because it is cheap and may be long:
  * what is held is a chunk of each layer's pagemap and one piece of pages.
  */
-import { closeSync, existsSync, openSync, readSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type FlatRange, flatEntries, flatten } from '../format/flatten.ts'
@@ -20,6 +20,7 @@ export interface FlatPages {
   /** `pages-N.img` of the newest layer. */
   pagesName: ImageName
   pagemap(): Generator<Buffer>
+  /** A piece is overwritten when the next one is asked for: fresh memory for each costs as much as reading into it. */
   pages(): Generator<Buffer>
 }
 
@@ -28,6 +29,8 @@ interface Layer {
   entries: Iterable<PagemapEntry>
   /** Reads `into`, all of it, from that page on. */
   read(into: Buffer, page: number): void
+  /** All entries were asked for: throws `FORMAT` unless there are just as many pages. */
+  checkSize(): void
 }
 
 /** `name` of the first of the directories, with what it has in the others. Throws `MISSING`, `FORMAT`, `LIMIT` or `IO`. */
@@ -36,8 +39,14 @@ export function flatPages(directories: readonly string[], name: ImageName): Flat
   return {
     pagesName: pagesName(pagesId),
     pagemap: () => withLayers(directories, name, (layers) => encodePagemap(pagesId, flatEntries(plan(layers)))),
-    pages: () => withLayers(directories, name, (layers) => gathered(plan(layers), layers)),
+    pages: () => withLayers(directories, name, allPages),
   }
+}
+
+/** Only the newest layer is sure to have been read to its end. */
+function* allPages(layers: readonly Layer[]): Generator<Buffer> {
+  yield* gathered(plan(layers), layers)
+  layers[0]?.checkSize()
 }
 
 function plan(layers: readonly Layer[]): Generator<FlatRange> {
@@ -73,9 +82,23 @@ function openLayer(directory: string, name: ImageName, opened: number[]): Layer 
   const { pagesId, entries } = naming(file, () => readPagemap(chunksOf(fd, file)))
   const pages = join(directory, pagesName(pagesId))
   let pagesFd: number | undefined
+  let count = 0
+  function* counted(): Generator<PagemapEntry> {
+    for (const entry of entries) {
+      count += presentPages(entry)
+      yield entry
+    }
+  }
   return {
     pagesId,
-    entries: namingAll(file, entries),
+    entries: namingAll(file, counted()),
+    checkSize() {
+      const bytes = statSync(pages, { throwIfNoEntry: false })?.size ?? 0
+      if (bytes === count * PAGE_BYTES) return
+      throw new Fault('FORMAT', `${pages} has ${bytes} bytes for ${count} pages`, {
+        hint: `it was changed, or made where a page is not ${PAGE_BYTES} bytes`,
+      })
+    },
     read(into, page) {
       pagesFd ??= openFile(pages, opened)
       const bytes = readAt(pagesFd, pages, into, page * PAGE_BYTES)
@@ -120,7 +143,7 @@ function readAt(fd: number, file: string, into: Buffer, position: number): numbe
 
 /** The pages of the plan one behind the other, in pieces of a size that is good to write. */
 function* gathered(ranges: Iterable<FlatRange>, layers: readonly Layer[]): Generator<Buffer> {
-  let piece = Buffer.allocUnsafeSlow(MOST_DATA)
+  const piece = Buffer.allocUnsafeSlow(MOST_DATA)
   let filled = 0
   for (const range of ranges) {
     for (let page = 0; page < presentPages(range); ) {
@@ -131,7 +154,6 @@ function* gathered(ranges: Iterable<FlatRange>, layers: readonly Layer[]): Gener
       filled = end
       if (filled < MOST_DATA) continue
       yield piece
-      piece = Buffer.allocUnsafeSlow(MOST_DATA)
       filled = 0
     }
   }

@@ -39,7 +39,7 @@ async function write(from: string, to: string): Promise<string[]> {
   const names: string[] = []
   for await (const { name, body } of chainSource(chainOf(from)).images) {
     const pieces: Uint8Array[] = []
-    for await (const piece of body.pieces) pieces.push(piece)
+    for await (const piece of body.pieces) pieces.push(Buffer.from(piece))
     writeFileSync(join(to, name), Buffer.concat(pieces), { flag: 'wx' })
     names.push(name)
   }
@@ -240,6 +240,12 @@ test('damage is told by the file that has it', async ({ dir }) => {
       'FORMAT',
       /2\/pages-1\.img is cut off: page 0 is not/,
       (last) => truncateSync(join(last, 'pages-1.img')),
+    ],
+    [
+      'pages of another size',
+      'FORMAT',
+      /2\/pages-1\.img has 65536 bytes for 1 pages/,
+      (last) => truncateSync(join(last, 'pages-1.img'), 65536),
     ],
     ['no pages', 'IO', /1\/pages-1\.img: ENOENT/, () => rmSync(join(dir, '1', 'pages-1.img'))],
     [
