@@ -24,6 +24,8 @@ export type Progress =
   | { event: 'not handed over'; id: string }
   /** The link to the source is gone, and with it the verdict: restored tasks are held; `how` to give it by hand. */
   | { event: 'undecided'; id: string; how: string }
+  /** A chain of dumps became one; `bytes` of all its images. */
+  | { event: 'flattened'; layers: number; images: number; bytes: number; ms: number }
   /** A restore waits for a snapshot. */
   | { event: 'waiting'; what: string }
   /** One snapshot or one client failed; the daemon goes on. */

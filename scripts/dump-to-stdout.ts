@@ -21,7 +21,7 @@ anything fails before that.
 
   -t, --tree PID       dump this process and its children with criu dump --stream
       --listen         offer streamer-capture.sock in -D DIR and wait for a criu
-      --from-dir DIR   stream the images that criu dump -D left in DIR
+      --from-dir DIR   stream the images that criu dump -D left in DIR, and its parents' pages
       --via COMMAND    no stdout: hand the process over to a restore-from-socket that
                        COMMAND starts, and let it go here when it is ready there
       --until sealed   with --via: let it go when the target has all images

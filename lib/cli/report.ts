@@ -30,6 +30,8 @@ export function describe(progress: Progress): string {
       return `snapshot ${progress.id} not handed over: the source runs on, the target runs nothing of it`
     case 'undecided':
       return `snapshot ${progress.id} is held until its source says what became of the process; by hand: ${progress.how}`
+    case 'flattened':
+      return `flattened ${progress.layers} ${progress.layers === 1 ? 'layer' : 'layers'}: ${amount(progress)}`
     case 'failed':
       return `${progress.what} failed: ${progress.fault.message}`
   }

@@ -15,6 +15,7 @@ import { decodeDumpStats } from '../format/stats.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { acceptSpeaker, acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
+import { chainOf, chainSource } from '../store/chain.ts'
 import { directorySource } from '../store/directory.ts'
 import { frameWriter } from '../stream/frames.ts'
 import type { ImageSource } from '../stream/image.ts'
@@ -153,9 +154,10 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
   }
 }
 
-/** Streams the images of an existing directory. Throws `MISSING`, `FAILED_DUMP`, `LINK`, `IO`. */
+/** Streams the images of an existing directory, an incremental dump flattened. Throws `MISSING`, `FAILED_DUMP`, `LINK`, `IO`. */
 export async function dumpFromDirectory(path: string, link: Link, options: DumpOptions): Promise<void> {
-  await send(directorySource(path), link, options)
+  const chain = chainOf(path)
+  await send(chain.length === 1 ? directorySource(path) : chainSource(chain), link, options)
 }
 
 async function send(

@@ -12,6 +12,9 @@ import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
 import { MOST_DATA } from '../format/wire.ts'
 import type { ImageSink, ImageSource, OpenImage } from '../stream/image.ts'
 
+/** CRIU's link to the directory of the dump before, which has the pages that did not change since. */
+export const PARENT = 'parent'
+
 export interface DirectorySink extends ImageSink {
   /** Everything is there: gives the directory its name. Throws `EXISTS` or `IO`. */
   seal(): void
@@ -78,7 +81,8 @@ function refuseUnlessEmpty(path: string): void {
   })
 }
 
-function ioFault(path: string): (cause: unknown) => never {
+/** Throws the `IO` fault of an error at `path`. */
+export function ioFault(path: string): (cause: unknown) => never {
   return (cause) => {
     const code = (cause as NodeJS.ErrnoException).code ?? 'unknown error'
     throw new Fault('IO', `${path}: ${code}`, {
@@ -91,18 +95,16 @@ function ioFault(path: string): (cause: unknown) => never {
 /** The images of a directory that `criu dump -D` wrote: its regular files `*.img`, inventory.img last, as CRIU does. */
 export function directorySource(path: string): ImageSource {
   const names = listImages(path)
+  if (lstatSync(join(path, PARENT), { throwIfNoEntry: false }) !== undefined) {
+    throw new Fault('USAGE', `${path} is an incremental dump: its pages are partly in its parent`, {
+      hint: 'flatten it',
+    })
+  }
   let failure: Error | undefined
   async function* images(): AsyncGenerator<OpenImage> {
     for (const name of names) {
-      const pieces = (async function* () {
-        try {
-          yield* createReadStream(join(path, name), { highWaterMark: MOST_DATA }) as AsyncIterable<Buffer>
-        } catch (cause) {
-          ioFault(join(path, name))(cause)
-        }
-      })()
       if (failure !== undefined) throw failure
-      yield { name, body: { kind: 'pieces', pieces } }
+      yield { name, body: { kind: 'pieces', pieces: piecesOf(join(path, name)) } }
     }
   }
   return {
@@ -113,18 +115,23 @@ export function directorySource(path: string): ImageSource {
   }
 }
 
-function listImages(path: string): ImageName[] {
+/** One file in pieces. Throws `IO`. */
+export async function* piecesOf(file: string): AsyncGenerator<Buffer> {
+  try {
+    yield* createReadStream(file, { highWaterMark: MOST_DATA }) as AsyncIterable<Buffer>
+  } catch (cause) {
+    ioFault(file)(cause)
+  }
+}
+
+/** The names of the images in a directory, inventory.img last. Throws `MISSING`, `NAME` or `FAILED_DUMP`. */
+export function listImages(path: string): ImageName[] {
   let files: ReturnType<typeof entries>
   try {
     files = entries(path)
   } catch (cause) {
     throw new Fault('MISSING', `cannot read the directory ${path} (${(cause as NodeJS.ErrnoException).code})`, {
       cause,
-    })
-  }
-  if (files.some((file) => file.name === 'parent')) {
-    throw new Fault('USAGE', `${path} is an incremental dump: its pages are partly in its parent`, {
-      hint: 'only complete dumps can be streamed',
     })
   }
   const images = files.filter((file) => file.name.endsWith('.img'))

@@ -36,6 +36,8 @@ const lines: [Progress, string][] = [
     { event: 'not handed over', id: 'web-1' },
     'snapshot web-1 not handed over: the source runs on, the target runs nothing of it',
   ],
+  [{ event: 'flattened', ...amount, layers: 4 }, 'flattened 4 layers: 12 images, 3.00 MiB in 1.500 s (2.00 MiB/s)'],
+  [{ event: 'flattened', ...amount, layers: 1 }, 'flattened 1 layer: 12 images, 3.00 MiB in 1.500 s (2.00 MiB/s)'],
   [{ event: 'restored', ms: 61_000 }, 'restored in 61.000 s'],
   [
     { event: 'small pipes', bytes: 2 ** 16 },

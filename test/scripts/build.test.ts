@@ -15,7 +15,13 @@ test('npm run build makes plain JavaScript that does the same', async () => {
   const built = await run('npm', ['run', '--silent', 'build'], { cwd: root })
   assert.is(built.code, 0, built.stdout.toString())
   const { version, bin } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as Package
-  const names = ['criu-dump-to-stdout', 'criu-image-cache', 'criu-image-proxy', 'criu-restore-from-socket']
+  const names = [
+    'criu-dump-to-stdout',
+    'criu-flatten',
+    'criu-image-cache',
+    'criu-image-proxy',
+    'criu-restore-from-socket',
+  ]
   assert.equal(Object.keys(bin).sort(), names)
   for (const file of Object.values(bin)) {
     const said = await run(process.execPath, [join(root, file), '--version'])

@@ -6,7 +6,7 @@ import { root, run, shell, temporary } from '../support/run.ts'
 
 const test = suite('usage')
 
-const commands = ['dump-to-stdout', 'restore-from-socket', 'proxy', 'cache']
+const commands = ['dump-to-stdout', 'restore-from-socket', 'proxy', 'cache', 'flatten']
 
 for (const command of commands) {
   test(`${command} --help: stdout, exit 0, every option that the script takes`, async () => {
@@ -18,7 +18,7 @@ for (const command of commands) {
     const { readFileSync } = await import('node:fs')
     const source = readFileSync(join(root, 'scripts', `${command}.ts`), 'utf8')
     const declared = [...source.matchAll(/^ {2}'?([a-z-]+)'?: \{ type:/gm)].map((match) => match[1] as string)
-    assert.ok(declared.length > 4)
+    assert.ok(declared.length > (command === 'flatten' ? 1 : 4))
     for (const option of declared) assert.match(ran.stdout.toString(), new RegExp(`--${option}\\b`))
   })
 }
@@ -61,6 +61,9 @@ const misuse: [line: string, message: RegExp][] = [
   ['cache --port 9997', /--dir is missing/],
   ['cache --port 70000 -D x', /--port wants a number/],
   ['cache --port 9997 -D x --address 0.0.0.0', /plain TCP to or from 0.0.0.0/],
+  ['flatten --to-dir x', /--dir is missing/],
+  ['flatten -D x', /--to-dir is missing/],
+  ['flatten -D x --to-dir y -- -v4', /flatten and criu options do not go together/],
 ]
 
 test('a cache that could never restore says so before a source relies on it, and leaves no socket', async () => {

@@ -1,0 +1,239 @@
+/**
+ * CRIU's pagemap images (`pagemap-N.img`, `pagemap-shmem-N.img`): which pages of a process, or of a shared memory object, are in
+ * `pages-N.img`, in the order in which they stand there, and which are in the image of the same name in the parent directory.
+ *
+ *     head     common magic u32 | pagemap magic u32
+ *     first    size u32 | protobuf: pages_id = 1
+ *     entries  size u32 | protobuf: vaddr = 1, nr_pages (u32) = 2, in_parent = 3, flags = 4, nr_pages (u64) = 5
+ *
+ * CRIU 4.1 and older know only the first nr_pages; 4.2 and newer write 0 there and the count into the second, and read either.
+ * What is encoded here has both, so every release reads it. `in_parent` is what there was before flags.
+ */
+import pb from 'protobufjs/minimal.js'
+import { Fault } from '../fault.ts'
+
+export const PAGE_BYTES = 4096
+
+/** `flags` of an entry: CRIU's PE_PARENT, PE_LAZY, PE_PRESENT. Only a present page has bytes in the pages image. */
+export const pageFlag = { parent: 1, lazy: 2, present: 4 } as const
+const KNOWN_FLAGS = pageFlag.parent | pageFlag.lazy | pageFlag.present
+
+/** Consecutive pages of one kind. */
+export interface PagemapEntry {
+  /** Address of the first; in a shared memory object its offset. */
+  vaddr: number
+  pages: number
+  flags: number
+}
+
+export interface PagemapDecoder {
+  /** The N of `pages-N.img`, once its bytes have come. */
+  pagesId(): number | undefined
+  /** The entries that these bytes complete. Throws `FORMAT` or `LIMIT`. */
+  push(bytes: Uint8Array): PagemapEntry[]
+  /** There are no more bytes. Throws `FORMAT`. */
+  end(): void
+}
+
+const COMMON_MAGIC = 0x54564319
+const PAGEMAP_MAGIC = 0x56084025
+const HEAD_BYTES = 8
+const SIZE_BYTES = 4
+/** An entry with all five fields has at most 36 bytes. */
+const MOST_ENTRY = 64
+/** What the older of the two counts holds: 16 TiB. */
+export const MOST_PAGES = 2 ** 32 - 1
+/** The fields that we know: 1 to this. */
+const FIRST_FIELDS = 1
+const ENTRY_FIELDS = 5
+/** The encoder gives its entries away in pieces of about this size. */
+const PIECE_BYTES = 2 ** 16
+
+/** Takes a pagemap image in chunks of any size, and keeps no more of it than a part of one entry. */
+export function pagemapDecoder(): PagemapDecoder {
+  let pending: Uint8Array = new Uint8Array(0)
+  let headSeen = false
+  let pagesId: number | undefined
+  let lastEnd = 0
+
+  function take(body: Uint8Array): PagemapEntry | undefined {
+    if (pagesId === undefined) {
+      pagesId = decodeFirst(body)
+      return undefined
+    }
+    const entry = decodeEntry(body)
+    if (entry.vaddr < lastEnd) throw new Fault('FORMAT', `pagemap entries out of order at ${hex(entry.vaddr)}`)
+    lastEnd = endOf(entry)
+    return entry
+  }
+
+  return {
+    pagesId: () => pagesId,
+    push(bytes) {
+      const all = Buffer.concat([pending, bytes])
+      const entries: PagemapEntry[] = []
+      let at = 0
+      if (!headSeen && all.length >= HEAD_BYTES) {
+        checkHead(all)
+        headSeen = true
+        at = HEAD_BYTES
+      }
+      while (headSeen && all.length - at >= SIZE_BYTES) {
+        const size = all.readUInt32LE(at)
+        const body = all.subarray(at + SIZE_BYTES, at + SIZE_BYTES + Math.min(size, MOST_ENTRY))
+        if (body.length < Math.min(size, MOST_ENTRY)) break
+        if (size > MOST_ENTRY) throw tooLong(size, body, pagesId === undefined ? FIRST_FIELDS : ENTRY_FIELDS)
+        const entry = take(body)
+        if (entry !== undefined) entries.push(entry)
+        at += SIZE_BYTES + size
+      }
+      pending = Uint8Array.from(all.subarray(at)) // not a view, which would hold the whole chunk
+      return entries
+    },
+    end() {
+      if (pending.length > 0 || pagesId === undefined) throw new Fault('FORMAT', 'a pagemap that is cut off')
+    },
+  }
+}
+
+/** The same for one whose bytes are at hand: reads on as its entries are asked for. Throws `FORMAT` or `LIMIT`. */
+export function readPagemap(chunks: Iterable<Uint8Array>): { pagesId: number; entries: Iterable<PagemapEntry> } {
+  const decoder = pagemapDecoder()
+  const decoded = decodeAll(decoder, chunks)
+  const first = decoded.next()
+  function* entries(): Generator<PagemapEntry> {
+    if (first.done === true) return
+    yield first.value
+    yield* decoded
+  }
+  return { pagesId: decoder.pagesId() as number, entries: entries() }
+}
+
+function* decodeAll(decoder: PagemapDecoder, chunks: Iterable<Uint8Array>): Generator<PagemapEntry> {
+  for (const chunk of chunks) yield* decoder.push(chunk)
+  decoder.end()
+}
+
+/** The image of entries that are in order and do not overlap. Throws `LIMIT`. */
+export function* encodePagemap(pagesId: number, entries: Iterable<PagemapEntry>): Generator<Buffer> {
+  const head = Buffer.alloc(HEAD_BYTES)
+  head.writeUInt32LE(COMMON_MAGIC, 0)
+  head.writeUInt32LE(PAGEMAP_MAGIC, 4)
+  let parts = [head, framed(pb.Writer.create().uint32(tagOf(1)).uint32(pagesId))]
+  let bytes = 0
+  for (const entry of entries) {
+    const part = encodeEntry(entry)
+    parts.push(part)
+    bytes += part.length
+    if (bytes < PIECE_BYTES) continue
+    yield Buffer.concat(parts)
+    parts = []
+    bytes = 0
+  }
+  if (parts.length > 0) yield Buffer.concat(parts)
+}
+
+function encodeEntry({ vaddr, pages, flags }: PagemapEntry): Buffer {
+  if (pages > MOST_PAGES) throw new Fault('LIMIT', `a pagemap entry of ${pages} pages, at most ${MOST_PAGES} fit`)
+  const body = pb.Writer.create().uint32(tagOf(1)).uint64(vaddr).uint32(tagOf(2)).uint32(pages)
+  return framed(body.uint32(tagOf(4)).uint32(flags).uint32(tagOf(5)).uint64(pages))
+}
+
+/** Pages that an entry has in the pages image. */
+export function presentPages({ pages, flags }: PagemapEntry): number {
+  return (flags & pageFlag.present) === 0 ? 0 : pages
+}
+
+/** The address after its last page. */
+export function endOf({ vaddr, pages }: PagemapEntry): number {
+  return vaddr + pages * PAGE_BYTES
+}
+
+/** An address as people know it. */
+export function hex(vaddr: number): string {
+  return `0x${vaddr.toString(16)}`
+}
+
+function checkHead(bytes: Buffer): void {
+  if (bytes.readUInt32LE(0) === COMMON_MAGIC && bytes.readUInt32LE(4) === PAGEMAP_MAGIC) return
+  throw new Fault('FORMAT', 'not a pagemap image of CRIU')
+}
+
+function decodeFirst(body: Uint8Array): number {
+  const pagesId = decodeFields(body, FIRST_FIELDS)[1]
+  if (pagesId === undefined) throw new Fault('FORMAT', 'a pagemap that does not name its pages image')
+  if (pagesId > MOST_PAGES) throw new Fault('LIMIT', `pages-${pagesId}.img in a pagemap: the number is too large`)
+  return pagesId
+}
+
+function decodeEntry(body: Uint8Array): PagemapEntry {
+  const [, vaddr, oldPages, inParent, given, newPages] = decodeFields(body, ENTRY_FIELDS)
+  if (vaddr === undefined || oldPages === undefined)
+    throw new Fault('FORMAT', 'a pagemap entry without an address or a count')
+  const pages = newPages ?? oldPages
+  const flags = inParent ? (given ?? 0) | pageFlag.parent : (given ?? pageFlag.present)
+  const entry = { vaddr, pages, flags }
+  if (oldPages !== 0 && oldPages !== pages) throw refused(entry, `counts ${oldPages} pages and ${pages}`)
+  if (pages === 0) throw refused(entry, 'has no pages')
+  if (pages > MOST_PAGES || endOf(entry) > Number.MAX_SAFE_INTEGER) throw refused(entry, `has ${pages} pages: too many`)
+  if (vaddr % PAGE_BYTES !== 0) throw refused(entry, 'does not begin at a page')
+  if (flags > KNOWN_FLAGS) throw refused(entry, `has flags ${hex(flags)}, known are ${hex(KNOWN_FLAGS)}`)
+  const kinds = flags & (pageFlag.parent | pageFlag.present)
+  if (flags === 0 || kinds === (pageFlag.parent | pageFlag.present)) {
+    throw refused(entry, `is said to be ${flags === 0 ? 'nowhere' : 'in the parent and not'} (flags ${flags})`)
+  }
+  return entry
+}
+
+function refused({ vaddr }: PagemapEntry, what: string): Fault {
+  return new Fault('FORMAT', `the pagemap entry at ${hex(vaddr)} ${what}`)
+}
+
+/** Named after a field that we do not know, if it begins with one that is so long. */
+function tooLong(size: number, beginning: Uint8Array, known: number): Fault {
+  decodeFields(beginning, known)
+  return new Fault('LIMIT', `a pagemap entry of ${size} bytes, at most ${MOST_ENTRY} are known`)
+}
+
+/** The values of a message whose fields 1 to `known` are all numbers, by field number. */
+function decodeFields(body: Uint8Array, known: number): (number | undefined)[] {
+  const fields: (number | undefined)[] = []
+  let at = 0
+
+  function varint(): number {
+    let value = 0
+    for (let scale = 1; scale < 2 ** 70; scale *= 128) {
+      const byte = body[at++]
+      if (byte === undefined) throw new Fault('FORMAT', 'a damaged pagemap entry')
+      value += (byte & 127) * scale
+      if (value > Number.MAX_SAFE_INTEGER) throw new Fault('LIMIT', 'a number in a pagemap is too large')
+      if (byte < 128) return value
+    }
+    throw new Fault('FORMAT', 'a damaged pagemap entry')
+  }
+
+  while (at < body.length) {
+    const tag = varint()
+    const field = Math.floor(tag / 8)
+    if (field > known) {
+      throw new Fault('FORMAT', `a pagemap with field ${field}, known are 1 to ${known}`, {
+        hint: 'a newer CRIU made it; compressed images are not understood',
+      })
+    }
+    if (field === 0 || tag % 8 !== 0) throw new Fault('FORMAT', 'a damaged pagemap entry')
+    fields[field] = varint()
+  }
+  return fields
+}
+
+function tagOf(field: number): number {
+  return field * 8
+}
+
+function framed(writer: pb.Writer): Buffer {
+  const body = writer.finish()
+  const out = Buffer.alloc(SIZE_BYTES + body.length)
+  out.writeUInt32LE(body.length)
+  out.set(body, SIZE_BYTES)
+  return out
+}
