@@ -15,8 +15,12 @@ import type { Until } from '../format/words.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { FrameWriter } from './frames.ts'
 import type { ImageBody, ImageSource, OpenImage } from './image.ts'
+import { limited } from './limit.ts'
 import type { Filled } from './link.ts'
+import { openPacking, type Packing } from './packing.ts'
 import { type PipeReader, pipeReader } from './pipe-reader.ts'
+import type { Tuning } from './tuning.ts'
+import { type Turns, turns } from './turns.ts'
 
 export interface Snapshot {
   images: ImageEntry[]
@@ -44,7 +48,7 @@ function encodeEnd({ images, digest }: Snapshot): Buffer {
   return encodeFrame({ type: 'snapshotEnd', images, digest })
 }
 
-export interface SendOptions {
+export interface SendOptions extends Tuning {
   /** It is a hand-over: the receiver is told how far we wait, and that a verdict follows. */
   until?: Until | undefined
   /** The receiver has been told the id and `until` already (see resumable.ts). */
@@ -72,13 +76,15 @@ const MOST_UNDER_WAY = 32
 
 /** Sends all images of `source`. Returns what the end frame said. */
 export async function sendSnapshot(
-  writer: FrameWriter,
+  link: FrameWriter,
   id: SnapshotId,
   source: ImageSource,
   {
     until,
     greeted = false,
     reserve,
+    compress,
+    limit,
     onBytes = () => {},
     onDrained,
     confirm = async () => {},
@@ -97,8 +103,14 @@ export async function sendSnapshot(
   const outside = (): void => fail(signal?.reason)
   signal?.addEventListener('abort', outside)
   const entries: (ImageEntry | undefined)[] = []
+  const most = limit?.most ?? MOST_DATA
+  const within = limit === undefined ? link : limited(link, limit)
+  const packing = compress && openPacking(compress, within, most)
+  const writer = packing?.writer ?? within
   const sender: Sender = {
     writer,
+    most,
+    packing,
     onBytes,
     stop: stop.signal,
     readers: new Set(),
@@ -152,11 +164,15 @@ export async function sendSnapshot(
     throw reason
   } finally {
     signal?.removeEventListener('abort', outside)
+    packing?.close()
   }
 }
 
 interface Sender {
   writer: FrameWriter
+  /** Bytes in a frame. */
+  most: number
+  packing: Packing | undefined
   onBytes: (bytes: number) => void
   stop: AbortSignal
   /** Of the pipes that are read at this moment. */
@@ -166,28 +182,6 @@ interface Sender {
   entries: (ImageEntry | undefined)[]
 }
 
-interface Turns {
-  take(): Promise<void>
-  give(): void
-}
-
-/** At most `most` at a time, in the order of asking. */
-function turns(most: number): Turns {
-  const waiting: (() => void)[] = []
-  let taken = 0
-  return {
-    async take() {
-      if (taken >= most) await new Promise<void>((resolve) => waiting.push(resolve))
-      else taken++
-    },
-    give() {
-      const next = waiting.shift()
-      if (next === undefined) taken--
-      else next()
-    },
-  }
-}
-
 /** The receiver learns the reason if the link still carries it; if not, the missing end tells it enough. */
 async function sayFailed(writer: FrameWriter, fault: Fault): Promise<void> {
   const code = fault.code === 'ABORTED' || fault.code === 'TIMEOUT' ? fault.code : 'FAILED_DUMP'
@@ -195,7 +189,7 @@ async function sayFailed(writer: FrameWriter, fault: Fault): Promise<void> {
 }
 
 async function sendImage(sender: Sender, { name, body }: OpenImage): Promise<void> {
-  const reader = body.kind === 'pipe' ? pipeReader(body.fd, MOST_DATA) : undefined
+  const reader = body.kind === 'pipe' ? pipeReader(body.fd, sender.most) : undefined
   if (reader !== undefined) sender.readers.add(reader)
   try {
     await (reader?.whileSending(sender.turns.take()) ?? sender.turns.take())
@@ -211,7 +205,7 @@ async function sendImage(sender: Sender, { name, body }: OpenImage): Promise<voi
 }
 
 async function sendTurn(
-  { writer, onBytes, stop, entries }: Sender,
+  { writer, most, packing, onBytes, stop, entries }: Sender,
   name: ImageName,
   body: ImageBody,
   reader: PipeReader | undefined,
@@ -220,34 +214,42 @@ async function sendTurn(
   const channel = entries.push(undefined)
   const sum = digest()
   let size = 0
+  const add = (bytes: Uint8Array): number => {
+    sum.update(bytes)
+    size += bytes.length
+    packing?.taken(bytes.length)
+    onBytes(bytes.length)
+    return size - bytes.length
+  }
   const send = (bytes: Uint8Array): Promise<void> => {
     stop.throwIfAborted()
-    sum.update(bytes)
-    const header = encodeFrame({ type: 'data', channel, offset: size, length: bytes.length })
-    size += bytes.length
-    onBytes(bytes.length)
+    const header = encodeFrame({ type: 'data', channel, offset: add(bytes), length: bytes.length })
     return sendData(writer, header, bytes)
   }
   /** From CRIU's pipe straight to where the link keeps what it sends. */
   const fill = (room: Uint8Array): Filled | undefined => {
     const bytes = (reader as PipeReader).take(room)
     if (bytes === 0) return undefined
-    sum.update(room.subarray(0, bytes))
-    const head = encodeFrame({ type: 'data', channel, offset: size, length: bytes })
-    size += bytes
-    onBytes(bytes)
-    return { head, bytes }
+    const offset = add(room.subarray(0, bytes))
+    return { head: encodeFrame({ type: 'data', channel, offset, length: bytes }), bytes }
   }
   const announced = writer.send({ type: 'image', channel, name })
   await (reader?.whileSending(announced) ?? announced)
-  if (reader !== undefined && writer.inPlace) await sendInPlace(reader, stop, writer, fill)
+  const pass = (from: PipeReader): Promise<void> =>
+    writer.inPlace ? passInPlace(from, writer, most, fill) : passOn(from, send)
+  const image = { channel, add, send, pass, stop }
+  if (reader !== undefined && packing !== undefined) await packing.sendPipe(reader, image)
+  else if (reader !== undefined && writer.inPlace) await sendInPlace(reader, stop, () => pass(reader))
   else if (reader !== undefined) await sendPipe(reader, stop, send)
-  else if (body.kind === 'pieces') await sendPieces(body.pieces, send)
+  else if (body.kind === 'pieces') {
+    await sendPieces(body.pieces, most, packing === undefined ? send : (bytes) => packing.sendPiece(bytes, image))
+  }
   const entry = { name, size, digest: sum.finish() }
   await writer.send({ type: 'imageEnd', channel, size: entry.size, digest: entry.digest })
   entries[channel - 1] = entry
 }
 
+type Pieces = Extract<ImageBody, { kind: 'pieces' }>['pieces']
 type Send = (bytes: Uint8Array) => Promise<void>
 
 async function sendPipe(reader: PipeReader, stop: AbortSignal, send: Send): Promise<void> {
@@ -259,21 +261,31 @@ async function sendPipe(reader: PipeReader, stop: AbortSignal, send: Send): Prom
   }
 }
 
-async function sendInPlace(
-  reader: PipeReader,
-  stop: AbortSignal,
-  writer: FrameWriter,
-  fill: (room: Uint8Array) => Filled | undefined,
-): Promise<void> {
+async function sendInPlace(reader: PipeReader, stop: AbortSignal, pass: () => Promise<void>): Promise<void> {
   while (await reader.ready()) {
     stop.throwIfAborted()
-    await reader.whileSending(writer.exclusive(async (outlet) => outlet.fillInPlace?.(HEADER_BYTES, MOST_DATA, fill)))
+    await pass()
   }
 }
 
-async function sendPieces(pieces: Extract<ImageBody, { kind: 'pieces' }>['pieces'], send: Send): Promise<void> {
+/** What is in CRIU's pipe now. */
+async function passOn(reader: PipeReader, send: Send): Promise<void> {
+  const bytes = await reader.next()
+  if (bytes.length > 0) await reader.whileSending(send(bytes))
+}
+
+async function passInPlace(
+  reader: PipeReader,
+  writer: FrameWriter,
+  most: number,
+  fill: (room: Uint8Array) => Filled | undefined,
+): Promise<void> {
+  await reader.whileSending(writer.exclusive(async (outlet) => outlet.fillInPlace?.(HEADER_BYTES, most, fill)))
+}
+
+async function sendPieces(pieces: Pieces, most: number, send: Send): Promise<void> {
   for await (const piece of pieces) {
-    for (let at = 0; at < piece.length; at += MOST_DATA) await send(piece.subarray(at, at + MOST_DATA))
+    for (let at = 0; at < piece.length; at += most) await send(piece.subarray(at, at + most))
   }
 }
 
