@@ -11,6 +11,7 @@ import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSink } from '../../lib/stream/image.ts'
 import { type Kept, keep } from '../../lib/stream/kept.ts'
+import { rateLimit } from '../../lib/stream/limit.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { receiveSnapshot, unexpected } from '../../lib/stream/receive.ts'
 import { openSession } from '../../lib/stream/resumable.ts'
@@ -18,6 +19,7 @@ import { type Line, openLine, RECEIVER_WINDOW, unknown } from '../../lib/stream/
 import { resumingSender, SENDER_WINDOW } from '../../lib/stream/resuming-sender.ts'
 import { sendSnapshot } from '../../lib/stream/send.ts'
 import type { Session } from '../../lib/stream/session.ts'
+import type { Tuning } from '../../lib/stream/tuning.ts'
 import { rejectsFault, throwsFault } from '../expect.ts'
 import { type Cable, cable } from './cables.ts'
 import { bytesOf, contents, type Given, id, image, pool, sourceOf } from './snapshots.ts'
@@ -98,12 +100,17 @@ interface Sent {
 }
 
 /** The sending end: a snapshot and then a verdict. */
-function send(images: readonly Given[], connect: (signal: AbortSignal) => Promise<Link>, timeoutMs = 20_000): Sent {
+function send(
+  images: readonly Given[],
+  connect: (signal: AbortSignal) => Promise<Link>,
+  timeoutMs = 20_000,
+  tuning: Tuning = {},
+): Sent {
   const session = resumingSender({ id, token: Buffer.alloc(16, 5), until: 'sealed', connect, timeoutMs })
   const { link, acknowledged } = session
   const reader = frameReader(link.inlet, { onGot: acknowledged, started: true })
   const writer = frameWriter(link.outlet, true)
-  const options = { until: 'sealed', greeted: true, signal: session.over } as const
+  const options = { until: 'sealed', greeted: true, signal: session.over, ...tuning } as const
   const sent = sendSnapshot(writer, id, sourceOf(images), options)
   sent.catch(() => {})
   const talk = async (): Promise<Fate> => {
@@ -123,15 +130,16 @@ function send(images: readonly Given[], connect: (signal: AbortSignal) => Promis
 }
 
 /** A snapshot over `cables` one after the other, and then over one that holds. Throws unless it arrives as it was. */
-async function crosses(images: readonly Given[], cables: Cable[]): Promise<Cable[]> {
+async function crosses(images: readonly Given[], cables: Cable[], tuning?: Tuning): Promise<Cable[]> {
   const { got, answer, close } = receiver()
   const used: Cable[] = []
-  const { fate } = send(images, async () => {
+  const connect = async (): Promise<Link> => {
     const next = cables[used.length] ?? cable()
     used.push(next)
     void answer(next.far)
     return next.near
-  })
+  }
+  const { fate } = send(images, connect, 20_000, tuning)
   try {
     assert.is(await fate, 'kept')
     assert.is(got.verdict, 'go')
@@ -223,6 +231,23 @@ test('a larger one, cut at 200 random places', async () => {
     const used = await crosses(large, [cable({ up, room: 2 ** 16 + (up % 2 ** 20) })])
     assert.is(used.length, 2, `cut at ${up}`)
   })
+})
+
+test('a snapshot that is compressed, with a rate, cut at 60 random places', async () => {
+  const bytes = Buffer.concat([
+    Buffer.alloc(1_500_000, 'line after line\n'),
+    bytesOf('x', 300_000),
+    Buffer.alloc(700_000),
+  ])
+  const images: Given[] = [{ name: 'pages-1.img', bytes, kind: 'pipe', step: 65_536 }, ...large.slice(1)]
+  for (const compress of ['zstd', 'lz4'] as const) {
+    const [whole] = (await crosses(images, [], { compress })) as [Cable]
+    assert.ok(whole.up > 300_000 && whole.up < 500_000, `${whole.up} bytes`)
+    const places = fc.sample(fc.nat(whole.up), { seed: 7, numRuns: 30 })
+    await together(places, 16, async (up) => {
+      await crosses(images, [cable({ up })], { compress, limit: rateLimit(100_000_000) })
+    })
+  }
 })
 
 test('one snapshot, cut again and again', async () => {
