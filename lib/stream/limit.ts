@@ -9,7 +9,7 @@ export interface Limit {
   readonly most: number
   /** Resolves when it is these bytes' turn. */
   turn(bytes: number): Promise<void>
-  /** These bytes went out with the last turn as well. */
+  /** These bytes go out with the last turn as well. */
   more(bytes: number): void
 }
 
@@ -45,11 +45,15 @@ export function limited(writer: FrameWriter, limit: Limit): FrameWriter {
   return writerOver(writer, (outlet) => within(outlet, limit))
 }
 
+/** Waits between frames and never inside of one: there a link that outlives its breaks could not say that it is alive. */
 function within(outlet: Outlet, limit: Limit): Outlet {
   const { fillInPlace } = outlet
+  let inFrame = false
   return {
-    async send(bytes, more) {
-      await limit.turn(bytes.length)
+    async send(bytes, more = false) {
+      if (inFrame) limit.more(bytes.length)
+      else await limit.turn(bytes.length)
+      inFrame = more
       await outlet.send(bytes, more)
     },
     ...(fillInPlace && {

@@ -2,7 +2,8 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { memorySnapshot } from '../../lib/store/memory.ts'
 import { frameWriter } from '../../lib/stream/frames.ts'
-import { rateLimit } from '../../lib/stream/limit.ts'
+import { type Limit, limited, rateLimit } from '../../lib/stream/limit.ts'
+import type { Outlet } from '../../lib/stream/link.ts'
 import { sendSnapshot } from '../../lib/stream/send.ts'
 import { within } from '../expect.ts'
 import { contents, id, image, pipeLinks, pool, receive, sourceOf } from './snapshots.ts'
@@ -62,5 +63,36 @@ for (const compress of [undefined, 'lz4'] as const) {
     sink.drop()
   })
 }
+
+test('a frame that has begun is not held up', async () => {
+  const events: string[] = []
+  const limit: Limit = {
+    most: MIB,
+    async turn(bytes) {
+      events.push(`turn ${bytes}`)
+    },
+    more: (bytes) => void events.push(`more ${bytes}`),
+  }
+  const outlet: Outlet = {
+    async send(bytes) {
+      events.push(`send ${bytes.length}`)
+    },
+    async fillInPlace(_headBytes, _most, fill) {
+      events.push(`fill ${fill(Buffer.alloc(9))?.bytes}`)
+    },
+    settle: async () => {},
+    finish: async () => {},
+  }
+  const writer = limited(frameWriter(outlet, true), limit)
+  await writer.send({ type: 'got', offset: 1 })
+  await writer.exclusive(async (within) => {
+    await within.send(Buffer.alloc(24), true)
+    await within.send(Buffer.alloc(700))
+    await within.fillInPlace?.(24, 9, () => ({ head: Buffer.alloc(24), bytes: 9 }))
+    await within.fillInPlace?.(24, 9, () => undefined)
+  })
+  const plain = ['turn 28', 'send 28', 'turn 24', 'send 24', 'more 700', 'send 700']
+  assert.equal(events, [...plain, 'turn 0', 'more 33', 'fill 9', 'turn 0', 'fill undefined'])
+})
 
 test.run()
