@@ -119,4 +119,38 @@ test('a source that is slower than the link leaves it alone', () => {
   assert.equal(transfer({ ...gigabyte, source: 80, mib: 256, link: () => 119 }, true).packed, 0)
 })
 
+/** Time in windows of 25 ms, each with a rate in MiB a second. */
+function windows() {
+  const pace = openPace(1, 0)
+  let now = 0
+  const next = (rate: number, ms: number): CodecName | undefined => {
+    pace.taken(perMs(rate) * 25)
+    pace.sent(perMs(rate) * 25, ms)
+    now += 25
+    return pace.choose(now)
+  }
+  return { pace, heldUp: (rate: number) => next(rate, 20), free: (rate: number) => next(rate, 1) }
+}
+
+test('compressing that wins nothing is given up, but not at once', () => {
+  const { heldUp, free } = windows()
+  assert.is(heldUp(100), undefined)
+  assert.is(heldUp(100), 'zstd')
+  for (let time = 0; time < 3; time++) assert.is(free(90), 'zstd')
+  assert.is(free(400), 'zstd')
+  for (let time = 0; time < 3; time++) assert.is(free(90), 'zstd')
+  assert.is(free(90), undefined)
+})
+
+test('memory that does not shrink ends it, and later it is tried again', () => {
+  const { pace, heldUp } = windows()
+  heldUp(100)
+  assert.is(heldUp(100), 'zstd')
+  for (let time = 0; time < 30; time++)
+    for (const codec of ['zstd', 'lz4'] as const) pace.packed(codec, 100, 100, 0.0002)
+  assert.is(heldUp(100), undefined)
+  let waits = 0
+  while (heldUp(100) === undefined) assert.ok(++waits < 20)
+})
+
 test.run()

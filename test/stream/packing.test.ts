@@ -13,7 +13,7 @@ import { writeAll } from '../../lib/kernel/transfer.ts'
 import { memorySnapshot } from '../../lib/store/memory.ts'
 import { EXTENT, openPool } from '../../lib/store/pool.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
-import type { ImageSource } from '../../lib/stream/image.ts'
+import type { ImageSink, ImageSource } from '../../lib/stream/image.ts'
 import type { Link, Outlet } from '../../lib/stream/link.ts'
 import type { Compress } from '../../lib/stream/packing.ts'
 import { sendSnapshot } from '../../lib/stream/send.ts'
@@ -138,6 +138,15 @@ test('text is packed, noise goes as it is, and zeros do not go at all', async ()
     const size = (await sent(only(text(8 * MIB)), compress)).length
     assert.ok(size < MIB, `${size} bytes`)
   }
+})
+
+test('what takes no time does not overtake what does', async () => {
+  const bytes = Buffer.concat(Array.from({ length: 12 }, (_, at) => (at % 2 === 0 ? text(MIB) : zeros(MIB))))
+  const images: Given[] = [{ name: 'inventory.img', bytes, kind: 'pipe', step: MIB }]
+  const stream = await sent(images, 'zstd')
+  const kinds = new Set((await framesOf(stream)).map(({ type }) => type))
+  assert.ok(kinds.has('packed') && kinds.has('zeros'))
+  assert.is((await receiveBytes(stream)).bytes, bytes.length)
 })
 
 test('auto leaves a fast link alone', async () => {
@@ -319,6 +328,22 @@ function mislabelled(): Buffer {
   const head = encodeFrame({ type: 'packed', channel: 1, offset: 0, codec: 'lz4', raw: 3000, length })
   return Buffer.concat([head, bytes.subarray(33)])
 }
+
+test('zeros are written, whatever lay in the room, and a small room is enough', async () => {
+  const rooms: Buffer[] = []
+  const sink: ImageSink = {
+    open: () => ({
+      room(wanted) {
+        rooms.push(Buffer.alloc(Math.min(wanted, 700), 0xaa))
+        return rooms.at(-1) as Buffer
+      },
+      wrote: (bytes) => assert.is(bytes, rooms.at(-1)?.length),
+      end() {},
+    }),
+  }
+  await within(receive(inletOf(small), sink))
+  assert.ok(rooms.length > 15)
+})
 
 test('zeros without end fill the memory that is allowed, and no more', async () => {
   const little = openPool(8 * EXTENT)
