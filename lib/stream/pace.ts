@@ -29,22 +29,27 @@ const MIB = 2 ** 20
 const WINDOW_MS = 25
 /** The part of a window that is spent waiting for a link that holds us up. */
 const HELD_UP = 0.5
-/** Windows in a row before it is believed: a receiver may hesitate for once. */
-const BELIEVED = 2
+/**
+ * In so many windows in a row a link must hold us up before it is believed, and of these the best counts: on a busy host a
+ * receiver hesitates, and then is fast again.
+ */
+const BELIEVED = 4
 /** Windows in a row in which compressing won nothing before it is given up: the first have to make up for the time before. */
 const PATIENCE = 4
 /** Bytes of images after which a slow link is asked again; each next time twice as many. */
-const FIRST_TRUST = 256 * MIB
+const FIRST_TRUST = 128 * MIB
+/** A link that is no faster than it was, by this, is as it was. */
+const AS_BEFORE = 1.5
 /** A codec must be faster than the link by this: it takes processor time from CRIU. */
 const FASTER = 2
 /** What a codec must gain. */
 const WORTH = 1.2
 /** How much a new measurement counts against the old ones. */
 const NEWER = 0.25
-/** Before anything is measured: less than heaps come to on an old machine. */
+/** Before anything is measured: what heaps come to on a busy machine, so that nothing is begun in vain. */
 const untried: Record<CodecName, Skill> = {
-  zstd: { rate: (500 * MIB) / 1000, left: 0.25 },
-  lz4: { rate: (800 * MIB) / 1000, left: 0.4 },
+  zstd: { rate: (350 * MIB) / 1000, left: 0.25 },
+  lz4: { rate: (500 * MIB) / 1000, left: 0.4 },
 }
 
 /** The codec that gains most over a link of `link` bytes a ms, if one is worth it. */
@@ -67,15 +72,22 @@ export function openPace(lanes: number, begin: number): Pace {
   let choice: CodecName | undefined
   /** Bytes a ms, where it holds us up. */
   let link: number | undefined
-  let heldUp = 0
+  /** The link's rate in the last windows, bytes a ms, each of which it held us up in. */
+  let heldUp: number[] = []
+  /** What it was before it was asked again: then one window is enough. */
+  let before = 0
   let unseen = 0
   let vain = 0
   let trust = FIRST_TRUST
   let [from, out, raw, waited] = [begin, 0, 0, 0]
 
   function slow(rate: number): void {
-    link = link === undefined ? rate : (link + rate) / 2
-    heldUp++
+    heldUp = [...heldUp, rate].slice(-BELIEVED)
+    if (rate <= AS_BEFORE * before) {
+      heldUp = Array.from({ length: BELIEVED }, () => rate)
+      before = 0
+    }
+    if (heldUp.length === BELIEVED) link = Math.max(...heldUp)
     unseen = 0
     vain = 0
     if (choice !== undefined) return
@@ -88,10 +100,11 @@ export function openPace(lanes: number, begin: number): Pace {
       unseen += raw
       vain = rate < WORTH * link ? vain + 1 : 0
       if (unseen < trust && vain < PATIENCE) return
+      before = unseen < trust ? 0 : link
       if (unseen >= trust) trust *= 2
-    }
+    } else before = 0
     link = undefined
-    heldUp = 0
+    heldUp = []
     unseen = 0
     vain = 0
   }
@@ -112,8 +125,7 @@ export function openPace(lanes: number, begin: number): Pace {
       if (ms < WINDOW_MS) return choice
       if (waited >= ms * HELD_UP) slow(out / ms)
       else fast(raw / ms)
-      const sure = choice !== undefined || heldUp >= BELIEVED
-      choice = link === undefined || !sure ? undefined : best(link, skills, lanes)
+      choice = link === undefined ? undefined : best(link, skills, lanes)
       ;[from, out, raw, waited] = [now, 0, 0, 0]
       return choice
     },
