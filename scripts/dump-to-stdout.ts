@@ -1,13 +1,16 @@
 #!/usr/bin/env node
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { main } from '../lib/cli/main.ts'
-import { atMostOne, oneOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
+import { sendingHelp, sendingOf, sendingOptions } from '../lib/cli/sending.ts'
+import { atMostOne, oneOf, required, wholeNumber } from '../lib/cli/values.ts'
+import { viaHelp, viaOptions, viaPatience } from '../lib/cli/via.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { untils } from '../lib/format/words.ts'
 import { findCriu } from '../lib/role/criu.ts'
 import { dumpFromDirectory, dumpFromListener, dumpTree, freshId } from '../lib/role/dump.ts'
 import { handOverTree, settleVia } from '../lib/role/via.ts'
 import { stdoutLink } from '../lib/stream/endpoint.ts'
+import { tuningOf } from '../lib/stream/tuning.ts'
 
 const usage = `usage: dump-to-stdout -t PID [--via COMMAND] [OPTIONS] [-- CRIU OPTIONS]
        dump-to-stdout --listen -D DIR [OPTIONS]
@@ -22,15 +25,11 @@ anything fails before that.
   -t, --tree PID       dump this process and its children with criu dump --stream
       --listen         offer streamer-capture.sock in -D DIR and wait for a criu
       --from-dir DIR   stream the images that criu dump -D left in DIR, and its parents' pages
-      --via COMMAND    no stdout: hand the process over to a restore-from-socket that
-                       COMMAND starts, and let it go here when it is ready there
-      --until sealed   with --via: let it go when the target has all images
-      --timeout SEC    with --via: how long the target may take to agree (default: 60)
-      --settle ID      tell the target what became of ID, whose dump-to-stdout was killed
-                       or could not reach it
+${viaHelp}
   -D, --dir DIR        work directory (default: a private temporary one)
       --snapshot ID    name of the snapshot (default: time, host, random)
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
+${sendingHelp}
   -v, --verbose        say what happens        -q, --quiet    only errors
   -h, --help           this text               -V, --version
 
@@ -47,22 +46,18 @@ const options = {
   dir: { type: 'string', short: 'D' },
   snapshot: { type: 'string' },
   criu: { type: 'string' },
-  via: { type: 'string' },
-  settle: { type: 'string' },
-  until: { type: 'string' },
-  timeout: { type: 'string' },
+  ...viaOptions,
+  ...sendingOptions,
 } as const
 
 main({ name: 'dump-to-stdout', usage, options }, async ({ values, rest, report, signal }) => {
-  const { tree, listen, dir, criu, snapshot, via, settle, until, timeout, 'from-dir': fromDir } = values
+  const { tree, listen, dir, criu, snapshot, via, settle, until, 'from-dir': fromDir } = values
   atMostOne({ '--tree': tree, '--listen': listen, '--from-dir': fromDir, '--settle': settle })
   atMostOne({ '--dir': dir, '--from-dir': fromDir })
   if (tree === undefined) atMostOne({ '--listen or --from-dir': true, 'criu options': rest.length > 0 })
-  if (via === undefined) atMostOne({ '--until or --timeout': until ?? timeout, 'no --via': true })
-  else if (settle === undefined) required('--tree', tree, '--via hands a process over: name it with -t PID')
+  const patience = viaPatience(values, tree)
   const id = snapshot === undefined ? freshId() : snapshotId(snapshot, 'USAGE')
-  const common = { id, directory: dir, report, signal }
-  const patience = timeoutMs(timeout, 60_000)
+  const common = { id, directory: dir, tuning: tuningOf(sendingOf(values)), report, signal }
   if (settle !== undefined) {
     const command = required('--via', via, 'the command that leads to its target')
     atMostOne({ '--settle': true, '--until or --snapshot': until ?? snapshot })

@@ -4,12 +4,14 @@ import { daemonHelp, daemonOptions } from '../lib/cli/daemon.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { inheritedFd } from '../lib/cli/inherited.ts'
 import { main } from '../lib/cli/main.ts'
+import { sendingHelp, sendingOf, sendingOptions } from '../lib/cli/sending.ts'
 import { atMostOne, oneOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { untils } from '../lib/format/words.ts'
 import { notify } from '../lib/kernel/notify.ts'
 import { proxy } from '../lib/role/proxy.ts'
 import { checkNetwork, type Endpoint, inheritedEndpoint } from '../lib/stream/endpoint.ts'
+import { tuningOf } from '../lib/stream/tuning.ts'
 
 const usage = `usage: proxy --address HOST --port N -D DIR [OPTIONS]
 
@@ -25,9 +27,9 @@ here is forwarded to the image-cache at HOST. One snapshot per dump. With
       --snapshot ID    name of the snapshot (default: time, host, random)
       --until sealed   let the process go when the cache has it all (the default)
       --until running  let it go when the target has restored it and holds it
-      --no-checksum    compare only sizes: a damaged byte goes unnoticed
       --timeout SEC    how long the cache may be out of reach, and may take to agree
                        (default: 60)
+${sendingHelp}
   -q, --quiet          only errors
   -h, --help           this text               -V, --version
 
@@ -44,7 +46,7 @@ const options = {
   snapshot: { type: 'string' },
   timeout: { type: 'string' },
   until: { type: 'string', default: 'sealed' },
-  'no-checksum': { type: 'boolean', default: false },
+  ...sendingOptions,
   ...credentialOptions,
   ...daemonOptions,
 } as const
@@ -54,21 +56,12 @@ main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, rep
   const directory = required('--dir', dir, 'the directory that criu dump --stream gets as -D')
   const id = snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE')
   atMostOne({ '--port': port, '--ps-socket': psSocket })
+  const tuning = tuningOf(sendingOf(values))
   const cache =
     psSocket === undefined ? await onPort() : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
   const until = oneOf('--until', values.until, untils)
-  const unchecked = values['no-checksum']
-  await proxy({
-    cache,
-    directory,
-    id,
-    until,
-    unchecked,
-    timeoutMs: timeoutMs(timeout, 60_000),
-    report,
-    signal,
-    onStatus,
-  })
+  const patience = timeoutMs(timeout, 60_000)
+  await proxy({ cache, directory, id, until, tuning, timeoutMs: patience, report, signal, onStatus })
 
   async function onPort(): Promise<Endpoint> {
     const number = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)

@@ -64,3 +64,9 @@ export function numbers(...values: bigint[]): Buffer {
   })
   return out
 }
+
+export function u32(value: number): Buffer {
+  const out = Buffer.alloc(4)
+  out.writeUInt32LE(value)
+  return out
+}

@@ -3,15 +3,18 @@
  *
  *     preamble (24)   magic 8 | version u16 | 0 u16 | required features u32 | optional features u32 | crc32 u32
  *     header   (24)   type u8 | 0 u8 | 0 u16 | channel u32 | offset u64 | length u32 | crc32 u32
- *     payload         `length` bytes; every frame but DATA ends its payload with a crc32 of the rest of it
+ *     payload         `length` bytes; every frame but DATA ends its payload with a crc32 of the rest of it, PACKED its head
  *
  * Numbers are little-endian. Pure: bytes in, values out; who reads and who writes is lib/stream.
  */
 import { crc32 } from 'node:zlib'
 import { Fault } from '../fault.ts'
-import { decodeList, encodeList, type ImageEntry, LONGEST_LIST, numbers, readCount } from './list.ts'
+import { decodeList, encodeList, type ImageEntry, LONGEST_LIST, numbers, readCount, u32 } from './list.ts'
 import { type ImageName, imageName, LONGEST_ID, LONGEST_NAME, type SnapshotId, snapshotId } from './names.ts'
+import { cutText, harmless, LONGEST_REASON } from './reason.ts'
 import {
+  type CodecName,
+  codecNames,
   type Fate,
   fates,
   oneOf,
@@ -28,7 +31,8 @@ const CRC_BYTES = 4
 
 /** One DATA frame: as much as a pipe of an unprivileged user holds (fs.pipe-max-size is 1 MiB). */
 export const MOST_DATA = 2 ** 20
-const LONGEST_REASON = 512
+/** What a PACKED frame says before its bytes: codec u8, raw length u32, crc. */
+const PACKED_HEAD = 1 + 4 + CRC_BYTES
 /** What a sender must show to go on after its link broke; it chose the token itself. */
 export const TOKEN_BYTES = 16
 /** Of a hand-over that has none. */
@@ -47,6 +51,8 @@ export const frameType = {
   handOver: 7,
   resume: 8,
   reserve: 9,
+  packed: 10,
+  zeros: 11,
   unchecked: 15,
   hello: 16,
   get: 17,
@@ -66,6 +72,10 @@ export type Frame =
   | { type: 'snapshot'; id: SnapshotId }
   | { type: 'image'; channel: number; name: ImageName }
   | { type: 'data'; channel: number; offset: number; length: number }
+  /** `length` bytes follow, which are `raw` bytes of the image. */
+  | { type: 'packed'; channel: number; offset: number; codec: CodecName; raw: number; length: number }
+  /** `raw` zero bytes of the image. */
+  | { type: 'zeros'; channel: number; offset: number; raw: number }
   | { type: 'imageEnd'; channel: number; size: number; digest: bigint }
   | { type: 'snapshotEnd'; images: ImageEntry[]; digest: bigint }
   | { type: 'failed'; code: RefusalCode; reason: string }
@@ -105,6 +115,8 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   snapshot: [1 + CRC_BYTES, LONGEST_ID + CRC_BYTES],
   image: [1 + CRC_BYTES, LONGEST_NAME + CRC_BYTES],
   data: [1, MOST_DATA],
+  packed: [PACKED_HEAD + 1, PACKED_HEAD + MOST_DATA],
+  zeros: [4 + CRC_BYTES, 4 + CRC_BYTES],
   imageEnd: [16 + CRC_BYTES, 16 + CRC_BYTES],
   snapshotEnd: [4 + 8 + CRC_BYTES, MOST_LIST],
   failed: [1 + CRC_BYTES, 1 + LONGEST_REASON + CRC_BYTES],
@@ -124,11 +136,12 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   reserved: [CRC_BYTES, CRC_BYTES],
 }
 
-/** A frame's header, and its payload for every frame but `data`, whose bytes follow apart. */
+/** A frame's header, and its payload: of `data` and `packed` without the bytes of the image, which follow apart. */
 export function encodeFrame(frame: Frame): Buffer {
   const payload = frame.type === 'data' ? undefined : encodePayload(frame)
-  const length = frame.type === 'data' ? frame.length : (payload as Buffer).length + CRC_BYTES
-  const out = Buffer.alloc(HEADER_BYTES + (payload === undefined ? 0 : length))
+  const own = payload === undefined ? 0 : payload.length + CRC_BYTES
+  const length = own + (frame.type === 'data' || frame.type === 'packed' ? frame.length : 0)
+  const out = Buffer.alloc(HEADER_BYTES + own)
   out.writeUInt8(frameType[frame.type], 0)
   out.writeUInt32LE('channel' in frame ? frame.channel : 0, 4)
   writeCount(out, 'offset' in frame ? frame.offset : 0, 8)
@@ -147,6 +160,10 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
       return Buffer.from(frame.id)
     case 'image':
       return Buffer.from(frame.name)
+    case 'packed':
+      return Buffer.concat([Buffer.of(codecNames.indexOf(frame.codec)), u32(frame.raw)])
+    case 'zeros':
+      return u32(frame.raw)
     case 'imageEnd':
       return numbers(BigInt(frame.size), frame.digest)
     case 'snapshotEnd':
@@ -154,11 +171,8 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
     case 'failed':
     case 'refused':
       return Buffer.concat([Buffer.of(refusalCodes.indexOf(frame.code)), cutText(frame.reason)])
-    case 'get': {
-      const timeout = Buffer.alloc(4)
-      timeout.writeUInt32LE(frame.timeoutMs)
-      return Buffer.concat([timeout, Buffer.from(frame.id ?? '')])
-    }
+    case 'get':
+      return Buffer.concat([u32(frame.timeoutMs), Buffer.from(frame.id ?? '')])
     case 'sealed':
       return numbers(frame.digest)
     case 'handOver':
@@ -181,7 +195,10 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
 }
 
 /** Frames whose header carries a number of bytes. */
-const countsIn: ReadonlySet<FrameName> = new Set(['data', 'ack', 'resume', 'got', 'reserve', 'reserved'])
+const counted = new Set<FrameName>(['data', 'packed', 'zeros', 'ack', 'resume', 'got', 'reserve', 'reserved'])
+
+/** Frames that speak of an image. */
+const addressed = new Set<FrameName>(['image', 'data', 'packed', 'zeros', 'imageEnd', 'ack'])
 
 /** Throws `FORMAT` for a damaged or unknown header, `LIMIT` for a number above its limit. */
 export function decodeHeader(bytes: Buffer): Header {
@@ -194,15 +211,20 @@ export function decodeHeader(bytes: Buffer): Header {
   if (length > most) throw new Fault('LIMIT', `${type} frame of ${length} bytes, at most ${most} are allowed`)
   if (length < least) throw new Fault('FORMAT', `${type} frame of ${length} bytes`)
   const header: Header = { type, channel: bytes.readUInt32LE(4), offset: readCount(bytes, 8), length }
-  const addressed = type === 'image' || type === 'data' || type === 'imageEnd' || type === 'ack'
-  const counts = countsIn.has(type)
-  if ((header.channel !== 0) !== addressed || (header.offset !== 0 && !counts)) {
+  const counts = counted.has(type)
+  if ((header.channel !== 0) !== addressed.has(type) || (header.offset !== 0 && !counts)) {
     throw new Fault('FORMAT', `a ${type} frame with numbers that do not belong to it`)
   }
   return header
 }
 
-/** The frame of a header and its whole payload; `data` has none here. Throws `FORMAT`, `NAME` or `LIMIT`. */
+/** Bytes of the payload that `decodeFrame` takes; those of an image come after them. */
+export function headBytes({ type, length }: Header): number {
+  if (type === 'data') return 0
+  return type === 'packed' ? PACKED_HEAD : length
+}
+
+/** The frame of a header and `headBytes` bytes of its payload. Throws `FORMAT`, `NAME` or `LIMIT`. */
 export function decodeFrame(header: Header, payload: Buffer): Frame {
   const { type, channel, offset } = header
   if (type === 'data') return { type, channel, offset, length: header.length }
@@ -214,6 +236,12 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
       return { type, id: snapshotId(body.toString('latin1')) }
     case 'image':
       return { type, channel, name: imageName(body.toString('latin1')) }
+    case 'packed': {
+      const codec = oneOf(codecNames, body.readUInt8(0), type)
+      return { type, channel, offset, codec, raw: rawBytes(body, 1), length: header.length - PACKED_HEAD }
+    }
+    case 'zeros':
+      return { type, channel, offset, raw: rawBytes(body, 0) }
     case 'imageEnd':
       return { type, channel, size: readCount(body, 0), digest: body.readBigUInt64LE(8) }
     case 'snapshotEnd':
@@ -263,20 +291,14 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
   }
 }
 
-/** Without control characters: it ends up on somebody's terminal. */
-function harmless(text: string): string {
-  return text.replace(/\p{C}/gu, '?')
+/** How many bytes of an image one frame stands for: a few bytes on the link never become more than that. */
+function rawBytes(body: Buffer, at: number): number {
+  const raw = body.readUInt32LE(at)
+  if (raw > MOST_DATA) throw new Fault('LIMIT', `a frame for ${raw} bytes, at most ${MOST_DATA} are allowed`)
+  if (raw === 0) throw new Fault('FORMAT', 'a frame for no bytes')
+  return raw
 }
 
 function writeCount(out: Buffer, value: number, at: number): void {
   out.writeBigUInt64LE(BigInt(value), at)
-}
-
-/** At most LONGEST_REASON bytes; a character that is cut becomes U+FFFD, three bytes. */
-function cutText(text: string): Buffer {
-  return Buffer.from(
-    Buffer.from(text)
-      .subarray(0, LONGEST_REASON - 3)
-      .toString('utf8'),
-  ).subarray(0, LONGEST_REASON)
 }

@@ -26,6 +26,10 @@ export type Verdict = (typeof verdicts)[number]
 export const fates = ['kept', 'running', 'dropped'] as const
 export type Fate = (typeof fates)[number]
 
+/** How the bytes of a `packed` frame are compressed. */
+export const codecNames = ['zstd', 'lz4'] as const
+export type CodecName = (typeof codecNames)[number]
+
 /** The word of a number. Throws `FORMAT`. */
 export function oneOf<Word>(words: readonly Word[], number: number, type: string): Word {
   const word = words[number]

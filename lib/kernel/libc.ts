@@ -8,6 +8,15 @@ import koffi from 'koffi'
 
 const library = koffi.load(null)
 
+/** Another library of the system; undefined where it is not installed. */
+export function loadLibrary(file: string): ReturnType<typeof koffi.load> | undefined {
+  try {
+    return koffi.load(file)
+  } catch {
+    return undefined
+  }
+}
+
 type Pointer = bigint | Uint8Array | null
 
 function call<Args extends unknown[]>(prototype: string): (...args: Args) => number {

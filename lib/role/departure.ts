@@ -17,6 +17,7 @@ import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { unexpected } from '../stream/receive.ts'
 import { type Snapshot, sendSnapshot } from '../stream/send.ts'
+import type { Tuning } from '../stream/tuning.ts'
 import type { Approach } from './approach.ts'
 import { capture } from './capture.ts'
 import { closedGate } from './gate.ts'
@@ -37,8 +38,7 @@ export interface Departure {
   connect: (signal: AbortSignal) => Promise<Link>
   /** The target lets us go on over a new link where one broke. */
   resumes?: boolean
-  /** Nobody computes digests of what is in the images. */
-  unchecked?: boolean
+  tuning?: Tuning | undefined
   /** From the last image to the target's answer; and how long there may be no link. */
   timeoutMs: number
   signal: AbortSignal
@@ -123,11 +123,11 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   if (objection !== undefined) stop.abort(objection)
   try {
     const snapshot = await sendSnapshot(writer, id, watched(criu.begun(capture(socket, whenHeld)), watch), {
+      ...options.tuning,
       signal: stop.signal,
       onFail: (reason) => stop.abort(reason),
       until,
       reserve: bytes,
-      unchecked: options.unchecked ?? false,
       // One that waited for us before the freeze waits for us before it kills.
       frozen: bytes !== undefined,
       ...(options.onBytes && { onBytes: options.onBytes }),

@@ -21,6 +21,7 @@ import { frameWriter } from '../stream/frames.ts'
 import type { ImageSource } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, sendSnapshot } from '../stream/send.ts'
+import type { Tuning } from '../stream/tuning.ts'
 import { type Approach, approach } from './approach.ts'
 import { CAPTURE_SOCKET, capture } from './capture.ts'
 import { type CriuRun, checkCriuOptions, startCriu } from './criu.ts'
@@ -33,6 +34,7 @@ export interface DumpOptions {
   id: SnapshotId
   /** Work directory; a private temporary one if undefined. */
   directory: string | undefined
+  tuning?: Tuning
   report: Report
   signal: AbortSignal
 }
@@ -163,7 +165,7 @@ export async function dumpFromDirectory(path: string, link: Link, options: DumpO
 async function send(
   source: ImageSource,
   link: Link,
-  { id, report, signal }: DumpOptions,
+  { id, tuning, report, signal }: DumpOptions,
   more: Pick<SendOptions, 'reserve' | 'onDrained' | 'confirm'> = {},
 ): Promise<void> {
   const begun = performance.now()
@@ -175,7 +177,7 @@ async function send(
     signal.removeEventListener('abort', cut)
     await more.onDrained?.(endBytes)
   }
-  const sent = await sendSnapshot(writer, id, source, { signal, ...more, onDrained })
+  const sent = await sendSnapshot(writer, id, source, { signal, ...tuning, ...more, onDrained })
   await link.outlet.finish()
   link.destroy()
   const ms = performance.now() - begun

@@ -18,6 +18,7 @@ import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
 import type { Link } from '../stream/link.ts'
 import { SENDER_WINDOW } from '../stream/resuming-sender.ts'
 import { takeRing } from '../stream/ring.ts'
+import type { Tuning } from '../stream/tuning.ts'
 import { approach } from './approach.ts'
 import { CAPTURE_SOCKET } from './capture.ts'
 import { pay } from './debt.ts'
@@ -36,8 +37,7 @@ export interface ProxyOptions {
   id: SnapshotId | undefined
   /** What the cache must have before CRIU may kill the tasks. */
   until: Until
-  /** Nobody computes digests of what is in the images. */
-  unchecked: boolean
+  tuning?: Tuning
   /** How long the cache may be out of reach, and how long it may take to do what `until` says. */
   timeoutMs: number
   report: Report
@@ -103,7 +103,7 @@ async function forward(
   options: ProxyOptions,
   tally: Tally,
 ): Promise<void> {
-  const { cache, until, unchecked, timeoutMs, report, signal } = options
+  const { cache, until, tuning, timeoutMs, report, signal } = options
   const criu = await approach(socket, directory, signal)
   if (criu === undefined) return
   const begun = performance.now()
@@ -112,7 +112,7 @@ async function forward(
     tally.sent += bytes
   }
   const onFailed = (fault: Error): void => report({ event: 'failed', what: `snapshot ${id}`, fault })
-  const agreement = { until, unchecked, connect, resumes: true, timeoutMs, signal, onBytes, onFailed }
+  const agreement = { until, connect, tuning, resumes: true, timeoutMs, signal, onBytes, onFailed }
   const end = await depart(criu, { id, gates: directory, directory, ...agreement })
   reportSmallPipes(report)
   if ('reason' in end) {

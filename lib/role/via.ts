@@ -55,9 +55,9 @@ async function handOver(
   debts: string,
   options: HandOverOptions,
 ): Promise<void> {
-  const { id, until, timeoutMs, signal, report } = options
+  const { id, until, tuning, timeoutMs, signal, report } = options
   const begun = performance.now()
-  const end = await depart(dumping, { id, until, gates, directory: debts, connect, timeoutMs, signal })
+  const end = await depart(dumping, { id, until, gates, directory: debts, connect, tuning, timeoutMs, signal })
   if ('reason' in end) {
     const moved = end.owed !== undefined && (await settleFailed(end.owed, connect, debts, options))
     if (moved) return

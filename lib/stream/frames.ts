@@ -1,9 +1,9 @@
 import { Fault } from '../fault.ts'
 import { checkPreamble, encodePreamble, PREAMBLE_BYTES } from '../format/preamble.ts'
-import { decodeFrame, decodeHeader, encodeFrame, type Frame, HEADER_BYTES } from '../format/wire.ts'
+import { decodeFrame, decodeHeader, encodeFrame, type Frame, HEADER_BYTES, headBytes } from '../format/wire.ts'
 import type { Inlet, Outlet } from './link.ts'
 
-/** Reads frames one by one. After a `data` frame its bytes are the next that the inlet gives. */
+/** Reads frames one by one. After a `data` or `packed` frame its bytes are the next that the inlet gives. */
 export interface FrameReader {
   /**
    * The next frame, or undefined where the stream ends between two frames. A payload above `most` bytes is `LIMIT`.
@@ -48,7 +48,7 @@ export function frameReader(inlet: Pick<Inlet, 'fill'>, { onGot, started = false
     if (!(await inlet.fill(header))) return undefined
     const decoded = decodeHeader(header)
     if (decoded.length > most) throw new Fault('LIMIT', `a ${decoded.type} frame of ${decoded.length} bytes here`)
-    return decodeFrame(decoded, decoded.type === 'data' ? header : await payload(decoded.length))
+    return decodeFrame(decoded, await payload(headBytes(decoded)))
   }
 
   async function payload(length: number): Promise<Buffer> {
@@ -101,6 +101,17 @@ export interface FrameWriter {
   readonly inPlace: boolean
   /** Runs `turn` while nobody else writes. */
   exclusive<Result>(turn: (outlet: Outlet) => Promise<Result>): Promise<Result>
+}
+
+/** The same writer, over an outlet that `wrap` makes of its own. */
+export function writerOver(writer: FrameWriter, wrap: (outlet: Outlet) => Outlet): FrameWriter {
+  let wrapped: Outlet | undefined
+  const exclusive: FrameWriter['exclusive'] = (turn) =>
+    writer.exclusive((outlet) => {
+      wrapped ??= wrap(outlet)
+      return turn(wrapped)
+    })
+  return { exclusive, inPlace: writer.inPlace, send: (frame) => exclusive((outlet) => outlet.send(encodeFrame(frame))) }
 }
 
 /** With `started` the outlet has had its preamble. */

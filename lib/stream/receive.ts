@@ -14,6 +14,7 @@ import type { Until } from '../format/words.ts'
 import type { FrameReader } from './frames.ts'
 import type { ImageSink, ImageWriter } from './image.ts'
 import { type Snapshot, summarize } from './send.ts'
+import { endedIn, fillZeros, type Room, unpacker } from './unpacking.ts'
 
 /** Images that a sender may have open at the same time; CRIU has 3 or 4. */
 const MOST_OPEN = 64
@@ -43,6 +44,7 @@ export async function receiveSnapshot(
   const channels = new Map<number, Channel>()
   const names = new Set<string>()
   const entries: (ImageEntry | undefined)[] = []
+  const { unpack } = unpacker(reader.inlet)
   let offered = false
   let reserving = false
   let checked = true
@@ -72,7 +74,15 @@ export async function receiveSnapshot(
         break
       }
       case 'data':
-        await receiveData(reader, open(frame.channel), frame)
+        await receiveData(reader, goesOn(open(frame.channel), frame.offset, frame.length), frame.length)
+        break
+      case 'packed': {
+        const channel = goesOn(open(frame.channel), frame.offset, frame.raw)
+        await unpack(frame, channel.name, roomOf(channel))
+        break
+      }
+      case 'zeros':
+        await fillZeros(frame.raw, roomOf(goesOn(open(frame.channel), frame.offset, frame.raw)))
         break
       case 'imageEnd': {
         const channel = open(frame.channel)
@@ -151,24 +161,31 @@ function damaged(
   })
 }
 
-async function receiveData(
-  reader: FrameReader,
-  channel: Channel,
-  frame: { offset: number; length: number },
-): Promise<void> {
-  if (frame.offset !== channel.size) throw new Fault('FORMAT', `image ${channel.name} does not go on where it ended`)
-  if (channel.size + frame.length > LARGEST_IMAGE) throw new Fault('LIMIT', `image ${channel.name} is too large`)
-  for (let left = frame.length; left > 0; ) {
-    const room = channel.writer.room(left)
-    const part = room.length > left ? room.subarray(0, left) : room
-    if (!(await reader.inlet.fill(part))) {
-      throw new Fault('TRUNCATED', `the stream ended in image ${channel.name}`, {
-        hint: 'the sender was stopped or the link was cut',
-      })
-    }
-    channel.sum.update(part)
-    await channel.writer.wrote(part.length)
-    channel.size += part.length
+/** The channel, if `bytes` bytes belong there. */
+function goesOn(channel: Channel, offset: number, bytes: number): Channel {
+  if (offset !== channel.size) throw new Fault('FORMAT', `image ${channel.name} does not go on where it ended`)
+  if (offset + bytes > LARGEST_IMAGE) throw new Fault('LIMIT', `image ${channel.name} is too large`)
+  return channel
+}
+
+function roomOf(channel: Channel): Room {
+  return {
+    room: (wanted) => channel.writer.room(wanted),
+    async wrote(bytes) {
+      channel.sum.update(bytes)
+      await channel.writer.wrote(bytes.length)
+      channel.size += bytes.length
+    },
+  }
+}
+
+async function receiveData(reader: FrameReader, channel: Channel, bytes: number): Promise<void> {
+  const { room, wrote } = roomOf(channel)
+  for (let left = bytes; left > 0; ) {
+    const wanted = room(left)
+    const part = wanted.length > left ? wanted.subarray(0, left) : wanted
+    if (!(await reader.inlet.fill(part))) throw endedIn(channel.name)
+    await wrote(part)
     left -= part.length
   }
 }

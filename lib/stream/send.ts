@@ -7,16 +7,19 @@
  * receiver is told so, and the caller gets `FAILED_DUMP`.
  */
 import { Fault } from '../fault.ts'
-import { digest, NO_DIGEST } from '../format/digest.ts'
+import { digest } from '../format/digest.ts'
 import { encodeList, type ImageEntry, MOST_IMAGES } from '../format/list.ts'
-import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
-import { encodeFrame, HEADER_BYTES, MOST_DATA } from '../format/wire.ts'
+import { INVENTORY, type SnapshotId } from '../format/names.ts'
+import { encodeFrame, MOST_DATA } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { FrameWriter } from './frames.ts'
-import type { ImageBody, ImageSource, OpenImage } from './image.ts'
-import type { Filled } from './link.ts'
-import { type PipeReader, pipeReader } from './pipe-reader.ts'
+import type { ImageSource } from './image.ts'
+import { limited } from './limit.ts'
+import { openPacking } from './packing.ts'
+import { type Sender, sendImage } from './send-image.ts'
+import type { Tuning } from './tuning.ts'
+import { turns } from './turns.ts'
 
 export interface Snapshot {
   images: ImageEntry[]
@@ -44,15 +47,13 @@ function encodeEnd({ images, digest }: Snapshot): Buffer {
   return encodeFrame({ type: 'snapshotEnd', images, digest })
 }
 
-export interface SendOptions {
+export interface SendOptions extends Tuning {
   /** It is a hand-over: the receiver is told how far we wait, and that a verdict follows. */
   until?: Until | undefined
   /** The receiver has been told the id and `until` already (see resumable.ts). */
   greeted?: boolean
   /** About how many bytes will come: the receiver is told before the first image. */
   reserve?: number | undefined
-  /** Nobody computes digests of what is in images: only their sizes are compared. */
-  unchecked?: boolean
   /** The tasks stay frozen until the other end has it all: their pages may be passed on by reference. */
   frozen?: boolean
   /** Called for progress. */
@@ -76,7 +77,7 @@ const MOST_UNDER_WAY = 32
 
 /** Sends all images of `source`. Returns what the end frame said. */
 export async function sendSnapshot(
-  writer: FrameWriter,
+  link: FrameWriter,
   id: SnapshotId,
   source: ImageSource,
   {
@@ -85,6 +86,8 @@ export async function sendSnapshot(
     reserve,
     unchecked = false,
     frozen = false,
+    compress,
+    limit,
     onBytes = () => {},
     onDrained,
     confirm = async () => {},
@@ -103,8 +106,14 @@ export async function sendSnapshot(
   const outside = (): void => fail(signal?.reason)
   signal?.addEventListener('abort', outside)
   const entries: (ImageEntry | undefined)[] = []
+  const most = limit?.most ?? MOST_DATA
+  const within = limit === undefined ? link : limited(link, limit)
+  const packing = compress && openPacking(compress, within, most)
+  const writer = packing?.writer ?? within
   const sender: Sender = {
     writer,
+    most,
+    packing,
     onBytes,
     checked: !unchecked,
     passes: unchecked && frozen,
@@ -161,42 +170,7 @@ export async function sendSnapshot(
     throw reason
   } finally {
     signal?.removeEventListener('abort', outside)
-  }
-}
-
-interface Sender {
-  writer: FrameWriter
-  onBytes: (bytes: number) => void
-  checked: boolean
-  /** By reference, where the link can. */
-  passes: boolean
-  stop: AbortSignal
-  /** Of the pipes that are read at this moment. */
-  readers: Set<PipeReader>
-  turns: Turns
-  /** By channel; a channel gets its number when it is announced. */
-  entries: (ImageEntry | undefined)[]
-}
-
-interface Turns {
-  take(): Promise<void>
-  give(): void
-}
-
-/** At most `most` at a time, in the order of asking. */
-function turns(most: number): Turns {
-  const waiting: (() => void)[] = []
-  let taken = 0
-  return {
-    async take() {
-      if (taken >= most) await new Promise<void>((resolve) => waiting.push(resolve))
-      else taken++
-    },
-    give() {
-      const next = waiting.shift()
-      if (next === undefined) taken--
-      else next()
-    },
+    packing?.close()
   }
 }
 
@@ -204,113 +178,4 @@ function turns(most: number): Turns {
 async function sayFailed(writer: FrameWriter, fault: Fault): Promise<void> {
   const code = fault.code === 'ABORTED' || fault.code === 'TIMEOUT' ? fault.code : 'FAILED_DUMP'
   await writer.send({ type: 'failed', code, reason: fault.message }).catch(() => {})
-}
-
-async function sendImage(sender: Sender, { name, body }: OpenImage): Promise<void> {
-  const reader = body.kind === 'pipe' ? pipeReader(body.fd, MOST_DATA) : undefined
-  if (reader !== undefined) sender.readers.add(reader)
-  try {
-    await (reader?.whileSending(sender.turns.take()) ?? sender.turns.take())
-    try {
-      await sendTurn(sender, name, body, reader)
-    } finally {
-      sender.turns.give()
-    }
-  } finally {
-    if (reader !== undefined) sender.readers.delete(reader)
-    reader?.close()
-  }
-}
-
-async function sendTurn(
-  { writer, onBytes, checked, passes, stop, entries }: Sender,
-  name: ImageName,
-  body: ImageBody,
-  reader: PipeReader | undefined,
-): Promise<void> {
-  stop.throwIfAborted()
-  const channel = entries.push(undefined)
-  const sum = checked ? digest() : NO_DIGEST
-  let size = 0
-  const head = (bytes: number): Buffer => {
-    const header = encodeFrame({ type: 'data', channel, offset: size, length: bytes })
-    size += bytes
-    onBytes(bytes)
-    return header
-  }
-  const send = (bytes: Uint8Array): Promise<void> => {
-    stop.throwIfAborted()
-    sum.update(bytes)
-    return sendData(writer, head(bytes.length), bytes)
-  }
-  /** From CRIU's pipe straight to where the link keeps what it sends. */
-  const fill = (room: Uint8Array): Filled | undefined => {
-    const bytes = (reader as PipeReader).take(room)
-    if (bytes === 0) return undefined
-    sum.update(room.subarray(0, bytes))
-    return { head: head(bytes), bytes }
-  }
-  const announced = writer.send({ type: 'image', channel, name })
-  await (reader?.whileSending(announced) ?? announced)
-  if (reader !== undefined && passes) await sendByReference(reader, stop, writer, head, fill)
-  else if (reader !== undefined && writer.inPlace) await sendInPlace(reader, stop, writer, fill)
-  else if (reader !== undefined) await sendPipe(reader, stop, send)
-  else if (body.kind === 'pieces') await sendPieces(body.pieces, send)
-  const entry = { name, size, digest: sum.finish() }
-  await writer.send({ type: 'imageEnd', channel, size: entry.size, digest: entry.digest })
-  entries[channel - 1] = entry
-}
-
-type Send = (bytes: Uint8Array) => Promise<void>
-
-async function sendPipe(reader: PipeReader, stop: AbortSignal, send: Send): Promise<void> {
-  for (;;) {
-    stop.throwIfAborted()
-    const bytes = await reader.next()
-    if (bytes.length === 0) return
-    await reader.whileSending(send(bytes))
-  }
-}
-
-async function sendInPlace(
-  reader: PipeReader,
-  stop: AbortSignal,
-  writer: FrameWriter,
-  fill: (room: Uint8Array) => Filled | undefined,
-): Promise<void> {
-  while (await reader.ready()) {
-    stop.throwIfAborted()
-    await reader.whileSending(writer.exclusive(async (outlet) => outlet.fillInPlace?.(HEADER_BYTES, MOST_DATA, fill)))
-  }
-}
-
-/** The pages by reference, small things copied. */
-async function sendByReference(
-  reader: PipeReader,
-  stop: AbortSignal,
-  writer: FrameWriter,
-  head: (bytes: number) => Buffer,
-  fill: (room: Uint8Array) => Filled | undefined,
-): Promise<void> {
-  while (await reader.ready()) {
-    stop.throwIfAborted()
-    await writer.exclusive(async (outlet) => {
-      const pipe = reader.untouched
-      if (pipe !== undefined && (await outlet.passOn?.(pipe, MOST_DATA, head))) return
-      await outlet.fillInPlace?.(HEADER_BYTES, MOST_DATA, fill)
-    })
-  }
-}
-
-async function sendPieces(pieces: Extract<ImageBody, { kind: 'pieces' }>['pieces'], send: Send): Promise<void> {
-  for await (const piece of pieces) {
-    for (let at = 0; at < piece.length; at += MOST_DATA) await send(piece.subarray(at, at + MOST_DATA))
-  }
-}
-
-function sendData(writer: FrameWriter, header: Buffer, bytes: Uint8Array): Promise<void> {
-  return writer.exclusive(async (outlet) => {
-    await outlet.send(header, true)
-    await outlet.send(bytes)
-  })
 }

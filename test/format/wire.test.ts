@@ -12,6 +12,7 @@ import {
   type Frame,
   frameType,
   HEADER_BYTES,
+  headBytes,
   MOST_DATA,
   NO_TOKEN,
 } from '../../lib/format/wire.ts'
@@ -34,6 +35,14 @@ const pinned: [frame: Frame, hex: string][] = [
   [
     { type: 'data', channel: 7, offset: 0x0123456789ab, length: MOST_DATA },
     '03000000 07000000 ab89674523010000 00001000 2f103f64',
+  ],
+  [
+    { type: 'packed', channel: 7, offset: 0x0123456789ab, codec: 'lz4', raw: MOST_DATA, length: 4097 },
+    '0a000000 07000000 ab89674523010000 0a100000 9eacdaa5 0100001000 fccc80b1',
+  ],
+  [
+    { type: 'zeros', channel: 7, offset: 0x0123456789ab, raw: MOST_DATA },
+    '0b000000 07000000 ab89674523010000 08000000 23fc9276 00001000 4dcd866b',
   ],
   [
     { type: 'imageEnd', channel: 7, size: 4097, digest: 0x0123456789abcdefn },
@@ -105,7 +114,7 @@ function seal(bytes: Buffer, at: number): Buffer {
 }
 
 /** A header with any numbers and a crc that holds. */
-const addressed = (type: number): number => ([2, 3, 4, 18].includes(type) ? 1 : 0)
+const addressed = (type: number): number => ([2, 3, 4, 10, 11, 18].includes(type) ? 1 : 0)
 
 /** A header with a crc that holds; frames that speak of an image are given channel 1. */
 function header({ type = 1, zeros = 0, channel = addressed(type), offset = 0n, length = 5 }): Buffer {
@@ -195,6 +204,8 @@ test('a length outside of its limits is refused from the header alone', () => {
     snapshot: [5, 68],
     image: [5, 132],
     data: [1, 2 ** 20],
+    packed: [10, 9 + 2 ** 20],
+    zeros: [8, 8],
     imageEnd: [20, 20],
     snapshotEnd: [16, list],
     failed: [5, 517],
@@ -275,6 +286,42 @@ test('a word that has no meaning, and a token of another length, are refused', (
   throwsFault('NAME', () => decodeBody('verdict', Buffer.concat([Buffer.of(0), NO_TOKEN, Buffer.from('../x')])))
 })
 
+/** A frame that stands for `raw` bytes, with a crc that holds. */
+function standsFor(type: 'packed' | 'zeros', raw: number, codec = 0): Frame {
+  const body = Buffer.alloc(type === 'packed' ? 5 : 4)
+  if (type === 'packed') body.writeUInt8(codec)
+  body.writeUInt32LE(raw, body.length - 4)
+  const length = body.length + 4 + (type === 'packed' ? 1 : 0)
+  const head = decodeHeader(header({ type: frameType[type], length }))
+  return decodeFrame(head, seal(Buffer.concat([body, Buffer.alloc(4)]), body.length))
+}
+
+test('few bytes stand for at most as many as a data frame has, and a codec is one that has a number', () => {
+  for (const type of ['packed', 'zeros'] as const) {
+    for (const raw of [1, 4096, MOST_DATA]) assert.is((standsFor(type, raw) as { raw: number }).raw, raw)
+    throwsFault('FORMAT', () => standsFor(type, 0), type)
+    for (const raw of [MOST_DATA + 1, 2 ** 31, 2 ** 32 - 1]) throwsFault('LIMIT', () => standsFor(type, raw), type)
+  }
+  const codecs = [0, 1].map((codec) => (standsFor('packed', 1, codec) as { codec: string }).codec)
+  assert.equal(codecs, ['zstd', 'lz4'])
+  for (let codec = 2; codec < 256; codec++) throwsFault('FORMAT', () => standsFor('packed', 1, codec), `codec ${codec}`)
+})
+
+test('random heads of packed bytes give a Fault or a frame that survives the way back', () => {
+  let accepted = 0
+  const head = fc.record({ codec: fc.nat(3), raw: fc.oneof(fc.nat(2 ** 32 - 1), fc.nat(MOST_DATA)) })
+  fc.assert(
+    fc.property(head, ({ codec, raw }) => {
+      const frame = onlyFaults(() => standsFor('packed', raw, codec))
+      if (frame === undefined) return
+      accepted++
+      assert.equal(decode(encodeFrame(frame)), frame)
+    }),
+    { numRuns: 500 },
+  )
+  assert.ok(accepted > 20, `only ${accepted} were accepted`)
+})
+
 test('a list that is cut, or counts wrongly, is refused', () => {
   const images = ['a.img', 'b.img'].map((name) => ({ name: imageName(name), size: 3, digest: 1n }))
   const list = encodeList(images)
@@ -352,7 +399,8 @@ test('random payloads with a crc that holds give a Fault or a frame that survive
   )
   fc.assert(
     fc.property(types, body, (type, bytes) => {
-      if (type === 'data') return
+      // Of these the bytes come apart.
+      if (type === 'data' || type === 'packed') return
       const frame = onlyFaults(() => decodeBody(type, bytes))
       if (frame === undefined) return
       accepted++
@@ -373,7 +421,7 @@ test('frames with random changes give a Fault or a frame', () => {
       onlyFaults(() => {
         const head = decodeHeader(bytes.subarray(0, HEADER_BYTES))
         if (head.type === 'data') return
-        const payload = Buffer.alloc(head.length)
+        const payload = Buffer.alloc(headBytes(head))
         bytes.copy(payload, 0, HEADER_BYTES)
         decodeFrame(head, seal(payload, payload.length - 4))
       })

@@ -11,12 +11,13 @@ import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSink } from '../../lib/stream/image.ts'
 import { type Kept, keep } from '../../lib/stream/kept.ts'
+import { rateLimit } from '../../lib/stream/limit.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { receiveSnapshot, unexpected } from '../../lib/stream/receive.ts'
 import { openSession } from '../../lib/stream/resumable.ts'
 import { type Line, openLine, RECEIVER_WINDOW, unknown } from '../../lib/stream/resuming-receiver.ts'
 import { resumingSender, SENDER_WINDOW } from '../../lib/stream/resuming-sender.ts'
-import { sendSnapshot } from '../../lib/stream/send.ts'
+import { type SendOptions, sendSnapshot } from '../../lib/stream/send.ts'
 import type { Session } from '../../lib/stream/session.ts'
 import { rejectsFault, throwsFault } from '../expect.ts'
 import { openPipes } from '../kernel/fds.ts'
@@ -102,13 +103,13 @@ interface Sent {
 function send(
   images: readonly Given[],
   connect: (signal: AbortSignal) => Promise<Link>,
-  { timeoutMs = 20_000, passes = false } = {},
+  { timeoutMs = 20_000, ...sending }: SendOptions & { timeoutMs?: number } = {},
 ): Sent {
   const session = resumingSender({ id, token: Buffer.alloc(16, 5), until: 'sealed', connect, timeoutMs })
   const { link, acknowledged } = session
   const reader = frameReader(link.inlet, { onGot: acknowledged, started: true })
   const writer = frameWriter(link.outlet, true)
-  const options = { until: 'sealed', greeted: true, signal: session.over, unchecked: passes, frozen: passes } as const
+  const options = { until: 'sealed', greeted: true, signal: session.over, ...sending } as const
   const sent = sendSnapshot(writer, id, sourceOf(images), options)
   sent.catch(() => {})
   const talk = async (): Promise<Fate> => {
@@ -128,16 +129,16 @@ function send(
 }
 
 /** A snapshot over `cables` one after the other, and then over one that holds. Throws unless it arrives as it was. */
-async function crosses(images: readonly Given[], cables: Cable[], passes = false): Promise<Cable[]> {
+async function crosses(images: readonly Given[], cables: Cable[], sending: SendOptions = {}): Promise<Cable[]> {
   const { got, answer, close } = receiver()
   const used: Cable[] = []
   const connect = async (): Promise<Link> => {
-    const next = cables[used.length] ?? cable({ splices: passes })
+    const next = cables[used.length] ?? cable({ splices: sending.frozen ?? false })
     used.push(next)
     void answer(next.far)
     return next.near
   }
-  const { fate } = send(images, connect, { passes })
+  const { fate } = send(images, connect, sending)
   try {
     assert.is(await fate, 'kept')
     assert.is(got.verdict, 'go')
@@ -235,18 +236,36 @@ test('a larger one, cut at 200 random places', async () => {
 test('pages that are passed on by reference, cut at 100 random places', async () => {
   const open = openPipes()
   const places = Array.from({ length: 100 }, (_, n) => Math.floor(((n + Math.random()) / 100) * 2_500_000))
+  const sending = { unchecked: true, frozen: true }
   let spliced = 0
   await together(places, 4, async (up) => {
     const room = 2 ** 16 + (up % 2 ** 20)
     const cuts = [up, 1_000_000].map((at) => cable({ up: at, splices: true, room }))
-    const used = await crosses(heavy, cuts, true)
+    const used = await crosses(heavy, cuts, sending)
     assert.ok(used.length >= 2, `cut at ${up}`)
     for (const one of used) spliced += one.spliced
   })
   const more = [image('pages-1.img', 40_000_000, 'pipe', 1_000_000), image('inventory.img', 10)]
-  await crosses(more, [cable({ splices: true })], true)
+  await crosses(more, [cable({ splices: true })], sending)
   assert.ok(spliced > 100_000_000, `${spliced} bytes`)
   assert.is(openPipes(), open, 'every pipe is closed')
+})
+
+test('a snapshot that is compressed, with a rate, cut at 60 random places', async () => {
+  const bytes = Buffer.concat([
+    Buffer.alloc(1_500_000, 'line after line\n'),
+    bytesOf('x', 300_000),
+    Buffer.alloc(700_000),
+  ])
+  const images: Given[] = [{ name: 'pages-1.img', bytes, kind: 'pipe', step: 65_536 }, ...large.slice(1)]
+  for (const compress of ['zstd', 'lz4'] as const) {
+    const [whole] = (await crosses(images, [], { compress })) as [Cable]
+    assert.ok(whole.up > 300_000 && whole.up < 500_000, `${whole.up} bytes`)
+    const places = fc.sample(fc.nat(whole.up), { seed: 7, numRuns: 30 })
+    await together(places, 16, async (up) => {
+      await crosses(images, [cable({ up })], { compress, limit: rateLimit(100_000_000) })
+    })
+  }
 })
 
 test('one snapshot, cut again and again', async () => {

@@ -1,0 +1,22 @@
+/** Taking turns: at most so many at a time, in the order of asking. */
+export interface Turns {
+  take(): Promise<void>
+  give(): void
+}
+
+/** At most `most` at a time. */
+export function turns(most: number): Turns {
+  const waiting: (() => void)[] = []
+  let taken = 0
+  return {
+    async take() {
+      if (taken >= most) await new Promise<void>((resolve) => waiting.push(resolve))
+      else taken++
+    },
+    give() {
+      const next = waiting.shift()
+      if (next === undefined) taken--
+      else next()
+    },
+  }
+}

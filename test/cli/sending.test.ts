@@ -1,0 +1,30 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { type Sending, sendingOf } from '../../lib/cli/sending.ts'
+import { throwsFault } from '../expect.ts'
+
+const test = suite('cli/sending')
+
+const of = (values: Partial<Parameters<typeof sendingOf>[0]>): Sending =>
+  sendingOf({ compress: 'none', 'no-checksum': false, ...values })
+
+test('how to compress is one of four words', () => {
+  assert.equal(of({}), { compress: undefined, rate: undefined, unchecked: false })
+  for (const compress of ['auto', 'zstd', 'lz4']) assert.is(of({ compress }).compress, compress)
+  for (const compress of ['', 'ZSTD', 'gzip', 'zstd ']) {
+    assert.match(throwsFault('USAGE', () => of({ compress })).message, `not ${compress}`)
+  }
+})
+
+test('a rate is a size of at least 1k', () => {
+  const rate = (text: string): number | undefined => of({ 'rate-limit': text }).rate
+  assert.is(rate('50M'), 50 * 2 ** 20)
+  assert.is(rate('1024'), 1024)
+  for (const text of ['0', '1023', '-1', 'fast', '']) throwsFault('USAGE', () => rate(text), text)
+})
+
+test('checksums are left out only by a word', () => {
+  assert.is(of({ 'no-checksum': true }).unchecked, true)
+})
+
+test.run()

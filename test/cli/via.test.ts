@@ -1,0 +1,22 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { viaPatience } from '../../lib/cli/via.ts'
+import { throwsFault } from '../expect.ts'
+
+const test = suite('cli/via')
+
+test('a hand-over is of a tree, or is settled', () => {
+  assert.is(viaPatience({ via: 'ssh host' }, '17'), 60_000)
+  assert.is(viaPatience({ via: 'ssh host', timeout: '2.5' }, '17'), 2500)
+  assert.is(viaPatience({ via: 'ssh host', settle: 'web-1' }, undefined), 60_000)
+  assert.match(throwsFault('USAGE', () => viaPatience({ via: 'ssh host' }, undefined)).message, '--tree is missing')
+})
+
+test('what belongs to a hand-over needs one', () => {
+  assert.is(viaPatience({}, undefined), 60_000)
+  for (const values of [{ until: 'sealed' }, { timeout: '5' }]) {
+    assert.match(throwsFault('USAGE', () => viaPatience(values, '17')).message, 'no --via')
+  }
+})
+
+test.run()
