@@ -11,13 +11,14 @@ import { type ImageName, INVENTORY, imageName, snapshotId } from '../format/name
 import { encodeRequest } from '../format/streamer.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
 import { type Fd, makePipe } from '../kernel/fd.ts'
+import { address } from '../kernel/libc.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { readSome, writeAll } from '../kernel/transfer.ts'
 import { sendFd, socketPair } from '../kernel/unix.ts'
-import { type MemorySnapshot, memorySnapshot } from '../store/memory.ts'
-import { EXTENT, openPool } from '../store/pool.ts'
+import type { StoredImage } from '../store/memory.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { frameReader, frameWriter } from '../stream/frames.ts'
+import type { ImageSink } from '../stream/image.ts'
 import { receiveSnapshot } from '../stream/receive.ts'
 import { openLine } from '../stream/resuming-receiver.ts'
 import { sendSnapshot } from '../stream/send.ts'
@@ -27,7 +28,8 @@ import { serve } from './serve.ts'
 
 /** Some of each: those that fit into one read, and those that do not. */
 const names: readonly ImageName[] = [...['1', '2', '3', '4'].map((name) => imageName(`${name}.img`)), INVENTORY]
-const bytesOf = (name: ImageName): number => (name === names[0] ? 2 ** 20 : 100)
+const LARGEST = 2 ** 17
+const bytesOf = (name: ImageName): number => (name === names[0] ? LARGEST : 100)
 /** It takes 30 ms; whatever keeps it from its end must not keep the dump. */
 const MOST_MS = 1000
 
@@ -44,19 +46,18 @@ export async function play(): Promise<void> {
   const receiver = openLine(fdLink(far, 'a rehearsal', 'socket'))
   const [token, id] = [Buffer.alloc(TOKEN_BYTES, 1), snapshotId('rehearsal')]
   const sender = manyLinks(id, token, 'sealed', async () => fdLink(near, 'a rehearsal', 'socket'), MOST_MS)
-  const snapshot = memorySnapshot(openPool(2 * EXTENT))
+  const images = new Map<ImageName, StoredImage>()
   const late = setTimeout(MOST_MS, undefined, { ref: false }).then(() => {
     throw new Fault('TIMEOUT', 'a rehearsal')
   })
-  const moved = Promise.all([received(receiver, snapshot), sent(sender)])
-  const whole = moved.then(() => restored(snapshot))
+  const moved = Promise.all([received(receiver, sinkTo(images)), sent(sender)])
+  const whole = moved.then(() => restored(images))
   try {
     await Promise.race([whole, late])
   } finally {
     sender.destroy()
     receiver.link.destroy()
     await whole.catch(() => {})
-    snapshot.drop()
   }
 }
 
@@ -68,7 +69,7 @@ async function sent({ reader, writer }: ReturnType<typeof manyLinks>): Promise<v
   while ((await (await reader).expect()).type !== 'sealed');
 }
 
-async function received({ link, onGot, outlive }: ReturnType<typeof openLine>, sink: MemorySnapshot): Promise<void> {
+async function received({ link, onGot, outlive }: ReturnType<typeof openLine>, sink: ImageSink): Promise<void> {
   const [reader, writer] = [frameReader(link.inlet, { onGot }), frameWriter(link.outlet)]
   await writer.send({ type: 'hello' })
   await reader.expect()
@@ -79,7 +80,26 @@ async function received({ link, onGot, outlive }: ReturnType<typeof openLine>, s
   await writer.send({ type: 'sealed', digest })
 }
 
-async function restored({ images }: MemorySnapshot): Promise<void> {
+/** No pool: it would map more than is used. */
+function sinkTo(images: Map<ImageName, StoredImage>): ImageSink {
+  return {
+    open(name) {
+      const window = Buffer.allocUnsafeSlow(LARGEST)
+      let filled = 0
+      return {
+        room: () => window.subarray(filled),
+        wrote(bytes) {
+          filled += bytes
+        },
+        end(entry) {
+          images.set(name, { ...entry, pieces: [{ address: address(window), window: window.subarray(0, filled) }] })
+        },
+      }
+    },
+  }
+}
+
+async function restored(images: ReadonlyMap<ImageName, StoredImage>): Promise<void> {
   const [socket, criu] = socketPair()
   await Promise.all([serve(socket, async () => images), restore(criu)])
 }
