@@ -43,13 +43,13 @@ async function move(course: Course, commands: Commands): Promise<Figures> {
     target,
     ...(releaseEarly ? ['--release-early'] : []),
   ])
-  const port = await says(cache.child, /127\.0\.0\.1:(\d+)[^]*streamer-serve/)
+  const port = await says(cache.child, /127\.0\.0\.1:(\d+)[\s\S]*streamer-serve/)
   const cacheStart = cache.lasted()
   const proxy = begin(course, commands, 'proxy', ['--port', port, '-D', source])
   await says(proxy.child, /listening on (.*)/)
   const proxyStart = proxy.lasted()
   proxy.cpu()
-  const handed = says(proxy.child, /: (\d+) images,[^]*handed over/)
+  const handed = says(proxy.child, /: (\d+) images,[\s\S]*handed over/)
   const size = residentBytes([course.pid])
   const ahead = beforeFreeze(source, cache.cpu)
   const begun = performance.now()

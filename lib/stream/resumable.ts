@@ -9,6 +9,7 @@
  *
  * A peer may name a position only between what it has acknowledged and what was really sent: it cannot choose what is sent.
  */
+import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { encodeFrame } from '../format/wire.ts'
 import { endedAfter } from './fd-link.ts'
@@ -23,6 +24,7 @@ const MOST_QUIET_MS = 15_000
 const LEAST_QUIET_MS = 2000
 /** Bytes that go out at a time. */
 const STEP = 2 ** 20
+const LITTLE = 64 * 2 ** 10
 
 export function openSession({ peer, window, end: role, every, timeoutMs }: SessionOptions): Session {
   const kept = keep(window)
@@ -107,11 +109,19 @@ export function openSession({ peer, window, end: role, every, timeoutMs }: Sessi
   async function pump(link: Link, greeting: Uint8Array | undefined): Promise<void> {
     try {
       if (greeting !== undefined) await link.outlet.send(greeting)
-      while (link === current) {
+      for (let waited = false; link === current; ) {
         if (sent === kept.to) {
           await news.told
+          waited = false
           continue
         }
+        // What is said in one turn goes out in one piece: else each frame of a small image costs a call at both ends.
+        if (!waited && kept.to - sent < LITTLE) {
+          await turn()
+          waited = true
+          continue
+        }
+        waited = false
         const bytes = kept.at(sent, STEP)
         const upTo = sent + bytes.length
         mostSent = Math.max(mostSent, upTo)
