@@ -55,9 +55,10 @@ export async function play(): Promise<void> {
   try {
     await Promise.race([whole, late])
   } finally {
+    // Not awaited: what hangs may hang for ever.
+    whole.catch(() => {})
     sender.destroy()
     receiver.link.destroy()
-    await whole.catch(() => {})
   }
 }
 
