@@ -1,5 +1,5 @@
 /** How long a process stands still when it is moved: our way and the ways that a user has without us, in one run. */
-import { extname, join } from 'node:path'
+import { extname } from 'node:path'
 import { benchLink, benchMoves } from '../lib/bench/bench.ts'
 import { contenders } from '../lib/bench/contenders.ts'
 import { kinds } from '../lib/bench/memory.ts'
@@ -23,7 +23,8 @@ stood still: through proxy and cache, and by what a user has without them. As ro
 
       --size SIZE      memory of the process; may be given again (default: 1G)
       --runs N         of each way, interleaved (default: 5)
-      --memory KIND    random, zero or text (default: random)
+      --memory KIND    random, zero, text or heap, of a node (default: random)
+      --tree N         so many child processes more, of 64 KiB each (default: 0)
       --only WAY       may be given again:
 ${ways.map(({ name, what }) => `                         ${name.padEnd(13)} ${what}`).join('\n')}
       --json           results as JSON
@@ -44,6 +45,7 @@ const options = {
   size: { type: 'string', multiple: true },
   runs: { type: 'string', default: '5' },
   memory: { type: 'string', default: 'random' },
+  tree: { type: 'string', default: '0' },
   only: { type: 'string', multiple: true },
   json: { type: 'boolean' },
   plot: { type: 'string' },
@@ -67,13 +69,8 @@ main({ name: 'bench', usage, options }, async ({ values, signal }) => {
   }
   const names = ways.map(({ name }) => name)
   const chosen = only?.map((name) => oneOf('--only', name, names)) ?? names
-  const script = join(
-    import.meta.dirname,
-    ...(extname(import.meta.filename) === '.js' ? ['..'] : []),
-    '..',
-    'fixtures',
-    'memory.pl',
-  )
-  const moved = { contenders: ways.filter(({ name }) => chosen.includes(name)), criu: findCriu(values.criu), script }
+  const children = wholeNumber('--tree', values.tree, 0, 1000)
+  if (children > 0) atMostOne({ '--tree': values.tree, '--memory heap': kind === 'heap' })
+  const moved = { contenders: ways.filter(({ name }) => chosen.includes(name)), criu: findCriu(values.criu), children }
   process.stdout.write(await benchMoves({ ...common, ...moved, place, json, chart: plot }))
 })

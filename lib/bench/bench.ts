@@ -5,13 +5,13 @@
 import { writeFileSync } from 'node:fs'
 import { formatSize } from '../size.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
-import type { Contender } from './contenders.ts'
+import type { Contender } from './course.ts'
 import { runLink } from './link.ts'
 import { describeMachine } from './machine.ts'
 import type { Kind } from './memory.ts'
 import { plot } from './plot.ts'
 import { median, race } from './race.ts'
-import { describe, table } from './table.ts'
+import { describe, remarks, table } from './table.ts'
 
 export interface BenchOptions {
   /** Bytes, multiples of 1 MiB. */
@@ -26,8 +26,8 @@ export interface BenchOptions {
 export interface MoveOptions extends BenchOptions {
   criu: string
   contenders: readonly Contender[]
-  /** The program that holds the memory. */
-  script: string
+  /** Processes more, children of the one. */
+  children: number
   /** A directory on a file system in memory. */
   place: string
   json: boolean
@@ -37,7 +37,7 @@ export interface MoveOptions extends BenchOptions {
 
 /** Returns the table, or JSON. */
 export async function benchMoves(options: MoveOptions): Promise<string> {
-  const { criu, runs, kind, say, json, chart } = options
+  const { criu, runs, kind, children, say, json, chart } = options
   const contenders = options.contenders.filter(({ name, missing }) => {
     const why = missing()
     if (why !== undefined) say(`without ${name}: ${why}`)
@@ -50,9 +50,11 @@ export async function benchMoves(options: MoveOptions): Promise<string> {
     onRun: (name, bytes, { downtime, total }) =>
       say(`${name} ${formatSize(bytes)}: stood still for ${downtime.toFixed(3)} s, ${total.toFixed(3)} s in all`),
   })
-  const words = describe(machine, kind, runs)
+  const words = describe(machine, kind, runs, children)
   if (chart !== undefined) writeFileSync(chart, plot(lanes, 'seconds that the process stood still'))
-  return json ? `${JSON.stringify({ machine, kind, runs, lanes }, null, 2)}\n` : `${words}${table(lanes)}`
+  return json
+    ? `${JSON.stringify({ machine, kind, runs, children, lanes }, null, 2)}\n`
+    : `${words}${table(lanes)}${remarks(lanes)}`
 }
 
 /** Returns a line a size. */

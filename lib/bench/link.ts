@@ -63,6 +63,7 @@ const piece: Record<Kind, () => Buffer> = {
   random: () => randomBytes(PIECE),
   zero: () => Buffer.alloc(PIECE),
   text: () => Buffer.alloc(PIECE, text),
+  heap: () => Buffer.concat([Buffer.alloc(PIECE / 2, text), randomBytes(PIECE / 4), Buffer.alloc(PIECE / 4)]),
 }
 
 function madeUp(bytes: number, kind: Kind): ImageSource {

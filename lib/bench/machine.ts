@@ -22,6 +22,21 @@ export function peakBytes(pid: number | undefined): number {
   return Number(kib) * 1024
 }
 
+/** Memory that these processes hold at this moment, in bytes; those that are gone hold none. */
+export function residentBytes(pids: readonly number[]): number {
+  return pids.reduce((sum, pid) => sum + residentPages(pid) * PAGE, 0)
+}
+
+const PAGE = 4096
+
+function residentPages(pid: number): number {
+  try {
+    return Number(readFileSync(`/proc/${pid}/statm`, 'utf8').split(' ')[1])
+  } catch {
+    return 0
+  }
+}
+
 export interface Machine {
   date: string
   processor: string

@@ -1,17 +1,18 @@
 /** A process that holds memory of a kind, and knows whether it is whole. */
 import { spawn } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
+import { descendants } from '../kernel/process.ts'
 
-/** What fills the memory: of no pattern, untouched but for zeros, or English. */
-export const kinds = ['random', 'zero', 'text'] as const
+/** What fills the memory: of no pattern, untouched but for zeros, English, or the objects of a node. */
+export const kinds = ['random', 'zero', 'text', 'heap'] as const
 export type Kind = (typeof kinds)[number]
 
 export interface Loaded {
   pid: number
-  /** Resolves when the process that was started here, not its copy, is gone. */
+  /** Resolves when the processes that were started here, not their copies, are gone, and their numbers free. */
   gone: Promise<void>
   /**
    * The copy, which has the same number here, compares its memory, and says for how long it stood still at most, in
@@ -23,12 +24,38 @@ export interface Loaded {
 
 const LONGEST_MS = 120_000
 
-/** Starts one that holds `bytes` bytes, a multiple of 1 MiB, and writes its log into `folder`. */
-export async function startMemory(script: string, bytes: number, kind: Kind, folder: string): Promise<Loaded> {
+export interface MemoryOptions {
+  /** A multiple of 1 MiB. */
+  bytes: number
+  kind: Kind
+  /** Processes more, its children, of 64 KiB each; not of a heap. */
+  children?: number
+  /** Where it writes its log. */
+  folder: string
+  /** Where the programs are. */
+  fixtures?: string
+}
+
+/** The programs are part of the repository, and not of what is installed. */
+const FIXTURES = join(root(), 'fixtures')
+
+function root(): string {
+  for (let folder = import.meta.dirname; ; folder = dirname(folder)) {
+    if (existsSync(join(folder, 'package.json')) || folder === dirname(folder)) return folder
+  }
+}
+
+/** Starts one. */
+export async function startMemory(options: MemoryOptions): Promise<Loaded> {
+  const { bytes, kind, children = 0, folder, fixtures = FIXTURES } = options
   const log = join(folder, 'memory.log')
   const mib = bytes / 2 ** 20
-  const child = spawn('perl', [script, `${mib}`, kind, log], { cwd: folder, detached: true, stdio: 'ignore' })
-  const gone = new Promise<void>((resolve) => void child.once('exit', () => resolve()))
+  const [program, ...args] =
+    kind === 'heap'
+      ? [process.execPath, `--max-old-space-size=${2 * mib + 256}`, join(fixtures, 'memory.mjs'), `${mib}`, log]
+      : ['perl', join(fixtures, 'memory.pl'), `${mib}`, kind, log, `${children}`]
+  const child = spawn(program, args, { cwd: folder, detached: true, stdio: 'ignore' })
+  const ended = new Promise<void>((resolve) => void child.once('exit', () => resolve()))
   const pid = child.pid as number
   const said = async (words: string): Promise<string> => {
     for (const begun = performance.now(); performance.now() - begun < LONGEST_MS; await setTimeout(20)) {
@@ -39,6 +66,11 @@ export async function startMemory(script: string, bytes: number, kind: Kind, fol
     throw new Fault('TIMEOUT', `the process with the memory never said "${words}"`)
   }
   await said('ready')
+  const family = descendants(pid)
+  // Somebody else takes note of the end of orphans.
+  const gone = ended.then(async () => {
+    while (family.some((member) => existsSync(`/proc/${member}`))) await setTimeout(1)
+  })
   return {
     pid,
     gone,
@@ -48,9 +80,11 @@ export async function startMemory(script: string, bytes: number, kind: Kind, fol
       return Number(/[\d.]+$/.exec(line)?.[0])
     },
     kill() {
-      try {
-        process.kill(pid, 'SIGKILL')
-      } catch {}
+      for (const member of [pid, ...family]) {
+        try {
+          process.kill(member, 'SIGKILL')
+        } catch {}
+      }
     },
   }
 }

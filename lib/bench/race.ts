@@ -2,7 +2,7 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { openChildren } from './children.ts'
-import type { Contender, Figures } from './contenders.ts'
+import type { Contender, Figures } from './course.ts'
 import { type Kind, type Loaded, startMemory } from './memory.ts'
 
 export interface RaceOptions {
@@ -12,8 +12,8 @@ export interface RaceOptions {
   sizes: readonly number[]
   runs: number
   kind: Kind
-  /** The program that holds the memory. */
-  script: string
+  /** Processes more of 64 KiB each, children of the one. */
+  children: number
   /** On a file system in memory. */
   place: string
   signal: AbortSignal
@@ -58,13 +58,13 @@ export async function race(options: RaceOptions): Promise<Lane[]> {
 async function once(
   contender: Contender,
   bytes: number,
-  { criu, kind, script, place, signal }: RaceOptions,
+  { criu, kind, children, place, signal }: RaceOptions,
 ): Promise<Result> {
   const folder = mkdtempSync(join(place, 'ferry-bench-'))
   const { start, end } = openChildren(signal)
   let loaded: Loaded | undefined
   try {
-    loaded = await startMemory(script, bytes, kind, folder)
+    loaded = await startMemory({ bytes, kind, children, folder })
     const { pid, gone, verify } = loaded
     const figures = await contender.run({ criu, pid, gone, folder, start })
     return { ...figures, downtime: await verify() }

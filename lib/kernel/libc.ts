@@ -50,6 +50,9 @@ export const splice = call<[from: number, at: null, to: number, at: null, bytes:
   'int64_t splice(int, void *, int, void *, size_t, unsigned int)',
 )
 export const socket = call<[domain: number, type: number, protocol: number]>('int socket(int, int, int)')
+export const socketpair = call<[domain: number, type: number, protocol: number, ends: Int32Array]>(
+  'int socketpair(int, int, int, int *)',
+)
 export const bind = call<[fd: number, address: Uint8Array, length: number]>('int bind(int, void *, unsigned int)')
 export const connect = call<[fd: number, address: Uint8Array, length: number]>('int connect(int, void *, unsigned int)')
 export const listen = call<[fd: number, backlog: number]>('int listen(int, int)')

@@ -21,6 +21,8 @@ type Direction = keyof PollEvents
 
 interface Watch {
   handle: PollHandle | undefined
+  /** The handle watches: each stop costs a call, and none is needed twice. */
+  started: boolean
   waiters: Map<Direction, Waiter>
 }
 
@@ -51,17 +53,18 @@ export function hungUp(fd: Fd): { happened: Promise<void>; forget: () => void } 
 }
 
 /** Rejects whoever waits on `fd`, which stays open: for the one who must still close it. */
-export function interrupt(fd: Fd, reason: Error): void {
+export function interrupt(fd: Fd, reason?: Error): void {
   const watch = watches.get(fd)
   if (watch === undefined) return
-  watch.handle?.stop()
+  pause(watch)
   const waiters = [...watch.waiters.values()]
   watch.waiters.clear()
-  for (const waiter of waiters) waiter.reject(reason)
+  // Made only where somebody hears it: an error with its stack costs more than the close.
+  for (const waiter of waiters) waiter.reject(reason ?? new Fault('ABORTED', 'closed'))
 }
 
 /** Closes `fd`; whoever waits on it is rejected with `reason`. */
-export function closeFd(fd: Fd, reason: Error = new Fault('ABORTED', 'closed')): void {
+export function closeFd(fd: Fd, reason?: Error): void {
   const watch = watches.get(fd)
   if (watch !== undefined) {
     interrupt(fd, reason)
@@ -72,7 +75,7 @@ export function closeFd(fd: Fd, reason: Error = new Fault('ABORTED', 'closed')):
 }
 
 function wait(fd: Fd, direction: Direction): Promise<void> {
-  const watch = watches.get(fd) ?? { handle: undefined, waiters: new Map<Direction, Waiter>() }
+  const watch = watches.get(fd) ?? { handle: undefined, started: false, waiters: new Map<Direction, Waiter>() }
   watches.set(fd, watch)
   return new Promise((resolve, reject) => {
     if (watch.waiters.has(direction)) throw new Error(`two waiters for fd ${fd} ${direction}`)
@@ -83,17 +86,23 @@ function wait(fd: Fd, direction: Direction): Promise<void> {
 
 /** Watches for what is waited for, and for nothing else. */
 function restart(fd: Fd, watch: Watch): void {
-  if (watch.waiters.size === 0) return void watch.handle?.stop()
+  if (watch.waiters.size === 0) return void pause(watch)
   const has = (direction: Direction): boolean => watch.waiters.has(direction)
   const events = { readable: has('readable'), writable: has('writable'), disconnect: has('disconnect') }
   const wake = (_status: number, happened: PollEvents): void => {
-    watch.handle?.stop()
+    pause(watch)
     // koffi calls this outside of a callback scope: promises settled here would sleep until the next event. The
     // check phase that follows in the same turn of the loop is a proper scope.
     setImmediate(release, fd, watch, happened)
   }
   if (watch.handle === undefined) watch.handle = pollHandle(fd, events, wake)
   else watch.handle.start(events, wake)
+  watch.started = true
+}
+
+function pause(watch: Watch): void {
+  if (watch.started) watch.handle?.stop()
+  watch.started = false
 }
 
 /** Readers and writers are woken together, and find EAGAIN if it was not their turn; a hang-up must have happened. */

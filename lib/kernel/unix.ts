@@ -10,7 +10,7 @@ import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { asFd, check, type Fd } from './fd.ts'
 import * as libc from './libc.ts'
-import { closeFd, readable } from './readiness.ts'
+import { closeFd, readable, writable } from './readiness.ts'
 
 /** sun_path holds 108 bytes with its NUL; CRIU cuts a longer path without a word (criu/img-streamer.c, 4.1.1). */
 const LONGEST_PATH = 107
@@ -186,4 +186,40 @@ function takeFds(): Fd[] {
     throw new Fault('CRIU_PROTOCOL', 'more descriptors in one message than allowed')
   }
   return fds
+}
+
+/** Two ends of one connection. */
+export function socketPair(): [Fd, Fd] {
+  const ends = new Int32Array(2)
+  const type = libc.SOCK_STREAM | libc.SOCK_NONBLOCK | libc.SOCK_CLOEXEC
+  check(libc.socketpair(libc.AF_UNIX, type, 0, ends), 'socketpair')
+  return [asFd(ends[0] as number), asFd(ends[1] as number)]
+}
+
+/** For every sendmsg(2), for the same reason. */
+const sending = Buffer.alloc(MSGHDR + IOVEC + CMSG_HEADER + 8 + 1)
+
+/** Sends one zero byte with `fd`, which is closed here. */
+export async function sendFd(socket: Fd, fd: Fd): Promise<void> {
+  const [iov, cmsg, byte] = [MSGHDR, MSGHDR + IOVEC, sending.length - 1]
+  for (;;) {
+    const base = libc.address(sending)
+    sending.fill(0)
+    sending.writeBigUInt64LE(base + BigInt(iov), 16)
+    sending.writeBigUInt64LE(1n, 24)
+    sending.writeBigUInt64LE(base + BigInt(cmsg), 32)
+    sending.writeBigUInt64LE(BigInt(CMSG_HEADER + 8), 40)
+    sending.writeBigUInt64LE(base + BigInt(byte), iov)
+    sending.writeBigUInt64LE(1n, iov + 8)
+    sending.writeBigUInt64LE(BigInt(CMSG_HEADER + 4), cmsg)
+    sending.writeInt32LE(libc.SOL_SOCKET, cmsg + 8)
+    sending.writeInt32LE(libc.SCM_RIGHTS, cmsg + 12)
+    sending.writeInt32LE(fd, cmsg + CMSG_HEADER)
+    const sent = libc.sendmsg(socket, sending, libc.MSG_NOSIGNAL)
+    if (sent === -libc.EAGAIN) await writable(socket)
+    else if (sent !== -libc.EINTR) {
+      closeFd(fd)
+      return void check(sent, 'sendmsg')
+    }
+  }
 }

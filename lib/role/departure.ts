@@ -24,6 +24,7 @@ import { closedGate } from './gate.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './handover.ts'
 import { manyLinks, oneLink } from './line.ts'
 import { type Owed, owedAlready, settleOwed, writeOwed } from './owed.ts'
+import { rehearse } from './rehearsal.ts'
 import { type Tree, watchTree } from './tree.ts'
 import { aborted, defer, late } from './wait.ts'
 
@@ -98,7 +99,9 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   if (bytes !== undefined) {
     const reserved = talk.then((said) => said.reserved)
     const ready = Promise.race([reserved, late(timeoutMs, NO_MEMORY, stop.signal)])
-    ready.then(criu.open).catch((reason: unknown) => stop.abort(reason))
+    Promise.all([ready, rehearse()])
+      .then(criu.open)
+      .catch((reason: unknown) => stop.abort(reason))
   }
 
   let state: SourceState = 'offering'

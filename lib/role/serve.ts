@@ -23,6 +23,9 @@ export const SERVE_SOCKET = 'streamer-serve.sock'
 /** Smaller pieces share pages with other images and are copied. Not tuned. */
 const LEAST_LENT = 64 * 2 ** 10
 
+/** What fits into a pipe as CRIU made it, as most images do. */
+const ENOUGH = 64 * 2 ** 10
+
 /** What one client took. */
 export interface Served {
   /** Images that it asked for and got to the end. */
@@ -75,7 +78,7 @@ export async function serve(
 async function fillPipe(pipe: Fd, image: StoredImage, served: Served, onTaken: (piece: Piece) => void): Promise<void> {
   try {
     setNonBlocking(pipe)
-    enlargePipe(pipe)
+    if (image.size > ENOUGH) enlargePipe(pipe)
     for (const piece of image.pieces) {
       const { address, window } = piece
       if (spliceAllowed && window.length >= LEAST_LENT) await vmspliceAll(address, window.length, pipe)

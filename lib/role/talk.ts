@@ -6,9 +6,9 @@ import { digestWords } from '../format/digest.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { Frame } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
-import type { StoredImage } from '../store/memory.ts'
+import type { MemorySnapshot, StoredImage } from '../store/memory.ts'
 import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
-import type { ImageSource, OpenImage } from '../stream/image.ts'
+import type { ImageSink, ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { receiveSnapshot, unexpected } from '../stream/receive.ts'
 import { type Line, unknown } from '../stream/resuming-receiver.ts'
@@ -17,6 +17,7 @@ import { type Arrivals, byHand, type Lead, type Remote } from './arrivals.ts'
 import type { House } from './cache.ts'
 import type { TargetState } from './handover.ts'
 import { asFault, refusalOf } from './refusal.ts'
+import { rehearse } from './rehearsal.ts'
 
 /** One conversation. */
 interface Talk {
@@ -111,7 +112,7 @@ async function take(
   let shown: Buffer | undefined
   let digest: bigint
   try {
-    const snapshot = await receiveSnapshot(reader, arriving.sink, {
+    const snapshot = await receiveSnapshot(reader, rehearsing(arriving.sink), {
       onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
       onReserved: (offset) => writer.send({ type: 'reserved', offset }),
       onHandOver(far, token) {
@@ -155,6 +156,17 @@ async function take(
   } finally {
     arrival.watcher = undefined
     if (!settled.includes(arrival.state)) report({ event: 'undecided', id, how: byHand(options.directory, id) })
+  }
+}
+
+/** While it makes memory ready, its sender is not ready to send either. */
+function rehearsing({ open, reserve }: MemorySnapshot): ImageSink {
+  return {
+    open,
+    async reserve(bytes) {
+      const [ready] = await Promise.all([reserve(bytes), rehearse()])
+      return ready
+    },
   }
 }
 

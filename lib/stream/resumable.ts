@@ -9,6 +9,7 @@
  *
  * A peer may name a position only between what it has acknowledged and what was really sent: it cannot choose what is sent.
  */
+import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { encodeFrame, HEADER_BYTES } from '../format/wire.ts'
 import type { Fd } from '../kernel/fd.ts'
@@ -25,6 +26,7 @@ const MOST_QUIET_MS = 15_000
 const LEAST_QUIET_MS = 2000
 /** Bytes that go out at a time. */
 const STEP = 2 ** 20
+const LITTLE = 64 * 2 ** 10
 
 export function openSession({ peer, window, ring, end: role, every, timeoutMs }: SessionOptions): Session {
   const kept = keep(window, ring?.region.window)
@@ -115,11 +117,19 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
     pumps++
     try {
       if (greeting !== undefined) await link.outlet.send(greeting)
-      while (link === current) {
+      for (let waited = false; link === current; ) {
         if (sent === kept.to) {
           await news.told()
+          waited = false
           continue
         }
+        // What is said in one turn goes out in one piece: else each frame of a small image costs a call at both ends.
+        if (!waited && kept.to - sent < LITTLE) {
+          await turn()
+          waited = true
+          continue
+        }
+        waited = false
         const passage = passed.at(sent)
         const bytes = passage === undefined ? kept.at(sent, Math.min(STEP, passed.next(sent) - sent)) : undefined
         const upTo = passage?.to ?? sent + (bytes as Uint8Array).length

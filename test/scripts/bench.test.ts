@@ -16,7 +16,7 @@ const bench = (...args: string[]) => run(process.execPath, [...program, ...args]
 if (typeof real === 'string') console.log(`skipped: bench moves nothing: ${real}`)
 else {
   const criu = real.path
-  test('every way moves a process and its memory; results as JSON and as a chart', async () => {
+  test('every way moves a tree and its memory; results as JSON and as a chart', async () => {
     const { path, remove } = temporary()
     const chart = join(path, 'chart.svg')
     const ran = await bench(
@@ -26,6 +26,8 @@ else {
       '8M',
       '--memory',
       'text',
+      '--tree',
+      '20',
       '--json',
       '--plot',
       chart,
@@ -35,18 +37,40 @@ else {
       criu,
     )
     assert.is(ran.code, 0, ran.stderr)
-    const { lanes, kind } = JSON.parse(ran.stdout.toString()) as { lanes: Lane[]; kind: string }
-    assert.is(kind, 'text')
+    const { lanes, kind, children } = JSON.parse(ran.stdout.toString()) as Record<string, unknown> & { lanes: Lane[] }
+    assert.equal([kind, children], ['text', 20])
     const names = lanes.map(({ name }) => name)
-    for (const name of ['tmpfs', 'page-server', 'ferry', 'ferry-buffers']) assert.ok(names.includes(name), name)
+    for (const name of ['tmpfs', 'page-server', 'ferry', 'ferry-buffers', 'ferry-early'])
+      assert.ok(names.includes(name), name)
     for (const { name, bytes, results } of lanes) {
       assert.equal([bytes, results.length], [8 * 2 ** 20, 1])
-      const { downtime, frozen, total, proxyCpu } = results[0] as Lane['results'][number]
+      const { downtime, frozen, total, proxyCpu, cacheCpu, cacheAheadCpu, images, cacheStart } =
+        results[0] as Lane['results'][number]
       assert.ok(downtime > 0 && total > 0 && frozen > 0, name)
-      assert.is(proxyCpu !== undefined, name.startsWith('ferry'))
+      const ours = name.startsWith('ferry')
+      for (const figure of [proxyCpu, cacheCpu, cacheAheadCpu, images, cacheStart])
+        assert.is(figure !== undefined, ours)
+      if (!ours) continue
+      assert.ok((images ?? 0) > 100, `${name}: ${images} images`)
+      assert.ok((cacheAheadCpu ?? 0) > 0 && (cacheAheadCpu ?? 0) < (cacheCpu ?? 0), `${name}: ${cacheAheadCpu}`)
     }
     assert.match(readFileSync(chart, 'utf8'), /^<svg [\s\S]*ferry, 8.00 MiB[\s\S]*<\/svg>\n$/)
     assert.equal(readdirSync(path), ['chart.svg'])
+    remove()
+  })
+
+  test('a node heap is moved; what is said below the table', async () => {
+    const { path, remove } = temporary()
+    const more = ['--memory', 'heap', '--only', 'ferry-early', '--place', path, '--criu', criu, '-q']
+    const ran = await bench('--runs', '1', '--size', '64M', ...more)
+    assert.is(ran.code, 0, ran.stderr)
+    const said = ran.stdout.toString()
+    assert.match(said, /^ferry-early 64.0 MiB: cache and process together held \d\.\d\d x the process at most$/m)
+    assert.match(
+      said,
+      /^ferry-early 64.0 MiB: sockets there \d\.\d\d s \(proxy\) and \d\.\d\d s \(cache\) after the start$/m,
+    )
+    assert.equal(readdirSync(path), [])
     remove()
   })
 
@@ -96,6 +120,7 @@ test('misuse: one line, a hint or a reason, exit 2', async () => {
     [['--runs', '0'], /--runs wants a number/],
     [['--only', 'teleport'], /--only wants tmpfs or/],
     [['--memory', 'full'], /--memory wants random or/],
+    [['--tree', '2', '--memory', 'heap'], /--tree and --memory heap do not go together/],
     [['--link', '127.0.0.1:1', '--json'], /--link and --only, --plot or --json do not go together/],
     [['--link', '192.0.2.1:1'], /plain TCP to or from 192.0.2.1/],
   ] as [string[], RegExp][]) {

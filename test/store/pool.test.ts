@@ -34,6 +34,18 @@ test('extents are 2 MiB, aligned, zero, apart from each other, and where their a
   })
 })
 
+test('regions grow, so that they are few', () => {
+  const ends: bigint[] = []
+  const pool = openPool(2 ** 40)
+  for (const { address } of takeAll(1024, pool.take)) {
+    const before = ends.indexOf(address)
+    if (before < 0) ends.push(address + BigInt(EXTENT))
+    else ends[before] = address + BigInt(EXTENT)
+  }
+  // 64, 64, 128, 256, 512 and 1024 MiB; neighbours may touch.
+  assert.ok(ends.length <= 6, `${ends.length} regions`)
+})
+
 test('the limit holds to the byte and is MEMORY, which takes nothing', () => {
   const pool = openPool(3 * EXTENT)
   takeAll(3, pool.take)
