@@ -31,6 +31,7 @@ ${ways.map(({ name, what }) => `                         ${name.padEnd(13)} ${wh
       --place DIR      a directory in memory (default: /dev/shm)
       --criu PATH      the criu to use
       --link HOST:PORT instead: how fast a cache there takes what is made up here
+      --connections N  over how many connections (default: 1)
   -q, --quiet          no line for each run
   -h, --help           this text               -V, --version
 
@@ -50,6 +51,7 @@ const options = {
   place: { type: 'string', default: '/dev/shm' },
   criu: { type: 'string' },
   link: { type: 'string' },
+  connections: { type: 'string', default: '1' },
   ...credentialOptions,
 } as const
 
@@ -63,7 +65,9 @@ main({ name: 'bench', usage, options }, async ({ values, signal }) => {
   if (link !== undefined) {
     const endpoint = parseEndpoint(link, credentialsOf(values))
     if (endpoint.kind === 'tcp') await checkNetwork(endpoint.host, endpoint.credentials, values.insecure)
-    return void process.stdout.write(await benchLink(endpoint, common))
+    return void process.stdout.write(
+      await benchLink(endpoint, wholeNumber('--connections', values.connections, 1, 16), common),
+    )
   }
   const names = ways.map(({ name }) => name)
   const chosen = only?.map((name) => oneOf('--only', name, names)) ?? names

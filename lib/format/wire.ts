@@ -11,6 +11,7 @@ import { crc32 } from 'node:zlib'
 import { Fault } from '../fault.ts'
 import { decodeList, encodeList, type ImageEntry, LONGEST_LIST, numbers, readCount } from './list.ts'
 import { type ImageName, imageName, LONGEST_ID, LONGEST_NAME, type SnapshotId, snapshotId } from './names.ts'
+import { decodeJoin, encodeJoin, JOIN_BYTES, type Join } from './stripes.ts'
 import {
   type Fate,
   fates,
@@ -47,6 +48,7 @@ export const frameType = {
   handOver: 7,
   resume: 8,
   reserve: 9,
+  join: 10,
   hello: 16,
   get: 17,
   ack: 18,
@@ -57,6 +59,7 @@ export const frameType = {
   fate: 23,
   got: 24,
   reserved: 25,
+  joined: 26,
 } as const
 type FrameName = keyof typeof frameType
 export type FrameType = (typeof frameType)[FrameName]
@@ -87,6 +90,9 @@ export type Frame =
   | { type: 'got'; offset: number }
   /** `offset` bytes of memory are ready. */
   | { type: 'reserved'; offset: number }
+  /** The first frame of one of several connections that carry one stream, and its answer. */
+  | ({ type: 'join' } & Join)
+  | { type: 'joined' }
 
 export interface Header {
   type: FrameName
@@ -118,6 +124,8 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   fate: [1 + CRC_BYTES, 1 + CRC_BYTES],
   got: [CRC_BYTES, CRC_BYTES],
   reserved: [CRC_BYTES, CRC_BYTES],
+  join: [JOIN_BYTES + CRC_BYTES, JOIN_BYTES + CRC_BYTES],
+  joined: [CRC_BYTES, CRC_BYTES],
 }
 
 /** A frame's header, and its payload for every frame but `data`, whose bytes follow apart. */
@@ -165,7 +173,10 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
       return Buffer.concat([Buffer.of(verdicts.indexOf(frame.verdict)), frame.token, Buffer.from(frame.id)])
     case 'fate':
       return Buffer.of(fates.indexOf(frame.fate))
+    case 'join':
+      return encodeJoin(frame)
     case 'hello':
+    case 'joined':
     case 'ack':
     case 'ready':
     case 'got':
@@ -251,7 +262,10 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
       }
     case 'fate':
       return { type, fate: oneOf(fates, body.readUInt8(0), type) }
+    case 'join':
+      return { type, ...decodeJoin(body) }
     case 'hello':
+    case 'joined':
     case 'ready':
       return { type }
   }

@@ -53,6 +53,9 @@ export const sendmsg = call<[fd: number, header: Uint8Array, flags: number]>('in
 export const getsockopt = call<[fd: number, level: number, option: number, value: Uint8Array, length: Int32Array]>(
   'int getsockopt(int, int, int, void *, int *)',
 )
+export const setsockopt = call<[fd: number, level: number, option: number, value: Int32Array, length: number]>(
+  'int setsockopt(int, int, int, void *, unsigned int)',
+)
 export const mkfifo = call<[path: string, mode: number]>('int mkfifo(const char *, unsigned int)')
 const syscall = call<[number: number, first: number, second: number, third: number, fourth: number]>(
   'int64_t syscall(int64_t, int64_t, int64_t, int64_t, int64_t)',
@@ -158,6 +161,8 @@ export const SOCK_DGRAM = 2
 export const SOCK_NONBLOCK = 0o4000
 export const SOCK_CLOEXEC = 0o2000000
 export const SOL_SOCKET = 1
+export const IPPROTO_TCP = 6
+export const TCP_NOTSENT_LOWAT = 25
 export const SO_TYPE = 3
 export const SO_PEERCRED = 17
 export const SO_ACCEPTCONN = 30
