@@ -29,7 +29,9 @@ export async function connectJoined(
   const one = async (index: number): Promise<void> => {
     const link = await connect(AbortSignal.any([signal, stop.signal]))
     links.push(link)
-    await link.outlet.send(Buffer.concat([encodePreamble(), encodeFrame({ type: 'join', token, index, count })]))
+    const hail = Buffer.concat([encodePreamble(), encodeFrame({ type: 'join', token, index, count })])
+    // One that breaks here breaks the link over all: whoever connected may try another.
+    await link.outlet.send(hail).catch(() => {})
   }
   let reason: unknown
   const failed = (why: unknown): void => {
