@@ -6,6 +6,7 @@
  * Arguments: milliseconds in each direction; how many of 1,000 packets are lost, in each direction.
  */
 import { writeSync } from 'node:fs'
+import { setPriority } from 'node:os'
 import { asFd, type Fd } from '../kernel/fd.ts'
 import * as libc from '../kernel/libc.ts'
 
@@ -98,6 +99,8 @@ function carry(cable: Cable, until: number): Tally {
 
 const LONGEST_WAIT_MS = 900
 
+// A cable does not wait for a processor.
+setPriority(-20)
 const [near, far, until] = [3, 4, 0].map(asFd) as [Fd, Fd, Fd]
 const [delay, loss] = process.argv.slice(2).map(Number) as [number, number]
 writeSync(1, JSON.stringify(carry({ ends: [near, far], delay, loss }, until)))

@@ -18,8 +18,29 @@ function resumes(criu: string): void {
     return run(criu, ['dump', '--stream', ...options], { cwd: folder })
   }
 
-  for (const until of ['sealed', 'running'] as const) {
-    test(`a link that is cut three times, until ${until}: the process arrives`, async () => {
+  const cut = { how: 'cut' } as const
+  const whole = { up: Number.POSITIVE_INFINITY, ...cut }
+  /** The first link, the second and the third break; of four connections one does. */
+  const breaks = {
+    1: [
+      { up: 4_000_000, ...cut },
+      { up: 9_000_000, ...cut },
+      { down: 300, ...cut },
+    ],
+    4: [
+      ...[whole, { up: 1_000_000, ...cut }, whole, whole],
+      ...[whole, whole, whole, { up: 2_000_000, ...cut }],
+      ...[{ down: 150, ...cut }, whole, whole, whole],
+    ],
+  }
+  for (const [until, connections] of [
+    ['sealed', 1],
+    ['running', 1],
+    ['sealed', 4],
+    ['running', 4],
+  ] as const) {
+    const what = connections === 1 ? 'a link that is cut' : `${connections} connections, one of them cut`
+    test(`${what} three times, until ${until}: the process arrives`, async () => {
       const { path, remove } = temporary()
       const [source, target] = [join(path, 'source'), join(path, 'target')]
       const host = await startHost()
@@ -33,13 +54,13 @@ function resumes(criu: string): void {
       const [, port = ''] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
       await cache.says(/streamer-serve/)
       const relay = await startRelay(port)
-      relay.plan({ up: 4_000_000, how: 'cut' }, { up: 9_000_000, how: 'cut' }, { down: 300, how: 'cut' })
-      const proxy = await startProxy(source, relay.port, ['--until', until])
+      relay.plan(...breaks[connections])
+      const proxy = await startProxy(source, relay.port, ['--until', until, '--connections', String(connections)])
       try {
         const dumped = await dump(started.pid, path, source)
         assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
         await proxy.says(/handed over: the source is gone/)
-        assert.is(relay.links, 4)
+        assert.is(relay.links, 4 * connections)
         await cache.says(/restored/)
         await started.gone
         await started.verify(host.outerPid(started.pid))
