@@ -29,6 +29,7 @@ export async function runLink(
   signal: AbortSignal,
 ): Promise<LinkRun> {
   const id = snapshotId(`bench-${process.pid}-${randomBytes(4).toString('hex')}`)
+  const source = madeUp(bytes, kind)
   const token = randomBytes(TOKEN_BYTES)
   const line = manyLinks(id, token, 'sealed', connect, PATIENCE_MS)
   const { writer } = line
@@ -50,7 +51,7 @@ export async function runLink(
     const reserved = performance.now()
     const sealed = expect('sealed')
     sealed.catch(() => {})
-    await sendSnapshot(writer, id, madeUp(bytes, kind), { greeted: true, signal })
+    await sendSnapshot(writer, id, source, { greeted: true, signal })
     await sealed
     const done = performance.now()
     await writer.send({ type: 'verdict', verdict: 'drop', token, id })

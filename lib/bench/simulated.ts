@@ -24,7 +24,7 @@ export interface LinkKind {
   roundTrip: number
   /** How many of 1,000 packets are lost, in each direction. */
   loss: number
-  /** Bytes that are sent over it if nothing else is said: about two seconds' worth. */
+  /** Bytes that are sent over it if nothing else is said: some seconds' worth. */
   bytes: number
 }
 
@@ -34,7 +34,7 @@ const MIB = 2 ** 20
 export const linkKinds: readonly LinkKind[] = [
   { name: 'no limit, no delay', rate: undefined, roundTrip: 0, loss: 0, bytes: 1024 * MIB },
   { name: '10 Gbit/s, 1 ms', rate: 10_000, roundTrip: 1, loss: 0, bytes: 1024 * MIB },
-  { name: '1 Gbit/s, 20 ms', rate: 1000, roundTrip: 20, loss: 0, bytes: 256 * MIB },
+  { name: '1 Gbit/s, 20 ms', rate: 1000, roundTrip: 20, loss: 0, bytes: 512 * MIB },
   { name: '200 Mbit/s, 50 ms, 0.1 % lost', rate: 200, roundTrip: 50, loss: 1, bytes: 64 * MIB },
 ]
 

@@ -1,5 +1,7 @@
 /** The commands over several connections: they carry one snapshot, break together, and are refused where they do not fit. */
+import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
+import { writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
@@ -30,12 +32,19 @@ interface Stage {
 
 const images = { 'pages-1.img': pattern(24_000_000, 1), 'core-1.img': pattern(2000, 2), 'empty.img': Buffer.alloc(0) }
 
-async function staged(connections: number, timeout: string, body: (stage: Stage) => Promise<void>): Promise<void> {
+async function staged(
+  connections: number,
+  timeout: string,
+  body: (stage: Stage) => Promise<void>,
+  secret = false,
+): Promise<void> {
   const { path, remove } = temporary()
-  const [source, target] = [join(path, 'source'), join(path, 'target')]
-  const { cache, port } = await startCache(target, ['--timeout', timeout])
+  const [source, target, key] = [join(path, 'source'), join(path, 'target'), join(path, 'key')]
+  writeFileSync(key, randomBytes(32), { mode: 0o600 })
+  const options = ['--timeout', timeout, ...(secret ? ['--key-file', key] : [])]
+  const { cache, port } = await startCache(target, options)
   const relay = await startRelay(port)
-  const proxy = await startProxy(source, relay.port, ['--timeout', timeout, '--connections', String(connections)])
+  const proxy = await startProxy(source, relay.port, [...options, '--connections', String(connections)])
   const arrived = async (): Promise<void> => {
     const criu = fakeRestore(join(target, 'streamer-serve.sock'))
     for (const [name, bytes] of Object.entries(images)) assert.ok((await criu.image(name))?.equals(bytes), name)
@@ -81,6 +90,20 @@ test('one of four is cut, and another, and another: all go on over new ones, and
     assert.not.match(proxy.stderr(), /failed/)
     await arrived()
   }))
+
+test('four connections with TLS, one of them cut', () =>
+  staged(
+    4,
+    '20',
+    async ({ relay, proxy, dump, arrived }) => {
+      relay.plan({ how: 'cut' }, { up: 2_000_000, how: 'cut' })
+      await dumpAll(dump(), images)
+      await proxy.says(/sent and sealed by the cache: 4 images/)
+      assert.is(relay.links, 8)
+      await arrived()
+    },
+    true,
+  ))
 
 test('one of four falls silent: all are left for others', () =>
   staged(4, '8', async ({ relay, proxy, dump, arrived }) => {
