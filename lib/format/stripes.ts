@@ -11,7 +11,7 @@ import { crc32 } from 'node:zlib'
 import { Fault } from '../fault.ts'
 import { readCount } from './list.ts'
 
-/** More does not help: with 16 connections a loss on one halves 6 % of the rate. */
+/** Enough for any link that we could make: each has a descriptor and 128 KiB at the sender. */
 export const MOST_CONNECTIONS = 16
 export const JOIN_TOKEN_BYTES = 16
 export const JOIN_BYTES = JOIN_TOKEN_BYTES + 2
