@@ -2,70 +2,44 @@
 import { extname } from 'node:path'
 import { benchLink, benchMoves } from '../lib/bench/bench.ts'
 import { contenders } from '../lib/bench/contenders.ts'
+import { benchLongLinks } from '../lib/bench/long-links.ts'
 import { kinds } from '../lib/bench/memory.ts'
-import { credentialHelp, credentialOptions, credentialsOf } from '../lib/cli/credentials.ts'
-import { exitCodeHelp } from '../lib/cli/exit.ts'
+import { cannotSimulate } from '../lib/bench/simulated.ts'
+import { benchOptions, benchUsage } from '../lib/cli/bench.ts'
+import { credentialsOf } from '../lib/cli/credentials.ts'
 import { main } from '../lib/cli/main.ts'
 import { atMostOne, oneOf, wholeMiB, wholeNumber } from '../lib/cli/values.ts'
+import { Fault } from '../lib/fault.ts'
 import { findCriu } from '../lib/role/criu.ts'
 import { checkNetwork, parseEndpoint } from '../lib/stream/endpoint.ts'
 
-const ways = contenders({
+const commands = {
   node: [process.execPath, ...process.execArgv],
   scripts: import.meta.dirname,
   suffix: extname(import.meta.filename),
-})
+}
+const ways = contenders(commands)
 
-const usage = `usage: npm run bench -- [OPTIONS]
-
-Moves a process with its memory on this host, again and again, and says how long it
-stood still: through proxy and cache, and by what a user has without them. As root.
-
-      --size SIZE      memory of the process; may be given again (default: 1G)
-      --runs N         of each way, interleaved (default: 5)
-      --memory KIND    random, zero, text or heap, of a node (default: random)
-      --tree N         so many child processes more, of 64 KiB each (default: 0)
-      --only WAY       may be given again:
-${ways.map(({ name, what }) => `                         ${name.padEnd(13)} ${what}`).join('\n')}
-      --json           results as JSON
-      --plot FILE      a chart as SVG
-      --place DIR      a directory in memory (default: /dev/shm)
-      --criu PATH      the criu to use
-      --link HOST:PORT instead: how fast a cache there takes what is made up here
-  -q, --quiet          no line for each run
-  -h, --help           this text               -V, --version
-
-${[credentialHelp, exitCodeHelp].join('\n\n')}
-
-example, on two hosts:
-  cache --port 9997 -D /run/ferry
-  npm run bench -- --link 127.0.0.1:9997 --size 4G`
-
-const options = {
-  size: { type: 'string', multiple: true },
-  runs: { type: 'string', default: '5' },
-  memory: { type: 'string', default: 'random' },
-  tree: { type: 'string', default: '0' },
-  only: { type: 'string', multiple: true },
-  json: { type: 'boolean' },
-  plot: { type: 'string' },
-  place: { type: 'string', default: '/dev/shm' },
-  criu: { type: 'string' },
-  link: { type: 'string' },
-  ...credentialOptions,
-} as const
-
-main({ name: 'bench', usage, options }, async ({ values, signal }) => {
+main({ name: 'bench', usage: benchUsage(ways), options: benchOptions }, async ({ values, signal }) => {
   const { link, only, plot, place, json = false, quiet = false } = values
   const say = (line: string): void => void (quiet || process.stderr.write(`bench: ${line}\n`))
   const sizes = (values.size ?? ['1G']).map((size) => wholeMiB('--size', size))
   const kind = oneOf('--memory', values.memory, kinds)
   const common = { sizes, kind, runs: wholeNumber('--runs', values.runs, 1, 1000), signal, say }
-  if (link !== undefined) atMostOne({ '--link': link, '--only, --plot or --json': only ?? plot ?? json })
+  const long = values['long-links']
+  atMostOne({ '--link': link, '--long-links': long, '--only, --plot or --json': only ?? plot ?? json })
+  if (long) {
+    const reason = cannotSimulate()
+    if (reason !== undefined) throw new Fault('MISSING', `links cannot be simulated here: ${reason}`)
+    const size = values.size === undefined ? undefined : sizes[0]
+    return void process.stdout.write(await benchLongLinks({ ...common, size, commands, place }))
+  }
   if (link !== undefined) {
     const endpoint = parseEndpoint(link, credentialsOf(values))
     if (endpoint.kind === 'tcp') await checkNetwork(endpoint.host, endpoint.credentials, values.insecure)
-    return void process.stdout.write(await benchLink(endpoint, common))
+    return void process.stdout.write(
+      await benchLink(endpoint, wholeNumber('--connections', values.connections, 1, 16), common),
+    )
   }
   const names = ways.map(({ name }) => name)
   const chosen = only?.map((name) => oneOf('--only', name, names)) ?? names

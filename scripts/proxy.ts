@@ -7,6 +7,7 @@ import { main } from '../lib/cli/main.ts'
 import { sendingHelp, sendingOf, sendingOptions } from '../lib/cli/sending.ts'
 import { atMostOne, oneOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
+import { MOST_CONNECTIONS } from '../lib/format/stripes.ts'
 import { untils } from '../lib/format/words.ts'
 import { notify } from '../lib/kernel/notify.ts'
 import { proxy } from '../lib/role/proxy.ts'
@@ -21,6 +22,8 @@ here is forwarded to the image-cache at HOST. One snapshot per dump. With
 
       --address HOST   where the cache is (default: 127.0.0.1)
       --port N         the cache's port
+      --connections N  TCP connections for each snapshot, 1 to 16 (default: 1): for a link
+                       where one does not carry enough
       --ps-socket FD   instead: FD is a socket that is connected to the cache; it
                        carries one snapshot, further dumps fail
   -D, --dir DIR        directory for streamer-capture.sock; made if it is missing
@@ -43,6 +46,7 @@ const options = {
   address: { type: 'string', default: '127.0.0.1' },
   port: { type: 'string' },
   dir: { type: 'string', short: 'D' },
+  connections: { type: 'string' },
   snapshot: { type: 'string' },
   timeout: { type: 'string' },
   until: { type: 'string', default: 'sealed' },
@@ -57,11 +61,13 @@ main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, rep
   const id = snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE')
   atMostOne({ '--port': port, '--ps-socket': psSocket })
   const tuning = tuningOf(sendingOf(values))
+  atMostOne({ '--connections': values.connections, '--ps-socket': psSocket })
+  const connections = wholeNumber('--connections', values.connections ?? '1', 1, MOST_CONNECTIONS)
   const cache =
     psSocket === undefined ? await onPort() : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
   const until = oneOf('--until', values.until, untils)
-  const patience = timeoutMs(timeout, 60_000)
-  await proxy({ cache, directory, id, until, tuning, timeoutMs: patience, report, signal, onStatus })
+  const agreed = { id, until, tuning, timeoutMs: timeoutMs(timeout, 60_000) }
+  await proxy({ cache, connections, directory, ...agreed, report, signal, onStatus })
 
   async function onPort(): Promise<Endpoint> {
     const number = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)

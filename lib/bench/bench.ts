@@ -4,7 +4,9 @@
  */
 import { writeFileSync } from 'node:fs'
 import { formatSize } from '../size.ts'
-import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
+import type { Endpoint } from '../stream/endpoint.ts'
+import { connectMany } from '../stream/joining.ts'
+import type { Link } from '../stream/link.ts'
 import type { Contender } from './course.ts'
 import { runLink } from './link.ts'
 import { describeMachine } from './machine.ts'
@@ -58,17 +60,17 @@ export async function benchMoves(options: MoveOptions): Promise<string> {
 }
 
 /** Returns a line a size. */
-export async function benchLink(endpoint: Endpoint, { sizes, runs, kind, signal, say }: BenchOptions): Promise<string> {
+export async function benchLink(
+  endpoint: Endpoint,
+  connections: number,
+  { sizes, runs, kind, signal, say }: BenchOptions,
+): Promise<string> {
   const lines: string[] = []
   for (const bytes of sizes) {
     const times: number[] = []
     for (let run = 0; run < runs; run++) {
-      const { reserve, transfer } = await runLink(
-        await connectEndpoint(endpoint, CONNECT_MS, signal),
-        bytes,
-        kind,
-        signal,
-      )
+      const connect = (stop: AbortSignal): Promise<Link> => connectMany(connections, endpoint, CONNECT_MS, stop)
+      const { reserve, transfer } = await runLink(connect, bytes, kind, signal)
       say(`memory ready after ${reserve.toFixed(3)} s, then sealed after ${transfer.toFixed(3)} s`)
       times.push(transfer)
     }

@@ -2,8 +2,8 @@
 import { randomBytes } from 'node:crypto'
 import { Fault } from '../fault.ts'
 import { INVENTORY, imageName, snapshotId } from '../format/names.ts'
-import { NO_TOKEN } from '../format/wire.ts'
-import { frameReader, frameWriter } from '../stream/frames.ts'
+import { TOKEN_BYTES } from '../format/wire.ts'
+import { manyLinks } from '../role/line.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { unexpected } from '../stream/receive.ts'
@@ -21,14 +21,22 @@ const PIECE = 2 ** 20
 /** Different pieces: more than a processor's cache holds. */
 const SOME = 64
 
-/** Sends `bytes` bytes, a multiple of 1 MiB, over a fresh link to a cache. Throws `LINK`, and what the cache refuses. */
-export async function runLink(link: Link, bytes: number, kind: Kind, signal: AbortSignal): Promise<LinkRun> {
+/** Sends `bytes` bytes, a multiple of 1 MiB, to a cache as a proxy does. Throws `LINK`, and what the cache refuses. */
+export async function runLink(
+  connect: (signal: AbortSignal) => Promise<Link>,
+  bytes: number,
+  kind: Kind,
+  signal: AbortSignal,
+): Promise<LinkRun> {
   const id = snapshotId(`bench-${process.pid}-${randomBytes(4).toString('hex')}`)
-  const reader = frameReader(link.inlet)
-  const writer = frameWriter(link.outlet)
-  const cut = (): void => link.destroy(signal.reason as Error)
+  const source = madeUp(bytes, kind)
+  const token = randomBytes(TOKEN_BYTES)
+  const line = manyLinks(id, token, 'sealed', connect, PATIENCE_MS)
+  const { writer } = line
+  const reader = await line.reader
+  const cut = (): void => line.destroy(signal.reason as Error)
   signal.addEventListener('abort', cut)
-  const expect = async (type: 'hello' | 'reserved' | 'sealed' | 'fate'): Promise<void> => {
+  const expect = async (type: 'reserved' | 'sealed' | 'fate'): Promise<void> => {
     for (;;) {
       const frame = await reader.expect()
       if (frame.type === type) return
@@ -38,25 +46,25 @@ export async function runLink(link: Link, bytes: number, kind: Kind, signal: Abo
   }
   try {
     const begun = performance.now()
-    await writer.send({ type: 'snapshot', id })
-    await writer.send({ type: 'handOver', until: 'sealed' })
     await writer.send({ type: 'reserve', offset: bytes })
-    await expect('hello')
     await expect('reserved')
     const reserved = performance.now()
     const sealed = expect('sealed')
     sealed.catch(() => {})
-    await sendSnapshot(writer, id, madeUp(bytes, kind), { greeted: true, signal })
+    await sendSnapshot(writer, id, source, { greeted: true, signal })
     await sealed
     const done = performance.now()
-    await writer.send({ type: 'verdict', verdict: 'drop', token: NO_TOKEN, id })
+    await writer.send({ type: 'verdict', verdict: 'drop', token, id })
     await expect('fate')
     return { reserve: (reserved - begun) / 1000, transfer: (done - reserved) / 1000 }
   } finally {
     signal.removeEventListener('abort', cut)
-    link.destroy()
+    line.destroy()
   }
 }
+
+/** How long the cache may be out of reach. */
+const PATIENCE_MS = 10_000
 
 const text = Buffer.from('the quick brown fox jumps over the lazy dog\n')
 const piece: Record<Kind, () => Buffer> = {

@@ -9,22 +9,12 @@
  */
 import { crc32 } from 'node:zlib'
 import { Fault } from '../fault.ts'
-import { decodeList, encodeList, type ImageEntry, LONGEST_LIST, numbers, readCount, u32 } from './list.ts'
-import { type ImageName, imageName, LONGEST_ID, LONGEST_NAME, type SnapshotId, snapshotId } from './names.ts'
+import { type Frame, type FrameName, type FrameType, frameType } from './frame.ts'
+import { decodeList, encodeList, LONGEST_LIST, numbers, readCount, u32 } from './list.ts'
+import { imageName, LONGEST_ID, LONGEST_NAME, snapshotId } from './names.ts'
 import { cutText, harmless, LONGEST_REASON } from './reason.ts'
-import {
-  type CodecName,
-  codecNames,
-  type Fate,
-  fates,
-  oneOf,
-  type RefusalCode,
-  refusalCodes,
-  type Until,
-  untils,
-  type Verdict,
-  verdicts,
-} from './words.ts'
+import { decodeJoin, encodeJoin, JOIN_BYTES } from './stripes.ts'
+import { codecNames, fates, oneOf, refusalCodes, untils, verdicts } from './words.ts'
 
 export const HEADER_BYTES = 24
 const CRC_BYTES = 4
@@ -41,65 +31,7 @@ export const NO_TOKEN = Buffer.alloc(TOKEN_BYTES)
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1
 const MOST_LIST = LONGEST_LIST + 8 + CRC_BYTES
 
-export const frameType = {
-  snapshot: 1,
-  image: 2,
-  data: 3,
-  imageEnd: 4,
-  snapshotEnd: 5,
-  failed: 6,
-  handOver: 7,
-  resume: 8,
-  reserve: 9,
-  packed: 10,
-  zeros: 11,
-  unchecked: 15,
-  hello: 16,
-  get: 17,
-  ack: 18,
-  sealed: 19,
-  refused: 20,
-  ready: 21,
-  verdict: 22,
-  fate: 23,
-  got: 24,
-  reserved: 25,
-} as const
-type FrameName = keyof typeof frameType
-export type FrameType = (typeof frameType)[FrameName]
-
-export type Frame =
-  | { type: 'snapshot'; id: SnapshotId }
-  | { type: 'image'; channel: number; name: ImageName }
-  | { type: 'data'; channel: number; offset: number; length: number }
-  /** `length` bytes follow, which are `raw` bytes of the image. */
-  | { type: 'packed'; channel: number; offset: number; codec: CodecName; raw: number; length: number }
-  /** `raw` zero bytes of the image. */
-  | { type: 'zeros'; channel: number; offset: number; raw: number }
-  | { type: 'imageEnd'; channel: number; size: number; digest: bigint }
-  | { type: 'snapshotEnd'; images: ImageEntry[]; digest: bigint }
-  | { type: 'failed'; code: RefusalCode; reason: string }
-  /** With a token the conversation outlives its link. */
-  | { type: 'handOver'; until: Until; token?: Buffer }
-  /** The first frame on a new link: `offset` bytes of the receiver's stream are here. */
-  | { type: 'resume'; offset: number; token: Buffer; id: SnapshotId }
-  /** About `offset` bytes of images will come: a receiver with memory may make it ready, and says `reserved`. */
-  | { type: 'reserve'; offset: number }
-  /** Images have no digests: each is 0, and only sizes are compared. */
-  | { type: 'unchecked' }
-  | { type: 'hello' }
-  | { type: 'get'; id: SnapshotId | undefined; timeoutMs: number }
-  | { type: 'ack'; channel: number; offset: number }
-  | { type: 'sealed'; digest: bigint }
-  | { type: 'refused'; code: RefusalCode; reason: string }
-  | { type: 'ready' }
-  /** The token is that of the `handOver`; zeros where there was none. */
-  | { type: 'verdict'; verdict: Verdict; token: Buffer; id: SnapshotId }
-  | { type: 'fate'; fate: Fate }
-  /** `offset` bytes of the other's stream are here. */
-  | { type: 'got'; offset: number }
-  /** `offset` bytes of memory are ready. */
-  | { type: 'reserved'; offset: number }
+export { type Frame, type FrameType, frameType } from './frame.ts'
 
 export interface Header {
   type: FrameName
@@ -134,6 +66,8 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   fate: [1 + CRC_BYTES, 1 + CRC_BYTES],
   got: [CRC_BYTES, CRC_BYTES],
   reserved: [CRC_BYTES, CRC_BYTES],
+  join: [JOIN_BYTES + CRC_BYTES, JOIN_BYTES + CRC_BYTES],
+  joined: [CRC_BYTES, CRC_BYTES],
 }
 
 /** A frame's header, and its payload: of `data` and `packed` without the bytes of the image, which follow apart. */
@@ -183,8 +117,11 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
       return Buffer.concat([Buffer.of(verdicts.indexOf(frame.verdict)), frame.token, Buffer.from(frame.id)])
     case 'fate':
       return Buffer.of(fates.indexOf(frame.fate))
+    case 'join':
+      return encodeJoin(frame)
     case 'unchecked':
     case 'hello':
+    case 'joined':
     case 'ack':
     case 'ready':
     case 'got':
@@ -284,8 +221,11 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
       }
     case 'fate':
       return { type, fate: oneOf(fates, body.readUInt8(0), type) }
+    case 'join':
+      return { type, ...decodeJoin(body) }
     case 'unchecked':
     case 'hello':
+    case 'joined':
     case 'ready':
       return { type }
   }

@@ -96,6 +96,11 @@ export function queued(pipe: Fd): number {
   return bytes[0] as number
 }
 
+/** A TCP socket takes no more than about `bytes` bytes that it cannot send yet; without it, megabytes. */
+export function limitUnsent(fd: number, bytes: number): void {
+  check(libc.setsockopt(fd, libc.IPPROTO_TCP, libc.TCP_NOTSENT_LOWAT, Int32Array.of(bytes), 4), 'setsockopt')
+}
+
 /** Whether the descriptor is a pipe. */
 export function isPipe(fd: number): boolean {
   return libc.fcntl(fd, libc.F_GETPIPE_SZ, 0) > 0

@@ -74,6 +74,15 @@ export const getsockopt = call<[fd: number, level: number, option: number, value
 export const setsockopt = call<[fd: number, level: number, option: number, value: Int32Array, length: number]>(
   'int setsockopt(int, int, int, void *, unsigned int)',
 )
+export const ioctl = call<[fd: number, request: number, argument: Pointer | number]>(
+  'int ioctl(int, unsigned long, void *)',
+)
+export const unshare = call<[flags: number]>('int unshare(int)')
+export const setns = call<[fd: number, kind: number]>('int setns(int, int)')
+/** Waits for `ms` milliseconds at most, and blocks the thread meanwhile. */
+export const ppoll = call<[fds: Uint8Array, count: number, time: BigInt64Array, mask: null]>(
+  'int ppoll(void *, unsigned long, void *, void *)',
+)
 export const mkfifo = call<[path: string, mode: number]>('int mkfifo(const char *, unsigned int)')
 const syscall = call<[number: number, first: number, second: number, third: number, fourth: number]>(
   'int64_t syscall(int64_t, int64_t, int64_t, int64_t, int64_t)',
@@ -141,6 +150,13 @@ export function errnoName(errno: number): string {
   return errnoNames.get(errno) ?? `errno ${errno}`
 }
 
+export const CLONE_NEWNET = 0x40000000
+export const TUNSETIFF = 0x400454ca
+export const TUNSETOFFLOAD = 0x400454d0
+export const IFF_TUN = 1
+export const IFF_NO_PI = 0x1000
+export const IFF_VNET_HDR = 0x4000
+export const POLLIN = 1
 export const EINTR = 4
 export const EAGAIN = 11
 export const EPIPE = 32
@@ -180,6 +196,8 @@ export const SOCK_DGRAM = 2
 export const SOCK_NONBLOCK = 0o4000
 export const SOCK_CLOEXEC = 0o2000000
 export const SOL_SOCKET = 1
+export const IPPROTO_TCP = 6
+export const TCP_NOTSENT_LOWAT = 25
 export const SO_TYPE = 3
 export const SO_PEERCRED = 17
 export const SO_RCVLOWAT = 18

@@ -23,13 +23,14 @@ import { openPool } from '../store/pool.ts'
 import { openShelf, type Shelf } from '../store/shelf.ts'
 import { openDoor, peerOf } from '../stream/endpoint.ts'
 import { fdLink } from '../stream/fd-link.ts'
+import { type Groups, openGroups } from '../stream/joining.ts'
 import type { Link } from '../stream/link.ts'
 import { type Line, openLine } from '../stream/resuming-receiver.ts'
 import { type Arrivals, openArrivals } from './arrivals.ts'
 import { writeScript } from './gate.ts'
 import { SERVE_SOCKET } from './serve.ts'
 import { serveCriu } from './strangers.ts'
-import { answer } from './talk.ts'
+import { answer, type Manners } from './talk.ts'
 import { openWorkDir, type WorkDir } from './workdir.ts'
 
 export interface CacheOptions {
@@ -70,6 +71,8 @@ export interface House {
   options: CacheOptions
   /** Snapshots on their way whose sender may come back over another link. */
   lines: Map<SnapshotId, Line>
+  /** Connections that wait for those that they belong to. */
+  groups: Groups
 }
 
 /** Runs until the signal comes; throws its reason. Throws `EXISTS`, `IO` or `LINK` if it cannot listen. */
@@ -88,8 +91,11 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const pool = openPool(options.maxMemory, options.reserve)
   const shelf = openShelf(pool)
   const arrivals = openArrivals(shelf, { ...options, directory: work.path })
-  const house: House = { shelf, arrivals, options: { ...options, directory: work.path }, lines: new Map() }
-  const links = new Set<Link>()
+  const patienceMs = FIRST_FRAME_MS
+  const groups = openGroups(patienceMs, (link, count) => admit(link, { patienceMs, joined: true }, count))
+  const house: House = { shelf, arrivals, options: { ...options, directory: work.path }, lines: new Map(), groups }
+  const links = new Map<Link, number>()
+  const open = (): number => [...links.values()].reduce((sum, connections) => sum + connections, 0)
   const server = net.createServer({
     pauseOnConnect: true,
     allowHalfOpen: true,
@@ -101,17 +107,17 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const door = openDoor(options.credentials)
   server.on('connection', (socket) => {
     const what = peerOf(socket)
-    if (links.size >= MOST_LINKS) return void socket.destroy()
+    if (open() >= MOST_LINKS) return void socket.destroy()
     const refused = (fault: Fault): void => report({ event: 'failed', what, fault })
-    door(socket, what).then((link) => admit(link, { patienceMs: FIRST_FRAME_MS }), refused)
+    door(socket, what).then((link) => admit(link, { patienceMs }), refused)
   })
-  const admit = (fresh: Link, manners: { patienceMs?: number; trusted?: boolean }): void => {
+  const admit = (fresh: Link, manners: Manners, connections = 1): void => {
     const line = openLine(fresh)
-    links.add(line.link)
+    links.set(line.link, connections)
     void answer(line, house, manners).finally(() => links.delete(line.link))
   }
   const control = openWorkDir(work.path, CACHE_SOCKET)
-  const local = { patienceMs: FIRST_FRAME_MS, trusted: true }
+  const local = { patienceMs, trusted: true }
   const script = writeScript(work.path, 'post-restore')
   arrivals.adopt()
   try {
@@ -126,7 +132,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     })
     options.onStatus?.(() => {
       const { used, limit } = pool
-      report({ event: 'status', of: 'cache', ...shelf.counts, used, limit, links: links.size })
+      report({ event: 'status', of: 'cache', ...shelf.counts, used, limit, links: open() })
     })
     if (options.first !== undefined) admit(options.first, {})
     report({ event: 'ready' })
@@ -139,7 +145,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     server.close()
     control.remove()
     rmSync(script, { force: true })
-    for (const link of links) link.destroy(signal.reason as Error)
+    for (const link of links.keys()) link.destroy(signal.reason as Error)
   }
 }
 
@@ -159,7 +165,7 @@ function listen(server: net.Server, { host, port, listener }: CacheOptions): Pro
   })
 }
 
-/** Links at a time; more are closed at once. */
+/** Connections at a time; more are closed at once. */
 const MOST_LINKS = 256
 /** A client that has connected has something to say. */
 const FIRST_FRAME_MS = 30_000

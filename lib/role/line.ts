@@ -14,7 +14,7 @@ export interface Line {
   greeted: boolean
   /** Whoever waits for the target in order to send waits no more. */
   cut(reason: Error): void
-  destroy(): void
+  destroy(reason?: Error): void
 }
 
 /** One link. `stop` is aborted when the target takes nothing for `timeoutMs`: the tasks are frozen meanwhile. */
@@ -43,7 +43,7 @@ export function manyLinks(
     writer: frameWriter(link.outlet, true),
     greeted: true,
     cut: stop,
-    destroy: () => link.destroy(),
+    destroy: (reason) => link.destroy(reason),
   }
 }
 

@@ -15,6 +15,7 @@ import type { Fd } from '../kernel/fd.ts'
 import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
+import { connectMany } from '../stream/joining.ts'
 import type { Link } from '../stream/link.ts'
 import { SENDER_WINDOW } from '../stream/resuming-sender.ts'
 import { takeRing } from '../stream/ring.ts'
@@ -32,6 +33,8 @@ import { openWorkDir } from './workdir.ts'
 
 export interface ProxyOptions {
   cache: Endpoint
+  /** How many connections carry a snapshot. */
+  connections: number
   directory: string
   /** The id of every snapshot that passes; a fresh one each if undefined. */
   id: SnapshotId | undefined
@@ -103,11 +106,11 @@ async function forward(
   options: ProxyOptions,
   tally: Tally,
 ): Promise<void> {
-  const { cache, until, tuning, timeoutMs, report, signal } = options
+  const { cache, connections, until, tuning, timeoutMs, report, signal } = options
   const criu = await approach(socket, directory, signal)
   if (criu === undefined) return
   const begun = performance.now()
-  const connect = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, timeoutMs, stop)
+  const connect = (stop: AbortSignal): Promise<Link> => connectMany(connections, cache, timeoutMs, stop)
   const onBytes = (bytes: number): void => {
     tally.sent += bytes
   }

@@ -27,16 +27,22 @@ interface Talk {
   writer: FrameWriter
 }
 
+export interface Manners {
+  patienceMs?: number
+  trusted?: boolean
+  joined?: boolean
+}
+
 /** Bytes of payload in the first frame: a name. */
 const LONGEST_FIRST = 1024
 /**
  * Answers whoever is at the other end; `patienceMs`: how long its first frame may take; `trusted`: its
- * verdicts need no token. Reports what fails, and closes the link.
+ * verdicts need no token; `joined`: it speaks over several connections already. Reports what fails, and closes the link.
  */
 export async function answer(
   line: Line,
   house: House,
-  { patienceMs, trusted = false }: { patienceMs?: number; trusted?: boolean },
+  { patienceMs, trusted = false, joined = false }: Manners,
 ): Promise<void> {
   const { link } = line
   const writer = frameWriter(link.outlet)
@@ -65,7 +71,8 @@ export async function answer(
       const broken = house.lines.get(frame.id)
       if (broken === undefined) throw unknown()
       broken.resume(frame, line)
-    } else throw unexpected(frame)
+    } else if (frame.type === 'join' && !joined) await house.groups.join(frame, line)
+    else throw unexpected(frame)
   } catch (error) {
     const fault = asFault(error)
     house.options.report({ event: 'failed', what, fault })

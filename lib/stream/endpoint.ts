@@ -11,7 +11,7 @@ import { setTimeout } from 'node:timers/promises'
 import { isatty } from 'node:tty'
 import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
-import { duplicate, type Fd, isPipe, ownNonBlocking } from '../kernel/fd.ts'
+import { duplicate, type Fd, isPipe, limitUnsent, ownNonBlocking } from '../kernel/fd.ts'
 import { inheritedSocket } from '../kernel/inherited.ts'
 import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
@@ -98,9 +98,15 @@ const LEAST_CONNECT_MS = 1000
 
 /**
  * Connects, and tries again every 100 ms while the other end is not there yet. Throws `LINK` after `timeoutMs`, or
- * at once for what does not mend itself, such as an end that cannot prove who it is.
+ * at once for what does not mend itself, such as an end that cannot prove who it is. With `oneOfMany` a TCP link takes little
+ * that it cannot send at once.
  */
-export async function connectEndpoint(endpoint: Endpoint, timeoutMs: number, signal: AbortSignal): Promise<Link> {
+export async function connectEndpoint(
+  endpoint: Endpoint,
+  timeoutMs: number,
+  signal: AbortSignal,
+  oneOfMany = false,
+): Promise<Link> {
   const peer = formatEndpoint(endpoint)
   if (endpoint.kind === 'stdio') return inputLink(0, 'stdin')
   if (endpoint.kind === 'fd') return inputLink(endpoint.fd, peer)
@@ -109,6 +115,7 @@ export async function connectEndpoint(endpoint: Endpoint, timeoutMs: number, sig
   for (;;) {
     try {
       const socket = await connectOnce(endpoint, deadline - performance.now(), signal)
+      if (oneOfMany && endpoint.kind === 'tcp') limitUnsent(fdOf(socket), UNSENT_BYTES)
       if (endpoint.kind === 'unix' || endpoint.credentials === undefined) return takeOver(socket, peer)
       return await secureClient(socket, { host: endpoint.host, peer }, endpoint.credentials, signal)
     } catch (cause) {
@@ -155,11 +162,18 @@ function connectOnce(
   })
 }
 
+/** Of one of several connections: a chunk that waits behind more than this holds up the others' (striped-link.ts). */
+const UNSENT_BYTES = 128 * 2 ** 10
+
+/** Node's descriptor, or -1. */
+function fdOf(socket: net.Socket): number {
+  return (socket as net.Socket & { _handle?: { fd?: number } })._handle?.fd ?? -1
+}
+
 /** A link over a paused Node socket that has not read yet. */
 export function takeOver(socket: net.Socket, peer: string): Link {
-  const handle = (socket as net.Socket & { _handle?: { fd?: number } })._handle
-  if (!spliceAllowed || handle?.fd === undefined || handle.fd < 0) return duplexLink(socket, peer)
-  const fd = duplicate(handle.fd)
+  if (!spliceAllowed || fdOf(socket) < 0) return duplexLink(socket, peer)
+  const fd = duplicate(fdOf(socket))
   socket.on('error', () => {})
   socket.destroy()
   return fdLink(fd, peer, 'socket')

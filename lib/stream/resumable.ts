@@ -45,8 +45,7 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
   let stopped: Error | undefined
   let why = new Fault('LINK', 'nothing moved')
   /** When the sender's stream last moved: bytes of it came, or were acknowledged. A greeting alone is no progress. */
-  let moved = 0
-  let attached = 0
+  let [moved, attached] = [0, 0]
   let beats: NodeJS.Timeout | undefined
   let beat = 0
   const news = openNews()
@@ -190,6 +189,12 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
     }
   }
 
+  async function moreRoom(): Promise<void> {
+    if (stopped !== undefined) throw stopped
+    await news.told()
+    alive()
+  }
+
   async function send(bytes: Uint8Array, more = false): Promise<void> {
     for (let rest = bytes; ; ) {
       alive()
@@ -199,8 +204,7 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
       if (rest.length === 0) break
       if (role === 'receiver')
         throw new Fault('LIMIT', `the other end does not say that it has got the ${window} bytes kept for it`)
-      if (stopped !== undefined) throw stopped
-      await news.told()
+      await moreRoom()
     }
     if (received - told >= every) sayGot()
   }
@@ -210,36 +214,25 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
     most: number,
     fill: (room: Uint8Array) => Filled | undefined,
   ): Promise<void> {
-    for (;;) {
-      alive()
-      const room = kept.room(headBytes, most)
-      if (room.length === 0) {
-        if (stopped !== undefined) throw stopped
-        await news.told()
-        continue
-      }
-      const filled = fill(room)
-      if (filled !== undefined) kept.commit(filled.head, filled.bytes)
-      break
-    }
+    let room = kept.room(headBytes, most)
+    for (alive(); room.length === 0; room = kept.room(headBytes, most)) await moreRoom()
+    const filled = fill(room)
+    if (filled !== undefined) kept.commit(filled.head, filled.bytes)
     news.tell()
     if (received - told >= every) sayGot()
   }
 
   async function passOn(pipe: Fd, most: number, head: (bytes: number) => Uint8Array): Promise<number> {
-    for (;;) {
-      alive()
-      if (ring === undefined || current?.outlet.splice === undefined || !passed.worth(pipe)) return 0
+    for (alive(); ring !== undefined && current?.outlet.splice !== undefined && passed.worth(pipe); await moreRoom()) {
       const room = Math.min(most, window - (kept.to - kept.from) - HEADER_BYTES)
       const bytes = room <= 0 ? 0 : passed.take(pipe, room, kept.to + HEADER_BYTES)
-      if (bytes > 0) {
-        kept.commit(head(bytes), bytes)
-        news.tell()
-        return bytes
-      }
-      if (stopped !== undefined) throw stopped
-      await news.told()
+      if (bytes === 0) continue
+      kept.commit(head(bytes), bytes)
+      news.tell()
+      if (received - told >= every) sayGot()
+      return bytes
     }
+    return 0
   }
 
   return {

@@ -24,8 +24,29 @@ function resumes(criu: string): void {
     return run(criu, ['dump', '--stream', ...options], { cwd: folder })
   }
 
-  for (const options of [[], ['--until', 'running'], ['--until', 'running', '--no-checksum']]) {
-    test(`a link that is cut three times, ${options.join(' ')}: the process arrives`, async () => {
+  const cut = { how: 'cut' } as const
+  const whole = { up: Number.POSITIVE_INFINITY, ...cut }
+  /** The first link, the second and the third break; of four connections one does. */
+  const breaks = {
+    1: [
+      { up: 4_000_000, ...cut },
+      { up: 9_000_000, ...cut },
+      { down: 300, ...cut },
+    ],
+    4: [
+      ...[whole, { up: 1_000_000, ...cut }, whole, whole],
+      ...[whole, whole, whole, { up: 2_000_000, ...cut }],
+      ...[{ down: 150, ...cut }, whole, whole, whole],
+    ],
+  }
+  for (const [connections, options] of [
+    [1, []],
+    [1, ['--until', 'running']],
+    [1, ['--until', 'running', '--no-checksum']],
+    [4, ['--until', 'running', '--connections', '4']],
+  ] as const) {
+    const what = connections === 1 ? 'a link that is cut' : `${connections} connections, one of them cut`
+    test(`${what} three times, ${options.join(' ')}: the process arrives`, async () => {
       const { path, remove } = temporary()
       const [source, target] = [join(path, 'source'), join(path, 'target')]
       const host = await startHost()
@@ -39,16 +60,20 @@ function resumes(criu: string): void {
       const [, port = ''] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
       await cache.says(/streamer-serve/)
       const relay = await startRelay(port)
-      relay.plan({ up: 4_000_000, how: 'cut' }, { up: 9_000_000, how: 'cut' }, { down: 300, how: 'cut' })
-      const proxy = await startProxy(source, relay.port, options)
+      relay.plan(...breaks[connections])
+      const proxy = await startProxy(source, relay.port, [...options])
       try {
         const before = bytesRead(proxy.child.pid as number)
         const dumped = await dump(started.pid, path, source)
         assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
         const read = bytesRead(proxy.child.pid as number) - before
-        assert.is(read < 16e6, options.includes('--no-checksum'), `the proxy has read ${read} bytes`)
+        assert.is(
+          read < 16e6,
+          options.some((option) => option === '--no-checksum'),
+          `the proxy has read ${read} bytes`,
+        )
         await proxy.says(/handed over: the source is gone/)
-        assert.is(relay.links, 4)
+        assert.is(relay.links, 4 * connections)
         await cache.says(/restored/)
         await started.gone
         await started.verify(host.outerPid(started.pid))

@@ -97,6 +97,11 @@ const pinned: [frame: Frame, hex: string][] = [
   [{ type: 'reserve', offset: 0x0123456789ab }, '09000000 00000000 ab89674523010000 04000000 62cd730b 00000000'],
   [{ type: 'unchecked' }, '0f000000 00000000 0000000000000000 04000000 fb7c28fc 00000000'],
   [{ type: 'reserved', offset: 2 ** 30 }, '19000000 00000000 0000004000000000 04000000 0c495f46 00000000'],
+  [
+    { type: 'join', token, index: 3, count: 4 },
+    '0c000000 00000000 0000000000000000 16000000 25ae91a9 a0a1a2a3a4a5a6a7a8a9aaabacadaeaf 0304 b9a4ffb3',
+  ],
+  [{ type: 'joined' }, '1a000000 00000000 0000000000000000 04000000 c1076437 00000000'],
 ]
 
 function fromHex(hex: string): Buffer {
@@ -223,6 +228,8 @@ test('a length outside of its limits is refused from the header alone', () => {
     reserve: [4, 4],
     reserved: [4, 4],
     unchecked: [4, 4],
+    join: [22, 22],
+    joined: [4, 4],
   } as const
   assert.equal(new Set(Object.keys(limits)), new Set(Object.keys(frameType)))
   for (const [name, [least, most]] of Object.entries(limits)) {
@@ -336,6 +343,18 @@ test('a list that is cut, or counts wrongly, is refused', () => {
     throwsFault(count > 2 ** 16 ? 'LIMIT' : 'FORMAT', () => decodeBody('snapshotEnd', body(wrong)), `count ${count}`)
   }
   throwsFault('FORMAT', () => decodeBody('snapshotEnd', body(Buffer.concat([list, Buffer.of(0)]))), 'a byte too many')
+})
+
+test('connections that join: 2 to 16, each with a place', () => {
+  const join = (index: number, count: number) => () =>
+    decodeBody('join', Buffer.concat([token, Buffer.of(index, count)]))
+  for (let count = 0; count < 256; count++) {
+    for (const index of [0, 1, count - 1, count, 255].filter((each) => each >= 0 && each < 256)) {
+      if (count > 16) throwsFault('LIMIT', join(index, count), `${index} of ${count}`)
+      else if (count < 2 || index >= count) throwsFault('FORMAT', join(index, count), `${index} of ${count}`)
+      else assert.equal(join(index, count)(), { type: 'join', token, index, count })
+    }
+  }
 })
 
 test('a reason is cut to what a frame may hold', () => {

@@ -1,10 +1,11 @@
 /** The benchmark itself: that it moves what it says, verifies it, and leaves nothing. What it measures is not asserted. */
 import { spawnSync } from 'node:child_process'
-import { readdirSync, readFileSync } from 'node:fs'
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { Lane } from '../../lib/bench/race.ts'
+import { cannotSimulate, linkKinds } from '../../lib/bench/simulated.ts'
 import { real } from '../support/criu.ts'
 import { startCache } from '../support/daemons.ts'
 import { eventually, root, run, start, temporary } from '../support/run.ts'
@@ -101,7 +102,8 @@ else {
 test('a transfer to a cache, which keeps nothing of it', async () => {
   const { path, remove } = temporary()
   const { cache, port } = await startCache(path, [])
-  const ran = await bench('--link', `127.0.0.1:${port}`, '--size', '8M', '--size', '16M', '--runs', '2', '--quiet')
+  const to = ['--link', `127.0.0.1:${port}`, '--connections', '2']
+  const ran = await bench(...to, '--size', '8M', '--size', '16M', '--runs', '2', '--quiet')
   assert.is(ran.code, 0, ran.stderr)
   assert.match(
     ran.stdout.toString(),
@@ -114,6 +116,35 @@ test('a transfer to a cache, which keeps nothing of it', async () => {
   remove()
 })
 
+const impossible = process.env.FERRY_NO_SPLICE === '1' ? 'the other pass does it' : cannotSimulate()
+if (impossible !== undefined) console.log(`skipped: simulated links: ${impossible}`)
+else {
+  test('simulated links, with one connection and with four; then a signal in the middle: nothing is left', async () => {
+    const { path, remove } = temporary()
+    const long = ['--long-links', '--place', path, '--runs', '1', '--size']
+    const here = readlinkSync('/proc/self/ns/net')
+    const ran = await bench(...long, '1M')
+    assert.is(ran.code, 0, ran.stderr)
+    for (const { name } of linkKinds) {
+      for (const connections of [1, 4]) {
+        assert.match(ran.stdout.toString(), new RegExp(`^${name} +1.00 MiB +${connections} +\\d`, 'm'))
+      }
+    }
+    // Each was carried by packets, there and back.
+    assert.is([...ran.stderr.matchAll(/: [1-9]\d{2,} packets carried/g)].length, linkKinds.length, ran.stderr)
+    assert.equal(readdirSync(path), [])
+    const running = start(process.execPath, [...program, ...long, '512M'], { cwd: root })
+    await running.says(/no limit, no delay, 1 connections/)
+    assert.is((await running.stop('SIGTERM')).code, 143)
+    assert.equal(readdirSync(path), [])
+    assert.is(spawnSync('pgrep', ['-f', path]).status, 1, 'a process of the run is left')
+    const children = spawnSync('pgrep', ['-f', join(root, 'lib', 'bench', 'wire-delay')], { encoding: 'utf8' })
+    assert.is(children.stdout, '', 'the cable is left')
+    assert.is(readlinkSync('/proc/self/ns/net'), here)
+    remove()
+  })
+}
+
 test('misuse: one line, a hint or a reason, exit 2', async () => {
   for (const [args, message] of [
     [['--size', '1.3M'], /--size wants whole MiB/],
@@ -122,6 +153,8 @@ test('misuse: one line, a hint or a reason, exit 2', async () => {
     [['--memory', 'full'], /--memory wants random or/],
     [['--tree', '2', '--memory', 'heap'], /--tree and --memory heap do not go together/],
     [['--link', '127.0.0.1:1', '--json'], /--link and --only, --plot or --json do not go together/],
+    [['--link', '127.0.0.1:1', '--long-links'], /--link and --long-links do not go together/],
+    [['--link', '127.0.0.1:1', '--connections', '17'], /--connections wants a number from 1 to 16/],
     [['--link', '192.0.2.1:1'], /plain TCP to or from 192.0.2.1/],
   ] as [string[], RegExp][]) {
     const ran = await bench(...args)

@@ -1,0 +1,117 @@
+/** Several connections join into one link: those who connect them, and the cache that collects them. */
+import { randomBytes } from 'node:crypto'
+import { Fault } from '../fault.ts'
+import { encodePreamble } from '../format/preamble.ts'
+import { JOIN_TOKEN_BYTES, type Join } from '../format/stripes.ts'
+import { encodeFrame } from '../format/wire.ts'
+import { connectEndpoint, type Endpoint } from './endpoint.ts'
+import { frameReader } from './frames.ts'
+import type { Link } from './link.ts'
+import { unexpected } from './receive.ts'
+import type { Line } from './resuming-receiver.ts'
+import { stripedLink } from './striped-link.ts'
+
+/** As `connectEndpoint`, over `count` connections where they are more than one. */
+export function connectMany(count: number, endpoint: Endpoint, timeoutMs: number, signal: AbortSignal): Promise<Link> {
+  if (count === 1) return connectEndpoint(endpoint, timeoutMs, signal)
+  return connectJoined(count, (stop) => connectEndpoint(endpoint, timeoutMs, stop, true), signal)
+}
+
+/** One link over `count` connections to a cache. Throws what `connect` throws; what the cache says comes with the first read. */
+export async function connectJoined(
+  count: number,
+  connect: (signal: AbortSignal) => Promise<Link>,
+  signal: AbortSignal,
+): Promise<Link> {
+  const token = randomBytes(JOIN_TOKEN_BYTES)
+  const stop = new AbortController()
+  const links: Link[] = []
+  const one = async (index: number): Promise<void> => {
+    const link = await connect(AbortSignal.any([signal, stop.signal]))
+    links.push(link)
+    const hail = Buffer.concat([encodePreamble(), encodeFrame({ type: 'join', token, index, count })])
+    // One that breaks here breaks the link over all: whoever connected may try another.
+    await link.outlet.send(hail).catch(() => {})
+  }
+  let reason: unknown
+  const failed = (why: unknown): void => {
+    reason ??= why
+    stop.abort(reason)
+  }
+  await Promise.all(Array.from({ length: count }, (_, index) => one(index).catch(failed)))
+  if (reason !== undefined) {
+    for (const link of links) link.destroy()
+    throw reason
+  }
+  return stripedLink(links, `${links[0]?.peer} (${count} connections)`, welcomed)
+}
+
+/** Throws what the cache refuses with. */
+async function welcomed(link: Link): Promise<void> {
+  const reader = frameReader(link.inlet)
+  for (const type of ['hello', 'joined'] as const) {
+    const frame = await reader.expect()
+    if (frame.type === 'refused') {
+      throw new Fault(frame.code, `the target refused one of several connections: ${frame.reason}`)
+    }
+    if (frame.type !== type) throw unexpected(frame)
+  }
+}
+
+/** Connections that wait for those that they belong to. */
+export interface Groups {
+  /**
+   * Resolves when all are here, and the link over them is given away. Throws `TIMEOUT` if they do not come, `FORMAT` for one
+   * that does not belong to the others, which are not disturbed.
+   */
+  join(join: Join, line: Line): Promise<void>
+}
+
+interface Group {
+  lines: (Line | undefined)[]
+  complete: Promise<void>
+  settle: (reason?: Fault) => void
+}
+
+/** `admit` gets the link over all connections of a group, and their number; they have `patienceMs` to come. */
+export function openGroups(patienceMs: number, admit: (link: Link, count: number) => void): Groups {
+  const groups = new Map<string, Group>()
+
+  function begin(key: string, count: number): Group {
+    const lines = Array.from({ length: count }, () => undefined)
+    let settle = (_reason?: Fault): void => {}
+    const complete = new Promise<void>((resolve, reject) => {
+      settle = (reason) => {
+        clearTimeout(timer)
+        groups.delete(key)
+        if (reason === undefined) resolve()
+        else reject(reason)
+      }
+    })
+    const late = `only some of ${count} connections came within ${patienceMs / 1000} s`
+    const timer = setTimeout(() => settle(new Fault('TIMEOUT', late)), patienceMs).unref()
+    const group = { lines, complete, settle }
+    groups.set(key, group)
+    return group
+  }
+
+  return {
+    async join({ token, index, count }, line) {
+      const key = token.toString('hex')
+      const group = groups.get(key) ?? begin(key, count)
+      if (group.lines.length !== count || group.lines[index] !== undefined) {
+        throw new Fault('FORMAT', 'a connection that does not belong to those which it joins')
+      }
+      group.lines[index] = line
+      const lines = group.lines.filter((each) => each !== undefined)
+      if (lines.length < count) return group.complete
+      group.settle()
+      const links: Link[] = []
+      for (const each of lines) each.give((link) => links.push(link))
+      const welcome = encodeFrame({ type: 'joined' })
+      // One that is broken is found broken by the link over all.
+      await Promise.all(links.map((link) => link.outlet.send(welcome).catch(() => {})))
+      admit(stripedLink(links, `${links[0]?.peer} (${count} connections)`), count)
+    },
+  }
+}
