@@ -15,9 +15,10 @@ const LIMIT_MS = 10 * 60_000
 
 const criu = (suite: string): string => join(root, '.criu', suite, 'criu')
 const live = /^criu\/(?!faults)/
+const withoutSplice = /^(stream|role|scripts)\/(?!soak|daemon|build|flatten|bench|connections)/
 const passes = [
   { name: 'everything, with the newest CRIU', files: /./, env: {} },
-  { name: 'no splice', files: /^(stream|role|scripts)\/(?!soak|daemon|build|flatten)/, env: { FERRY_NO_SPLICE: '1' } },
+  { name: 'no splice', files: withoutSplice, env: { FERRY_NO_SPLICE: '1' } },
   { name: 'no splice, CRIU 4.2', files: live, env: { FERRY_NO_SPLICE: '1', FERRY_CRIU: criu('sid') } },
   { name: 'CRIU 4.2', files: /^criu\/(handover|loads|recipes)/, env: { FERRY_CRIU: criu('sid') } },
   { name: 'CRIU 4.1, no sockets', files: live, env: { FERRY_CRIU: criu('trixie') } },
@@ -27,6 +28,7 @@ const passes = [
 const files = readdirSync(join(root, 'test'), { recursive: true, encoding: 'utf8' })
   .filter((file) => file.endsWith('.test.ts'))
   .sort()
+const isWanted = (file: string): boolean => wanted.some((word) => file.includes(word))
 let [passed, failed] = [0, 0]
 
 async function runFile(file: string, env: Record<string, string>): Promise<void> {
@@ -34,16 +36,12 @@ async function runFile(file: string, env: Record<string, string>): Promise<void>
   // Some tests look at what is left in the directory for temporary files: each file has its own.
   const temporary = mkdtempSync(join(tmpdir(), 't-'))
   chmodSync(temporary, 0o1777)
-  const child = spawn(process.execPath, ['--import', 'tsx', path], {
-    cwd: root,
-    env: { ...process.env, ...env, TMPDIR: temporary },
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
+  const begun = performance.now()
+  const how = { cwd: root, env: { ...process.env, ...env, TMPDIR: temporary } }
+  const child = spawn(process.execPath, ['--import', 'tsx', path], { ...how, stdio: ['ignore', 'pipe', 'inherit'] })
   const timer = setTimeout(() => child.kill('SIGKILL'), LIMIT_MS)
   let output = ''
-  child.stdout.on('data', (chunk: Buffer) => {
-    output += chunk.toString()
-  })
+  child.stdout.setEncoding('utf8').on('data', (text: string) => (output += text))
   const [code] = (await once(child, 'close')) as [number | null]
   clearTimeout(timer)
   rmSync(temporary, { recursive: true, force: true })
@@ -52,17 +50,19 @@ async function runFile(file: string, env: Record<string, string>): Promise<void>
   const skipped = output.match(/^skipped: .*$/gm) ?? []
   // A file in which everything is skipped, with its reason, is in order; one that says nothing is not.
   const lost = total === 0 && skipped.length === 0
+  const seconds = Math.round((performance.now() - begun) / 1000)
   const bad = Math.max(total - good, code === 0 && !lost ? 0 : 1)
   passed += good
   failed += bad
-  console.log(`${bad === 0 ? 'ok  ' : 'FAIL'} ${relative(root, path)} (${good} of ${total})`)
+  console.log(`${bad === 0 ? 'ok  ' : 'FAIL'} ${relative(root, path)} (${good} of ${total}, ${seconds} s)`)
   for (const line of skipped) console.log(`     ${line}`)
   if (bad > 0) console.log(output, code === null ? 'killed: it took too long' : `exit code ${code}`)
 }
 
-/** The faults mostly wait for time-outs, and run aside. */
-async function inTurn(chosen: readonly string[], aside: boolean, env: Record<string, string>): Promise<void> {
-  for (const file of chosen) if (file.includes('faults') === aside) await runFile(file, env)
+/** The faults mostly wait for time-outs: they run aside, and so do others, for both to take about as long. */
+const aside = /faults|soak|connections|compress|flatten|loads|recipes/
+async function inTurn(chosen: readonly string[], which: boolean, env: Record<string, string>): Promise<void> {
+  for (const file of chosen) if (aside.test(file) === which) await runFile(file, env)
 }
 fetchPrograms()
 for (const pass of passes) {
@@ -72,8 +72,7 @@ for (const pass of passes) {
     console.log(`skipped: ${relative(root, program)} could not be fetched`)
     continue
   }
-  const isWanted = (file: string): boolean => wanted.length === 0 || wanted.some((word) => file.includes(word))
-  const chosen = files.filter((file) => pass.files.test(file) && isWanted(file))
+  const chosen = files.filter((file) => pass.files.test(file) && (wanted.length === 0 || isWanted(file)))
   await Promise.all([inTurn(chosen, true, pass.env), inTurn(chosen, false, pass.env)])
 }
 console.log(`\n${passed} passed, ${failed} failed`)
