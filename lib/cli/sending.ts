@@ -12,10 +12,10 @@ export const sendingOptions = {
 export const sendingHelp = `      --compress HOW   none (the default), zstd, lz4, or auto: whichever pays on this
                        link, and none where the link is fast or memory does not shrink
       --rate-limit SZ  send at most SZ bytes a second, as in 50M
-      --no-checksum    compare only sizes: a damaged byte goes unnoticed`
+      --no-checksum    compare only sizes: damage goes unnoticed`
 
 const ways = ['none', 'auto', 'zstd', 'lz4'] as const
-const LEAST_RATE = 2 ** 10
+const LEAST_RATE = 64 * 2 ** 10
 
 /** What the options ask for. */
 export interface Sending {
@@ -35,7 +35,7 @@ export function sendingOf(values: {
   const limit = values['rate-limit']
   const rate = limit === undefined ? undefined : parseSize(limit)
   if (rate !== undefined && rate < LEAST_RATE) {
-    throw new Fault('USAGE', `--rate-limit ${limit} is less than 1k`, { hint: 'bytes a second, as in 50M' })
+    throw new Fault('USAGE', `--rate-limit ${limit} is less than 64k`, { hint: 'bytes a second, as in 50M' })
   }
   return { compress: way === 'none' ? undefined : way, rate, unchecked: values['no-checksum'] }
 }

@@ -4,7 +4,7 @@
  * Every function works on non-blocking descriptors (a regular file never blocks) and throws `LINK` when the other end
  * is gone, `IO` for the rest.
  */
-import { check, type Fd } from './fd.ts'
+import { check, type Fd, queued } from './fd.ts'
 import * as libc from './libc.ts'
 import { readable, writable } from './readiness.ts'
 
@@ -67,8 +67,8 @@ export async function spliceAll(from: Fd, to: Fd, bytes: number): Promise<void> 
   for (let left = bytes; left > 0; ) {
     const put = libc.splice(from, null, to, null, left, libc.SPLICE_F_MOVE | libc.SPLICE_F_NONBLOCK)
     if (put > 0) left -= put
-    else if (put === -libc.EAGAIN) await writable(to)
-    else if (put !== -libc.EINTR) check(put === 0 ? -libc.EPIPE : put, 'splice')
+    else if (put === -libc.EAGAIN && queued(from) > 0) await writable(to)
+    else if (put !== -libc.EINTR) check(put === 0 || put === -libc.EAGAIN ? -libc.EPIPE : put, 'splice')
   }
 }
 

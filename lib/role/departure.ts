@@ -12,10 +12,9 @@ import { hex64 } from '../format/digest.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
 import type { Fate, Until, Verdict } from '../format/words.ts'
-import type { FrameReader, FrameWriter } from '../stream/frames.ts'
+import type { FrameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
-import { unexpected } from '../stream/receive.ts'
 import { type Snapshot, sendSnapshot } from '../stream/send.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import type { Approach } from './approach.ts'
@@ -25,8 +24,9 @@ import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './ha
 import { manyLinks, oneLink } from './line.ts'
 import { type Owed, owedAlready, settleOwed, writeOwed } from './owed.ts'
 import { rehearse } from './rehearsal.ts'
+import { listenTo, type Said } from './said.ts'
 import { type Tree, watchTree } from './tree.ts'
-import { aborted, defer, late } from './wait.ts'
+import { aborted, late } from './wait.ts'
 
 export interface Departure {
   id: SnapshotId
@@ -120,6 +120,24 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
     tree = watchTree(pid)
     void tree.fate.then(step)
   }
+  // One that waited for us before the freeze waits for us before it kills; only a link that can go on acknowledges each image.
+  const byReference = options.tuning?.unchecked === true && options.resumes === true && bytes !== undefined
+  /** What was passed on by reference is what it was, if the target has it all while the tasks are still frozen. */
+  const stillThere = async (images: number): Promise<void> => {
+    const said = await talk
+    const here = Promise.all([said.taken(images), whenHeld])
+    await Promise.race([
+      here,
+      late(timeoutMs, 'the target did not take the images', stop.signal),
+      aborted(stop.signal),
+      gone(),
+    ])
+    if (tree?.frozen() !== true) throw changed()
+  }
+  const gone = async (): Promise<void> => {
+    await tree?.fate
+    throw changed()
+  }
   const what = `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`
   // Before it has written all: a criu without our script kills the tasks then, whatever we say.
   const objection = pid < 1 ? unseen() : owedAlready(directory, id)
@@ -131,11 +149,11 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
       onFail: (reason) => stop.abort(reason),
       until,
       reserve: bytes,
-      // One that waited for us before the freeze waits for us before it kills.
-      frozen: bytes !== undefined,
+      frozen: byReference,
       ...(options.onBytes && { onBytes: options.onBytes }),
       greeted: line.greeted,
-      confirm: async () => {
+      confirm: async (images) => {
+        if (byReference) await stillThere(images)
         const watched = tree as Tree
         if (watched.tasks.length === 0 && atGate) throw unseen()
         owed = writeOwed(directory, id, token, watched)
@@ -204,44 +222,10 @@ function watched(source: ImageSource, first: () => void): ImageSource {
   return { images: images(), destroy: (reason) => source.destroy(reason) }
 }
 
-interface Said {
-  sealed: Promise<bigint>
-  ready: Promise<void>
-  fate: Promise<Fate>
-  reserved: Promise<void>
-  /** Never resolves; rejects when the target refuses or goes away. */
-  offer: Promise<never>
-}
-
-/** What the target says, each as a promise that its refusal or its absence rejects. */
-function listenTo(reader: FrameReader, begun: boolean): Said {
-  const [sealed, ready, fate, offer] = [defer<bigint>(), defer<void>(), defer<Fate>(), defer<never>()]
-  const reserved = defer<void>()
-  const refuse = (reason: unknown): void => {
-    for (const wait of [sealed, ready, offer, reserved]) wait.reject(reason)
-  }
-  const listen = async (): Promise<void> => {
-    let greeted = begun
-    for (;;) {
-      const frame = await reader.next()
-      if (frame === undefined) throw new Fault('LINK', 'the target closed the link')
-      if (greeted === (frame.type === 'hello')) throw unexpected(frame)
-      greeted = true
-      if (frame.type === 'sealed') sealed.resolve(frame.digest)
-      else if (frame.type === 'ready') ready.resolve()
-      else if (frame.type === 'reserved') reserved.resolve()
-      else if (frame.type === 'fate') fate.resolve(frame.fate)
-      // It may still take a verdict.
-      else if (frame.type === 'refused') refuse(new Fault(frame.code, `the target refused: ${frame.reason}`))
-      else if (frame.type !== 'ack' && frame.type !== 'hello') throw unexpected(frame)
-    }
-  }
-  listen().catch((reason: unknown) => {
-    refuse(reason)
-    fate.reject(reason)
+function changed(): Fault {
+  return new Fault('CRIU', 'the tasks did not stay frozen while their pages were passed on', {
+    hint: 'dump again; without --no-checksum pages are copied at once',
   })
-  const [sealing, reserving] = [sealed.promise, reserved.promise]
-  return { sealed: sealing, ready: ready.promise, fate: fate.promise, reserved: reserving, offer: offer.promise }
 }
 
 /** Resolves when the target has what `until` asks for. Throws `DIGEST` where it is not what was sent. */

@@ -116,7 +116,7 @@ async function forward(
   }
   const onFailed = (fault: Error): void => report({ event: 'failed', what: `snapshot ${id}`, fault })
   const agreement = { until, connect, tuning, resumes: true, timeoutMs, signal, onBytes, onFailed }
-  const end = await depart(criu, { id, gates: directory, directory, ...agreement })
+  const end = await depart(criu, { id, gates: directory, directory, ...agreement }).finally(criu.remove)
   reportSmallPipes(report)
   if ('reason' in end) {
     if (end.owed !== undefined) await payCache(end.owed, directory, options)

@@ -19,6 +19,7 @@ import type { StoredImage } from '../store/memory.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { frameReader, frameWriter } from '../stream/frames.ts'
 import type { ImageSink } from '../stream/image.ts'
+import type { Link } from '../stream/link.ts'
 import { receiveSnapshot } from '../stream/receive.ts'
 import { openLine } from '../stream/resuming-receiver.ts'
 import { sendSnapshot } from '../stream/send.ts'
@@ -45,7 +46,13 @@ export async function play(): Promise<void> {
   const [near, far] = socketPair()
   const receiver = openLine(fdLink(far, 'a rehearsal', 'socket'))
   const [token, id] = [Buffer.alloc(TOKEN_BYTES, 1), snapshotId('rehearsal')]
-  const sender = manyLinks(id, token, 'sealed', async () => fdLink(near, 'a rehearsal', 'socket'), MOST_MS)
+  const links = [fdLink(near, 'a rehearsal', 'socket')]
+  const connect = async (): Promise<Link> => {
+    const link = links.pop()
+    if (link === undefined) throw new Error('a rehearsal has one link')
+    return link
+  }
+  const sender = manyLinks(id, token, 'sealed', connect, MOST_MS)
   const images = new Map<ImageName, StoredImage>()
   const late = setTimeout(MOST_MS, undefined, { ref: false }).then(() => {
     throw new Fault('TIMEOUT', 'a rehearsal')
@@ -65,6 +72,7 @@ export async function play(): Promise<void> {
 async function sent({ reader, writer }: ReturnType<typeof manyLinks>): Promise<void> {
   const [socket, criu] = socketPair()
   const dumping = dump(criu)
+  dumping.catch(() => {})
   await sendSnapshot(writer, snapshotId('rehearsal'), capture(socket), { greeted: true })
   await dumping
   while ((await (await reader).expect()).type !== 'sealed');

@@ -58,6 +58,9 @@ async function welcomed(link: Link): Promise<void> {
   }
 }
 
+/** A quarter of a cache's connections: the others are for those who speak. */
+const MOST_WAITING = 64
+
 /** Connections that wait for those that they belong to. */
 export interface Groups {
   /**
@@ -98,6 +101,11 @@ export function openGroups(patienceMs: number, admit: (link: Link, count: number
   return {
     async join({ token, index, count }, line) {
       const key = token.toString('hex')
+      const waiting = [...groups.values()].reduce(
+        (sum, { lines }) => sum + lines.filter((each) => each !== undefined).length,
+        0,
+      )
+      if (waiting >= MOST_WAITING) throw new Fault('LIMIT', `${waiting} connections wait for those which they join`)
       const group = groups.get(key) ?? begin(key, count)
       if (group.lines.length !== count || group.lines[index] !== undefined) {
         throw new Fault('FORMAT', 'a connection that does not belong to those which it joins')

@@ -6,10 +6,10 @@
  *
  * Measured for 1 GiB: tee() and splice() between pipes 0.01 s each; read(2) into memory 0.19 s.
  */
-import { Fault } from '../fault.ts'
 import { asFd, check, enlargePipe, type Fd, makePipe, queued } from '../kernel/fd.ts'
 import { EINTR, O_CLOEXEC, O_WRONLY, open, SPLICE_F_MOVE, SPLICE_F_NONBLOCK, splice, tee } from '../kernel/libc.ts'
 import { closeFd } from '../kernel/readiness.ts'
+import type { Outlet } from './link.ts'
 
 interface Pair {
   /** `[read end, write end]`. */
@@ -24,7 +24,7 @@ export interface Passage extends Pair {
 }
 
 export interface Passed {
-  /** Whether enough is in the pipe. */
+  /** Whether enough is in the pipe, and there are pipes to take it. */
   worth(pipe: Fd): boolean
   /** Takes what is in `pipe`, at most `most` bytes, as what comes at `from`. Returns how many: 0 where too many are kept. */
   take(pipe: Fd, most: number, from: number): number
@@ -49,13 +49,34 @@ export function passedOn(): Passed {
   const passages: Passage[] = []
   const spare: Pair[] = []
   let pairs = 0
+  /** There is not one pair to be had. */
+  let poor = false
   let nowhere: Fd | undefined
 
   function pair(): Pair | undefined {
     const one = spare.pop()
     if (one !== undefined || pairs === MOST_PAIRS) return one
-    pairs++
-    return { kept: largePipe(), unsent: largePipe() }
+    const kept = makePipe()
+    let unsent: [Fd, Fd]
+    try {
+      unsent = makePipe()
+    } catch (reason) {
+      for (const end of kept) closeFd(end)
+      throw reason
+    }
+    const sizes = [enlargePipe(kept[0]), enlargePipe(unsent[0])]
+    // What fits into one fits into the other; a user whose share of pipes is used up copies.
+    if (sizes[0] === sizes[1] && (sizes[0] as number) >= LEAST) {
+      pairs++
+      return { kept, unsent }
+    }
+    shut({ kept, unsent })
+    poor = pairs === 0
+    return undefined
+  }
+
+  function shut({ kept, unsent }: Pair): void {
+    for (const end of [...kept, ...unsent]) closeFd(end)
   }
 
   function drop(pipe: Fd, bytes: number): void {
@@ -64,15 +85,22 @@ export function passedOn(): Passed {
   }
 
   return {
-    worth: (pipe) => queued(pipe) >= LEAST,
+    worth(pipe) {
+      if (poor || queued(pipe) < LEAST) return false
+      const first = pairs === 0 ? pair() : undefined
+      if (first !== undefined) spare.push(first)
+      return !poor
+    },
     take(pipe, most, from) {
       const taken = pair()
       if (taken === undefined) return 0
       const bytes = tee(pipe, taken.kept[1], most, SPLICE_F_NONBLOCK)
+      // Whatever goes wrong with it: it is closed at the end.
       if (bytes <= 0) spare.push(taken)
+      if (bytes === 0) return 0
       check(bytes, 'tee')
-      move(pipe, taken.unsent[1], bytes)
       passages.push({ ...taken, from, to: from + bytes })
+      move(pipe, taken.unsent[1], bytes)
       return bytes
     },
     at: (position) => passages.find(({ from, to }) => from <= position && position < to),
@@ -90,24 +118,21 @@ export function passedOn(): Passed {
       if (to - left === position) return unsent[0]
       drop(unsent[0], left)
       const again = tee(kept[0], unsent[1], to - from, SPLICE_F_NONBLOCK)
-      if (again !== to - from) throw new Fault('IO', `tee: ${again} of ${to - from} bytes`)
+      if (again !== to - from) throw new Error(`tee: ${again} of ${to - from} bytes`)
       drop(unsent[0], position - from)
       return unsent[0]
     },
     close() {
-      for (const { kept, unsent } of [...spare.splice(0), ...passages.splice(0)]) {
-        for (const end of [...kept, ...unsent]) closeFd(end)
-      }
+      for (const each of [...spare.splice(0), ...passages.splice(0)]) shut(each)
       if (nowhere !== undefined) closeFd(nowhere)
       nowhere = undefined
     },
   }
 }
 
-function largePipe(): [Fd, Fd] {
-  const ends = makePipe()
-  enlargePipe(ends[0])
-  return ends
+export async function spliceOver({ splice }: Outlet, pipe: Fd, bytes: number): Promise<void> {
+  if (splice === undefined) throw new Error('a link that takes no pages after one that did')
+  await splice(pipe, bytes)
 }
 
 /** Both are there at once: the bytes, and the room. */
@@ -117,7 +142,7 @@ function move(from: Fd, to: Fd, bytes: number): void {
     if (moved > 0) left -= moved
     else if (moved !== -EINTR) {
       check(moved, 'splice')
-      throw new Fault('IO', `splice: ${left} of ${bytes} bytes are missing`)
+      throw new Error(`splice: ${left} of ${bytes} bytes are missing`)
     }
   }
 }

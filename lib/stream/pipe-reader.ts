@@ -5,8 +5,8 @@
  * written it kills the tasks. What is still in a pipe by then changes: the kernel clears the thread id of every dying
  * thread in its memory (CLONE_CHILD_CLEARTID) and updates its rseq area. Measured with CRIU 4.3 on Linux 6.18: of a node
  * with 12 threads 19 words differ between a copy taken at once and the same pipe read after the dump, of an OpenJDK with 22
- * threads 33; the restored threads see themselves as ended. So tee() and splice(), which only pass the references on, are
- * refused here, and whatever lies in the pipe when CRIU closes its end is read at once, even while the link is blocked.
+ * threads 33; the restored threads see themselves as ended. So references are passed on
+ * by tee() and splice() only of tasks that stay frozen until the other end has it all (passed.ts); here bytes are copied, and whatever lies in the pipe when CRIU closes its end is read at once, even while the link is blocked.
  * That is at most one pipe's worth of memory for an image.
  */
 import { check, enlargePipe, type Fd, setNonBlocking } from '../kernel/fd.ts'

@@ -5,6 +5,7 @@
  * processor's cache. Nothing is believed before its digest has been seen to hold: the sink hears of an image's end
  * only then, and this returns only after the list of all images has been compared with what really came.
  */
+import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { type Digest, digest, hex64, NO_DIGEST } from '../format/digest.ts'
 import { encodeList, type ImageEntry, LARGEST_IMAGE, MOST_IMAGES } from '../format/list.ts'
@@ -16,6 +17,8 @@ import type { ImageSink, ImageWriter } from './image.ts'
 import { type Snapshot, summarize } from './send.ts'
 import { endedIn, fillZeros, type Room, unpacker } from './unpacking.ts'
 
+/** Bytes that are made of packed frames before others get a turn. */
+const MOST_AT_ONCE = 8 * 2 ** 20
 /** Images that a sender may have open at the same time; CRIU has 3 or 4. */
 const MOST_OPEN = 64
 
@@ -45,6 +48,14 @@ export async function receiveSnapshot(
   const names = new Set<string>()
   const entries: (ImageEntry | undefined)[] = []
   const { unpack } = unpacker(reader.inlet)
+  let grown = 0
+  /** Few bytes of a link make many: others get their turn meanwhile. */
+  const breathe = async (bytes: number): Promise<void> => {
+    grown += bytes
+    if (grown < MOST_AT_ONCE) return
+    grown = 0
+    await turn()
+  }
   let offered = false
   let reserving = false
   let checked = true
@@ -79,10 +90,12 @@ export async function receiveSnapshot(
       case 'packed': {
         const channel = goesOn(open(frame.channel), frame.offset, frame.raw)
         await unpack(frame, channel.name, roomOf(channel))
+        await breathe(frame.raw)
         break
       }
       case 'zeros':
         await fillZeros(frame.raw, roomOf(goesOn(open(frame.channel), frame.offset, frame.raw)))
+        await breathe(frame.raw)
         break
       case 'imageEnd': {
         const channel = open(frame.channel)
@@ -122,6 +135,8 @@ export async function receiveSnapshot(
       case 'failed':
         throw new Fault(frame.code, `the source gave up: ${frame.reason}`)
       case 'snapshot':
+      case 'join':
+      case 'joined':
       case 'hello':
       case 'get':
       case 'ack':

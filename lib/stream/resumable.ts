@@ -16,7 +16,7 @@ import type { Fd } from '../kernel/fd.ts'
 import { keep } from './kept.ts'
 import { type Filled, filling, type Link } from './link.ts'
 import { openNews } from './news.ts'
-import { passedOn } from './passed.ts'
+import { passedOn, spliceOver } from './passed.ts'
 import type { Session, SessionOptions } from './session.ts'
 
 /** How often `got` is said at least, and looked whether anything moves. */
@@ -133,7 +133,7 @@ export function openSession({ peer, window, ring, end: role, every, timeoutMs }:
         const bytes = passage === undefined ? kept.at(sent, Math.min(STEP, passed.next(sent) - sent)) : undefined
         const upTo = passage?.to ?? sent + (bytes as Uint8Array).length
         mostSent = Math.max(mostSent, upTo)
-        if (passage !== undefined) await link.outlet.splice?.(passed.from(passage, sent), upTo - sent)
+        if (passage !== undefined) await spliceOver(link.outlet, passed.from(passage, sent), upTo - sent)
         else await link.outlet.send(bytes as Uint8Array, inFrame || upTo < kept.to)
         if (link !== current) return
         sent = upTo

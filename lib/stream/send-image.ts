@@ -139,11 +139,11 @@ async function passByReference(
   head: (bytes: number) => Buffer,
   fill: (room: Uint8Array) => Filled | undefined,
 ): Promise<void> {
-  await writer.exclusive(async (outlet) => {
+  const passed = await writer.exclusive(async (outlet) => {
     const pipe = reader.untouched
-    if (pipe !== undefined && (await outlet.passOn?.(pipe, most, head))) return
-    await outlet.fillInPlace?.(HEADER_BYTES, most, fill)
+    return pipe !== undefined && ((await outlet.passOn?.(pipe, most, head)) ?? 0) > 0
   })
+  if (!passed) await passInPlace(reader, writer, most, fill)
 }
 
 async function sendPieces(pieces: Pieces, most: number, send: Send): Promise<void> {

@@ -62,7 +62,7 @@ export interface SendOptions extends Tuning {
    * `endBytes` is the size of the end frame that is still to come. If it throws, the snapshot fails. */
   onDrained?: (endBytes: number) => Promise<void>
   /** Awaited before the end frame: the last chance to say that the dump failed after all. */
-  confirm?: () => Promise<void>
+  confirm?: (images: number) => Promise<void>
   /** Called as soon as it has failed: what is under way on the link may take longer to end. */
   onFail?: (reason: Error) => void
   /** Stops everything; its reason is thrown. */
@@ -159,7 +159,7 @@ export async function sendSnapshot(
     await Promise.all(running)
     stop.signal.throwIfAborted()
     const snapshot = summarize(entries as ImageEntry[])
-    await confirm()
+    await confirm(entries.length)
     await writer.exclusive((outlet) => outlet.send(encodeEnd(snapshot)))
     return snapshot
   } catch (error) {

@@ -16,11 +16,11 @@ test('how to compress is one of four words', () => {
   }
 })
 
-test('a rate is a size of at least 1k', () => {
+test('a rate is a size of at least 64k', () => {
   const rate = (text: string): number | undefined => of({ 'rate-limit': text }).rate
   assert.is(rate('50M'), 50 * 2 ** 20)
-  assert.is(rate('1024'), 1024)
-  for (const text of ['0', '1023', '-1', 'fast', '']) throwsFault('USAGE', () => rate(text), text)
+  assert.is(rate('65536'), 65_536)
+  for (const text of ['0', '65535', '-1', 'fast', '']) throwsFault('USAGE', () => rate(text), text)
 })
 
 test('checksums are left out only by a word', () => {

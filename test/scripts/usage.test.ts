@@ -62,7 +62,7 @@ const misuse: [line: string, message: RegExp][] = [
   ['proxy --port 9997 -D x --address 192.0.2.1', /plain TCP to or from 192.0.2.1/],
   ['proxy --port 9997 -D x --compress gzip', /--compress wants none or auto or zstd or lz4, not gzip/],
   ['proxy --port 9997 -D x --rate-limit fast', /not a size: fast/],
-  ['dump-to-stdout -t 1 --rate-limit 100', /--rate-limit 100 is less than 1k/],
+  ['dump-to-stdout -t 1 --rate-limit 100', /--rate-limit 100 is less than 64k/],
   ['cache -D x', /--port is missing/],
   ['cache --port 9997', /--dir is missing/],
   ['cache --port 70000 -D x', /--port wants a number/],

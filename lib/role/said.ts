@@ -1,0 +1,55 @@
+/** What the target of a hand-over says, as promises. */
+import { Fault } from '../fault.ts'
+import type { Fate } from '../format/words.ts'
+import type { FrameReader } from '../stream/frames.ts'
+import { openNews } from '../stream/news.ts'
+import { unexpected } from '../stream/receive.ts'
+import { defer } from './wait.ts'
+
+export interface Said {
+  /** Resolves when the target has acknowledged so many images. */
+  taken(images: number): Promise<void>
+  sealed: Promise<bigint>
+  ready: Promise<void>
+  fate: Promise<Fate>
+  reserved: Promise<void>
+  /** Never resolves; rejects when the target refuses or goes away. */
+  offer: Promise<never>
+}
+
+/** What it says, each as a promise that its refusal or its absence rejects. */
+export function listenTo(reader: FrameReader, begun: boolean): Said {
+  const [sealed, ready, fate, offer] = [defer<bigint>(), defer<void>(), defer<Fate>(), defer<never>()]
+  const reserved = defer<void>()
+  const refuse = (reason: unknown): void => {
+    for (const wait of [sealed, ready, offer, reserved]) wait.reject(reason)
+  }
+  const [news, acks] = [openNews(), { count: 0 }]
+  const taken = async (images: number): Promise<void> => {
+    while (acks.count < images) await news.told()
+  }
+  const listen = async (): Promise<void> => {
+    let greeted = begun
+    for (;;) {
+      const frame = await reader.next()
+      if (frame === undefined) throw new Fault('LINK', 'the target closed the link')
+      if (greeted === (frame.type === 'hello')) throw unexpected(frame)
+      greeted = true
+      if (frame.type === 'sealed') sealed.resolve(frame.digest)
+      else if (frame.type === 'ready') ready.resolve()
+      else if (frame.type === 'reserved') reserved.resolve()
+      else if (frame.type === 'fate') fate.resolve(frame.fate)
+      // It may still take a verdict.
+      else if (frame.type === 'refused') refuse(new Fault(frame.code, `the target refused: ${frame.reason}`))
+      else if (frame.type !== 'ack' && frame.type !== 'hello') throw unexpected(frame)
+      if (frame.type === 'ack') acks.count++
+      news.tell()
+    }
+  }
+  listen().catch((reason: unknown) => {
+    refuse(reason)
+    fate.reject(reason)
+  })
+  const [sealing, reserving] = [sealed.promise, reserved.promise]
+  return { taken, sealed: sealing, ready: ready.promise, fate: fate.promise, reserved: reserving, offer: offer.promise }
+}
