@@ -44,7 +44,7 @@ for (const codec of ['zstd', 'lz4'] as const) {
     coder.close()
   })
 
-  test(`${codec}: any bytes are taken, and nothing beyond the room is touched`, () => {
+  test(`${codec}: whatever bytes come are taken, and nothing beyond the room is touched`, () => {
     const coder = compressor(codec)
     const room = Buffer.alloc(5000)
     const good = Buffer.from(room.subarray(0, coder.now(text.subarray(0, 10_000), room)))

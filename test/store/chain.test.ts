@@ -104,7 +104,7 @@ for (const { criu, directories } of chains()) {
   })
 }
 
-test('chains as any release writes them, of up to eight layers, with old pages below new ones', async ({ dir }) => {
+test('chains as each release writes them, of up to eight layers, with old pages below new ones', async ({ dir }) => {
   const writings: Writing[][] = [
     ['4.2'],
     ['4.1', '4.2'],
