@@ -37,6 +37,15 @@ test('sets of connections do not mix, and one that does not belong changes nothi
   assert.ok(await waits(other))
 })
 
+test('64 may wait, one more is refused, and there is room again when they are told', async () => {
+  const groups = openGroups(300, () => {})
+  const join = (n: number) => groups.join({ token: Buffer.alloc(16, n), index: 0, count: 2 }, line())
+  const waiting = Array.from({ length: 64 }, (_, n) => rejectsFault('TIMEOUT', join(n)))
+  assert.match((await rejectsFault('LIMIT', join(64))).message, /64 connections wait/)
+  await Promise.all(waiting)
+  await rejectsFault('TIMEOUT', join(65))
+})
+
 test('where one cannot connect the others stop trying, and what is connected is closed', async () => {
   const made: { link: Link; destroyed: boolean }[] = []
   let asked = 0

@@ -618,6 +618,13 @@ test('a hand-over is offered once, before the first image, and only to who can a
   await rejectsFault('FORMAT', receiveBytes(stream({ type: 'snapshot', id }, offer)))
 })
 
+test('connections join before a snapshot, not inside of one', async () => {
+  const join: Frame = { type: 'join', token: Buffer.alloc(16), index: 0, count: 2 }
+  for (const frame of [join, { type: 'joined' } as const]) {
+    await rejectsFault('FORMAT', receiveBytes(stream({ type: 'snapshot', id }, frame)), frame.type)
+  }
+})
+
 test('unchecked: said once, before the first image; sizes count, and what is in the bytes does not', async () => {
   const bytes = stream(
     { type: 'snapshot', id },
