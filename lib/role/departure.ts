@@ -22,7 +22,7 @@ import { capture } from './capture.ts'
 import { closedGate } from './gate.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './handover.ts'
 import { manyLinks, oneLink } from './line.ts'
-import { type Owed, owedAlready, settleOwed, writeOwed } from './owed.ts'
+import { letGo, type Owed, owedAlready, settleOwed, writeOwed } from './owed.ts'
 import { rehearse } from './rehearsal.ts'
 import { listenTo, type Said } from './said.ts'
 import { type Tree, watchTree } from './tree.ts'
@@ -156,13 +156,16 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
         if (byReference) await stillThere(images)
         const watched = tree as Tree
         if (watched.tasks.length === 0 && atGate) throw unseen()
-        owed = writeOwed(directory, id, token, watched)
+        // Without our script nobody asks us.
+        owed = writeOwed(directory, id, token, watched, atGate ? 'held' : 'let go')
       },
     }).finally(() => {
       sending = false
     })
     const said = await talk
     await Promise.race([agreement(said, until, snapshot), late(timeoutMs, what, stop.signal), aborted(stop.signal)])
+    const debt = owed as unknown as Owed
+    letGo(debt)
     step('agreed')
     gate.open()
     const decided = await verdict
@@ -170,8 +173,8 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
       tellThere(writer, said, { id, token, verdict: decided }),
       late(timeoutMs, 'no answer', stop.signal),
     ]).catch(() => undefined)
-    if (fate !== undefined) settleOwed(directory, id)
-    return { snapshot, verdict: decided, fate, owed: owed as unknown as Owed }
+    if (fate !== undefined) settleOwed(debt)
+    return { snapshot, verdict: decided, fate, owed: debt }
   } catch (error) {
     step('failed')
     gate.shut()
@@ -189,7 +192,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
       setTimeout(ANSWER_MS, undefined, { ref: false }),
     ]).catch(() => undefined)
     if (told === undefined) return { reason, owed }
-    settleOwed(directory, id)
+    settleOwed(owed)
     return { reason, owed: undefined }
   } finally {
     signal.removeEventListener('abort', outside)

@@ -1,9 +1,11 @@
 /**
  * What a source owes its target: the verdict, written down before the target can be `ready` and kept until it is
- * delivered. The file does not say what the verdict is, but which tasks decide it: so it is right whenever the source dies.
+ * delivered. The file says which tasks decide it, so that it is right whenever the source dies, and, a word a line, whether
+ * they still do: not before the source lets go, nor after they were seen to run on, for then they may end by themselves.
  */
 import {
   closeSync,
+  constants,
   existsSync,
   fsyncSync,
   openSync,
@@ -22,7 +24,7 @@ import type { Fate, Verdict } from '../format/words.ts'
 import { frameReader, frameWriter } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
 import { unexpected } from '../stream/receive.ts'
-import { fateOf, type Member, type Tree } from './tree.ts'
+import { fateOf, lives, type Member, type Tree } from './tree.ts'
 
 export interface Owed extends Pick<Tree, 'criu' | 'tasks'> {
   id: SnapshotId
@@ -30,7 +32,14 @@ export interface Owed extends Pick<Tree, 'criu' | 'tasks'> {
   token: string
   /** After a reboot numbers mean other processes, and the tasks are gone. */
   boot: string
+  stage: OwedStage
+  /** The file. */
+  path: string
 }
+
+/** `held`: criu waits, and whoever held it is gone if this is read. `let go`: the tasks decide. `kept`: they run on. */
+export type OwedStage = (typeof stages)[number]
+const stages = ['held', 'let go', 'kept'] as const
 
 const SUFFIX = '.owed'
 
@@ -40,7 +49,7 @@ function thisBoot(): string {
 
 /** Why a snapshot cannot have this id: what became of an earlier one of that id is not known to its target. */
 export function owedAlready(directory: string, id: SnapshotId): Fault | undefined {
-  if (!existsSync(owedPath(directory, id))) return undefined
+  if (!existsSync(join(directory, `${id}${SUFFIX}`))) return undefined
   return new Fault('EXISTS', `the verdict of an earlier snapshot ${id} is still owed to its target`, {
     hint: 'choose another --snapshot ID, or wait until the target was reached',
   })
@@ -52,14 +61,15 @@ export function writeOwed(
   id: SnapshotId,
   token: Buffer,
   { criu, tasks }: Pick<Tree, 'criu' | 'tasks'>,
+  stage: OwedStage,
 ): Owed {
-  const owed: Owed = { id, token: token.toString('hex'), boot: thisBoot(), criu, tasks }
-  const path = owedPath(directory, id)
+  const owed = { id, token: token.toString('hex'), boot: thisBoot(), criu, tasks }
+  const path = join(directory, `${id}${SUFFIX}`)
   const already = owedAlready(directory, id)
   if (already !== undefined) throw already
   try {
     const file = openSync(`${path}.new`, 'w', 0o600)
-    writeSync(file, `${JSON.stringify(owed)}\n`)
+    writeSync(file, `${JSON.stringify(owed)}\n${stage}\n`)
     fsyncSync(file)
     closeSync(file)
     renameSync(`${path}.new`, path)
@@ -68,48 +78,89 @@ export function writeOwed(
     closeSync(folder)
   } catch (cause) {
     rmSync(`${path}.new`, { force: true })
-    throw new Fault('IO', `cannot write ${path} (${(cause as NodeJS.ErrnoException).code})`, {
-      hint: 'make room there: the verdict of a hand-over must be on disk before it is given',
-      cause,
-    })
+    throw unwritten(path, cause)
   }
-  return owed
+  return { ...owed, stage, path }
 }
 
-/** The file of a debt. */
-export function owedPath(directory: string, id: SnapshotId): string {
-  return join(directory, `${id}${SUFFIX}`)
+function unwritten(path: string, cause: unknown): Fault {
+  return new Fault('IO', `cannot write ${path} (${(cause as NodeJS.ErrnoException).code})`, {
+    hint: 'make room there: the verdict of a hand-over must be on disk before it is given',
+    cause,
+  })
+}
+
+/** From now on the tasks decide: CRIU may kill them as soon as this returns. Safe like `writeOwed`. Throws `IO`. */
+export function letGo(owed: Owed): void {
+  if (owed.stage === 'held') mark(owed, 'let go')
+}
+
+function mark(owed: Owed, stage: OwedStage): void {
+  try {
+    // Never made anew: without its first line it says nothing.
+    const file = openSync(owed.path, constants.O_WRONLY | constants.O_APPEND)
+    try {
+      writeSync(file, `${stage}\n`)
+      fsyncSync(file)
+    } finally {
+      closeSync(file)
+    }
+  } catch (cause) {
+    throw unwritten(owed.path, cause)
+  }
+  owed.stage = stage
 }
 
 /** Forgets it: it was delivered, or never can be. */
-export function settleOwed(directory: string, id: SnapshotId): void {
-  rmSync(owedPath(directory, id), { force: true })
+export function settleOwed(owed: Owed): void {
+  rmSync(owed.path, { force: true })
 }
 
 /** What a proxy before us left in `directory`. Files that it did not finish are ignored. */
 export function readOwed(directory: string): Owed[] {
   return readdirSync(directory)
     .filter((name) => name.endsWith(SUFFIX))
-    .flatMap((name) => {
-      try {
-        const { id, token, boot, criu, tasks } = JSON.parse(readFileSync(join(directory, name), 'utf8')) as Owed
-        if (typeof boot !== 'string' || !/^[0-9a-f]{32}$/.test(token) || ![criu, ...tasks].every(isMember)) return []
-        return [{ id: snapshotId(id), token, boot, criu, tasks }]
-      } catch {
-        return []
-      }
-    })
+    .flatMap((name) => read(join(directory, name)))
+}
+
+function read(path: string): Owed[] {
+  try {
+    // What follows the last end of a line was not written to its end.
+    const [owed = '', ...words] = readFileSync(path, 'utf8').split('\n').slice(0, -1)
+    const { id, token, boot, criu, tasks } = JSON.parse(owed) as Owed
+    if (typeof boot !== 'string' || !/^[0-9a-f]{32}$/.test(token) || ![criu, ...tasks].every(isMember)) return []
+    // Earlier versions wrote no word, and asked the tasks.
+    const stage = stages.find((one) => one === words.at(-1)) ?? 'let go'
+    return [{ id: snapshotId(id), token, boot, criu, tasks, stage, path }]
+  } catch {
+    return []
+  }
 }
 
 function isMember({ pid, start }: Member): boolean {
   return Number.isSafeInteger(pid) && Number.isSafeInteger(start)
 }
 
-/** The verdict that what happened to the tasks asks for; undefined while their criu still works. */
+/**
+ * The verdict that what happened to the tasks asks for; undefined while their criu still works. Once they were kept that is
+ * written down: they may end by themselves before the target is told.
+ */
 export function verdictFor(owed: Owed): Verdict | undefined {
+  if (owed.stage === 'kept') return 'drop'
   if (owed.boot !== thisBoot()) return 'go'
-  const fate = fateOf(owed)
-  return fate === undefined ? undefined : fate === 'dead' ? 'go' : 'drop'
+  const over = !lives(owed.criu)
+  // Whoever dumps may live, and let go: what is said after its criu has ended is the last word.
+  const [said] = read(owed.path)
+  const held = (said ?? owed).stage === 'held'
+  const fate = !held ? fateOf(owed) : over ? 'alive' : undefined
+  if (fate !== 'alive') return fate === undefined ? undefined : 'go'
+  try {
+    mark(owed, 'kept')
+  } catch {
+    // It holds as long as we live.
+    owed.stage = 'kept'
+  }
+  return 'drop'
 }
 
 export interface Delivered {

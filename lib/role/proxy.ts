@@ -64,7 +64,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   try {
     writeScript(work.path, 'post-dump')
     clearGates(work.path)
-    for (const owed of readOwed(work.path)) track(payCache(owed, work.path, options), `snapshot ${owed.id}`)
+    for (const owed of readOwed(work.path)) track(payCache(owed, options), `snapshot ${owed.id}`)
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
     report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     options.onStatus?.(() => report({ event: 'status', of: 'proxy', dumps: running.size, sent: tally.sent }))
@@ -119,20 +119,20 @@ async function forward(
   const end = await depart(criu, { id, gates: directory, directory, ...agreement }).finally(criu.remove)
   reportSmallPipes(report)
   if ('reason' in end) {
-    if (end.owed !== undefined) await payCache(end.owed, directory, options)
+    if (end.owed !== undefined) await payCache(end.owed, options)
     return
   }
   const { snapshot, verdict, fate, owed } = end
   const ms = performance.now() - begun
   report({ event: 'sent', id, images: snapshot.images.length, bytes: snapshot.bytes, ms, verified: true })
-  if (fate === undefined) await payCache(owed, directory, options)
+  if (fate === undefined) await payCache(owed, options)
   else conclude(id, { verdict, fate }, report)
 }
 
 /** A signal leaves the debt on disk for the next proxy. */
-async function payCache(owed: Owed, directory: string, { cache, report, signal }: ProxyOptions): Promise<void> {
+async function payCache(owed: Owed, { cache, report, signal }: ProxyOptions): Promise<void> {
   const connect = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, DELIVERY_MS, stop)
-  conclude(owed.id, await pay(owed, { directory, connect, report, signal }), report)
+  conclude(owed.id, await pay(owed, { connect, report, signal }), report)
 }
 
 const DELIVERY_MS = 5000

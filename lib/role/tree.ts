@@ -60,15 +60,20 @@ async function settle(tasks: readonly (Member & { process: Process })[]): Promis
   // criu kills first and then waits: whoever it has killed is as good as dead.
   await Promise.all(tasks.filter((task) => isDying(task.pid)).map((task) => task.process.ended))
   const [root] = tasks
-  if (root !== undefined && startTime(root.pid) === root.start) return 'alive'
+  if (root !== undefined && lives(root)) return 'alive'
   for (const { process } of tasks) process.kill()
   return 'dead'
 }
 
+/** Whether it has not ended. */
+export function lives(member: Member): boolean {
+  return startTime(member.pid) === member.start
+}
+
 /** The same question without pidfds, for a tree that a proxy before us watched; undefined while its criu works. */
 export function fateOf({ criu, tasks }: Pick<Tree, 'criu' | 'tasks'>): 'dead' | 'alive' | undefined {
-  const lives = (member: Member | undefined): boolean => member !== undefined && startTime(member.pid) === member.start
-  if (!lives(tasks[0])) return 'dead'
+  const [root] = tasks
+  if (root === undefined || !lives(root)) return 'dead'
   return lives(criu) || tasks.some((task) => isDying(task.pid)) ? undefined : 'alive'
 }
 

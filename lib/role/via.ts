@@ -59,23 +59,23 @@ async function handOver(
   const begun = performance.now()
   const end = await depart(dumping, { id, until, gates, directory: debts, connect, tuning, timeoutMs, signal })
   if ('reason' in end) {
-    const moved = end.owed !== undefined && (await settleFailed(end.owed, connect, debts, options))
+    const moved = end.owed !== undefined && (await settleFailed(end.owed, connect, options))
     if (moved) return
     throw end.reason
   }
   const { images, bytes } = end.snapshot
   report({ event: 'sent', id, images: images.length, bytes, ms: performance.now() - begun, verified: true })
-  const delivered = isTold(end) ? end : await payVia(end.owed, connect, debts, options)
+  const delivered = isTold(end) ? end : await payVia(end.owed, connect, options)
   concludeVia(id, delivered, report)
   // The process runs there, whatever criu says at its end.
   await run.done.catch(() => {})
 }
 
 /** The verdict of a hand-over that failed here: what keeps it from its target is said. Whether the process moved all the same. */
-async function settleFailed(...[owed, connect, debts, options]: Parameters<typeof payVia>): Promise<boolean> {
+async function settleFailed(...[owed, connect, options]: Parameters<typeof payVia>): Promise<boolean> {
   const { id } = owed
   try {
-    const delivered = await payVia(owed, connect, debts, options)
+    const delivered = await payVia(owed, connect, options)
     conclude(id, delivered, options.report)
     return delivered.verdict === 'go'
   } catch (fault) {
@@ -115,7 +115,6 @@ const HURRY_MS = 4000
 async function payVia(
   owed: Owed,
   connect: Connect,
-  debts: string,
   { signal, timeoutMs, report, directory }: Omit<HandOverOptions, 'id' | 'until'>,
 ): Promise<Delivered> {
   const stop = new AbortController()
@@ -124,7 +123,7 @@ async function payVia(
   if (signal.aborted) hurry()
   signal.addEventListener('abort', hurry)
   try {
-    return await pay(owed, { directory: debts, connect, report, signal: stop.signal })
+    return await pay(owed, { connect, report, signal: stop.signal })
   } catch (error) {
     throw stop.signal.aborted ? undelivered(owed, directory) : error
   } finally {
@@ -163,7 +162,7 @@ export async function settleVia(
   await withDebts(command, options, async (debts, connect) => {
     const owed = readOwed(debts).find((one) => one.id === id)
     if (owed === undefined) throw new Fault('MISSING', `nothing is owed for snapshot ${id} in ${debts}`)
-    conclude(id, await payVia(owed, connect, debts, options), options.report)
+    conclude(id, await payVia(owed, connect, options), options.report)
   })
 }
 

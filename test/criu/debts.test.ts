@@ -145,16 +145,31 @@ function debts(criu: string): void {
   )
 
   test(
-    'the holder is killed too: --settle lets the copy run where the process is gone',
-    play(async ({ dumping, source, held, holder, settle, load, moved }) => {
+    'dump-to-stdout is killed while the target holds, and the process ends by itself: the copy is older, and dropped',
+    play(async (scene) => {
+      const { dumping, settle, load } = scene
       dumping.child.kill('SIGKILL')
       await dumping.says(/is held until its source says/)
-      await kill(holder)
+      await load.runsOn()
       load.kill()
       const settled = await settle()
       assert.is(settled.code, 0, settled.stderr)
+      assert.match(settled.stderr, /web-1 not handed over/)
+      assert.is(await copyOf(scene), 'none')
+    }),
+  )
+
+  test(
+    'both are killed when the process is gone: --settle lets the copy run',
+    play(async ({ dumping, source, held, holder, letGo, mend, settle, arrived }) => {
+      await letGo()
+      dumping.child.kill('SIGKILL')
+      await mend()
+      await kill(holder)
+      const settled = await settle()
+      assert.is(settled.code, 0, settled.stderr)
       assert.match(settled.stderr, /handed over: the source is gone, it runs on the target/)
-      await moved()
+      await arrived()
       assert.not(existsSync(join(source, `${id}.owed`)))
       assert.not(readdirSync(held).some((name) => name.startsWith('.ferry-restore-')))
     }),

@@ -19,7 +19,6 @@ test('a target that does not know the snapshot: a drop is paid, a go is kept and
   const [, port] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
   const target = { kind: 'tcp', host: '127.0.0.1', port: Number(port), credentials: undefined } as const
   const payment = {
-    directory: path,
     connect: (signal: AbortSignal) => connectEndpoint(target, 5000, signal),
     report: () => {},
     signal: new AbortController().signal,
@@ -27,11 +26,11 @@ test('a target that does not know the snapshot: a drop is paid, a go is kept and
   const gone = { pid: process.pid, start: 1 }
   const alive = { pid: process.pid, start: startTime(process.pid) ?? 0 }
 
-  const kept = writeOwed(path, snapshotId('kept'), token, { criu: gone, tasks: [alive] })
+  const kept = writeOwed(path, snapshotId('kept'), token, { criu: gone, tasks: [alive] }, 'let go')
   assert.equal(await pay(kept, payment), { verdict: 'drop', fate: 'dropped' })
   assert.not(existsSync(join(path, 'kept.owed')))
 
-  const lost = writeOwed(path, snapshotId('lost'), token, { criu: gone, tasks: [gone] })
+  const lost = writeOwed(path, snapshotId('lost'), token, { criu: gone, tasks: [gone] }, 'let go')
   const fault = await rejectsFault('MISSING', pay(lost, payment))
   assert.match(fault.message, /gone from here, and the target does not know snapshot lost/)
   assert.match(String(fault.hint), new RegExp(`rm ${path}/lost\\.owed$`))
@@ -43,13 +42,13 @@ test('a target that does not know the snapshot: a drop is paid, a go is kept and
 test('a signal leaves the debt on disk', async () => {
   const { path, remove } = temporary()
   const gone = { pid: process.pid, start: 1 }
-  const owed = writeOwed(path, snapshotId('web-1'), token, { criu: gone, tasks: [gone] })
+  const owed = writeOwed(path, snapshotId('web-1'), token, { criu: gone, tasks: [gone] }, 'let go')
   const stop = new AbortController()
   const connect = (): Promise<never> => {
     stop.abort(new Error('enough'))
     return Promise.reject(stop.signal.reason)
   }
-  const outcome = await pay(owed, { directory: path, connect, report: () => {}, signal: stop.signal }).catch(String)
+  const outcome = await pay(owed, { connect, report: () => {}, signal: stop.signal }).catch(String)
   assert.is(outcome, 'Error: enough')
   assert.ok(existsSync(join(path, 'web-1.owed')))
   remove()

@@ -5,7 +5,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
 import { startTime } from '../../lib/kernel/process.ts'
-import { deliver, readOwed, settleOwed, verdictFor, writeOwed } from '../../lib/role/owed.ts'
+import { deliver, letGo, type Owed, readOwed, settleOwed, verdictFor, writeOwed } from '../../lib/role/owed.ts'
 import { throwsFault } from '../expect.ts'
 import { eventually, temporary } from '../support/run.ts'
 
@@ -23,12 +23,11 @@ async function sleeper() {
 test('the tasks decide: alive they are kept, dead they are gone, and while criu works nothing is known', async () => {
   const { path, remove } = temporary()
   const [criu, task] = [await sleeper(), await sleeper()]
-  writeOwed(path, id, token, { criu: criu.member, tasks: [task.member] })
+  writeOwed(path, id, token, { criu: criu.member, tasks: [task.member] }, 'let go')
   const [owed] = readOwed(path)
   assert.ok(owed !== undefined)
   assert.is(verdictFor(owed), undefined)
   await criu.end()
-  assert.is(verdictFor(owed), 'drop')
   assert.is(verdictFor({ ...owed, boot: 'another' }), 'go', 'a reboot ends all')
   assert.is(verdictFor({ ...owed, tasks: [{ ...task.member, start: 1 }] }), 'go', 'the number is another one now')
   await task.end()
@@ -36,11 +35,60 @@ test('the tasks decide: alive they are kept, dead they are gone, and while criu 
   remove()
 })
 
+/** What is owed for a task and its criu, at this stage, as somebody else reads it. */
+async function scene(stage: Owed['stage']) {
+  const { path, remove } = temporary()
+  const [criu, task] = [await sleeper(), await sleeper()]
+  const owed = writeOwed(path, id, token, { criu: criu.member, tasks: [task.member] }, stage)
+  const again = (): Owed => readOwed(path)[0] as Owed
+  return { path, remove, criu, task, owed, again }
+}
+
+test('who ends by itself after it was kept stays kept, also for a source that starts anew, and after a reboot', async () => {
+  const { remove, criu, task, owed, again } = await scene('let go')
+  await criu.end()
+  assert.is(verdictFor(owed), 'drop')
+  await task.end()
+  assert.is(verdictFor(owed), 'drop')
+  assert.is(verdictFor(again()), 'drop')
+  assert.is(verdictFor({ ...again(), boot: 'another' }), 'drop')
+  remove()
+})
+
+test('a source that was killed before it let go keeps its tasks, whatever becomes of them', async () => {
+  const { remove, criu, task, again } = await scene('held')
+  await task.end()
+  assert.is(verdictFor(again()), undefined, 'it may still live, and let go')
+  await criu.end()
+  assert.is(verdictFor(again()), 'drop')
+  remove()
+})
+
+test('whoever has read that it was held learns that it was let go', async () => {
+  const { path, remove, criu, task, owed, again } = await scene('held')
+  const read = again()
+  letGo(owed)
+  await task.end()
+  await criu.end()
+  assert.is(verdictFor(read), 'go')
+  const file = join(path, 'web-1.owed')
+  const whole = readFileSync(file, 'utf8')
+  assert.match(whole, /\nheld\nlet go\n$/)
+  writeFileSync(file, `${whole}kept`)
+  assert.is(again().stage, 'let go', 'a word without its end was not said')
+  writeFileSync(file, whole.slice(0, whole.indexOf('held')))
+  assert.is(again().stage, 'let go', 'what the first versions wrote')
+  settleOwed(owed)
+  throwsFault('IO', () => letGo({ ...owed, stage: 'held' }))
+  assert.equal(readdirSync(path), [], 'half a debt')
+  remove()
+})
+
 test('what is owed lies there in one piece, for its owner only, until it is settled', async () => {
   const { path, remove } = temporary()
   const criu = { pid: process.pid, start: 1 }
-  writeOwed(path, id, token, { criu, tasks: [] })
-  writeOwed(path, snapshotId('web-2'), token, { criu, tasks: [] })
+  const owed = writeOwed(path, id, token, { criu, tasks: [] }, 'held')
+  writeOwed(path, snapshotId('web-2'), token, { criu, tasks: [] }, 'held')
   assert.equal(readdirSync(path).sort(), ['web-1.owed', 'web-2.owed'])
   assert.is(statSync(join(path, 'web-1.owed')).mode & 0o777, 0o600)
   writeFileSync(join(path, 'torn.owed'), readFileSync(join(path, 'web-1.owed')).subarray(0, 20))
@@ -52,18 +100,18 @@ test('what is owed lies there in one piece, for its owner only, until it is sett
       .sort(),
     ['web-1', 'web-2'],
   )
-  settleOwed(path, id)
-  settleOwed(path, id)
+  settleOwed(owed)
+  settleOwed(owed)
   assert.not(readdirSync(path).includes('web-1.owed'))
-  throwsFault('IO', () => writeOwed(join(path, 'nowhere'), id, token, { criu, tasks: [] }))
+  throwsFault('IO', () => writeOwed(join(path, 'nowhere'), id, token, { criu, tasks: [] }, 'held'))
   remove()
 })
 
 test('a debt is never written over', () => {
   const { path, remove } = temporary()
   const criu = { pid: process.pid, start: 1 }
-  writeOwed(path, id, token, { criu, tasks: [] })
-  throwsFault('EXISTS', () => writeOwed(path, id, Buffer.alloc(16, 8), { criu, tasks: [] }))
+  writeOwed(path, id, token, { criu, tasks: [] }, 'held')
+  throwsFault('EXISTS', () => writeOwed(path, id, Buffer.alloc(16, 8), { criu, tasks: [] }, 'held'))
   assert.is(readOwed(path)[0]?.token, token.toString('hex'))
   assert.equal(readdirSync(path), ['web-1.owed'])
   remove()
@@ -71,7 +119,7 @@ test('a debt is never written over', () => {
 
 test('a delivery tries again until it is told to stop', async () => {
   const { path, remove } = temporary()
-  const owed = writeOwed(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] })
+  const owed = writeOwed(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
   let tries = 0
   const stop = new AbortController()
   const connect = async (): Promise<never> => {
