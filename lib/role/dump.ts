@@ -74,7 +74,7 @@ export async function dumpTree(
       gate.open()
     }
     try {
-      const images = dumping.begun(capture(dumping.socket))
+      const images = dumping.images()
       dumping.open()
       await send(images, link, options, { reserve: dumping.bytes, onDrained, confirm: () => run.done })
     } finally {
