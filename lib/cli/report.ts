@@ -30,6 +30,8 @@ export function describe(progress: Progress): string {
       return `snapshot ${progress.id} not handed over: the source runs on, the target runs nothing of it`
     case 'undecided':
       return `snapshot ${progress.id} is held until its source says what became of the process; by hand: ${progress.how}`
+    case 'round':
+      return `round ${progress.number}: ${progress.pages} pages, ${rate(progress)}, predicted freeze ${seconds(progress.predictedMs)}${progress.last === undefined ? '' : `; the last one: ${progress.last}`}`
     case 'flattened':
       return `flattened ${progress.layers} ${progress.layers === 1 ? 'layer' : 'layers'}: ${amount(progress)}`
     case 'failed':
@@ -53,8 +55,12 @@ function status(now: Extract<Progress, { event: 'status' }>): string {
   return `snapshots: ${now.snapshots}, memory: ${memory}, links: ${now.links}, restores that wait: ${now.parked}`
 }
 
-function amount({ images, bytes, ms }: { images: number; bytes: number; ms: number }): string {
-  return `${images} images, ${formatSize(bytes)} in ${seconds(ms)} (${formatSize((bytes / Math.max(ms, 0.001)) * 1000)}/s)`
+function amount({ images, ...moved }: { images: number; bytes: number; ms: number }): string {
+  return `${images} images, ${rate(moved)}`
+}
+
+function rate({ bytes, ms }: { bytes: number; ms: number }): string {
+  return `${formatSize(bytes)} in ${seconds(ms)} (${formatSize((bytes / Math.max(ms, 0.001)) * 1000)}/s)`
 }
 
 function seconds(ms: number): string {
