@@ -2,40 +2,32 @@
  * pre-copy: rounds of `criu pre-dump --track-mem` while the process runs, and then a hand-over of what changed since.
  *
  * CRIU speaks its page server protocol to us over an inherited socket, so pages go from it to the cache and touch no disk; what
- * little it writes by itself stays in memory (tmpfs). Rounds and the last dump are layers of one chain at the cache (PROTOCOL.md). Every pre-dump
- * clears the kernel's marks of changed pages, so a chain has one owner, and one that breaks is over: its next round would miss pages.
+ * little it writes by itself stays in memory (tmpfs). Rounds and the last dump are layers of one chain at the cache (layers.ts).
  */
-import { randomBytes } from 'node:crypto'
 import { mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
-import { hex64 } from '../format/digest.ts'
-import type { ImageName, SnapshotId } from '../format/names.ts'
+import type { SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { decodeDumpStats } from '../format/stats.ts'
-import { TOKEN_BYTES } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
 import { setBlocking } from '../kernel/fd.ts'
 import { isRunning, memoryOfTree } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { socketPair } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
-import { directorySource } from '../store/directory.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
-import { frameReader, frameWriter } from '../stream/frames.ts'
-import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
-import { type Snapshot, sendSnapshot } from '../stream/send.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import type { Approach } from './approach.ts'
 import { type CriuRun, checkCriuOptions, refuseLeaving, startCriu } from './criu.ts'
 import { closedGate, writeScript } from './gate.ts'
 import { HOLD_DIRECTORY } from './hold.ts'
+import { type Chain, lastLayer, newChain, nextLayer, sendRound } from './layers.ts'
 import { type PageServer, pageServer } from './page-server.ts'
 import { part, remind, settle, type Way } from './parting.ts'
 import { enough, predictedFreezeMs, type Round, type RoundRule } from './rounds.ts'
-import { listenTo } from './said.ts'
-import { aborted, late } from './wait.ts'
+import { aborted } from './wait.ts'
 import { memoryDirectory, openDirectory, removeIfEmpty } from './workdir.ts'
 
 export interface PreCopyOptions {
@@ -58,14 +50,11 @@ export interface Target {
   signal: AbortSignal
 }
 
-/** One chain at the cache, and what CRIU needs to know of its last layer. */
-interface Chain {
-  readonly token: Buffer
+interface Copying {
+  readonly chain: Chain
   /** In memory: a directory for each layer. */
   readonly path: string
   readonly rounds: Round[]
-  /** What its last layer has pages of. */
-  pagemaps: ReadonlySet<ImageName>
 }
 
 /** What a criu of ours has been started for. */
@@ -113,13 +102,15 @@ async function withWay(
 async function copyAll(options: PreCopyOptions, way: Way): Promise<void> {
   const { rule } = options
   const place = memoryDirectory()
-  const chain: Chain = { token: randomBytes(TOKEN_BYTES), path: place.path, rounds: [], pagemaps: new Set() }
+  const copying: Copying = { chain: newChain(options.id), path: place.path, rounds: [] }
+  const { rounds } = copying
   try {
-    for (let why = enough(chain.rounds, rule); why === undefined; why = enough(chain.rounds, rule)) {
-      await copyRound(chain, options, way)
-      way.report({ event: 'round', ...roundSaid(chain.rounds), last: enough(chain.rounds, rule) })
+    for (let why = enough(rounds, rule); why === undefined; ) {
+      await copyRound(copying, options, way)
+      why = enough(rounds, rule)
+      way.report({ event: 'round', ...roundSaid(rounds), last: why })
     }
-    await handOver(chain, options, way)
+    await handOver(copying, options, way)
   } finally {
     place.remove()
   }
@@ -132,13 +123,13 @@ function roundSaid(rounds: readonly Round[]) {
 
 /** Starts criu on the next layer of the chain. It speaks to `server`. */
 function startLayer(
-  chain: Chain,
+  { chain, path }: Copying,
   action: 'pre-dump' | 'dump',
   { criu, pid, criuOptions }: PreCopyOptions,
   more: readonly string[],
 ): Layer {
-  const number = chain.rounds.length
-  const directory = join(chain.path, String(number))
+  const number = chain.under
+  const directory = join(path, String(number))
   mkdirSync(directory, { mode: 0o700 })
   const [ours, theirs] = socketPair()
   setBlocking(theirs)
@@ -160,120 +151,55 @@ function startLayer(
   }
 }
 
-async function copyRound(chain: Chain, options: PreCopyOptions, { connect, timeoutMs, signal }: Way): Promise<void> {
-  const { id, tuning, pid } = options
-  const link = await connect(signal)
-  const stop = new AbortController()
-  const outside = (): void => stop.abort(signal.reason)
-  signal.addEventListener('abort', outside)
-  let layer: Layer | undefined
+async function copyRound(copying: Copying, options: PreCopyOptions, way: Way): Promise<void> {
+  const { chain, rounds } = copying
+  const reserve = chain.under === 0 ? memoryOfTree(options.pid) : 0
+  const { run, server, directory } = startLayer(copying, 'pre-dump', options, [])
   try {
-    const said = listenTo(frameReader(link.inlet), false)
-    const broken = said.offer.catch((reason: unknown) => stop.abort(reason))
-    const writer = frameWriter(link.outlet)
-    layer = startLayer(chain, 'pre-dump', options, [])
-    const { server, run, directory } = layer
-    let begun = performance.now()
-    const begin = (): void => {
-      begun = performance.now()
-    }
-    const sent = await sendSnapshot(writer, id, noting(server, begin), {
-      ...tuning,
-      signal: stop.signal,
-      layer: { under: chain.rounds.length, last: false, token: chain.token },
-      reserve: chain.rounds.length === 0 ? memoryOfTree(pid) : 0,
-    }).catch(async (error: unknown) => {
-      throw await better(error, run)
-    })
-    const digest = await Promise.race([
-      said.sealed,
-      late(timeoutMs, 'the target did not seal the round', stop.signal),
-      aborted(stop.signal),
-    ])
-    if (digest !== sent.digest) {
-      throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
-    }
-    const ms = performance.now() - begun
-    server.answerClose(true)
+    const sent = await sendRound(chain, server, { ...way, tuning: options.tuning, reserve })
     await run.done
-    await Promise.race([broken, undefined])
-    chain.rounds.push({ pages: pagesOf(sent), ms, frozenMs: frozenMs(directory) })
-    chain.pagemaps = new Set(sent.images.map(({ name }) => name))
-  } finally {
-    signal.removeEventListener('abort', outside)
-    stop.abort(new Fault('ABORTED', 'over'))
-    layer?.server.destroy(new Fault('ABORTED', 'over'))
-    link.destroy()
-    await layer?.run.done.catch(() => {})
+    rounds.push({ ...sent, frozenMs: frozenMs(directory) })
+  } catch (error) {
+    throw await betterOf(error, run)
   }
 }
 
 /** criu's own error explains a conversation that broke off. */
-async function better(error: unknown, run: CriuRun): Promise<unknown> {
-  if (!(error instanceof Fault) || error.code !== 'FAILED_DUMP') return error
-  return run.done.then(
-    () => error,
-    (cause: unknown) => cause,
-  )
+async function betterOf(error: unknown, { done }: CriuRun): Promise<unknown> {
+  const cause = await done.catch((reason: unknown) => reason)
+  return cause !== undefined && error instanceof Fault && error.code === 'FAILED_DUMP' ? cause : error
 }
 
-function pagesOf({ images }: Snapshot): number {
-  const bytes = images.filter(({ name }) => name.startsWith('pages-')).reduce((sum, { size }) => sum + size, 0)
-  return bytes / PAGE_BYTES
-}
-
-/** Calls `first` when the first image is opened. */
-function noting({ images, destroy }: ImageSource, first: () => void): ImageSource {
-  async function* noted(): AsyncGenerator<OpenImage> {
-    let begun = false
-    for await (const image of images) {
-      if (!begun) first()
-      begun = true
-      yield image
-    }
-  }
-  return { images: noted(), destroy }
-}
-
-async function handOver(chain: Chain, options: PreCopyOptions, way: Way): Promise<void> {
+async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Promise<void> {
   const { id, until, tuning, pid } = options
-  const gates = chain.path
-  const script = writeScript(gates, 'post-dump')
-  const { run, server, directory } = startLayer(chain, 'dump', options, ['--action-script', script])
-  const gate = closedGate(gates, run.pid, 'pre-dump')
+  const { chain, rounds, path } = copying
+  const script = writeScript(path, 'post-dump')
+  const { run, server, directory } = startLayer(copying, 'dump', options, ['--action-script', script])
+  const gate = closedGate(path, run.pid, 'pre-dump')
   const remove = (): void => {
     gate.remove()
     server.destroy(new Fault('ABORTED', 'over'))
   }
+  const dirty = (rounds.at(-1)?.pages ?? 0) * PAGE_BYTES
+  const criu: Approach = {
+    pid: run.pid,
+    bytes: Math.min(memoryOfTree(pid), 2 * dirty),
+    open: gate.open,
+    images: (complete) => lastLayer(server, directory, Promise.race([complete, run.done])),
+    remove,
+  }
   try {
     await Promise.race([gate.held, run.done, aborted(way.signal)])
-    const approach: Approach = {
-      pid: run.pid,
-      bytes: Math.min(memoryOfTree(pid), 2 * (chain.rounds.at(-1)?.pages ?? 0) * PAGE_BYTES),
-      open: gate.open,
-      images: (complete) => lastLayer(server, directory, complete ?? run.done, run),
-      remove,
-    }
-    const layer = { under: chain.rounds.length, last: true, token: chain.token }
-    await part(approach, run.done, way, { id, until, gates, tuning, resumes: true, layer })
+    const departure = { id, until, gates: path, tuning, resumes: true, layer: nextLayer(chain, true) }
+    await part(criu, run.done, way, departure)
     way.report({ event: 'dumped', frozenMs: frozenMs(directory), ms: 0 })
   } catch (error) {
-    throw await better(error, run)
+    remove()
+    throw await betterOf(error, run)
   } finally {
     remove()
     await run.done.catch(() => {})
   }
-}
-
-/** The pages by the page server, and what criu has written by itself when it waits at post-dump. */
-function lastLayer(server: PageServer, directory: string, complete: Promise<void>, run: CriuRun): ImageSource {
-  async function* images(): AsyncGenerator<OpenImage> {
-    yield* server.images
-    server.answerClose(true)
-    await Promise.race([complete, run.done])
-    yield* directorySource(directory).images
-  }
-  return { images: images(), destroy: (reason) => server.destroy(reason) }
 }
 
 function frozenMs(directory: string): number {
