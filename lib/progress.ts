@@ -24,16 +24,10 @@ export type Progress =
   | { event: 'not handed over'; id: string }
   /** The link to the source is gone, and with it the verdict: restored tasks are held; `how` to give it by hand. */
   | { event: 'undecided'; id: string; how: string }
-  /** A pre-dump is at the cache. `last`: why no other follows; undefined where one does. `predictedMs`: how long the process will stand still. */
-  | {
-      event: 'round'
-      number: number
-      pages: number
-      bytes: number
-      ms: number
-      predictedMs: number
-      last: string | undefined
-    }
+  /** A pre-dump is at the cache. */
+  | { event: 'round'; id: string; number: number; pages: number; bytes: number; ms: number }
+  /** What comes after it, and how long the process will stand still for that; `enough`: why it is no other round. */
+  | { event: 'predicted'; frozenMs: number; enough: string | undefined }
   /** A chain of dumps became one; `bytes` of all its images. */
   | { event: 'flattened'; layers: number; images: number; bytes: number; ms: number }
   /** A restore waits for a snapshot. */

@@ -17,8 +17,8 @@ import { tuningOf } from '../lib/stream/tuning.ts'
 const usage = `usage: proxy --address HOST --port N -D DIR [OPTIONS]
 
 The image-proxy, a daemon on the source host: whoever runs criu dump --stream -D DIR
-here is forwarded to the image-cache at HOST. One snapshot per dump. With
---action-script DIR/post-dump criu kills the process only when the cache agrees.
+here is forwarded to the image-cache at HOST. With --action-script DIR/post-dump
+criu kills the process only when the cache agrees.
 
       --address HOST   where the cache is (default: 127.0.0.1)
       --port N         the cache's port
@@ -27,6 +27,8 @@ here is forwarded to the image-cache at HOST. One snapshot per dump. With
       --ps-socket FD   instead: FD is a socket that is connected to the cache; it
                        carries one snapshot, further dumps fail
   -D, --dir DIR        directory for streamer-capture.sock; made if it is missing
+      --page-server-port N  also take what criu pre-dump and dump --track-mem send to
+                       --page-server --address 127.0.0.1 --port N: rounds before a dump
       --snapshot ID    name of the snapshot (default: time, host, random)
       --until sealed   let the process go when the cache has it all (the default)
       --until running  let it go when the target has restored it and holds it
@@ -47,6 +49,7 @@ const options = {
   port: { type: 'string' },
   dir: { type: 'string', short: 'D' },
   connections: { type: 'string' },
+  'page-server-port': { type: 'string' },
   snapshot: { type: 'string' },
   timeout: { type: 'string' },
   until: { type: 'string', default: 'sealed' },
@@ -67,7 +70,9 @@ main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, rep
     psSocket === undefined ? await onPort() : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
   const until = oneOf('--until', values.until, untils)
   const agreed = { id, until, tuning, timeoutMs: timeoutMs(timeout, 60_000) }
-  await proxy({ cache, connections, directory, ...agreed, report, signal, onStatus })
+  const pages = values['page-server-port']
+  const pagePort = pages === undefined ? undefined : wholeNumber('--page-server-port', pages, 0, 65535)
+  await proxy({ cache, connections, pagePort, directory, ...agreed, report, signal, onStatus })
 
   async function onPort(): Promise<Endpoint> {
     const number = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)

@@ -31,7 +31,9 @@ export function describe(progress: Progress): string {
     case 'undecided':
       return `snapshot ${progress.id} is held until its source says what became of the process; by hand: ${progress.how}`
     case 'round':
-      return `round ${progress.number}: ${progress.pages} pages, ${rate(progress)}, predicted freeze ${seconds(progress.predictedMs)}${progress.last === undefined ? '' : `; the last one: ${progress.last}`}`
+      return `snapshot ${progress.id}, round ${progress.number}: ${progress.pages} pages, ${rate(progress)}`
+    case 'predicted':
+      return `predicted freeze ${seconds(progress.frozenMs)}: ${progress.enough === undefined ? 'another round' : `the last dump, for ${progress.enough}`}`
     case 'flattened':
       return `flattened ${progress.layers} ${progress.layers === 1 ? 'layer' : 'layers'}: ${amount(progress)}`
     case 'failed':

@@ -88,7 +88,7 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
       throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
     }
     const ms = performance.now() - begun
-    server.answerClose(true)
+    await server.answerClose(true)
     chain.under++
     chain.pagemaps = new Set(sent.images.map(({ name }) => name))
     return { pages: pagesOf(sent), ms }
@@ -128,7 +128,7 @@ export function lastLayer(server: PageServer, directory: string, written: Promis
   const stop = new AbortController()
   async function* images(): AsyncGenerator<OpenImage> {
     yield* server.images
-    server.answerClose(true)
+    await server.answerClose(true)
     await Promise.race([written, aborted(stop.signal)])
     for (const name of listImages(directory))
       yield { name, body: { kind: 'pieces', pieces: piecesOf(join(directory, name)) } }
@@ -139,5 +139,25 @@ export function lastLayer(server: PageServer, directory: string, written: Promis
       stop.abort(reason)
       server.destroy(reason)
     },
+  }
+}
+
+/** Tells the cache that no layer follows: it drops what it has of the chain. Throws `LINK`. */
+export async function abandon(chain: Chain, connect: RoundOptions['connect'], signal: AbortSignal): Promise<void> {
+  if (chain.under === 0) return
+  const link = await connect(signal)
+  const cut = (): void => link.destroy(signal.reason as Error)
+  signal.addEventListener('abort', cut)
+  try {
+    const writer = frameWriter(link.outlet)
+    await writer.send({ type: 'snapshot', id: chain.id })
+    await writer.send({ type: 'layer', ...nextLayer(chain, false) })
+    await writer.send({ type: 'failed', code: 'ABORTED', reason: 'no other round follows' })
+    // It says that it has heard, and closes.
+    const reader = frameReader(link.inlet)
+    while ((await reader.next()) !== undefined);
+  } finally {
+    signal.removeEventListener('abort', cut)
+    link.destroy()
   }
 }

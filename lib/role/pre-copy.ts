@@ -23,7 +23,7 @@ import type { Approach } from './approach.ts'
 import { type CriuRun, checkCriuOptions, refuseLeaving, startCriu } from './criu.ts'
 import { closedGate, writeScript } from './gate.ts'
 import { HOLD_DIRECTORY } from './hold.ts'
-import { type Chain, lastLayer, newChain, nextLayer, sendRound } from './layers.ts'
+import { abandon, type Chain, lastLayer, newChain, nextLayer, sendRound } from './layers.ts'
 import { type PageServer, pageServer } from './page-server.ts'
 import { part, remind, settle, type Way } from './parting.ts'
 import { enough, predictedFreezeMs, type Round, type RoundRule } from './rounds.ts'
@@ -108,18 +108,20 @@ async function copyAll(options: PreCopyOptions, way: Way): Promise<void> {
     for (let why = enough(rounds, rule); why === undefined; ) {
       await copyRound(copying, options, way)
       why = enough(rounds, rule)
-      way.report({ event: 'round', ...roundSaid(rounds), last: why })
+      way.report({ event: 'predicted', frozenMs: predictedFreezeMs(rounds), enough: why })
     }
     await handOver(copying, options, way)
+  } catch (error) {
+    // It has dropped it already, if that was what failed.
+    await abandon(copying.chain, way.connect, AbortSignal.timeout(ABANDON_MS)).catch(() => {})
+    throw error
   } finally {
     place.remove()
   }
 }
 
-function roundSaid(rounds: readonly Round[]) {
-  const { pages, ms } = rounds.at(-1) as Round
-  return { number: rounds.length, pages, bytes: pages * PAGE_BYTES, ms, predictedMs: predictedFreezeMs(rounds) }
-}
+/** Of the time that a command has after a signal. */
+const ABANDON_MS = 2000
 
 /** Starts criu on the next layer of the chain. It speaks to `server`. */
 function startLayer(
@@ -159,6 +161,8 @@ async function copyRound(copying: Copying, options: PreCopyOptions, way: Way): P
     const sent = await sendRound(chain, server, { ...way, tuning: options.tuning, reserve })
     await run.done
     rounds.push({ ...sent, frozenMs: frozenMs(directory) })
+    const { pages, ms } = sent
+    way.report({ event: 'round', id: chain.id, number: chain.under, pages, bytes: pages * PAGE_BYTES, ms })
   } catch (error) {
     throw await betterOf(error, run)
   }

@@ -23,9 +23,9 @@ export type Enough =
   /** What is left is below the floor. */
   | 'little is left'
   /** The freeze that is predicted is short enough. */
-  | 'short enough'
+  | 'that is short enough'
   /** The process dirties its memory as fast as it is sent. */
-  | 'no longer shrinking'
+  | 'rounds no longer shrink'
   | 'rounds are used up'
 
 /** A round that sends more than this part of what the one before sent gains nothing. */
@@ -36,8 +36,8 @@ export function enough(rounds: readonly Round[], { mostRounds, floor, downtimeGo
   const [last, before] = [rounds.at(-1), rounds.at(-2)]
   if (last === undefined) return undefined
   if (last.pages * PAGE_BYTES <= floor) return 'little is left'
-  if (downtimeGoalMs !== undefined && predictedFreezeMs(rounds) <= downtimeGoalMs) return 'short enough'
-  if (before !== undefined && last.pages > SHRINKING * before.pages) return 'no longer shrinking'
+  if (downtimeGoalMs !== undefined && predictedFreezeMs(rounds) <= downtimeGoalMs) return 'that is short enough'
+  if (before !== undefined && last.pages > SHRINKING * before.pages) return 'rounds no longer shrink'
   return rounds.length >= mostRounds ? 'rounds are used up' : undefined
 }
 
