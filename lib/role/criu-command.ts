@@ -20,14 +20,14 @@ const DIRECTORY = ['-D', '--images-dir'] as const
 export function criuCommand(pid: number): CriuCommand | undefined {
   const words = commandLine(pid)
   const at = words.findIndex((word) => word === 'dump' || word === 'pre-dump')
-  const tree = Number(valueOf(words, TREE))
+  const tree = Number(optionOf(words, TREE))
   if (at < 1 || !Number.isSafeInteger(tree) || tree < 1) return undefined
-  const directory = placeOf(pid, valueOf(words, DIRECTORY) ?? '.')
+  const directory = placeOf(pid, optionOf(words, DIRECTORY) ?? '.')
   return directory === undefined ? undefined : { pid, action: words[at] as CriuCommand['action'], tree, directory }
 }
 
 /** In any spelling that getopt takes; the last one counts. */
-function valueOf(words: readonly string[], [short, long]: readonly [string, string]): string | undefined {
+function optionOf(words: readonly string[], [short, long]: readonly [string, string]): string | undefined {
   return words
     .map((word, at) => {
       if (word === short || word === long) return words[at + 1]
