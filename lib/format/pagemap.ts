@@ -186,15 +186,20 @@ function decodeEntry(bytes: Uint8Array, begin: number, end: number): PagemapEntr
   const flags = fields[3] ? (given ?? 0) | pageFlag.parent : (given ?? pageFlag.present)
   const entry = { vaddr, pages, flags }
   if (oldPages !== 0 && oldPages !== pages) throw refused(entry, `counts ${oldPages} pages and ${pages}`)
-  if (pages === 0) throw refused(entry, 'has no pages')
-  if (pages > MOST_PAGES || endOf(entry) > Number.MAX_SAFE_INTEGER) throw refused(entry, `has ${pages} pages: too many`)
-  if (vaddr % PAGE_BYTES !== 0) throw refused(entry, 'does not begin at a page')
-  if (flags > KNOWN_FLAGS) throw refused(entry, `has flags ${hex(flags)}, known are ${hex(KNOWN_FLAGS)}`)
-  const kinds = flags & (pageFlag.parent | pageFlag.present)
-  if (flags === 0 || kinds === (pageFlag.parent | pageFlag.present)) {
-    throw refused(entry, `is said to be ${flags === 0 ? 'nowhere' : 'in the parent and not'} (flags ${flags})`)
-  }
+  const flaw = flawOf(entry)
+  if (flaw !== undefined) throw refused(entry, flaw)
   return entry
+}
+
+/** What no entry may be, for a message that names its address; undefined where all is well. */
+export function flawOf({ vaddr, pages, flags }: PagemapEntry): string | undefined {
+  if (pages === 0) return 'has no pages'
+  if (pages > MOST_PAGES || vaddr + pages * PAGE_BYTES > Number.MAX_SAFE_INTEGER) return `has ${pages} pages: too many`
+  if (vaddr % PAGE_BYTES !== 0) return 'does not begin at a page'
+  if (flags > KNOWN_FLAGS) return `has flags ${hex(flags)}, known are ${hex(KNOWN_FLAGS)}`
+  if (flags === 0) return 'is said to be nowhere (flags 0)'
+  const kinds = pageFlag.parent | pageFlag.present
+  return (flags & kinds) === kinds ? `is said to be in the parent and not (flags ${flags})` : undefined
 }
 
 function refused({ vaddr }: PagemapEntry, what: string): Fault {
