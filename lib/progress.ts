@@ -9,8 +9,8 @@ export type Progress =
   | { event: 'status'; of: 'cache'; snapshots: number; used: number; limit: number; links: number; parked: number }
   /** A snapshot left this host, complete. `ms`: from the first byte. */
   | { event: 'sent'; id: string; images: number; bytes: number; ms: number; verified: boolean }
-  /** A snapshot is here, complete and verified. */
-  | { event: 'sealed'; id: string; images: number; bytes: number; ms: number; digest: string }
+  /** A snapshot is here, complete and verified; or that round of one, which is a chain. */
+  | { event: 'sealed'; id: string; round?: number; images: number; bytes: number; ms: number; digest: string }
   /** A restore took its images. */
   | { event: 'served'; id: string; images: number; bytes: number; ms: number }
   /** criu dump returned; `frozenMs` from its own statistics. */

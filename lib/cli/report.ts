@@ -15,7 +15,7 @@ export function describe(progress: Progress): string {
     case 'sent':
       return `snapshot ${progress.id} sent${progress.verified ? ' and sealed by the cache' : ''}: ${amount(progress)}`
     case 'sealed':
-      return `snapshot ${progress.id} sealed: ${amount(progress)}, digest ${progress.digest}`
+      return `${progress.round === undefined ? '' : `round ${progress.round} of `}snapshot ${progress.id} sealed: ${amount(progress)}, digest ${progress.digest}`
     case 'served':
       return `snapshot ${progress.id} served: ${amount(progress)}`
     case 'dumped':

@@ -66,7 +66,9 @@ writes('writeAll', (into) => writeAll(into, large))
 
 const region = mapMemory(HUGE_PAGE)
 region.window.set(large)
-writes('vmspliceAll', (into) => vmspliceAll(region.address, large.length, into))
+writes('vmspliceAll', (into) =>
+  vmspliceAll([{ address: region.address, window: region.window.subarray(0, large.length) }], into),
+)
 
 test('readSome gives what is there, waits when there is nothing, and 0 at the end', async () => {
   const [out, into] = makePipe()
@@ -125,7 +127,7 @@ test('a peer that leaves with bytes unread is LINK for the reader too', async ()
 test('nothing to write is written at once', async () => {
   const [out, into] = makePipe()
   await within(writeAll(into, Buffer.alloc(0)))
-  await within(vmspliceAll(region.address, 0, into))
+  await within(vmspliceAll([{ address: region.address, window: new Uint8Array(0) }], into))
   assert.is(held(out), 0)
   closeFd(out)
   closeFd(into)

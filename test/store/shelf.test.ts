@@ -110,7 +110,7 @@ test('a drop gives the memory and the id back, and does nothing to what is seale
   arriving.drop()
   assert.is(pool.used, EXTENT)
   const image = (await within(shelf.find(one, LONG))).images.get('inventory.img' as never)
-  assert.is(Buffer.concat(image?.pieces.map(({ window }) => window) ?? []).toString(), 'abc')
+  assert.is(Buffer.concat([...(image?.pieces ?? [])].map(({ window }) => window)).toString(), 'abc')
 })
 
 test('waiting has an end: TIMEOUT, for that waiter alone', async () => {
@@ -138,7 +138,7 @@ test('what is removed while somebody reads it keeps its memory until the last ha
   arriving.seal()
   const found = await within(shelf.find(one, LONG))
   const [first, second] = [found.use(), found.use()]
-  const piece = found.images.get('inventory.img' as never)?.pieces[0]
+  const [piece] = found.images.get('inventory.img' as never)?.pieces ?? []
   shelf.remove(one)
   assert.not(shelf.has(one))
   assert.is(Buffer.from(piece?.window ?? []).toString(), 'abc')
