@@ -1,6 +1,6 @@
 /** What a criu that somebody else started does, read from its command line. */
-import { realpathSync } from 'node:fs'
-import { isAbsolute } from 'node:path'
+import { readdirSync, readlinkSync, realpathSync } from 'node:fs'
+import { isAbsolute, normalize } from 'node:path'
 import { commandLine } from '../kernel/process.ts'
 
 export interface CriuCommand {
@@ -14,7 +14,8 @@ export interface CriuCommand {
 
 /** Options of criu with a value, of those that tell the action from a value (criu/config.c, 4.1.1). */
 const TREE = ['-t', '--tree'] as const
-const DIRECTORY = ['-D', '--images-dir'] as const
+const IMAGES = ['-D', '--images-dir'] as const
+const WORK = ['-W', '--work-dir'] as const
 
 /** Undefined for what is no criu that dumps. */
 export function criuCommand(pid: number): CriuCommand | undefined {
@@ -22,7 +23,7 @@ export function criuCommand(pid: number): CriuCommand | undefined {
   const at = words.findIndex((word) => word === 'dump' || word === 'pre-dump')
   const tree = Number(optionOf(words, TREE))
   if (at < 1 || !Number.isSafeInteger(tree) || tree < 1) return undefined
-  const directory = placeOf(pid, optionOf(words, DIRECTORY) ?? '.')
+  const directory = placeOf(pid, optionOf(words, IMAGES), optionOf(words, WORK) !== undefined)
   return directory === undefined ? undefined : { pid, action: words[at] as CriuCommand['action'], tree, directory }
 }
 
@@ -37,9 +38,14 @@ function optionOf(words: readonly string[], [short, long]: readonly [string, str
     .findLast((value) => value !== undefined)
 }
 
-function placeOf(pid: number, path: string): string | undefined {
+/** It has gone into its work directory, which is that of the images where none is named, and has both open (criu/crtools.c, 4.1.1). */
+function placeOf(pid: number, images: string | undefined, apart: boolean): string | undefined {
   try {
-    return realpathSync(isAbsolute(path) ? path : `/proc/${pid}/cwd/${path}`)
+    if (images !== undefined && isAbsolute(images)) return realpathSync(images)
+    if (!apart) return readlinkSync(`/proc/${pid}/cwd`)
+    const end = normalize(images ?? '.').replace(/^(\.\.?\/)+|\/$/g, '')
+    const open = readdirSync(`/proc/${pid}/fd`).map((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`))
+    return open.find((path) => path.endsWith(`/${end}`))
   } catch {
     return undefined
   }

@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -9,8 +10,9 @@ import { temporary } from '../support/run.ts'
 const test = suite('criu command')
 
 /** What is read of a process with this command line, in that directory. */
-async function read(words: string[], cwd: string) {
-  const child = spawn('sh', ['-c', 'echo; read -r line', ...words], { cwd, stdio: ['pipe', 'pipe', 'ignore'] })
+async function read(words: string[], cwd: string, open = cwd) {
+  const line = `exec 9<'${open}'; echo; read -r line`
+  const child = spawn('sh', ['-c', line, ...words], { cwd, stdio: ['pipe', 'pipe', 'ignore'] })
   try {
     await once(child.stdout, 'data')
     const found = criuCommand(child.pid ?? 0)
@@ -31,13 +33,21 @@ test('action, tree and directory, in every spelling', async () => {
     [['ld.so', '/usr/sbin/criu', 'dump', '--tree=7', `--images-dir=${path}`], { action: 'dump', ...here }],
     [['criu', 'dump', '--tree', '7'], { action: 'dump', ...here }],
     [['criu', 'dump', '-t', '1', '-t', '7', '--images-dir', join(path, '..'), '-D', path], { action: 'dump', ...here }],
-    [['criu', 'dump', '-t', '7', '-D', 'nowhere'], undefined],
+    [['criu', 'dump', '-t', '7', '-D', '../it-went-there'], { action: 'dump', ...here }],
+    [['criu', 'dump', '-t', '7', '-D', '/nowhere'], undefined],
     [['criu', 'restore', '-t', '7'], undefined],
     [['criu', 'dump'], undefined],
     [['criu', 'dump', '-t', 'x'], undefined],
     [['criu', 'dump', '-t'], undefined],
   ]
   for (const [words, expected] of cases) assert.equal(await read(words, path), expected, words.join(' '))
+  const images = join(path, 'images')
+  mkdirSync(images)
+  for (const relative of ['images', './images/', '../images', '../x/../images']) {
+    const words = ['criu', 'dump', '-t', '7', '-D', relative, '-W', path]
+    assert.equal(await read(words, path, images), { action: 'dump', tree: 7, directory: images })
+  }
+  assert.is(await read(['criu', 'dump', '-t', '7', '-D', 'other', '-W', path], path, images), undefined)
   remove()
 })
 
