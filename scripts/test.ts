@@ -7,7 +7,6 @@ import { once } from 'node:events'
 import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join, relative } from 'node:path'
-import { fetchPrograms } from '../test/support/loads.ts'
 
 const root = dirname(import.meta.dirname)
 const wanted = process.argv.slice(2)
@@ -64,7 +63,6 @@ const aside = /faults|soak|connections|compress|flatten|loads|recipes/
 async function inTurn(chosen: readonly string[], which: boolean, env: Record<string, string>): Promise<void> {
   for (const file of chosen) if (aside.test(file) === which) await runFile(file, env)
 }
-fetchPrograms()
 for (const pass of passes) {
   const program = 'FERRY_CRIU' in pass.env ? pass.env.FERRY_CRIU : undefined
   console.log(`\n# ${pass.name}`)
