@@ -11,10 +11,11 @@ export interface Played {
   skipped?: string
 }
 
+const only = process.env.FERRY_SCENARIO
 const LIMIT_MS = 120_000
 
 for (const criu of process.argv.slice(2)) {
-  for (const { name, missing, play } of scenarios) {
+  for (const { name, missing, play } of scenarios.filter((one) => only === undefined || one.name.startsWith(only))) {
     const begun = performance.now()
     const tell = (how: Omit<Played, 'scenario' | 'criu' | 'seconds'>): void => {
       const seconds = Math.round((performance.now() - begun) / 100) / 10

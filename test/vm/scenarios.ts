@@ -1,46 +1,13 @@
 /** What is played in a virtual machine whose kernel tracks changed pages, with each CRIU. */
-import { mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { decodeDumpStats } from '../../lib/format/stats.ts'
 import { formatSize } from '../../lib/size.ts'
 import { startHost } from '../support/host.ts'
 import { dirtyingLoad, patternLoad } from '../support/loads.ts'
-import { run, temporary } from '../support/run.ts'
+import { temporary } from '../support/run.ts'
 import { staged } from '../support/stage.ts'
-
-export interface Scenario {
-  name: string
-  /** Why it cannot be played, if it cannot. */
-  missing?: () => string | undefined
-  /** Throws if something is not as it must be; returns figures to be shown. */
-  play(criu: string): Promise<string>
-}
-
-function expect(is: boolean, what: string): void {
-  if (!is) throw new Error(what)
-}
-
-async function done(program: string, args: readonly string[]): Promise<void> {
-  const { code, stderr } = await run(program, args)
-  expect(code === 0, `${program} ${args.join(' ')}: exit code ${code}\n${stderr}`)
-}
-
-const frozenMs = (directory: string): number =>
-  decodeDumpStats(readFileSync(join(directory, 'stats-dump'))).frozenTime / 1000
-const pageBytes = (directory: string): number =>
-  readdirSync(directory)
-    .filter((name) => name.startsWith('pages-'))
-    .reduce((sum, name) => sum + statSync(join(directory, name)).size, 0)
-
-/** A dump that leaves the process as it is: how long one that sends everything takes. */
-async function fullDump(criu: string, pid: number, folder: string): Promise<{ bytes: number; frozen: number }> {
-  const directory = join(folder, 'whole')
-  mkdirSync(directory)
-  await done(criu, ['dump', '-R', '-t', String(pid), '-D', directory])
-  const seen = { bytes: pageBytes(directory), frozen: frozenMs(directory) }
-  rmSync(directory, { recursive: true })
-  return seen
-}
+import { preCopying } from './pre-copying.ts'
+import { done, expect, frozenMs, fullDump, pageBytes, type Scenario } from './scenario.ts'
 
 const handOver: Scenario = {
   name: 'a hand-over through proxy and cache',
@@ -97,4 +64,4 @@ const rounds: Scenario = {
   },
 }
 
-export const scenarios: Scenario[] = [handOver, rounds]
+export const scenarios: Scenario[] = [handOver, rounds, ...preCopying]
