@@ -129,7 +129,10 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
       const begin = at - (at % EXTENT)
       const end = Math.min(begin + EXTENT, address + pages * PAGE_BYTES)
       const taken = extents.get(begin)
-      if (taken !== undefined && pool.givePages(taken, (at - begin) / PAGE_BYTES, (end - at) / PAGE_BYTES)) {
+      if (taken !== undefined && taken.holes === undefined && end - at === EXTENT) {
+        extents.delete(begin)
+        pool.give(taken)
+      } else if (taken !== undefined && pool.givePages(taken, (at - begin) / PAGE_BYTES, (end - at) / PAGE_BYTES)) {
         extents.delete(begin)
         pool.give(taken)
       }
