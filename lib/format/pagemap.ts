@@ -189,8 +189,7 @@ function decodeEntry(bytes: Uint8Array, begin: number, end: number): PagemapEntr
   const vaddr = found[1] as number
   const oldPages = found[2] as number
   const given = found[4] as number
-  if (vaddr === NONE || oldPages === NONE)
-    throw new Fault('FORMAT', 'a pagemap entry without an address or a count')
+  if (vaddr === NONE || oldPages === NONE) throw new Fault('FORMAT', 'a pagemap entry without an address or a count')
   const pages = found[5] === NONE ? oldPages : (found[5] as number)
   const inParent = (found[3] as number) > 0
   const flags = inParent ? Math.max(given, 0) | pageFlag.parent : given === NONE ? pageFlag.present : given
