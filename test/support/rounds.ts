@@ -1,9 +1,15 @@
 /** The parts of a chain as images in memory, made up or read from directories. */
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { type ImageName, imageName } from '../../lib/format/names.ts'
+import { Fault } from '../../lib/fault.ts'
+import { type ImageName, INVENTORY, imageName, snapshotId } from '../../lib/format/names.ts'
 import { encodePagemap, PAGE_BYTES, type PagemapEntry, pageFlag, readPagemap } from '../../lib/format/pagemap.ts'
+import type { Layer } from '../../lib/format/wire.ts'
 import type { MemorySnapshot } from '../../lib/store/memory.ts'
+import { connectEndpoint } from '../../lib/stream/endpoint.ts'
+import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
+import type { ImageSource, OpenImage } from '../../lib/stream/image.ts'
+import { sendSnapshot } from '../../lib/stream/send.ts'
 import { fixtures } from './run.ts'
 
 /** Page number, pages, flags. */
@@ -72,4 +78,47 @@ export function pagesOf(
   }
   if (offset !== bytes.length) throw new Error(`${bytes.length} bytes for ${offset}`)
   return found
+}
+
+/** The images that lie in a directory, as they are: what it has in a parent is not in them. */
+function sourceOf(directory: string): ImageSource {
+  const images = Object.entries(imagesIn(directory)).sort(
+    ([a], [b]) => Number(a === INVENTORY) - Number(b === INVENTORY),
+  )
+  return {
+    images: (async function* (): AsyncGenerator<OpenImage> {
+      for (const [name, bytes] of images) yield { name: imageName(name), body: { kind: 'pieces', pieces: [bytes] } }
+    })(),
+    destroy() {},
+  }
+}
+
+/** Sends one part of a chain to a cache at that port, and waits until it is sealed. Throws the refusal. */
+export async function sendPart(port: string, id: string, directory: string, layer: Layer): Promise<void> {
+  const { signal } = new AbortController()
+  const link = await connectEndpoint({ kind: 'tcp', host: '127.0.0.1', port: Number(port) }, 5000, signal)
+  try {
+    const reader = frameReader(link.inlet)
+    const sending = sendSnapshot(frameWriter(link.outlet), snapshotId(id), sourceOf(directory), {
+      layer,
+      reserve: 4096,
+    })
+    sending.catch(() => {})
+    for (;;) {
+      const frame = await reader.expect()
+      if (frame.type === 'refused') throw new Fault(frame.code, frame.reason)
+      if (frame.type !== 'sealed') continue
+      if (frame.digest !== (await sending).digest) throw new Error('another digest')
+      return
+    }
+  } finally {
+    link.destroy()
+  }
+}
+
+/** Sends the directories of a chain, the oldest first, each as a round and the newest as the last. */
+export async function sendChain(port: string, id: string, directories: readonly string[]): Promise<void> {
+  for (const [under, directory] of directories.entries()) {
+    await sendPart(port, id, directory, { under, last: under === directories.length - 1, token })
+  }
 }
