@@ -1,8 +1,10 @@
 /** Chains sent to a cache in rounds, and taken out of it as one. */
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { connect } from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { flattenDirectory } from '../../lib/role/flatten.ts'
 import { SERVE_SOCKET } from '../../lib/role/serve.ts'
 import { rejectsFault } from '../expect.ts'
 import { chains, splitDump } from '../support/chains.ts'
@@ -28,48 +30,34 @@ async function withCache(
 }
 
 /** What the directory command makes of it is what the cache has. */
-async function same(path: string, last: string, found: (name: string) => Promise<Buffer | undefined>): Promise<void> {
-  const flat = join(path, 'flat')
-  const ran = await run('flatten', ['-D', last, '--to-dir', flat])
-  assert.is(ran.code, 0, ran.stderr)
+async function same(flat: string, last: string, found: (name: string) => Promise<Buffer | undefined>): Promise<void> {
+  await flattenDirectory(last, flat, { report: () => {}, signal: new AbortController().signal })
   const names = readdirSync(flat)
   assert.ok(names.length > 5)
   for (const name of names) assert.ok((await found(name))?.equals(readFileSync(join(flat, name))), name)
 }
 
-for (const { criu, directories } of chains()) {
-  test(`three pre-dumps and a dump of CRIU ${criu}: pulled into a directory, and served to a restore`, () =>
-    withCache([], async ({ port, cache, path }) => {
-      await sendChain(port, 'app', directories)
-      await cache.says(
-        /round 1 of snapshot app sealed[\s\S]*round 3 of snapshot app sealed[\s\S]*\n.* snapshot app sealed/,
-      )
-      const pulled = join(path, 'pulled')
-      const ran = await run('restore-from-socket', [
-        '--from',
-        `127.0.0.1:${port}`,
-        '--snapshot',
-        'app',
-        '--to-dir',
-        pulled,
-      ])
+test('three pre-dumps and a dump by each CRIU: pulled into a directory, and served to a restore', () =>
+  withCache([], async ({ port, cache, path }) => {
+    for (const { criu, directories } of chains()) {
+      await sendChain(port, criu, directories)
+      const sealed = [1, 2, 3].map((round) => `round ${round} of snapshot ${criu} sealed[^]*`)
+      await cache.says(new RegExp(`${sealed.join('')}: snapshot ${criu} sealed`))
+      const pulled = join(path, criu)
+      const from = ['--from', `127.0.0.1:${port}`, '--snapshot', criu]
+      const ran = await run('restore-from-socket', [...from, '--to-dir', pulled])
       assert.is(ran.code, 0, ran.stderr)
       const last = directories.at(-1) as string
-      await same(path, last, async (name) => readFileSync(join(pulled, name)))
-      assert.equal(
-        readdirSync(pulled).sort(),
-        readdirSync(last)
-          .filter((name) => name.endsWith('.img'))
-          .sort(),
-      )
+      await same(join(path, `flat-${criu}`), last, async (name) => readFileSync(join(pulled, name)))
+      const images = readdirSync(last).filter((name) => name.endsWith('.img'))
+      assert.equal(readdirSync(pulled).sort(), images.sort())
+      // The newest.
       const restore = fakeRestore(join(path, 'target', SERVE_SOCKET))
-      for (const name of readdirSync(pulled)) {
-        assert.ok((await restore.image(name))?.equals(readFileSync(join(pulled, name))), name)
-      }
+      for (const name of images) assert.ok((await restore.image(name))?.equals(readFileSync(join(pulled, name))), name)
       restore.close()
-      await cache.says(/snapshot app served: [\s\S]*snapshot app served: /)
-    }))
-}
+      await cache.says(new RegExp(`snapshot ${criu} served: [^]*snapshot ${criu} served: `))
+    }
+  }))
 
 test('eight layers of a full dump, with pages of all of them', () =>
   withCache([], async ({ port, path }) => {
@@ -83,7 +71,7 @@ test('eight layers of a full dump, with pages of all of them', () =>
     assert.is(directories.at(-1), last)
     await sendChain(port, 'app', directories)
     const restore = fakeRestore(join(path, 'target', SERVE_SOCKET))
-    await same(path, last, (name) => restore.image(name))
+    await same(join(path, 'flat'), last, (name) => restore.image(name))
     restore.close()
   }))
 
@@ -115,7 +103,6 @@ test('a round cannot be had; another owner, a round too many and a plain snapsho
       `dump-to-stdout --from-dir ${join(fixtures, 'images')} --snapshot app > ${join(path, 'app.img')}`,
     ])
     assert.is(plain.code, 0, plain.stderr)
-    const { connect } = await import('node:net')
     const heard = await new Promise<Buffer>((resolve) => {
       const socket = connect(Number(port), '127.0.0.1')
       const parts: Buffer[] = []
