@@ -27,7 +27,7 @@ const FIRST = 64
 /** 128 GiB of which no two pages are side by side, in 1.7 GB of ours. */
 const MOST_RUNS = 2 ** 25
 
-export function emptyRuns(): Runs {
+function emptyRuns(): Runs {
   return {
     count: 0,
     vaddr: new Float64Array(FIRST),
@@ -71,7 +71,10 @@ export function* runsOf(batches: Iterable<readonly PagemapEntry[]>, ranges: Iter
   let left = 0
 
   function add({ vaddr, pages, flags }: PagemapEntry): void {
-    if ((flags & pageFlag.present) === 0) return push(runs, vaddr, pages, flags, 0)
+    if ((flags & pageFlag.present) === 0) {
+      push(runs, vaddr, pages, flags, 0)
+      return
+    }
     for (let done = 0; done < pages; ) {
       while (left === 0) {
         const next = rest.next()
@@ -134,7 +137,10 @@ export function* overlay(
     const flags = newer.flags[at] as number
     const pages = newer.pages[at] as number
     let vaddr = newer.vaddr[at] as number
-    if ((flags & pageFlag.parent) === 0) return push(merged, vaddr, pages, flags, newer.address[at] as number)
+    if ((flags & pageFlag.parent) === 0) {
+      push(merged, vaddr, pages, flags, newer.address[at] as number)
+      return
+    }
     for (let left = pages; left > 0; ) {
       skipTo(vaddr)
       if (older === undefined || below >= count) throw missing(vaddr)
