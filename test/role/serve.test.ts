@@ -140,7 +140,7 @@ test('a flattened image of many thousand ranges arrives whole, and each page is 
 }) => {
   criu.close()
   const pool = openPool(64 * 2 ** 20)
-  const sink = memorySnapshot(pool)
+  const sink = memorySnapshot(pool, true)
   const flat = flatMemory(sink)
   const { parent, present } = pageFlag
   put(sink, part('old', [[0, 3000, present]]))

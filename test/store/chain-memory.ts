@@ -23,7 +23,7 @@ function resident(): number {
 }
 
 const pool = openPool(2 ** 30)
-const sink = memorySnapshot(pool)
+const sink = memorySnapshot(pool, true)
 const flat = flatMemory(sink)
 const fresh = Buffer.alloc(ROUND * PAGE_BYTES, 1)
 let [most, mostResident] = [0, 0]
