@@ -75,6 +75,22 @@ test('eight layers of a full dump, with pages of all of them', () =>
     restore.close()
   }))
 
+test('the last is handed over when all pages were found, and not before', () =>
+  withCache([], async ({ port, path, cache }) => {
+    const last = splitDump(join(fixtures, 'images'), join(path, 'rounds'), ['4.2', '4.1'])
+    const first = join(path, 'rounds', '1')
+    await sendPart(port, 'app', first, { under: 0, last: false, token })
+    // Refused before it is a part of the chain, which stays.
+    await rejectsFault('REFUSED', sendPart(port, 'app', first, { under: 1, last: false, token }, 'sealed'))
+    const lost = await rejectsFault('MISSING', sendPart(port, 'b', last, { under: 0, last: true, token }, 'sealed'))
+    assert.match(lost.message, /^pagemap-18177\.img: the page at 0x[0-9a-f]+ is said to be in a round before/)
+    await sendPart(port, 'app', last, { under: 1, last: true, token }, 'sealed')
+    await cache.says(/snapshot app handed over: the source is gone, the cache keeps its images/)
+    const restore = fakeRestore(join(path, 'target', SERVE_SOCKET))
+    await same(join(path, 'flat'), last, (name) => restore.image(name))
+    restore.close()
+  }))
+
 test('a round cannot be had; another owner, a round too many and a plain snapshot are refused; what fails ends the chain', () =>
   withCache(['--timeout', '1'], async ({ port, path, cache }) => {
     const last = splitDump(join(fixtures, 'images'), join(path, 'rounds'), ['4.2', '4.1', '4.2'])

@@ -5,6 +5,7 @@ import { Fault } from '../../lib/fault.ts'
 import { type ImageName, INVENTORY, imageName, snapshotId } from '../../lib/format/names.ts'
 import { encodePagemap, PAGE_BYTES, type PagemapEntry, pageFlag, readPagemap } from '../../lib/format/pagemap.ts'
 import type { Layer } from '../../lib/format/wire.ts'
+import type { Until } from '../../lib/format/words.ts'
 import type { MemorySnapshot } from '../../lib/store/memory.ts'
 import { connectEndpoint } from '../../lib/stream/endpoint.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
@@ -93,23 +94,33 @@ function sourceOf(directory: string): ImageSource {
   }
 }
 
-/** Sends one part of a chain to a cache at that port, and waits until it is sealed. Throws the refusal. */
-export async function sendPart(port: string, id: string, directory: string, layer: Layer): Promise<void> {
+/** Sends one part of a chain to a cache at that port, and waits until it is sealed, or, as a hand-over, until it is kept. Throws the refusal. */
+export async function sendPart(
+  port: string,
+  id: string,
+  directory: string,
+  layer: Layer,
+  until?: Until,
+): Promise<void> {
   const { signal } = new AbortController()
   const link = await connectEndpoint({ kind: 'tcp', host: '127.0.0.1', port: Number(port) }, 5000, signal)
   try {
     const reader = frameReader(link.inlet)
-    const sending = sendSnapshot(frameWriter(link.outlet), snapshotId(id), sourceOf(directory), {
+    const writer = frameWriter(link.outlet)
+    const sending = sendSnapshot(writer, snapshotId(id), sourceOf(directory), {
       layer,
+      until,
       reserve: 4096,
     })
     sending.catch(() => {})
     for (;;) {
       const frame = await reader.expect()
       if (frame.type === 'refused') throw new Fault(frame.code, frame.reason)
+      if (frame.type === 'fate' && frame.fate === 'kept') return
       if (frame.type !== 'sealed') continue
       if (frame.digest !== (await sending).digest) throw new Error('another digest')
-      return
+      if (until === undefined) return
+      await writer.send({ type: 'verdict', verdict: 'go', token, id: snapshotId(id) })
     }
   } finally {
     link.destroy()
