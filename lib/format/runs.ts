@@ -27,7 +27,7 @@ const FIRST = 64
 /** 128 GiB of which no two pages are side by side, in 1.7 GB of ours. */
 const MOST_RUNS = 2 ** 25
 
-export function emptyRuns(): Runs {
+function emptyRuns(): Runs {
   return {
     count: 0,
     vaddr: new Float64Array(FIRST),
@@ -62,18 +62,18 @@ function grow(runs: Runs): void {
 
 /**
  * The runs of a pagemap whose pages lie, in order, at these addresses. Those in the parent have no address. Throws `FORMAT`
- * unless there are just as many pages, and what `entries` throws. Yields from time to time.
+ * unless there are just as many pages, and what `batches` throws. Yields after each batch.
  */
-export function* runsOf(entries: Iterable<PagemapEntry>, ranges: Iterable<Range>): Generator<void, Runs> {
+export function* runsOf(batches: Iterable<readonly PagemapEntry[]>, ranges: Iterable<Range>): Generator<void, Runs> {
   const runs = emptyRuns()
   const rest = ranges[Symbol.iterator]()
   let address = 0
   let left = 0
-  for (const { vaddr, pages, flags } of entries) {
-    if (runs.count % STEPS === 0) yield
+
+  function add({ vaddr, pages, flags }: PagemapEntry): void {
     if ((flags & pageFlag.present) === 0) {
       push(runs, vaddr, pages, flags, 0)
-      continue
+      return
     }
     for (let done = 0; done < pages; ) {
       while (left === 0) {
@@ -87,6 +87,11 @@ export function* runsOf(entries: Iterable<PagemapEntry>, ranges: Iterable<Range>
       left -= some
       address += some * PAGE_BYTES
     }
+  }
+
+  for (const batch of batches) {
+    batch.forEach(add)
+    yield
   }
   if (left > 0 || rest.next().done !== true) throw unequal('more')
   return runs
@@ -127,14 +132,14 @@ export function* overlay(
     }
   }
 
-  for (let at = 0; at < newer.count; at++) {
-    if (at % STEPS === 0) yield
+  // V8 does not optimize a loop inside of a generator: it calls what is to be fast.
+  function place(at: number): void {
     const flags = newer.flags[at] as number
     const pages = newer.pages[at] as number
     let vaddr = newer.vaddr[at] as number
     if ((flags & pageFlag.parent) === 0) {
       push(merged, vaddr, pages, flags, newer.address[at] as number)
-      continue
+      return
     }
     for (let left = pages; left > 0; ) {
       skipTo(vaddr)
@@ -148,6 +153,11 @@ export function* overlay(
       left -= some
       vaddr += some * PAGE_BYTES
     }
+  }
+
+  for (let at = 0; at < newer.count; at++) {
+    if (at % STEPS === 0) yield
+    place(at)
   }
   skipTo(Number.POSITIVE_INFINITY)
   return merged

@@ -34,6 +34,8 @@ interface Flat {
   runs: Runs
 }
 
+/** So much of a pagemap is read between two looks at the clock: some 3,000 entries. */
+const STEP_BYTES = 2 ** 16
 /** Others wait for no longer than about this. */
 const LONGEST_TURN_MS = 10
 
@@ -41,7 +43,8 @@ const LONGEST_TURN_MS = 10
 export function flatMemory(sink: MemorySnapshot): FlatMemory {
   /** All pages so far, by the name of their pagemap. */
   let below = new Map<ImageName, Flat>()
-  const unused: Range[] = []
+  /** Address, pages, address, pages ... */
+  const unused: number[] = []
   /** Images that are read: their own memory goes, or what they left free of it. */
   const read: StoredImage[] = []
   const filled: StoredImage[] = []
@@ -56,12 +59,12 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
     for (const { name, pieces } of sink.images.values()) {
       if (!pagemapPattern.test(name)) continue
       try {
-        const { pagesId, entries } = readPagemap(windows(pieces))
+        const { pagesId, batches } = readPagemap(steps(windows(pieces)))
         const pages = pagesName(pagesId)
         if (brought.has(pages)) throw new Fault('FORMAT', `its pages are in ${pages}, as those of another pagemap are`)
         brought.add(pages)
-        const own = yield* runsOf(entries, ranges(image(pages)))
-        const runs = yield* overlay(own, below.get(name)?.runs, (...range) => unused.push(range))
+        const own = yield* runsOf(batches, ranges(image(pages)))
+        const runs = yield* overlay(own, below.get(name)?.runs, (address, pages) => unused.push(address, pages))
         flat.set(name, { pagesId, runs })
       } catch (error) {
         throw named(name, error)
@@ -69,7 +72,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
     }
     for (const [name, { runs }] of below) {
       if (flat.has(name)) continue
-      for (const range of rangesOf(runs, EXTENT)) unused.push(range)
+      for (const [address, pages] of rangesOf(runs, EXTENT)) unused.push(address, pages)
     }
     for (const name of brought) {
       const pages = image(name)
@@ -125,8 +128,8 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
   function* giveBack(): Generator<void, void> {
     for (const image of filled.splice(0)) sink.trim(image)
     for (const image of read.splice(0)) sink.discard(image)
-    for (const [address, pages] of unused) {
-      sink.discardPages(address, pages)
+    for (let at = 0; at < unused.length; at += 2) {
+      sink.discardPages(unused[at] as number, unused[at + 1] as number)
       yield
     }
     unused.length = 0
@@ -151,6 +154,12 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
 
 function* windows(pieces: Iterable<Piece>): Generator<Uint8Array> {
   for (const { window } of pieces) yield window
+}
+
+function* steps(windows: Iterable<Uint8Array>): Generator<Uint8Array> {
+  for (const window of windows) {
+    for (let at = 0; at < window.length; at += STEP_BYTES) yield window.subarray(at, at + STEP_BYTES)
+  }
 }
 
 function* ranges(image: StoredImage | undefined): Generator<Range> {

@@ -40,7 +40,7 @@ export interface MemorySnapshot extends ImageSink {
   release(piece: Piece): void
   /** No more images come: what was reserved for them is given back. */
   complete(): void
-  /** More images come, those of a chain's next part. */
+  /** More images come, those of a chain's next part; what there was is forgotten, but for pages that lie apart. */
   reopen(): void
   /** Takes the place of an image of that name. */
   replace(image: StoredImage): void
@@ -48,7 +48,7 @@ export interface MemorySnapshot extends ImageSink {
   pagesAt(address: number, pages: number): Piece
   /** Gives pages back, each once; they cannot be read again. */
   discardPages(address: number, pages: number): void
-  /** Gives back what only this image holds. */
+  /** Gives back the extents that only this image holds. */
   discard(image: StoredImage): void
   /** Gives back what this image did not fill; from here on its pages are nobody's, and are given back one by one. */
   trim(image: StoredImage): void
@@ -66,8 +66,11 @@ export const pagesPattern = /^pages-\d+\.img$/
 /** An image above this gets extents of its own. */
 const LARGEST_SHARED = 64 * 2 ** 10
 
-/** Takes its first extent at once, so that many snapshots of nothing are not for nothing. Throws `MEMORY`. */
-export function memorySnapshot(pool: Pool): MemorySnapshot {
+/**
+ * Takes its first extent at once, so that many snapshots of nothing are not for nothing. `apart`: pages of processes lie by themselves, each in a
+ * page of ours, so that any of them can be given back. Throws `MEMORY`.
+ */
+export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   const images = new Map<ImageName, StoredImage>()
   const extents = new Map<number, Extent>()
   /** Extents of which a single image has it all. */
@@ -77,6 +80,9 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
   /** Being made ready. They may be used all the same: contents stay. */
   const faulting = new Set<Extent>()
   let shared: Piece | undefined = { ...extent() }
+  /** The same for pages that lie apart, and the extents of what does not. */
+  let sharedPages: Piece | undefined
+  const others: Piece[] = [shared]
 
   let open = true
 
@@ -103,21 +109,30 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
     return taken
   }
 
-  function carve(bytes: number, align: number): Piece {
-    let before = shared === undefined ? 0 : Number(-shared.address & BigInt(align - 1))
-    if (shared === undefined || shared.window.length < before + bytes) {
+  function carve(bytes: number): Piece {
+    if (shared === undefined || shared.window.length < bytes) {
       shared = { ...extent() }
-      before = 0
+      others.push(shared)
     }
-    const address = shared.address + BigInt(before)
-    const piece = { address, window: shared.window.subarray(before, before + bytes) }
-    shared = { address: address + BigInt(bytes), window: shared.window.subarray(before + bytes) }
+    const piece = first(shared, bytes)
+    shared = behind(shared, bytes)
+    return piece
+  }
+
+  function carvePages(bytes: number): Piece {
+    if (sharedPages === undefined || sharedPages.window.length < bytes) sharedPages = { ...extent() }
+    const piece = first(sharedPages, bytes)
+    sharedPages = behind(sharedPages, bytes)
     return piece
   }
 
   /** Of an image's only holder. */
   function giveOwn(address: number): void {
-    const taken = owned.delete(address) ? extents.get(address) : undefined
+    if (owned.delete(address)) giveExtent(address)
+  }
+
+  function giveExtent(address: number): void {
+    const taken = extents.get(address)
     if (taken === undefined) return
     extents.delete(address)
     pool.give(taken)
@@ -129,9 +144,9 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
       const begin = at - (at % EXTENT)
       const end = Math.min(begin + EXTENT, address + pages * PAGE_BYTES)
       const taken = extents.get(begin)
-      if (taken !== undefined && pool.givePages(taken, (at - begin) / PAGE_BYTES, (end - at) / PAGE_BYTES)) {
-        extents.delete(begin)
-        pool.give(taken)
+      const whole = taken?.holes === undefined && end - at === EXTENT
+      if (taken !== undefined && (whole || pool.givePages(taken, (at - begin) / PAGE_BYTES, (end - at) / PAGE_BYTES))) {
+        giveExtent(begin)
       }
       at = end
     }
@@ -146,13 +161,16 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
 
   function openImage(name: ImageName): MemoryWriter {
     const pieces: Piece[] = []
-    // A page of a process is a page here too, so that it can be given back.
-    const align = pagesPattern.test(name) ? PAGE_BYTES : 1
-    let next = Math.max(FIRST_PIECE, align)
+    const paged = apart && pagesPattern.test(name)
+    let next = paged ? PAGE_BYTES : FIRST_PIECE
     let space: Piece | undefined
     let filled = 0
     const close = (): void => {
-      if (space !== undefined) pieces.push({ address: space.address, window: space.window.subarray(0, filled) })
+      if (space !== undefined) {
+        const end = Number(space.address) + space.window.length
+        if (paged && !owned.has(Number(space.address))) discardBetween(end - space.window.length + filled, end)
+        pieces.push(first(space, filled))
+      }
       space = undefined
       filled = 0
     }
@@ -161,7 +179,7 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
         if (space !== undefined && filled === space.window.length) close()
         if (space === undefined) {
           while (next < wanted && next <= LARGEST_SHARED) next *= 4
-          space = next > LARGEST_SHARED ? own(extent()) : carve(next, align)
+          space = next > LARGEST_SHARED ? own(extent()) : paged ? carvePages(next) : carve(next)
           next *= 4
         }
         return space.window.subarray(filled)
@@ -210,6 +228,9 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
     },
     reopen() {
       images.clear()
+      // They lay there.
+      for (const { address } of others.splice(1)) giveExtent(Number(address))
+      shared = others[0]
       open = true
     },
     replace(image) {
@@ -223,11 +244,7 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
     },
     discardPages,
     discard({ pieces }) {
-      for (const { address, window } of pieces) {
-        const begin = Number(address)
-        if (owned.has(begin)) giveOwn(begin)
-        else discardBetween(begin, begin + window.length)
-      }
+      for (const { address } of pieces) giveOwn(Number(address))
     },
     trim({ pieces }) {
       for (const { address, window } of pieces) {
@@ -244,4 +261,12 @@ export function memorySnapshot(pool: Pool): MemorySnapshot {
       shared = undefined
     },
   }
+}
+
+function first({ address, window }: Piece, bytes: number): Piece {
+  return { address, window: window.subarray(0, bytes) }
+}
+
+function behind({ address, window }: Piece, bytes: number): Piece {
+  return { address: address + BigInt(bytes), window: window.subarray(bytes) }
 }

@@ -55,7 +55,7 @@ export function openRounds(pool: Pool): Rounds {
       }
       if (found !== undefined && !ours) throw unfinished(id)
       drop(id)
-      const sink = memorySnapshot(pool)
+      const sink = memorySnapshot(pool, true)
       return { sink, flat: flatMemory(sink), token: Buffer.from(token), rounds: 0, since: performance.now() }
     },
     put(id, chain) {

@@ -116,8 +116,6 @@ export function openShelf(pool: Pool): Shelf {
       let chain: Growing | undefined
       let sink: MemorySnapshot | undefined
       let over = false
-      if (!chains.has(id)) own(memorySnapshot(pool))
-
       function own(taken: MemorySnapshot): MemorySnapshot {
         sink = taken
         arriving.add(id)
@@ -135,6 +133,7 @@ export function openShelf(pool: Pool): Shelf {
         own(chain.sink)
       }
       if (part !== undefined) join(part)
+      else if (!chains.has(id)) own(memorySnapshot(pool))
       return {
         get sink() {
           return owned()

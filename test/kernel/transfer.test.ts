@@ -70,6 +70,14 @@ writes('vmspliceAll', (into) =>
   vmspliceAll([{ address: region.address, window: region.window.subarray(0, large.length) }], into),
 )
 
+const cuts = [0, 4096, 0, 5, 65_531, 1, 4096, 100_000, 0]
+const pieces = cuts.map((bytes, index) => {
+  const before = cuts.slice(0, index).reduce((sum, cut) => sum + cut, 0)
+  const end = index === cuts.length - 1 ? large.length : before + bytes
+  return { address: region.address + BigInt(before), window: region.window.subarray(before, end) }
+})
+writes('vmspliceAll of many pieces', (into) => vmspliceAll(pieces, into))
+
 test('readSome gives what is there, waits when there is nothing, and 0 at the end', async () => {
   const [out, into] = makePipe()
   const buffer = Buffer.alloc(10)
