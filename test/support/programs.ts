@@ -28,7 +28,7 @@ interface Program {
   what: string
   /** The arguments of scripts/fetch-debian.sh after the folder. */
   args: string[]
-  then?: () => void
+  after?: () => void
 }
 
 const programs: Program[] = [
@@ -43,18 +43,18 @@ const machine: Program[] = [
     name: 'vm/kernel',
     what: 'the kernel of Debian 12 (71 MB)',
     args: ['-', 'bookworm', 'linux-image-6[.]1[.]0-[0-9]+-amd64'],
-    then: dropDrivers,
+    after: dropDrivers,
   },
 ]
 
 /** Fetches those that are not there yet, with a line for each; says so if one cannot be had. */
 export function fetchPrograms(say: (text: string) => void): void {
-  for (const { name, what, args, then } of [...programs, ...(process.arch === 'x64' ? machine : [])]) {
+  for (const { name, what, args, after } of [...programs, ...(process.arch === 'x64' ? machine : [])]) {
     if (existsSync(folder(name))) continue
     say(`fetching ${what} into .criu/${name} with apt-get (no package is installed)`)
     try {
       execFileSync(join(root, 'scripts', 'fetch-debian.sh'), [folder(name), ...args], { stdio: 'inherit' })
-      then?.()
+      after?.()
     } catch {
       say(`could not fetch ${what}`)
     }
