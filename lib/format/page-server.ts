@@ -20,8 +20,13 @@ import { endOf, flawOf, hex, PAGE_BYTES, type PagemapEntry, pageFlag, presentPag
 
 /** Records for one pagemap, about 60 bytes of memory each; 64 GiB of single pages. */
 export const MOST_ENTRIES = 2 ** 24
-/** Pages that come after a record in one piece of this size are not moved to those before it. */
-const PIECE_OF_ITS_OWN = 64 * 2 ** 10
+/**
+ * Bytes that are read at once at most, and pages that are given away at once. Single pages come in small reads, a record before each: what the
+ * records leave is moved together, so that it goes on in few frames and not in one a page.
+ */
+const BUFFER_BYTES = 2 ** 20
+/** There is room for this many bytes at least: a UNIX socket hands over about 200 KiB. */
+const LEAST_ROOM = 2 ** 18
 
 /** What a connection brings, in order. */
 export type PageServerEvent =
@@ -29,7 +34,7 @@ export type PageServerEvent =
   | { kind: 'reply'; bytes: Uint8Array }
   /** From here on pages are those of this pagemap. */
   | { kind: 'open'; name: ImageName }
-  /** Pages, or a part of one, as they follow each other in the pages image: a view, and the bytes between it and the next one are lost. */
+  /** Pages, or a part of one, as they follow each other in the pages image: a view, good until the next event. */
   | { kind: 'pages'; bytes: Uint8Array }
   /** The pagemap that was open is complete. */
   | { kind: 'complete'; entries: PagemapEntry[] }
@@ -37,11 +42,13 @@ export type PageServerEvent =
   | { kind: 'close' }
 
 export interface PageServerDecoder {
+  /** Where the next bytes go. */
+  room(): Buffer
   /**
-   * What these bytes say, to be taken to the end before the next call. Pages are moved together inside of `bytes`. Throws `CRIU_PROTOCOL`, or
-   * `LIMIT` for too many entries.
+   * That many bytes of the room are filled: what they say, to be taken to the end before the next call. Throws `CRIU_PROTOCOL`, or `LIMIT` for
+   * too many entries.
    */
-  push(bytes: Buffer): Generator<PageServerEvent, void, void>
+  push(bytes: number): Generator<PageServerEvent, void, void>
   /** The connection has ended. Throws `FAILED_DUMP` unless CLOSE came. */
   end(): void
 }
@@ -70,17 +77,20 @@ export function pageServerDecoder(
   let open: OpenPagemap | undefined
   const seen = new Set<ImageName>()
   const nameOf = namer()
-  let input: Buffer = head
+  /** Pages that are not given away yet, up to `kept`; what was read and not looked at, from `at` to `end`. */
+  const buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES)
+  let kept = 0
   let at = 0
+  let end = 0
 
-  /** The next record of the input; undefined if its end is not there. */
+  /** The next record; undefined if its end is not there. */
   function record(): PsRecord | undefined {
-    if (layout !== undefined && filled === 0 && input.length - at >= layout) {
+    if (layout !== undefined && filled === 0 && end - at >= layout) {
       at += layout
-      return decodeRecord(input, at - layout, layout)
+      return decodeRecord(buffer, at - layout, layout)
     }
     const had = filled
-    filled += input.copy(head, filled, at, at + (layout ?? layouts.old) - filled)
+    filled += buffer.copy(head, filled, at, Math.min(end, at + (layout ?? layouts.old) - filled))
     at += filled - had
     if (filled < (layout ?? layouts.old)) return undefined
     if (layout === undefined) {
@@ -95,7 +105,19 @@ export function pageServerDecoder(
     return decodeRecord(head, 0, layout)
   }
 
+  function afterClose(): void {
+    doubtful -= end - at
+    if (doubtful < 0) throw refused('goes on after CLOSE')
+    at = end
+  }
+
+  function* keptPages(): Generator<PageServerEvent> {
+    if (kept > 0) yield { kind: 'pages', bytes: buffer.subarray(0, kept) }
+    kept = 0
+  }
+
   function* complete(): Generator<PageServerEvent> {
+    yield* keptPages()
     if (open !== undefined) yield { kind: 'complete', entries: open.entries }
     open = undefined
   }
@@ -126,9 +148,8 @@ export function pageServerDecoder(
   function* obey(said: PsRecord): Generator<PageServerEvent> {
     const { command } = said
     if (isClose(command)) {
-      if (input.length - at > doubtful) throw refused('goes on after CLOSE')
-      at = input.length
       closed = true
+      afterClose()
       yield* complete()
       return yield { kind: 'close' }
     }
@@ -142,22 +163,16 @@ export function pageServerDecoder(
   }
 
   return {
+    room: () => buffer.subarray(kept),
     *push(bytes) {
-      if (closed) throw refused('goes on after CLOSE')
-      input = bytes
-      at = 0
-      /** Where pages lie that are still to be given away. */
-      let [from, to] = [0, 0]
-      while (at < bytes.length) {
+      at = kept
+      end = kept + bytes
+      if (closed) return afterClose()
+      while (at < end) {
         if (left > 0) {
-          const part = Math.min(left, bytes.length - at)
-          if (to > from && at > to && part >= PIECE_OF_ITS_OWN) {
-            yield { kind: 'pages', bytes: bytes.subarray(from, to) }
-            from = to
-          }
-          if (from === to) from = to = at
-          else if (at > to) bytes.copyWithin(to, at, at + part)
-          to += part
+          const part = Math.min(left, end - at)
+          if (at > kept) buffer.copyWithin(kept, at, at + part)
+          kept += part
           at += part
           left -= part
           continue
@@ -165,15 +180,10 @@ export function pageServerDecoder(
         const said = record()
         if (said === undefined) break
         checkCommand(said)
-        if (open !== undefined && isAdd(said.command) && nameOf(said) === open.name) {
-          add(open, said.command, said)
-          continue
-        }
-        if (to > from) yield { kind: 'pages', bytes: bytes.subarray(from, to) }
-        from = to
-        yield* obey(said)
+        if (open !== undefined && isAdd(said.command) && nameOf(said) === open.name) add(open, said.command, said)
+        else yield* obey(said)
       }
-      if (to > from) yield { kind: 'pages', bytes: bytes.subarray(from, to) }
+      if (kept > BUFFER_BYTES - LEAST_ROOM) yield* keptPages()
     },
     end() {
       if (closed) return

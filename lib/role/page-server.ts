@@ -23,7 +23,6 @@ import type { ImageSource, OpenImage } from '../stream/image.ts'
 
 /** As CRIU's own: its numbers begin there, to leave those below to the images that the dump writes itself (criu/image.c). */
 const FIRST_PAGES_ID = 65537
-const READ_BYTES = 2 ** 20
 
 export interface PageServerOptions {
   /** Whether the parent has a pagemap of that name: then CRIU leaves out what did not change since. */
@@ -54,13 +53,12 @@ export function pageServer(socket: Fd, { hasParent }: PageServerOptions): PageSe
 
   async function* events(): AsyncGenerator<PageServerEvent, void, void> {
     const decoder = pageServerDecoder(hasParent)
-    const buffer = Buffer.allocUnsafeSlow(READ_BYTES)
     try {
       for (;;) {
         if (failure !== undefined) throw failure
-        const got = await readSome(socket, buffer)
+        const got = await readSome(socket, decoder.room())
         if (got === 0) return decoder.end()
-        for (const event of decoder.push(buffer.subarray(0, got))) {
+        for (const event of decoder.push(got)) {
           if (failure !== undefined) throw failure
           if (event.kind === 'reply') await writeAll(socket, event.bytes, { socket: true })
           else yield event

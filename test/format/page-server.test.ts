@@ -10,7 +10,12 @@ import {
   type PsRecord,
   psCommand,
 } from '../../lib/format/page-record.ts'
-import { closeReply, type PageServerEvent, pageServerDecoder } from '../../lib/format/page-server.ts'
+import {
+  closeReply,
+  type PageServerDecoder,
+  type PageServerEvent,
+  pageServerDecoder,
+} from '../../lib/format/page-server.ts'
 import { PAGE_BYTES, type PagemapEntry, pageFlag } from '../../lib/format/pagemap.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
 import { recordedTalks } from '../support/page-server.ts'
@@ -30,7 +35,16 @@ type Heard =
   | { kind: 'pagemap'; name: string; entries: PagemapEntry[]; bytes: Buffer }
   | { kind: 'close' }
 
-/** Feeds a decoder with chunks, which it may overwrite. */
+/** Gives a decoder bytes, as many at a time as it has room for. */
+function* feed(decoder: PageServerDecoder, bytes: Buffer): Generator<PageServerEvent> {
+  for (let at = 0; at < bytes.length; ) {
+    const got = bytes.copy(decoder.room(), 0, at)
+    assert.ok(got > 0, 'there is always room')
+    at += got
+    yield* decoder.push(got)
+  }
+}
+
 function hear(chunks: Iterable<Buffer>, hasParent: () => boolean): Heard[] {
   const decoder = pageServerDecoder(hasParent)
   const heard: Heard[] = []
@@ -43,7 +57,7 @@ function hear(chunks: Iterable<Buffer>, hasParent: () => boolean): Heard[] {
     else if (event.kind === 'close') heard.push({ kind: 'close' })
     else heard.push({ kind: 'pagemap', name, entries: event.entries, bytes: Buffer.concat(pieces) })
   }
-  for (const chunk of chunks) for (const event of decoder.push(Buffer.from(chunk))) take(event)
+  for (const chunk of chunks) for (const event of feed(decoder, chunk)) take(event)
   decoder.end()
   return heard
 }
@@ -147,7 +161,9 @@ for (const layout of both) {
 
   test(`${layout} bytes a record: a first CLOSE is the end, and nothing comes after it`, () => {
     for (const command of [CLOSE, FORCE_CLOSE]) {
-      assert.equal(hear([talk(layout, { command })], noParent), [{ kind: 'close' }])
+      for (const size of [1, 24, 25, 32]) {
+        assert.equal(hear(cut(talk(layout, { command }), [size]), noParent), [{ kind: 'close' }])
+      }
       assert.equal(hear([talk(layout, open, { command })], noParent).at(-1), { kind: 'close' })
       throwsFault('CRIU_PROTOCOL', () => hear([talk(layout, { command }, open)], noParent))
     }
@@ -239,6 +255,13 @@ for (const layout of both) {
   })
 }
 
+test('a task and a shared memory object may have the same number', () => {
+  const shmem = { type: dstType.shmem, id: task.id }
+  const heard = hear([talk(layouts.new, open, { ...open, ...shmem }, close)], noParent)
+  const names = heard.flatMap((what) => (what.kind === 'pagemap' ? [what.name] : []))
+  assert.equal(names, ['pagemap-77.img', 'pagemap-shmem-77.img'])
+})
+
 function nameOf(layout: Layout, type: number, id: number): string | undefined {
   const heard = hear([talk(layout, { command: OPEN, type, id }, close)], noParent)[0]
   return heard?.kind === 'pagemap' ? heard.name : undefined
@@ -256,7 +279,7 @@ test('entries of one pagemap are limited', () => {
   const said = Array.from({ length: 4 }, (_, n) => added(n * PAGE_BYTES, one))
   for (const entries of [3, 4]) {
     const decoder = pageServerDecoder(noParent, 3)
-    const take = (): number => [...decoder.push(talk(layouts.old, open, ...said.slice(0, entries)))].length
+    const take = (): number => [...feed(decoder, talk(layouts.old, open, ...said.slice(0, entries)))].length
     if (entries === 3) take()
     else assert.match(throwsFault('LIMIT', take).message, /pagemap-77.img has more than 3 entries/)
   }
@@ -351,14 +374,20 @@ test('what each CRIU said, cut anywhere', () => {
   }
 })
 
-test('a piece of its own is not moved, single pages are moved together', () => {
+test('pages are given away in large pieces, and before anything else is said', () => {
   const decoder = pageServerDecoder(noParent)
-  const large = pattern(40 * PAGE_BYTES, 5)
-  const singles = Array.from({ length: 100 }, (_, n) => added(0x100000 + 2 * n * PAGE_BYTES, one))
-  const bytes = talk(layouts.new, open, added(0x1000, one), added(0x3000, large), ...singles)
-  const pieces: number[] = []
-  for (const event of decoder.push(bytes)) if (event.kind === 'pages') pieces.push(event.bytes.length / PAGE_BYTES)
-  assert.equal(pieces, [1, 140])
+  const singles = Array.from({ length: 600 }, (_, n) => added(0x100000 + 2 * n * PAGE_BYTES, one))
+  const large = added(0x10000000, pattern(500 * PAGE_BYTES, 5))
+  const bytes = talk(layouts.new, open, ...singles, large, { ...open, id: 78 })
+  const heard: string[] = []
+  for (const chunk of cut(bytes, [40_000])) {
+    for (const event of feed(decoder, chunk)) {
+      if (event.kind !== 'pages') heard.push(event.kind)
+      else heard.push(event.bytes.length > 700_000 ? 'many pages' : 'the last pages')
+    }
+  }
+  const many = Array.from({ length: 5 }, () => 'many pages')
+  assert.equal(heard, ['reply', 'open', ...many, 'reply', 'the last pages', 'complete', 'open'])
 })
 
 test.run()

@@ -1,5 +1,5 @@
 /** A criu that dumps into a page server of ours, conversations that one had, and clients that replay them. */
-import { copyFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { gunzipSync } from 'node:zlib'
 import type { Fd } from '../../lib/kernel/fd.ts'
@@ -61,9 +61,4 @@ export function recordedTalks(): RecordedTalk[] {
     criu: basename(name, '.gz'),
     bytes: gunzipSync(readFileSync(join(folder, name))),
   }))
-}
-
-/** The files of one directory that another has not. */
-export function addFiles(from: string, to: string): void {
-  for (const name of readdirSync(from)) copyFileSync(join(from, name), join(to, name))
 }
