@@ -178,6 +178,7 @@ async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Pr
   const { id, until, tuning, pid } = options
   const { chain, rounds, path } = copying
   const script = writeScript(path, 'post-dump')
+  const begun = performance.now()
   const { run, server, directory } = startLayer(copying, 'dump', options, ['--action-script', script])
   const gate = closedGate(path, run.pid, 'pre-dump')
   const remove = (): void => {
@@ -196,7 +197,7 @@ async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Pr
     await Promise.race([gate.held, run.done, aborted(way.signal)])
     const departure = { id, until, gates: path, tuning, resumes: true, layer: nextLayer(chain, true) }
     await part(criu, run.done, way, departure)
-    way.report({ event: 'dumped', frozenMs: frozenMs(directory), ms: 0 })
+    way.report({ event: 'dumped', frozenMs: frozenMs(directory), ms: performance.now() - begun })
   } catch (error) {
     remove()
     throw await betterOf(error, run)

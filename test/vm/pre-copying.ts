@@ -1,53 +1,174 @@
-/** Scenarios of pre-copy: rounds to the cache, and the hand-over of what changed. */
+/** Scenarios of rounds to a cache: by pre-copy, and by criu processes that somebody else starts, through the proxy's page server port. */
+import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { formatSize } from '../../lib/size.ts'
-import { dirtyingLoad } from '../support/loads.ts'
-import { start } from '../support/run.ts'
+import { dirtyingLoad, type Load } from '../support/loads.ts'
+import { type Running, root, start } from '../support/run.ts'
 import { type Stage, staged } from '../support/stage.ts'
-import { expect, fullDump, type Scenario } from './scenario.ts'
+import { expect, frozenMs, type Scenario } from './scenario.ts'
 
 const MIB = 256
-const load = dirtyingLoad(MIB, 5)
+const PERCENT = 5
+const small = dirtyingLoad(24, 25)
+const shared = dirtyingLoad(16, 10, 16)
 
-/** What pre-copy says of each round, in bytes, and how long the last dump held the process, in ms. */
-function said(stderr: string): { rounds: number[]; frozen: number } {
-  const rounds = [...stderr.matchAll(/round \d+: (\d+) pages/g)].map(([, pages]) => Number(pages) * 4096)
-  const [, seconds = ''] = /frozen for ([\d.]+) s/.exec(stderr) ?? []
-  return { rounds, frozen: Number(seconds) * 1000 }
+/** Makes a dump fail when the target has agreed. */
+const failing = join(root, 'test', 'support', 'fail-dump.sh')
+
+/** Bytes of each round that is told of. */
+function rounds(stderr: string): number[] {
+  return [...stderr.matchAll(/round \d+: (\d+) pages/g)].map(([, pages]) => Number(pages) * 4096)
 }
 
-function preCopy({ folder, load }: Stage, criu: string, port: string) {
-  const place = ['-D', join(folder, 'owed'), '--criu', criu, '--until', process.env.FERRY_UNTIL ?? 'running']
-  const rounds = ['--max-rounds', '3', '--floor', '0']
-  return start('pre-copy', ['-v', '-t', String(load.pid), '--port', port, ...place, ...rounds], { cwd: folder })
+function preCopy({ folder, load }: Stage, criu: string, port: string, ...more: string[]): Running {
+  const place = ['-D', join(folder, 'owed'), '--criu', criu, '--floor', '0']
+  return start('pre-copy', ['-v', '-t', String(load.pid), '--port', port, ...place, ...more], { cwd: folder })
 }
 
-export const commandRounds: Scenario = {
-  name: `pre-copy: three rounds of ${MIB} MiB of which 5 % change, and the hand-over`,
+async function ended(running: Running, ...others: Running[]): Promise<string> {
+  const { code, stderr } = await running.ended
+  expect(code === 0, stderr + others.map((other) => other.stderr()).join(''))
+  return stderr
+}
+
+/** How long a whole dump takes on the same way, which leaves the process as it is. */
+async function wholeDump(stage: Stage, port: string): Promise<number> {
+  const proxy = await stage.proxy(port, '--snapshot', 'whole')
+  await ended(stage.dump('-R', '-W', stage.folder), proxy)
+  proxy.child.kill('SIGTERM')
+  await proxy.ended
+  return frozenMs(stage.folder)
+}
+
+const command: Scenario = {
+  name: `pre-copy: three rounds of ${MIB} MiB of which ${PERCENT} % change, and the hand-over`,
   async play(criu) {
     let figures = ''
-    await staged(criu, load, async (stage) => {
-      const full = await fullDump(criu, stage.load.pid, stage.folder)
+    await staged(criu, dirtyingLoad(MIB, PERCENT), async (stage) => {
       const { cache, port } = await stage.cache('--restore', '--criu', criu)
-      const { code, stderr } = await preCopy(stage, criu, port).ended
-      expect(code === 0, stderr + cache.stderr())
-      console.log(stderr)
+      const whole = await wholeDump(stage, port)
+      const stderr = await ended(preCopy(stage, criu, port, '--max-rounds', '3'), cache)
       await cache.says(/restored in/)
-      console.log(cache.stderr())
       await stage.arrived()
-      const { rounds, frozen } = said(stderr)
+      const sizes = rounds(stderr)
       const [, sent = ''] = /sent and sealed by the cache: \d+ images, ([^(]*) in/.exec(stderr) ?? []
-      expect(rounds.length === 3, `${rounds.length} rounds`)
-      expect(
-        (rounds.at(-1) ?? 0) <= (rounds[0] ?? 0) / 10,
-        `the last round has ${rounds.at(-1)} bytes, the first ${rounds[0]}`,
-      )
-      figures =
-        `${rounds.map(formatSize).join(', ')}, then ${sent}, of ${formatSize(full.bytes)}; ` +
-        `frozen for ${frozen.toFixed(0)} ms, a full dump for ${full.frozen.toFixed(0)} ms`
+      const [, frozen = ''] = /frozen for ([\d.]+) s/.exec(stderr) ?? []
+      expect(sizes.length >= 2, `${sizes.length} rounds`)
+      expect((sizes.at(-1) ?? 0) <= (sizes[0] ?? 0) / 10, `rounds of ${sizes.join(', ')} bytes`)
+      figures = `${sizes.map(formatSize).join(', ')}, then ${sent}; frozen for ${frozen} s, a whole dump the same way for ${(whole / 1000).toFixed(3)} s`
     })
     return figures
   },
 }
 
-export const preCopying: Scenario[] = [commandRounds]
+/** Two trees at the same time, one of them with shared memory, to one cache; the other CRIU restores what this one dumped. */
+const two: Scenario = {
+  name: 'pre-copy: two trees at once to one cache, one with shared memory',
+  async play(criu) {
+    await staged(criu, small, async (first) => {
+      await staged(criu, shared, async (second) => {
+        const { cache, port } = await first.cache('--restore', '--criu', criu)
+        const both = [preCopy(first, criu, port), preCopy(second, criu, port)]
+        await Promise.all(both.map((running) => ended(running, cache)))
+        await cache.says(/(restored in[\s\S]*){2}/)
+        await first.arrived()
+        await second.load.gone
+        await second.load.verify(first.host.outerPid(second.load.pid))
+      })
+    })
+    return ''
+  },
+}
+
+/** A criu of somebody else at the proxy's port. */
+function stock({ folder, load, source }: Stage, criu: string, port: string) {
+  let step = 0
+  return (action: 'pre-dump' | 'dump', parent: boolean, ...more: string[]): Running => {
+    step++
+    mkdirSync(join(folder, String(step)))
+    return start(
+      criu,
+      [
+        ...[action, '-t', String(load.pid), '-D', String(step), '--track-mem'],
+        ...['--page-server', '--address', '127.0.0.1', '--port', port],
+        ...(parent ? ['--prev-images-dir', `../${step - 1}`] : []),
+        ...(action === 'dump' ? ['--action-script', join(source, 'post-dump')] : []),
+        ...more,
+      ],
+      { cwd: folder },
+    )
+  }
+}
+
+/** What the proxy sent for the last dump, in MiB of images. */
+function lastSent(proxy: Running): number {
+  const [, amount = '', unit = ''] = [...proxy.stderr().matchAll(/sealed by the cache: \d+ images, ([\d.]+) (\w+)/g)].at(-1) ?? []
+  return unit === 'MiB' ? Number(amount) : Number(amount) / 1024
+}
+
+async function byPort(criu: string, load: Load, body: (stage: Stage, tools: Tools) => Promise<string>): Promise<string> {
+  let figures = ''
+  await staged(criu, load, async (stage) => {
+    const { cache, port } = await stage.cache('--restore', '--criu', criu)
+    const proxy = await stage.proxy(port, '--page-server-port', '0')
+    const [, pages = ''] = await proxy.says(/listening on 127\.0\.0\.1:(\d+)/)
+    figures = await body(stage, { cache, proxy, criu: stock(stage, criu, pages) })
+  })
+  return figures
+}
+
+interface Tools {
+  cache: Running
+  proxy: Running
+  criu: ReturnType<typeof stock>
+}
+
+const port: Scenario = {
+  name: 'two rounds and a dump by criu itself, through the port of the proxy',
+  play: (criu) =>
+    byPort(criu, small, async (stage, tools) => {
+      await ended(tools.criu('pre-dump', false), tools.proxy, tools.cache)
+      await ended(tools.criu('pre-dump', true), tools.proxy, tools.cache)
+      await ended(tools.criu('dump', true), tools.proxy, tools.cache)
+      await tools.cache.says(/restored in/)
+      await stage.arrived()
+      const sizes = rounds(tools.proxy.stderr())
+      expect(sizes.length === 2 && lastSent(tools.proxy) < 16, tools.proxy.stderr())
+      return `${sizes.map(formatSize).join(', ')}, then ${lastSent(tools.proxy)} MiB`
+    }),
+}
+
+/** A dump of another kind clears the kernel's marks: a chain that went on would miss what was written before it, and nobody would notice. */
+const broken: Scenario = {
+  name: 'a dump of another kind between a round and the dump: the chain is not gone on with',
+  play: (criu) =>
+    byPort(criu, small, async (stage, tools) => {
+      await ended(tools.criu('pre-dump', false), tools.proxy, tools.cache)
+      await ended(stage.dump('-R', '--track-mem', '-W', stage.folder), tools.proxy, tools.cache)
+      await ended(tools.criu('dump', true), tools.proxy, tools.cache)
+      await tools.cache.says(/restored in/)
+      await stage.arrived()
+      expect(lastSent(tools.proxy) > 24, tools.proxy.stderr())
+      return `${lastSent(tools.proxy)} MiB`
+    }),
+}
+
+/** The last dump fails when its pages are out, and the process runs on: the next dump must not build on it. */
+const vetoed: Scenario = {
+  name: 'a last dump that fails when all is there: the process runs on, and the next one begins anew',
+  play: (criu) =>
+    byPort(criu, small, async (stage, tools) => {
+      await ended(tools.criu('pre-dump', false), tools.proxy, tools.cache)
+      const refused = await tools.criu('dump', true, '--action-script', failing).ended
+      expect(refused.code !== 0, 'it was not refused')
+      await tools.proxy.says(/failed/)
+      await stage.stayed()
+      await ended(tools.criu('dump', true), tools.proxy, tools.cache)
+      await tools.cache.says(/restored in/)
+      await stage.arrived()
+      expect(lastSent(tools.proxy) > 24, tools.proxy.stderr())
+      return `${lastSent(tools.proxy)} MiB`
+    }),
+}
+
+export const preCopying: Scenario[] = [command, two, port, broken, vetoed]
