@@ -1,9 +1,9 @@
 /** Scenarios of rounds to a cache: by pre-copy, and by criu processes that somebody else starts, through the proxy's page server port. */
-import { mkdirSync } from 'node:fs'
+import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { formatSize } from '../../lib/size.ts'
 import { dirtyingLoad, type Load } from '../support/loads.ts'
-import { type Running, root, start } from '../support/run.ts'
+import { type Running, start } from '../support/run.ts'
 import { type Stage, staged } from '../support/stage.ts'
 import { expect, frozenMs, type Scenario } from './scenario.ts'
 
@@ -11,9 +11,6 @@ const MIB = 256
 const PERCENT = 5
 const small = dirtyingLoad(24, 25)
 const shared = dirtyingLoad(16, 10, 16)
-
-/** Makes a dump fail when the target has agreed. */
-const failing = join(root, 'test', 'support', 'fail-dump.sh')
 
 /** Bytes of each round that is told of. */
 function rounds(stderr: string): number[] {
@@ -102,11 +99,16 @@ function stock({ folder, load, source }: Stage, criu: string, port: string) {
 
 /** What the proxy sent for the last dump, in MiB of images. */
 function lastSent(proxy: Running): number {
-  const [, amount = '', unit = ''] = [...proxy.stderr().matchAll(/sealed by the cache: \d+ images, ([\d.]+) (\w+)/g)].at(-1) ?? []
+  const [, amount = '', unit = ''] =
+    [...proxy.stderr().matchAll(/sealed by the cache: \d+ images, ([\d.]+) (\w+)/g)].at(-1) ?? []
   return unit === 'MiB' ? Number(amount) : Number(amount) / 1024
 }
 
-async function byPort(criu: string, load: Load, body: (stage: Stage, tools: Tools) => Promise<string>): Promise<string> {
+async function byPort(
+  criu: string,
+  load: Load,
+  body: (stage: Stage, tools: Tools) => Promise<string>,
+): Promise<string> {
   let figures = ''
   await staged(criu, load, async (stage) => {
     const { cache, port } = await stage.cache('--restore', '--criu', criu)
@@ -159,6 +161,8 @@ const vetoed: Scenario = {
   play: (criu) =>
     byPort(criu, small, async (stage, tools) => {
       await ended(tools.criu('pre-dump', false), tools.proxy, tools.cache)
+      const failing = join(stage.folder, 'failing')
+      writeFileSync(failing, '#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ]\n', { mode: 0o700 })
       const refused = await tools.criu('dump', true, '--action-script', failing).ended
       expect(refused.code !== 0, 'it was not refused')
       await tools.proxy.says(/failed/)
