@@ -4,7 +4,7 @@ import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
 import { redisServer } from './programs.ts'
-import { eventually, fixtures } from './run.ts'
+import { classes, eventually, fixtures } from './run.ts'
 
 export interface Load {
   name: string
@@ -202,6 +202,11 @@ function systemPython(): string {
   return existsSync('/usr/bin/python3') ? '/usr/bin/python3' : 'python3'
 }
 
+/** Java compiles a file that it is given, which takes it minutes on a slow machine: there it has been done before. */
+function javaProgram(): string[] {
+  return existsSync(classes) ? ['-cp', classes, 'Heap'] : [join(fixtures, 'Heap.java')]
+}
+
 export const loads: Load[] = [
   patternLoad(64),
   counting({
@@ -220,7 +225,7 @@ export const loads: Load[] = [
     name: 'OpenJDK with a listener',
     sockets: true,
     command: 'java',
-    args: (folder) => ['-Xmx256m', '-XX:-UsePerfData', join(fixtures, 'Heap.java'), log(folder)],
+    args: (folder) => ['-Xmx256m', '-XX:-UsePerfData', ...javaProgram(), log(folder)],
     missing: () => (spawnSync('javac', ['-version']).error ? 'no JDK on this machine' : undefined),
     check: tellsCount,
   }),

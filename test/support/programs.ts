@@ -35,10 +35,10 @@ const programs: Program[] = [
   { name: 'redis', what: 'redis-server', args: ['/usr/bin/redis-server', '.', 'redis-server'] },
   { name: 'sshd', what: 'sshd', args: ['/usr/sbin/sshd', '.', 'openssh-server'] },
 ]
-/** The virtual machine. Its kernel is that of Debian 12, also on others: 6.1 tracks changed pages. */
+/** The virtual machine. All of it is of Debian 12, also on others: its kernel 6.1 tracks changed pages, and it is the same everywhere. */
 const machine: Program[] = [
-  { name: 'vm/busybox', what: 'busybox (1 MB)', args: ['-', '.', 'busybox-static'] },
-  { name: 'vm/qemu', what: 'qemu (60 MB)', args: ['/usr/bin/qemu-system-x86_64', '.', 'qemu-system-x86'] },
+  { name: 'vm/busybox', what: 'busybox (1 MB)', args: ['-', 'bookworm', 'busybox-static'] },
+  { name: 'vm/qemu', what: 'qemu (60 MB)', args: ['/usr/bin/qemu-system-x86_64', 'bookworm', 'qemu-system-x86'] },
   {
     name: 'vm/kernel',
     what: 'the kernel of Debian 12 (71 MB)',

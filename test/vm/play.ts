@@ -1,4 +1,5 @@
 /** Runs in the virtual machine: play.js CRIU... plays every scenario with every CRIU, and tells how each ended, a line of JSON each. */
+import { playedWith } from './scenario.ts'
 import { scenarios } from './scenarios.ts'
 
 export interface Played {
@@ -11,11 +12,12 @@ export interface Played {
   skipped?: string
 }
 
-const only = process.env.FERRY_SCENARIO
 const LIMIT_MS = 120_000
 
 for (const criu of process.argv.slice(2)) {
-  for (const { name, missing, play } of scenarios.filter((one) => only === undefined || one.name.startsWith(only))) {
+  for (const { name, missing, play } of playedWith(criu, scenarios).filter((one) =>
+    one.name.includes(process.env.FERRY_SCENARIO ?? ''),
+  )) {
     const begun = performance.now()
     const tell = (how: Omit<Played, 'scenario' | 'criu' | 'seconds'>): void => {
       const seconds = Math.round((performance.now() - begun) / 100) / 10

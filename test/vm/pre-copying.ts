@@ -4,11 +4,12 @@ import { join } from 'node:path'
 import { formatSize } from '../../lib/size.ts'
 import { dirtyingLoad, type Load } from '../support/loads.ts'
 import { type Running, start } from '../support/run.ts'
-import { type Stage, staged } from '../support/stage.ts'
-import { expect, frozenMs, type Scenario } from './scenario.ts'
+import { copyOf, type Stage, staged } from '../support/stage.ts'
+import { expect, fullDump, type Scenario } from './scenario.ts'
 
-const MIB = 256
 const PERCENT = 5
+/** The time goes into emulating: one release moves much, the others little. */
+const sizeFor = (criu: string): number => (criu.includes('trixie') ? 256 : 64)
 const small = dirtyingLoad(24, 25)
 const shared = dirtyingLoad(16, 10, 16)
 
@@ -28,22 +29,14 @@ async function ended(running: Running, ...others: Running[]): Promise<string> {
   return stderr
 }
 
-/** How long a whole dump takes on the same way, which leaves the process as it is. */
-async function wholeDump(stage: Stage, port: string): Promise<number> {
-  const proxy = await stage.proxy(port, '--snapshot', 'whole')
-  await ended(stage.dump('-R', '-W', stage.folder), proxy)
-  proxy.child.kill('SIGTERM')
-  await proxy.ended
-  return frozenMs(stage.folder)
-}
-
 const command: Scenario = {
-  name: `pre-copy: three rounds of ${MIB} MiB of which ${PERCENT} % change, and the hand-over`,
+  releases: ['trixie', 'experimental'],
+  name: `pre-copy: three rounds of a process of which ${PERCENT} % change, and the hand-over`,
   async play(criu) {
     let figures = ''
-    await staged(criu, dirtyingLoad(MIB, PERCENT), async (stage) => {
+    await staged(criu, dirtyingLoad(sizeFor(criu), PERCENT), async (stage) => {
       const { cache, port } = await stage.cache('--restore', '--criu', criu)
-      const whole = await wholeDump(stage, port)
+      const whole = await fullDump(criu, stage.load.pid, stage.folder)
       const stderr = await ended(preCopy(stage, criu, port, '--max-rounds', '3'), cache)
       await cache.says(/restored in/)
       await stage.arrived()
@@ -52,15 +45,16 @@ const command: Scenario = {
       const [, frozen = ''] = /frozen for ([\d.]+) s/.exec(stderr) ?? []
       expect(sizes.length >= 2, `${sizes.length} rounds`)
       expect((sizes.at(-1) ?? 0) <= (sizes[0] ?? 0) / 10, `rounds of ${sizes.join(', ')} bytes`)
-      figures = `${sizes.map(formatSize).join(', ')}, then ${sent}; frozen for ${frozen} s, a whole dump the same way for ${(whole / 1000).toFixed(3)} s`
+      figures = `${sizes.map(formatSize).join(', ')}, then ${sent}; frozen for ${frozen} s, a whole dump to tmpfs for ${(whole.frozen / 1000).toFixed(3)} s`
     })
     return figures
   },
 }
 
-/** Two trees at the same time, one of them with shared memory, to one cache; the other CRIU restores what this one dumped. */
+/** Two trees at the same time, one of them with shared memory, to one cache. */
 const two: Scenario = {
   name: 'pre-copy: two trees at once to one cache, one with shared memory',
+  releases: ['sid'],
   async play(criu) {
     await staged(criu, small, async (first) => {
       await staged(criu, shared, async (second) => {
@@ -127,6 +121,7 @@ interface Tools {
 
 const port: Scenario = {
   name: 'two rounds and a dump by criu itself, through the port of the proxy',
+  releases: ['experimental'],
   play: (criu) =>
     byPort(criu, small, async (stage, tools) => {
       await ended(tools.criu('pre-dump', false), tools.proxy, tools.cache)
@@ -143,6 +138,7 @@ const port: Scenario = {
 /** A dump of another kind clears the kernel's marks: a chain that went on would miss what was written before it, and nobody would notice. */
 const broken: Scenario = {
   name: 'a dump of another kind between a round and the dump: the chain is not gone on with',
+  releases: ['trixie'],
   play: (criu) =>
     byPort(criu, small, async (stage, tools) => {
       await ended(tools.criu('pre-dump', false), tools.proxy, tools.cache)
@@ -158,6 +154,7 @@ const broken: Scenario = {
 /** The last dump fails when its pages are out, and the process runs on: the next dump must not build on it. */
 const vetoed: Scenario = {
   name: 'a last dump that fails when all is there: the process runs on, and the next one begins anew',
+  releases: ['sid'],
   play: (criu) =>
     byPort(criu, small, async (stage, tools) => {
       await ended(tools.criu('pre-dump', false), tools.proxy, tools.cache)
@@ -165,7 +162,9 @@ const vetoed: Scenario = {
       writeFileSync(failing, '#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ]\n', { mode: 0o700 })
       const refused = await tools.criu('dump', true, '--action-script', failing).ended
       expect(refused.code !== 0, 'it was not refused')
-      await tools.proxy.says(/failed/)
+      await tools.proxy.says(/the source runs on, criu left it running/)
+      // A copy that was restored in between is on its way out.
+      for (let tries = 0; tries < 100 && (await copyOf(stage)) !== 'none'; tries++);
       await stage.stayed()
       await ended(tools.criu('dump', true), tools.proxy, tools.cache)
       await tools.cache.says(/restored in/)

@@ -8,6 +8,8 @@ export interface Scenario {
   name: string
   /** Why it cannot be played, if it cannot. */
   missing?: () => string | undefined
+  /** With these only, of those that were fetched: by the name of Debian's suite. */
+  releases?: readonly string[]
   /** Throws if something is not as it must be; returns figures to be shown. */
   play(criu: string): Promise<string>
 }
@@ -36,4 +38,9 @@ export async function fullDump(criu: string, pid: number, folder: string): Promi
   const seen = { bytes: pageBytes(directory), frozen: frozenMs(directory) }
   rmSync(directory, { recursive: true })
   return seen
+}
+
+/** What is played with a CRIU. */
+export function playedWith(criu: string, scenarios: readonly Scenario[]): Scenario[] {
+  return scenarios.filter(({ releases }) => releases?.some((name) => criu.includes(`/${name}/`)) ?? true)
 }

@@ -11,6 +11,7 @@ import { done, expect, frozenMs, fullDump, pageBytes, type Scenario } from './sc
 
 const handOver: Scenario = {
   name: 'a hand-over through proxy and cache',
+  releases: ['sid'],
   async play(criu) {
     await staged(criu, patternLoad(16), async (stage) => {
       const { cache, port } = await stage.cache('--restore', '--criu', criu)
@@ -25,10 +26,11 @@ const handOver: Scenario = {
 
 const rounds: Scenario = {
   name: 'three pre-dumps and a dump in directories, flattened and restored',
+  releases: ['sid'],
   async play(criu) {
     const { path, remove } = temporary()
     const host = await startHost()
-    const load = await dirtyingLoad(256, 5).start(path)
+    const load = await dirtyingLoad(64, 5).start(path)
     try {
       const full = await fullDump(criu, load.pid, path)
       const steps = ['pre-dump', 'pre-dump', 'pre-dump', 'dump'].map((step, index) => ({

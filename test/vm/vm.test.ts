@@ -6,6 +6,7 @@ import { compiled } from '../support/guest.ts'
 import { root, temporary } from '../support/run.ts'
 import { runInVm, vmMissing } from '../support/vm.ts'
 import type { Played } from './play.ts'
+import { playedWith } from './scenario.ts'
 import { scenarios } from './scenarios.ts'
 
 const test = suite('in a virtual machine')
@@ -39,7 +40,7 @@ else {
   const criu = releases.filter((path) => existsSync(path))
   const all = await playAll(criu)
   for (const path of criu) {
-    for (const { name } of scenarios) {
+    for (const { name } of playedWith(path, scenarios)) {
       const played = all.find((one) => one.scenario === name && one.criu === path)
       if (played?.skipped !== undefined) console.log(`skipped: ${name}: ${played.skipped}`)
       else
