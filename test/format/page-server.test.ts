@@ -1,3 +1,6 @@
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { gunzipSync } from 'node:zlib'
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -19,6 +22,7 @@ import {
 import { PAGE_BYTES, type PagemapEntry, pageFlag } from '../../lib/format/pagemap.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
 import { recordedTalks } from '../support/page-server.ts'
+import { fixtures } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
 const test = suite('format/page-server')
@@ -389,5 +393,27 @@ test('pages are given away in large pieces, and before anything else is said', (
   const many = Array.from({ length: 5 }, () => 'many pages')
   assert.equal(heard, ['reply', 'open', ...many, 'reply', 'the last pages', 'complete', 'open'])
 })
+
+for (const release of ['411', '421']) {
+  test(`three rounds that CRIU ${release.split('').join('.')} sent, answered as its own page server did`, () => {
+    const recorded = (round: number, what: string): Buffer =>
+      gunzipSync(readFileSync(join(fixtures, 'page-server', `vm-${release}-round${round}.${what}.gz`)))
+    let before = new Set<string>()
+    for (const round of [1, 2, 3]) {
+      const decoder = pageServerDecoder((name) => before.has(name))
+      const [answers, names]: [Uint8Array[], Set<string>] = [[], new Set()]
+      let holes = 0
+      for (const event of feed(decoder, recorded(round, 'bin'))) {
+        if (event.kind === 'reply') answers.push(event.bytes)
+        if (event.kind === 'open') names.add(event.name)
+        if (event.kind === 'complete') holes += event.entries.filter(({ flags }) => (flags & parent) !== 0).length
+      }
+      decoder.end()
+      assert.equal(Buffer.concat([...answers, closeReply(true)]), recorded(round, 'reply.bin'))
+      assert.is(holes > 0, round > 1)
+      before = names
+    }
+  })
+}
 
 test.run()

@@ -56,7 +56,7 @@ export interface RecordedTalk {
 /** The conversations in fixtures/page-server. */
 export function recordedTalks(): RecordedTalk[] {
   const folder = join(fixtures, 'page-server')
-  const packed = readdirSync(folder).filter((name) => name.endsWith('.gz'))
+  const packed = readdirSync(folder).filter((name) => /^\d.*\.gz$/.test(name))
   return packed.sort().map((name) => ({
     criu: basename(name, '.gz'),
     bytes: gunzipSync(readFileSync(join(folder, name))),
