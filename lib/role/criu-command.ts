@@ -10,6 +10,8 @@ export interface CriuCommand {
   tree: number
   /** Its directory of images. */
   directory: string
+  /** It sends images by `--stream` and pages by `--page-server`: neither end gets all of them. */
+  splits: boolean
 }
 
 /** Options of criu with a value, of those that tell the action from a value (criu/config.c, 4.1.1). */
@@ -24,7 +26,9 @@ export function criuCommand(pid: number): CriuCommand | undefined {
   const tree = Number(optionOf(words, TREE))
   if (at < 1 || !Number.isSafeInteger(tree) || tree < 1) return undefined
   const directory = placeOf(pid, optionOf(words, IMAGES), optionOf(words, WORK) !== undefined)
-  return directory === undefined ? undefined : { pid, action: words[at] as CriuCommand['action'], tree, directory }
+  if (directory === undefined) return undefined
+  const splits = [/^--stre/, /^--page-s/].every((option) => words.some((word) => option.test(word)))
+  return { pid, action: words[at] as CriuCommand['action'], tree, directory, splits }
 }
 
 /** In any spelling that getopt takes; the last one counts. */

@@ -34,7 +34,7 @@ import { conclude } from './ending.ts'
 import { clearGates, writeScript } from './gate.ts'
 import { abandon, type Chain, lastLayer, nextLayer, sendRound } from './layers.ts'
 import { type Owed, readOwed } from './owed.ts'
-import { openPagePort, type PagePort } from './page-port.ts'
+import { openPagePort, type PagePort, splitDump } from './page-port.ts'
 import { pageServer } from './page-server.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 import { openWorkDir } from './workdir.ts'
@@ -137,6 +137,11 @@ async function forward(
   // It may clear the kernel's marks of changed pages.
   const command = criuCommand(criu.pid)
   if (command !== undefined) chains.breakOff(command.tree)
+  if (command?.splits === true) {
+    criu.remove()
+    criu.images().destroy(splitDump())
+    throw splitDump()
+  }
   await send(criu, id, directory, options, tally)
 }
 

@@ -21,14 +21,13 @@ async function pageProxy(stage: Stage, port: string, ...options: string[]): Prom
   return { proxy, pages }
 }
 
-function dump(criu: string, { folder, load, source }: Stage, pages: string, scripted = true): Running {
-  const images = join(folder, 'images')
-  mkdirSync(images)
+function dump(criu: string, { folder, load, source }: Stage, pages: string, ...more: string[]): Running {
+  mkdirSync(join(folder, 'images'))
   return start(
     criu,
     [
       ...['dump', '-t', String(load.pid), '-D', 'images', '--page-server', '--address', '127.0.0.1', '--port', pages],
-      ...(scripted ? ['--action-script', join(source, 'post-dump')] : []),
+      ...(more.length === 0 ? ['--action-script', join(source, 'post-dump')] : more),
     ],
     { cwd: folder },
   )
@@ -62,11 +61,22 @@ function pagePort(criu: string): void {
       await stage.stayed()
     }))
 
+  test('images by the stream and pages by the page server: neither end has all, and the process runs on', () =>
+    staged(criu, load, async (stage) => {
+      const { port } = await stage.cache('--restore')
+      const { proxy, pages } = await pageProxy(stage, port)
+      const both = ['--stream', '-D', stage.source, '--action-script', join(stage.source, 'post-dump')]
+      const dumped = await dump(existsSync(oldest) ? oldest : criu, stage, pages, ...both).ended
+      assert.not(dumped.code === 0)
+      if (existsSync(oldest)) await proxy.says(/criu sends images by --stream and pages by --page-server/)
+      await stage.stayed()
+    }))
+
   test('without our script: the process is there in the end', () =>
     staged(criu, load, async (stage) => {
       const { cache, port } = await stage.cache('--restore')
       const { proxy, pages } = await pageProxy(stage, port)
-      const dumped = await dump(criu, stage, pages, false).ended
+      const dumped = await dump(criu, stage, pages, '-v0').ended
       assert.is(dumped.code, 0, dumped.stderr + proxy.stderr())
       await cache.says(/restored in/)
       await stage.arrived()

@@ -10,13 +10,14 @@ import { temporary } from '../support/run.ts'
 const test = suite('criu command')
 
 /** What is read of a process with this command line, in that directory. */
-async function read(words: string[], cwd: string, open = cwd) {
+async function read(words: string[], cwd: string, open = cwd, what?: 'splits') {
   const line = `exec 9<'${open}'; echo; read -r line`
   const child = spawn('sh', ['-c', line, ...words], { cwd, stdio: ['pipe', 'pipe', 'ignore'] })
   try {
     await once(child.stdout, 'data')
     const found = criuCommand(child.pid ?? 0)
     assert.is(found?.pid, found && child.pid)
+    if (what !== undefined) return found?.[what]
     return found && { action: found.action, tree: found.tree, directory: found.directory }
   } finally {
     child.stdin.end()
@@ -49,6 +50,14 @@ test('action, tree and directory, in every spelling', async () => {
   }
   assert.is(await read(['criu', 'dump', '-t', '7', '-D', 'other', '-W', path], path, images), undefined)
   remove()
+})
+
+test('--stream and --page-server together', async () => {
+  const splits = (...words: string[]) => read(['criu', 'dump', '-t', '7', ...words], '/', '/', 'splits')
+  assert.is(await splits('--stream', '--page-server'), true)
+  assert.is(await splits('--page-serv', '--strea'), true)
+  assert.is(await splits('--stream'), false)
+  assert.is(await splits('--page-server'), false)
 })
 
 test('no such process', () => {

@@ -3,26 +3,10 @@ import { mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { formatSize } from '../../lib/size.ts'
 import { startHost } from '../support/host.ts'
-import { dirtyingLoad, patternLoad } from '../support/loads.ts'
+import { dirtyingLoad } from '../support/loads.ts'
 import { temporary } from '../support/run.ts'
-import { staged } from '../support/stage.ts'
 import { preCopying } from './pre-copying.ts'
 import { done, expect, frozenMs, fullDump, pageBytes, type Scenario } from './scenario.ts'
-
-const handOver: Scenario = {
-  name: 'a hand-over through proxy and cache',
-  releases: ['sid'],
-  async play(criu) {
-    await staged(criu, patternLoad(16), async (stage) => {
-      const { cache, port } = await stage.cache('--restore', '--criu', criu)
-      const proxy = await stage.proxy(port, '--until', 'running')
-      const { code, stderr } = await stage.dump().ended
-      expect(code === 0, stderr + proxy.stderr() + cache.stderr())
-      await stage.arrived()
-    })
-    return ''
-  },
-}
 
 const rounds: Scenario = {
   name: 'three pre-dumps and a dump in directories, flattened and restored',
@@ -66,4 +50,4 @@ const rounds: Scenario = {
   },
 }
 
-export const scenarios: Scenario[] = [handOver, rounds, ...preCopying]
+export const scenarios: Scenario[] = [rounds, ...preCopying]

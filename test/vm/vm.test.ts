@@ -10,7 +10,7 @@ import { playedWith } from './scenario.ts'
 import { scenarios } from './scenarios.ts'
 
 const test = suite('in a virtual machine')
-const LIMIT_MS = 8 * 60_000
+const LIMIT_MS = 9.5 * 60_000
 const releases = ['trixie', 'sid', 'experimental'].map((suite) => join(root, '.criu', suite, 'criu'))
 
 async function playAll(criu: string[]): Promise<Played[]> {
