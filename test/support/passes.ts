@@ -11,7 +11,7 @@ export interface Task {
 }
 
 const criu = (suite: string): string => join(root, '.criu', suite, 'criu')
-const live = /^criu\/(?!faults)/
+const live = /^criu\/(?!faults|page-port)/
 const withoutSplice = /^(stream|role|scripts)\/(?!soak|daemon|build|flatten|bench|connections)/
 const passes: (Omit<Task, 'file'> & { files: RegExp })[] = [
   { pass: 'newest CRIU', files: /./, env: {} },
