@@ -9,8 +9,8 @@ export type Progress =
   | { event: 'status'; of: 'cache'; snapshots: number; used: number; limit: number; links: number; parked: number }
   /** A snapshot left this host, complete. `ms`: from the first byte. */
   | { event: 'sent'; id: string; images: number; bytes: number; ms: number; verified: boolean }
-  /** A snapshot is here, complete and verified. */
-  | { event: 'sealed'; id: string; images: number; bytes: number; ms: number; digest: string }
+  /** A snapshot is here, complete and verified; or that round of one, which is a chain. */
+  | { event: 'sealed'; id: string; round?: number; images: number; bytes: number; ms: number; digest: string }
   /** A restore took its images. */
   | { event: 'served'; id: string; images: number; bytes: number; ms: number }
   /** criu dump returned; `frozenMs` from its own statistics. */
@@ -24,6 +24,10 @@ export type Progress =
   | { event: 'not handed over'; id: string }
   /** The link to the source is gone, and with it the verdict: restored tasks are held; `how` to give it by hand. */
   | { event: 'undecided'; id: string; how: string }
+  /** A pre-dump is at the cache. */
+  | { event: 'round'; id: string; number: number; pages: number; bytes: number; ms: number }
+  /** What comes after it, and how long the process will stand still for that; `enough`: why it is no other round. */
+  | { event: 'predicted'; frozenMs: number; enough: string | undefined }
   /** A chain of dumps became one; `bytes` of all its images. */
   | { event: 'flattened'; layers: number; images: number; bytes: number; ms: number }
   /** A restore waits for a snapshot. */

@@ -5,7 +5,7 @@ import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { inheritedFd } from '../lib/cli/inherited.ts'
 import { main } from '../lib/cli/main.ts'
 import { sendingHelp, sendingOf, sendingOptions } from '../lib/cli/sending.ts'
-import { atMostOne, oneOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
+import { atMostOne, oneOf, portOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { MOST_CONNECTIONS } from '../lib/format/stripes.ts'
 import { untils } from '../lib/format/words.ts'
@@ -17,19 +17,20 @@ import { tuningOf } from '../lib/stream/tuning.ts'
 const usage = `usage: proxy --address HOST --port N -D DIR [OPTIONS]
 
 The image-proxy, a daemon on the source host: whoever runs criu dump --stream -D DIR
-here is forwarded to the image-cache at HOST. One snapshot per dump. With
---action-script DIR/post-dump criu kills the process only when the cache agrees.
+here is forwarded to the image-cache at HOST. With --action-script DIR/post-dump
+criu kills the process only when the cache agrees.
 
       --address HOST   where the cache is (default: 127.0.0.1)
       --port N         the cache's port
-      --connections N  TCP connections for each snapshot, 1 to 16 (default: 1): for a link
-                       where one does not carry enough
+      --connections N  TCP connections for each snapshot, 1 to 16 (default: 1)
       --ps-socket FD   instead: FD is a socket that is connected to the cache; it
                        carries one snapshot, further dumps fail
   -D, --dir DIR        directory for streamer-capture.sock; made if it is missing
+      --page-server-port N  also take what criu pre-dump and dump --track-mem send to
+                       --page-server --address 127.0.0.1 --port N: rounds before a dump
       --snapshot ID    name of the snapshot (default: time, host, random)
-      --until sealed   let the process go when the cache has it all (the default)
-      --until running  let it go when the target has restored it and holds it
+      --until WHAT     sealed: let the process go when the cache has it all (the default);
+                       running: when the target has restored it and holds it
       --timeout SEC    how long the cache may be out of reach, and may take to agree
                        (default: 60)
 ${sendingHelp}
@@ -47,6 +48,7 @@ const options = {
   port: { type: 'string' },
   dir: { type: 'string', short: 'D' },
   connections: { type: 'string' },
+  'page-server-port': { type: 'string' },
   snapshot: { type: 'string' },
   timeout: { type: 'string' },
   until: { type: 'string', default: 'sealed' },
@@ -60,14 +62,14 @@ main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, rep
   const directory = required('--dir', dir, 'the directory that criu dump --stream gets as -D')
   const id = snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE')
   atMostOne({ '--port': port, '--ps-socket': psSocket })
-  const tuning = tuningOf(sendingOf(values))
   atMostOne({ '--connections': values.connections, '--ps-socket': psSocket })
   const connections = wholeNumber('--connections', values.connections ?? '1', 1, MOST_CONNECTIONS)
   const cache =
     psSocket === undefined ? await onPort() : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
   const until = oneOf('--until', values.until, untils)
-  const agreed = { id, until, tuning, timeoutMs: timeoutMs(timeout, 60_000) }
-  await proxy({ cache, connections, directory, ...agreed, report, signal, onStatus })
+  const agreed = { id, until, tuning: tuningOf(sendingOf(values)), timeoutMs: timeoutMs(timeout, 60_000) }
+  const pagePort = portOf('--page-server-port', values['page-server-port'])
+  await proxy({ cache, connections, pagePort, directory, ...agreed, report, signal, onStatus })
 
   async function onPort(): Promise<Endpoint> {
     const number = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)

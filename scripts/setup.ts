@@ -1,11 +1,12 @@
 /**
  * Fetches CRIU beside the system's own packages, once, into .criu/ and picks the newest release that works here.
- * `--all` fetches every release that the tests run against. Without root, Debian or a mirror it says so and ends well:
+ * `--all` fetches every release that the tests run against, and the other programs that they need. Without root, Debian or a mirror it says so and ends well:
  * everything but the runs with the real CRIU works without.
  */
 import { execFileSync, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, rmSync, symlinkSync } from 'node:fs'
 import { dirname, join } from 'node:path'
+import { fetchPrograms } from '../test/support/programs.ts'
 
 const root = dirname(import.meta.dirname)
 const folder = join(root, '.criu')
@@ -71,3 +72,4 @@ else {
   symlinkSync(chosen, current)
   say(`criu ${version(join(current, 'criu'))} from Debian ${chosen} will be used`)
 }
+if (all) fetchPrograms(say)

@@ -4,34 +4,18 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join, relative } from 'node:path'
-import { fetchPrograms } from '../test/support/loads.ts'
+import { type Task, tasks } from '../test/support/passes.ts'
 
 const root = dirname(import.meta.dirname)
 const wanted = process.argv.slice(2)
 const LIMIT_MS = 10 * 60_000
 
-const criu = (suite: string): string => join(root, '.criu', suite, 'criu')
-const live = /^criu\/(?!faults)/
-const withoutSplice = /^(stream|role|scripts)\/(?!soak|daemon|build|flatten|bench|connections)/
-const passes = [
-  { name: 'everything, with the newest CRIU', files: /./, env: {} },
-  { name: 'no splice', files: withoutSplice, env: { FERRY_NO_SPLICE: '1' } },
-  { name: 'no splice, CRIU 4.2', files: live, env: { FERRY_NO_SPLICE: '1', FERRY_CRIU: criu('sid') } },
-  { name: 'CRIU 4.2', files: /^criu\/(handover|loads|recipes)/, env: { FERRY_CRIU: criu('sid') } },
-  { name: 'CRIU 4.1, no sockets', files: live, env: { FERRY_CRIU: criu('trixie') } },
-  { name: 'no CRIU', files: /^(criu|scripts\/(pipe|proxy-cache|usage))/, env: { FERRY_CRIU: 'none' } },
-]
-
-const files = readdirSync(join(root, 'test'), { recursive: true, encoding: 'utf8' })
-  .filter((file) => file.endsWith('.test.ts'))
-  .sort()
-const isWanted = (file: string): boolean => wanted.some((word) => file.includes(word))
 let [passed, failed] = [0, 0]
 
-async function runFile(file: string, env: Record<string, string>): Promise<void> {
+async function runFile({ file, pass, env }: Task): Promise<void> {
   const path = join(root, 'test', file)
   // Some tests look at what is left in the directory for temporary files: each file has its own.
   const temporary = mkdtempSync(join(tmpdir(), 't-'))
@@ -54,26 +38,23 @@ async function runFile(file: string, env: Record<string, string>): Promise<void>
   const bad = Math.max(total - good, code === 0 && !lost ? 0 : 1)
   passed += good
   failed += bad
-  console.log(`${bad === 0 ? 'ok  ' : 'FAIL'} ${relative(root, path)} (${good} of ${total}, ${seconds} s)`)
+  console.log(`${bad === 0 ? 'ok  ' : 'FAIL'} ${relative(root, path)}, ${pass} (${good} of ${total}, ${seconds} s)`)
   for (const line of skipped) console.log(`     ${line}`)
   if (bad > 0) console.log(output, code === null ? 'killed: it took too long' : `exit code ${code}`)
 }
 
-/** The faults mostly wait for time-outs: they run aside, and so do others, for both to take about as long. */
-const aside = /faults|soak|connections|compress|flatten|loads|recipes/
-async function inTurn(chosen: readonly string[], which: boolean, env: Record<string, string>): Promise<void> {
-  for (const file of chosen) if (aside.test(file) === which) await runFile(file, env)
+const queue = tasks(wanted)
+const running = new Set<string>()
+/** Takes the next file that does not run already: some want a port, or a directory, that there is once. */
+async function work(): Promise<void> {
+  const task = queue.find(({ file }) => !running.has(file))
+  if (task === undefined) return
+  queue.splice(queue.indexOf(task), 1)
+  running.add(task.file)
+  await runFile(task)
+  running.delete(task.file)
+  return work()
 }
-fetchPrograms()
-for (const pass of passes) {
-  const program = 'FERRY_CRIU' in pass.env ? pass.env.FERRY_CRIU : undefined
-  console.log(`\n# ${pass.name}`)
-  if (program !== undefined && program !== 'none' && !existsSync(program)) {
-    console.log(`skipped: ${relative(root, program)} could not be fetched`)
-    continue
-  }
-  const chosen = files.filter((file) => pass.files.test(file) && (wanted.length === 0 || isWanted(file)))
-  await Promise.all([inTurn(chosen, true, pass.env), inTurn(chosen, false, pass.env)])
-}
+await Promise.all([work(), work()])
 console.log(`\n${passed} passed, ${failed} failed`)
 process.exitCode = failed === 0 && passed > 0 ? 0 : 1

@@ -15,7 +15,7 @@ export function describe(progress: Progress): string {
     case 'sent':
       return `snapshot ${progress.id} sent${progress.verified ? ' and sealed by the cache' : ''}: ${amount(progress)}`
     case 'sealed':
-      return `snapshot ${progress.id} sealed: ${amount(progress)}, digest ${progress.digest}`
+      return `${progress.round === undefined ? '' : `round ${progress.round} of `}snapshot ${progress.id} sealed: ${amount(progress)}, digest ${progress.digest}`
     case 'served':
       return `snapshot ${progress.id} served: ${amount(progress)}`
     case 'dumped':
@@ -30,6 +30,10 @@ export function describe(progress: Progress): string {
       return `snapshot ${progress.id} not handed over: the source runs on, the target runs nothing of it`
     case 'undecided':
       return `snapshot ${progress.id} is held until its source says what became of the process; by hand: ${progress.how}`
+    case 'round':
+      return `snapshot ${progress.id}, round ${progress.number}: ${progress.pages} pages, ${rate(progress)}`
+    case 'predicted':
+      return `predicted freeze ${seconds(progress.frozenMs)}: ${progress.enough === undefined ? 'another round' : `the last dump, for ${progress.enough}`}`
     case 'flattened':
       return `flattened ${progress.layers} ${progress.layers === 1 ? 'layer' : 'layers'}: ${amount(progress)}`
     case 'failed':
@@ -53,8 +57,12 @@ function status(now: Extract<Progress, { event: 'status' }>): string {
   return `snapshots: ${now.snapshots}, memory: ${memory}, links: ${now.links}, restores that wait: ${now.parked}`
 }
 
-function amount({ images, bytes, ms }: { images: number; bytes: number; ms: number }): string {
-  return `${images} images, ${formatSize(bytes)} in ${seconds(ms)} (${formatSize((bytes / Math.max(ms, 0.001)) * 1000)}/s)`
+function amount({ images, ...moved }: { images: number; bytes: number; ms: number }): string {
+  return `${images} images, ${rate(moved)}`
+}
+
+function rate({ bytes, ms }: { bytes: number; ms: number }): string {
+  return `${formatSize(bytes)} in ${seconds(ms)} (${formatSize((bytes / Math.max(ms, 0.001)) * 1000)}/s)`
 }
 
 function seconds(ms: number): string {

@@ -8,6 +8,11 @@ export function wholeNumber(flag: string, text: string, least: number, most: num
   throw new Fault('USAGE', `${flag} wants a number from ${least} to ${most}, not ${text}`)
 }
 
+/** A port to listen on, 0 for one that the kernel chooses; undefined if none is asked for. Throws `USAGE`. */
+export function portOf(flag: string, text: string | undefined): number | undefined {
+  return text === undefined ? undefined : wholeNumber(flag, text, 0, 65535)
+}
+
 /** Milliseconds from `--timeout SECONDS`, fractions allowed; `otherwise` if it is not given. Throws `USAGE`. */
 export function timeoutMs(text: string | undefined, otherwise: number): number {
   if (text === undefined) return otherwise

@@ -17,6 +17,7 @@ export const frameType = {
   packed: 10,
   zeros: 11,
   join: 12,
+  layer: 13,
   unchecked: 15,
   hello: 16,
   get: 17,
@@ -32,6 +33,16 @@ export const frameType = {
 } as const
 export type FrameName = keyof typeof frameType
 export type FrameType = (typeof frameType)[FrameName]
+
+/** A snapshot that is a part of a chain. */
+export interface Layer {
+  /** Rounds of the chain that the receiver has already. */
+  under: number
+  /** A full dump that may have pages in the rounds under it; else a round, which has only pages. */
+  last: boolean
+  /** 16 random bytes, the same for the whole chain: who does not know them can neither continue, replace nor end it. */
+  token: Buffer
+}
 
 export type Frame =
   | { type: 'snapshot'; id: SnapshotId }
@@ -50,6 +61,7 @@ export type Frame =
   | { type: 'resume'; offset: number; token: Buffer; id: SnapshotId }
   /** About `offset` bytes of images will come: a receiver with memory may make it ready, and says `reserved`. */
   | { type: 'reserve'; offset: number }
+  | ({ type: 'layer' } & Layer)
   /** Images have no digests: each is 0, and only sizes are compared. */
   | { type: 'unchecked' }
   | { type: 'hello' }

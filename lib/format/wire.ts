@@ -29,9 +29,11 @@ export const TOKEN_BYTES = 16
 export const NO_TOKEN = Buffer.alloc(TOKEN_BYTES)
 /** What a timer of Node holds: 24 days. */
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1
+/** Rounds of a chain: far more than a process is worth that never comes to rest. */
+export const MOST_ROUNDS = 1000
 const MOST_LIST = LONGEST_LIST + 8 + CRC_BYTES
 
-export { type Frame, type FrameType, frameType } from './frame.ts'
+export { type Frame, type FrameType, frameType, type Layer } from './frame.ts'
 
 export interface Header {
   type: FrameName
@@ -55,6 +57,7 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   handOver: [1 + CRC_BYTES, 1 + TOKEN_BYTES + CRC_BYTES],
   resume: [TOKEN_BYTES + 1 + CRC_BYTES, TOKEN_BYTES + LONGEST_ID + CRC_BYTES],
   reserve: [CRC_BYTES, CRC_BYTES],
+  layer: [1 + TOKEN_BYTES + CRC_BYTES, 1 + TOKEN_BYTES + CRC_BYTES],
   unchecked: [CRC_BYTES, CRC_BYTES],
   hello: [CRC_BYTES, CRC_BYTES],
   get: [4 + CRC_BYTES, 4 + LONGEST_ID + CRC_BYTES],
@@ -78,7 +81,7 @@ export function encodeFrame(frame: Frame): Buffer {
   const out = Buffer.alloc(HEADER_BYTES + own)
   out.writeUInt8(frameType[frame.type], 0)
   out.writeUInt32LE('channel' in frame ? frame.channel : 0, 4)
-  writeCount(out, 'offset' in frame ? frame.offset : 0, 8)
+  writeCount(out, countOf(frame), 8)
   out.writeUInt32LE(length, 16)
   out.writeUInt32LE(crc32(out.subarray(0, 20)), 20)
   if (payload !== undefined) {
@@ -86,6 +89,12 @@ export function encodeFrame(frame: Frame): Buffer {
     out.writeUInt32LE(crc32(payload), HEADER_BYTES + payload.length)
   }
   return out
+}
+
+/** The number in a frame's header. */
+function countOf(frame: Frame): number {
+  if (frame.type === 'layer') return frame.under
+  return 'offset' in frame ? frame.offset : 0
 }
 
 function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
@@ -117,6 +126,8 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
       return Buffer.concat([Buffer.of(verdicts.indexOf(frame.verdict)), frame.token, Buffer.from(frame.id)])
     case 'fate':
       return Buffer.of(fates.indexOf(frame.fate))
+    case 'layer':
+      return Buffer.concat([Buffer.of(frame.last ? 1 : 0), frame.token])
     case 'join':
       return encodeJoin(frame)
     case 'unchecked':
@@ -131,8 +142,8 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
   }
 }
 
-/** Frames whose header carries a number of bytes. */
-const counted = new Set<FrameName>(['data', 'packed', 'zeros', 'ack', 'resume', 'got', 'reserve', 'reserved'])
+/** Frames whose header carries a number: of bytes, or of rounds. */
+const counted = new Set<FrameName>(['data', 'packed', 'zeros', 'ack', 'resume', 'got', 'layer', 'reserve', 'reserved'])
 
 /** Frames that speak of an image. */
 const addressed = new Set<FrameName>(['image', 'data', 'packed', 'zeros', 'imageEnd', 'ack'])
@@ -221,6 +232,11 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
       }
     case 'fate':
       return { type, fate: oneOf(fates, body.readUInt8(0), type) }
+    case 'layer': {
+      if (offset > MOST_ROUNDS)
+        throw new Fault('LIMIT', `a chain of ${offset} rounds, at most ${MOST_ROUNDS} are allowed`)
+      return { type, under: offset, last: oneOf([false, true], body.readUInt8(0), type), token: body.subarray(1) }
+    }
     case 'join':
       return { type, ...decodeJoin(body) }
     case 'unchecked':

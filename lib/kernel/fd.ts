@@ -59,6 +59,12 @@ export function setNonBlocking(fd: Fd): void {
   check(libc.fcntl(fd, libc.F_SETFL, flags | libc.O_NONBLOCK), 'fcntl')
 }
 
+/** For a program that takes it over and expects it so. */
+export function setBlocking(fd: Fd): void {
+  const flags = check(libc.fcntl(fd, libc.F_GETFL, 0), 'fcntl')
+  check(libc.fcntl(fd, libc.F_SETFL, flags & ~libc.O_NONBLOCK), 'fcntl')
+}
+
 /**
  * Bytes asked of a pipe. CRIU's parasite hands over up to 4 MiB at a time, and with the default 64 KiB a dump takes
  * twice as long; above 4 MiB CRIU itself has difficulties (criu-image-streamer, src/unix_pipe.rs).

@@ -216,6 +216,7 @@ const MAP_ANONYMOUS = 0x20
 export const MADV_DONTNEED = 4
 export const MADV_DONTFORK = 10
 export const MADV_HUGEPAGE = 14
+export const MADV_NOHUGEPAGE = 15
 export const MADV_DONTDUMP = 16
 /** Linux 5.14. */
 export const MADV_POPULATE_WRITE = 23

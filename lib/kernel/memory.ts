@@ -40,6 +40,14 @@ export function availableMemory(): number {
   return Math.min(freemem(), process.availableMemory())
 }
 
+/**
+ * Whether the kernel may put a huge page there. It may otherwise fill up one of which a part was discarded (khugepaged), and the
+ * memory would be back. What it cannot note it need not know.
+ */
+export function allowHuge(address: bigint, bytes: number, allowed: boolean): void {
+  libc.madvise(address, bytes, allowed ? libc.MADV_HUGEPAGE : libc.MADV_NOHUGEPAGE)
+}
+
 /** Gives the memory back to the system and keeps the addresses: a window that is still held reads zeros. */
 export function discard(address: bigint, bytes: number): void {
   libc.madvise(address, bytes, libc.MADV_DONTNEED)

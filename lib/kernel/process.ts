@@ -41,6 +41,16 @@ export function tracedBy(tracer: number): number[] {
     .filter((pid) => pid > 0 && line.test(procFile(pid, 'status')))
 }
 
+/** Whether there is such a process, zombies included. */
+export function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM'
+  }
+}
+
 /** When the process was started, in clock ticks since the boot: with its number, its name for ever. Undefined if it is gone. */
 export function startTime(pid: number): number | undefined {
   const stat = procFile(pid, 'stat')

@@ -74,15 +74,47 @@ export async function spliceAll(from: Fd, to: Fd, bytes: number): Promise<void> 
 
 const IOVEC_BYTES = 16
 
-/** Lends `bytes` bytes at `address` to the pipe `to`. They must stay as they are until the reader has taken them. */
-export async function vmspliceAll(address: bigint, bytes: number, to: Fd): Promise<void> {
-  const iovec = Buffer.alloc(IOVEC_BYTES)
-  for (let done = 0; done < bytes; ) {
-    iovec.writeBigUInt64LE(address + BigInt(done), 0)
-    iovec.writeBigUInt64LE(BigInt(bytes - done), 8)
-    const lent = libc.vmsplice(to, iovec, 1, libc.SPLICE_F_NONBLOCK)
-    if (lent > 0) done += lent
+/** Bytes at an address. */
+export interface Lent {
+  address: bigint
+  window: Uint8Array
+}
+
+/**
+ * Lends memory to the pipe `to`: one piece behind the other, at most 1024 (UIO_MAXIOV). It must stay as it is until the reader has
+ * taken it.
+ */
+export async function vmspliceAll(pieces: readonly Lent[], to: Fd): Promise<void> {
+  const iovecs = Buffer.allocUnsafe(pieces.length * IOVEC_BYTES)
+  pieces.forEach(({ address, window }, index) => {
+    iovecs.writeBigUInt64LE(address, index * IOVEC_BYTES)
+    writeLength(iovecs, index, window.length)
+  })
+  for (let at = behind(iovecs, 0, 0); at < pieces.length; ) {
+    const lent = libc.vmsplice(to, iovecs.subarray(at * IOVEC_BYTES), pieces.length - at, libc.SPLICE_F_NONBLOCK)
+    if (lent > 0) at = behind(iovecs, at, lent)
     else if (lent === -libc.EAGAIN) await writable(to)
     else if (lent !== -libc.EINTR) check(lent, 'vmsplice')
   }
+}
+
+/** The first iovec that is not done with `bytes` bytes more; what it has left is what it says. */
+function behind(iovecs: Buffer, first: number, bytes: number): number {
+  let left = bytes
+  for (let at = first; ; at++) {
+    const begin = at * IOVEC_BYTES
+    const length = begin < iovecs.length ? iovecs.readUIntLE(begin + 8, 6) : Number.POSITIVE_INFINITY
+    if (left >= length) left -= length
+    else {
+      if (left === 0) return at
+      iovecs.writeBigUInt64LE(iovecs.readBigUInt64LE(begin) + BigInt(left), begin)
+      writeLength(iovecs, at, length - left)
+      return at
+    }
+  }
+}
+
+function writeLength(iovecs: Buffer, index: number, bytes: number): void {
+  iovecs.writeUIntLE(bytes, index * IOVEC_BYTES + 8, 6)
+  iovecs.writeUInt16LE(0, index * IOVEC_BYTES + 14)
 }

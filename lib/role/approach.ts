@@ -8,18 +8,18 @@ import { memoryOfTree } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { hasSpoken, peerPid } from '../kernel/unix.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
+import { capture } from './capture.ts'
 import { closedGate } from './gate.ts'
 
-/** A criu that has connected and will dump. */
+/** A criu that has come to us and will dump. */
 export interface Approach {
-  readonly socket: Fd
   readonly pid: number
   /** About how much it will send, if it waits for us. */
   readonly bytes: number | undefined
   /** Lets it freeze the tasks. */
   open(): void
-  /** Its images, once it has begun. */
-  begun(source: ImageSource): ImageSource
+  /** Its images, once it has begun; `complete` resolves when it has written all and waits at post-dump. */
+  images(complete?: Promise<void>): ImageSource
   /** Lets it fail, if it still waits. */
   remove(): void
 }
@@ -43,7 +43,13 @@ export async function approach(socket: Fd, gates: string, signal: AbortSignal): 
   const begun = spoken.finally(gate.remove)
   begun.catch(() => {})
   const bytes = typeof first === 'number' ? memoryOfTree(first) : undefined
-  return { socket, pid, bytes, open: gate.open, begun: (source) => after(begun, source), remove: gate.remove }
+  return {
+    pid,
+    bytes,
+    open: gate.open,
+    images: (complete) => after(begun, capture(socket, complete)),
+    remove: gate.remove,
+  }
 }
 
 function after(begun: Promise<unknown>, source: ImageSource): ImageSource {

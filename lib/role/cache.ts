@@ -13,7 +13,7 @@ import { rmSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
 import type { Credentials } from '../credentials.ts'
-import { Fault } from '../fault.ts'
+import type { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { reapOrphans } from '../kernel/orphans.ts'
@@ -25,6 +25,7 @@ import { openDoor, peerOf } from '../stream/endpoint.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { type Groups, openGroups } from '../stream/joining.ts'
 import type { Link } from '../stream/link.ts'
+import { listen } from '../stream/listen.ts'
 import { type Line, openLine } from '../stream/resuming-receiver.ts'
 import { type Arrivals, openArrivals } from './arrivals.ts'
 import { writeScript } from './gate.ts'
@@ -122,7 +123,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   arrivals.adopt()
   try {
     if (options.port !== undefined) {
-      const port = await listen(server, options)
+      const port = await listen(server, { ...options, port: options.port })
       report({ event: 'listening', at: `${options.host}:${port}` })
     }
     report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
@@ -151,18 +152,6 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
 
 async function acceptAll(listener: Fd, take: (socket: Fd) => void): Promise<never> {
   for (;;) take(await acceptUnix(listener))
-}
-
-function listen(server: net.Server, { host, port, listener }: CacheOptions): Promise<number> {
-  return new Promise((resolve, reject) => {
-    server.once('error', (cause: NodeJS.ErrnoException) => {
-      const hint = cause.code === 'EADDRINUSE' ? 'another program listens there: choose another --port' : undefined
-      reject(new Fault('LINK', `cannot listen on ${host}:${port} (${cause.code})`, { cause, ...(hint && { hint }) }))
-    })
-    server.listen(listener === undefined ? { host, port } : { fd: listener }, () =>
-      resolve((server.address() as net.AddressInfo).port),
-    )
-  })
 }
 
 /** Connections at a time; more are closed at once. */

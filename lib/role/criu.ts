@@ -5,9 +5,11 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { accessSync, constants, statSync } from 'node:fs'
 import { delimiter, dirname, join } from 'node:path'
+import type { Readable } from 'node:stream'
 import pump from 'pump'
 import split from 'split2'
 import { Fault } from '../fault.ts'
+import type { Fd } from '../kernel/fd.ts'
 import { ownChild } from '../kernel/orphans.ts'
 
 /** Made by the project's set-up: a wrapper for the newest CRIU that works here. */
@@ -46,8 +48,9 @@ const refused: Record<string, string> = {
   '--images-dir': 'the directory is ours: use -D DIR before the --',
   '-t': 'name the process before the --',
   '--tree': 'name the process before the --',
+  '--stream': 'it is ours',
   '--page-server': 'pages travel in the stream already',
-  '--prev-images-dir': 'criu --stream has no incremental dumps; it would ignore this',
+  '--prev-images-dir': 'criu --stream has no incremental dumps; use pre-copy',
   '--auto-dedup': 'criu aborts when this meets --stream',
   '--lazy-pages': 'criu --stream cannot serve pages later',
 }
@@ -84,7 +87,18 @@ export function leavingOption(options: readonly string[]): string | undefined {
   })
 }
 
+/** Throws `USAGE` where criu would leave a second process beside the one that `what` hands over. */
+export function refuseLeaving(options: readonly string[], what: string, hint: string): void {
+  const leaves = leavingOption(options)
+  if (leaves === undefined) return
+  throw new Fault('USAGE', `criu option ${leaves} and ${what} do not go together: a hand-over leaves one process`, {
+    hint,
+  })
+}
+
 export interface CriuRun {
+  /** Its process; 0 if it could not be started. */
+  readonly pid: number
   /** Resolves when criu exits 0; throws `CRIU` with its own first error. */
   readonly done: Promise<void>
   /** SIGKILL: the last resort; a criu that loses its socket and pipes ends by itself. */
@@ -97,19 +111,30 @@ const errorLine = /\bError \(([^)]*)\): (.*)$/
 /** Printed wherever CAP_SYS_RESOURCE is missing, by dumps that succeed as well. */
 const harmless = /RLIMIT_NOFILE/
 
-/** Starts criu. Its messages go to our stderr if `options` ask for them (-v), else only its first error is kept. */
-export function startCriu(criu: string, action: 'dump' | 'restore', options: readonly string[]): CriuRun {
+/**
+ * Starts criu. Its messages go to our stderr if `options` ask for them (-v), else only its first error is kept. `inherited`: what is its
+ * descriptor 3; it stays open here.
+ */
+export function startCriu(
+  criu: string,
+  action: 'pre-dump' | 'dump' | 'restore',
+  options: readonly string[],
+  inherited: readonly Fd[] = [],
+): CriuRun {
   // A ctrl-C is for us: who ends a criu half way may lose what it works on.
   const start = `trap '' HUP INT QUIT; exec "$0" "$@"`
-  const child = spawn('sh', ['-c', start, criu, action, ...options], { stdio: ['ignore', 'ignore', 'pipe'] })
+  const child = spawn('sh', ['-c', start, criu, action, ...options], {
+    stdio: ['ignore', 'ignore', 'pipe', ...inherited],
+  })
   const verbose = options.some((option) => /^-v+\d?$|^--verbosity/.test(option))
   const errors: string[] = []
+  const stderr = child.stderr as Readable
   const lines = split((line: string) => {
     if (verbose) process.stderr.write(`${line}\n`)
     const error = errorLine.exec(line)
     if (error !== null && !harmless.test(line) && errors.length < MOST_LINES) errors.push(`${error[2]} (${error[1]})`)
   })
-  const drained = new Promise<void>((resolve) => pump(child.stderr, lines.resume(), () => resolve()))
+  const drained = new Promise<void>((resolve) => pump(stderr, lines.resume(), () => resolve()))
   const exited = once(child, 'exit') as Promise<[code: number | null, signal: string | null]>
   if (child.pid !== undefined) child.once('exit', ownChild(child.pid).ended)
   const done = (async () => {
@@ -124,5 +149,5 @@ export function startCriu(criu: string, action: 'dump' | 'restore', options: rea
     })
   })()
   done.catch(() => {})
-  return { done, kill: () => void child.kill('SIGKILL') }
+  return { pid: child.pid ?? 0, done, kill: () => void child.kill('SIGKILL') }
 }

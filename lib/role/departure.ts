@@ -15,10 +15,9 @@ import type { Fate, Until, Verdict } from '../format/words.ts'
 import type { FrameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
-import { type Snapshot, sendSnapshot } from '../stream/send.ts'
+import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import type { Approach } from './approach.ts'
-import { capture } from './capture.ts'
 import { closedGate } from './gate.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './handover.ts'
 import { manyLinks, oneLink } from './line.ts'
@@ -40,6 +39,8 @@ export interface Departure {
   /** The target lets us go on over a new link where one broke. */
   resumes?: boolean
   tuning?: Tuning | undefined
+  /** The snapshot is the last of a chain. */
+  layer?: SendOptions['layer']
   /** From the last image to the target's answer; and how long there may be no link. */
   timeoutMs: number
   signal: AbortSignal
@@ -64,12 +65,12 @@ export interface Failed {
 }
 
 /**
- * Sends what this criu dumps, whose socket is closed, and hands the process over. Returns the debt if something failed
+ * Sends what this criu dumps, and hands the process over. Returns the debt if something failed
  * before the tasks were gone.
  */
 export async function depart(criu: Approach, options: Departure): Promise<Departed | Failed> {
-  const { id, until, gates, directory, connect, timeoutMs, signal } = options
-  const { socket, pid, bytes } = criu
+  const { id, until, gates, directory, connect, layer, timeoutMs, signal } = options
+  const { pid, bytes } = criu
   const token = randomBytes(TOKEN_BYTES)
   const gate = closedGate(gates, pid, 'post-dump')
   let atGate = false
@@ -143,12 +144,13 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   const objection = pid < 1 ? unseen() : owedAlready(directory, id)
   if (objection !== undefined) stop.abort(objection)
   try {
-    const snapshot = await sendSnapshot(writer, id, watched(criu.begun(capture(socket, whenHeld)), watch), {
+    const snapshot = await sendSnapshot(writer, id, watched(criu.images(whenHeld), watch), {
       ...options.tuning,
       signal: stop.signal,
       onFail: (reason) => stop.abort(reason),
       until,
       reserve: bytes,
+      layer,
       frozen: byReference,
       ...(options.onBytes && { onBytes: options.onBytes }),
       greeted: line.greeted,

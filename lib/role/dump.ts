@@ -13,6 +13,7 @@ import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { decodeDumpStats } from '../format/stats.ts'
 import type { Fd } from '../kernel/fd.ts'
+import { isRunning } from '../kernel/process.ts'
 import { acceptSpeaker, acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { chainOf, chainSource } from '../store/chain.ts'
@@ -74,7 +75,7 @@ export async function dumpTree(
       gate.open()
     }
     try {
-      const images = dumping.begun(capture(dumping.socket))
+      const images = dumping.images()
       dumping.open()
       await send(images, link, options, { reserve: dumping.bytes, onDrained, confirm: () => run.done })
     } finally {
@@ -195,15 +196,6 @@ function patience(): Promise<'impatient'> {
 function betterOf(error: unknown, criuError: unknown): unknown {
   const ours = error instanceof Fault ? error.code : undefined
   return ours === 'FAILED_DUMP' && criuError instanceof Fault ? criuError : error
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM'
-  }
 }
 
 /** From CRIU's statistics, where it left them in the work directory. */

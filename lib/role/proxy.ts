@@ -9,9 +9,12 @@
 import { rmSync } from 'node:fs'
 import { setPriority } from 'node:os'
 import { join } from 'node:path'
+import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
+import { PAGE_BYTES } from '../format/pagemap.ts'
 import type { Until } from '../format/words.ts'
 import type { Fd } from '../kernel/fd.ts'
+import { memoryOfTree, openProcess } from '../kernel/process.ts'
 import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
@@ -20,14 +23,19 @@ import type { Link } from '../stream/link.ts'
 import { SENDER_WINDOW } from '../stream/resuming-sender.ts'
 import { takeRing } from '../stream/ring.ts'
 import type { Tuning } from '../stream/tuning.ts'
-import { approach } from './approach.ts'
+import { type Approach, approach } from './approach.ts'
 import { CAPTURE_SOCKET } from './capture.ts'
+import { type Chains, openChains } from './chains.ts'
+import { type CriuCommand, criuCommand } from './criu-command.ts'
 import { pay } from './debt.ts'
-import { depart } from './departure.ts'
+import { type Departure, depart } from './departure.ts'
 import { freshId } from './dump.ts'
 import { conclude } from './ending.ts'
 import { clearGates, writeScript } from './gate.ts'
+import { abandon, type Chain, lastLayer, nextLayer, sendRound } from './layers.ts'
 import { type Owed, readOwed } from './owed.ts'
+import { openPagePort, type PagePort, splitDump } from './page-port.ts'
+import { pageServer } from './page-server.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 import { openWorkDir } from './workdir.ts'
 
@@ -41,6 +49,8 @@ export interface ProxyOptions {
   /** What the cache must have before CRIU may kill the tasks. */
   until: Until
   tuning?: Tuning
+  /** The port for criu --page-server; 0: the kernel chooses; none if undefined. */
+  pagePort: number | undefined
   /** How long the cache may be out of reach, and how long it may take to do what `until` says. */
   timeoutMs: number
   report: Report
@@ -61,21 +71,36 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     running.add(tracked)
   }
   const tally = { sent: 0 }
+  const over = (chain: Chain): void => track(abandonAt(chain, options), `the chain of snapshot ${chain.id}`)
+  const chains = openChains(over)
+  let port: PagePort | undefined
   try {
     writeScript(work.path, 'post-dump')
     clearGates(work.path)
     for (const owed of readOwed(work.path)) track(payCache(owed, options), `snapshot ${owed.id}`)
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
     report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
+    if (options.pagePort !== undefined) {
+      const take = (socket: Fd, command: CriuCommand): void =>
+        track(
+          forwardPages(socket, command, chains, work.path, options, tally),
+          `the ${command.action} of ${command.tree}`,
+        )
+      const refuse = (fault: Fault): void => report({ event: 'failed', what: 'a connection', fault })
+      port = await openPagePort(options.pagePort, take, refuse)
+      report({ event: 'listening', at: `127.0.0.1:${port.port}` })
+    }
     options.onStatus?.(() => report({ event: 'status', of: 'proxy', dumps: running.size, sent: tally.sent }))
     report({ event: 'ready' })
     takeRing(SENDER_WINDOW).give()
     for (;;) {
       const socket = await acceptUnix(work.listener)
       const id = options.id ?? freshId()
-      track(forward(socket, id, work.path, options, tally), `snapshot ${id}`)
+      track(forward(socket, id, chains, work.path, options, tally), `snapshot ${id}`)
     }
   } finally {
+    port?.close()
+    chains.close()
     work.remove()
     await Promise.all(running)
     clearGates(work.path)
@@ -98,24 +123,80 @@ interface Tally {
   sent: number
 }
 
-/** One dump. What it still owes its target is paid afterwards. */
+/** One dump by the stream. */
 async function forward(
   socket: Fd,
   id: SnapshotId,
+  chains: Chains,
   directory: string,
   options: ProxyOptions,
   tally: Tally,
 ): Promise<void> {
-  const { cache, connections, until, tuning, timeoutMs, report, signal } = options
-  const criu = await approach(socket, directory, signal)
+  const criu = await approach(socket, directory, options.signal)
   if (criu === undefined) return
+  // It may clear the kernel's marks of changed pages.
+  const command = criuCommand(criu.pid)
+  if (command !== undefined) chains.breakOff(command.tree)
+  if (command?.splits === true) {
+    criu.remove()
+    criu.images().destroy(splitDump())
+    throw splitDump()
+  }
+  await send(criu, id, directory, options, tally)
+}
+
+/** One dump, or one round before it, by the page server. */
+async function forwardPages(
+  socket: Fd,
+  { pid, action, tree, directory: images }: CriuCommand,
+  chains: Chains,
+  directory: string,
+  options: ProxyOptions,
+  tally: Tally,
+): Promise<void> {
+  const { id = freshId(), timeoutMs, tuning, report, signal } = options
+  const chain = chains.take(tree, () => id)
+  const server = pageServer(socket, { hasParent: (name) => chain.pagemaps.has(name) })
+  if (action === 'pre-dump') {
+    const connect = connector(options)
+    const reserve = chain.under === 0 ? memoryOfTree(tree) : 0
+    const { pages, ms } = await sendRound(chain, server, { connect, tuning, reserve, timeoutMs, signal })
+    chains.keep(tree, chain)
+    report({ event: 'round', id: chain.id, number: chain.under, pages, bytes: pages * PAGE_BYTES, ms })
+    return
+  }
+  const criu = openProcess(pid)
+  const remove = (): void => {
+    server.destroy(new Fault('ABORTED', 'over'))
+    criu?.close()
+  }
+  const dump: Approach = {
+    pid,
+    bytes: undefined,
+    open() {},
+    images: (written) => lastLayer(server, images, Promise.race([written, criu?.ended])),
+    remove,
+  }
+  await send(dump, chain.id, directory, options, tally, nextLayer(chain, true))
+}
+
+/** Hands over what one criu dumps. What it still owes its target is paid afterwards. */
+async function send(
+  criu: Approach,
+  id: SnapshotId,
+  directory: string,
+  options: ProxyOptions,
+  tally: Tally,
+  layer?: Departure['layer'],
+): Promise<void> {
+  const { until, tuning, timeoutMs, report, signal } = options
   const begun = performance.now()
-  const connect = (stop: AbortSignal): Promise<Link> => connectMany(connections, cache, timeoutMs, stop)
   const onBytes = (bytes: number): void => {
     tally.sent += bytes
   }
   const onFailed = (fault: Error): void => report({ event: 'failed', what: `snapshot ${id}`, fault })
-  const agreement = { until, connect, tuning, resumes: true, timeoutMs, signal, onBytes, onFailed }
+  const connect = connector(options)
+  const agreement = { until, connect, tuning, layer, resumes: true, timeoutMs, signal, onBytes, onFailed }
   const end = await depart(criu, { id, gates: directory, directory, ...agreement }).finally(criu.remove)
   reportSmallPipes(report)
   if ('reason' in end) {
@@ -127,6 +208,16 @@ async function forward(
   report({ event: 'sent', id, images: snapshot.images.length, bytes: snapshot.bytes, ms, verified: true })
   if (fate === undefined) await payCache(owed, options)
   else conclude(id, { verdict, fate }, report)
+}
+
+function connector({ connections, cache, timeoutMs }: ProxyOptions): (stop: AbortSignal) => Promise<Link> {
+  return (stop) => connectMany(connections, cache, timeoutMs, stop)
+}
+
+/** The cache keeps rounds until it hears that no dump follows. */
+async function abandonAt(chain: Chain, { cache }: ProxyOptions): Promise<void> {
+  const soon = AbortSignal.timeout(DELIVERY_MS)
+  await abandon(chain, (stop) => connectEndpoint(cache, DELIVERY_MS, stop), soon)
 }
 
 /** A signal leaves the debt on disk for the next proxy. */

@@ -20,8 +20,10 @@ import { readPipe, readRequest } from './capture.ts'
 
 export const SERVE_SOCKET = 'streamer-serve.sock'
 
-/** Smaller pieces share pages with other images and are copied. Not tuned. */
+/** Smaller pieces, if they are not pages, share pages with other images and are copied. Not tuned. */
 const LEAST_LENT = 64 * 2 ** 10
+/** Bytes that are lent with one call: what a pipe of an unprivileged user holds, and at most 256 pieces. */
+const ENOUGH_LENT = 2 ** 20
 
 /** What fits into a pipe as CRIU made it, as most images do. */
 const ENOUGH = 64 * 2 ** 10
@@ -75,16 +77,40 @@ export async function serve(
   }
 }
 
+function lendable({ window, pages }: Piece): boolean {
+  return pages === true || window.length >= LEAST_LENT
+}
+
+/** Pieces in the same order, those that can be lent with one call as one. */
+function* together(pieces: Iterable<Piece>): Generator<Piece[]> {
+  let lent: Piece[] = []
+  let bytes = 0
+  for (const piece of pieces) {
+    if (lent.length > 0 && (bytes >= ENOUGH_LENT || !lendable(piece))) {
+      yield lent
+      lent = []
+      bytes = 0
+    }
+    if (lendable(piece)) {
+      lent.push(piece)
+      bytes += piece.window.length
+    } else yield [piece]
+  }
+  if (lent.length > 0) yield lent
+}
+
 async function fillPipe(pipe: Fd, image: StoredImage, served: Served, onTaken: (piece: Piece) => void): Promise<void> {
   try {
     setNonBlocking(pipe)
     if (image.size > ENOUGH) enlargePipe(pipe)
-    for (const piece of image.pieces) {
-      const { address, window } = piece
-      if (spliceAllowed && window.length >= LEAST_LENT) await vmspliceAll(address, window.length, pipe)
-      else await writeAll(pipe, window)
-      served.bytes += window.length
-      onTaken(piece)
+    for (const pieces of together(image.pieces)) {
+      const [first] = pieces
+      if (spliceAllowed && first !== undefined && lendable(first)) await vmspliceAll(pieces, pipe)
+      else for (const { window } of pieces) await writeAll(pipe, window)
+      for (const piece of pieces) {
+        served.bytes += piece.window.length
+        onTaken(piece)
+      }
     }
     served.images.push(image.name)
   } catch (error) {

@@ -4,9 +4,10 @@
 import { Fault } from '../fault.ts'
 import { digestWords } from '../format/digest.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
-import type { Frame } from '../format/wire.ts'
+import { type Frame, MOST_DATA } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
-import type { MemorySnapshot, StoredImage } from '../store/memory.ts'
+import type { Piece, StoredImage } from '../store/memory.ts'
+import type { Arriving } from '../store/shelf.ts'
 import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
 import type { ImageSink, ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
@@ -115,11 +116,12 @@ async function take(
   const begun = performance.now()
   arrivals.refuseIfOpen(id)
   const arriving = shelf.receive(id)
+  let round: number | undefined
   let until: Until | undefined
   let shown: Buffer | undefined
   let digest: bigint
   try {
-    const snapshot = await receiveSnapshot(reader, rehearsing(arriving.sink), {
+    const snapshot = await receiveSnapshot(reader, rehearsing(arriving), {
       onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
       onReserved: (offset) => writer.send({ type: 'reserved', offset }),
       onHandOver(far, token) {
@@ -127,15 +129,29 @@ async function take(
         shown = token
         if (token === undefined) return
         line.outlive(token, options.timeoutMs)
-        lines.set(id, line)
+        if (arriving.owns) lines.set(id, line)
+      },
+      onLayer(layer) {
+        arriving.join(layer)
+        if (!layer.last) round = layer.under + 1
+        if (shown !== undefined) lines.set(id, line)
       },
     })
     digest = snapshot.digest
+    await arriving.complete()
     if (until !== undefined) arrivals.add(id, shown)
     arriving.seal(until !== undefined)
     const ms = performance.now() - begun
     const { images, bytes } = snapshot
-    report({ event: 'sealed', id, images: images.length, bytes, ms, digest: digestWords(snapshot) })
+    report({
+      event: 'sealed',
+      id,
+      images: images.length,
+      bytes,
+      ms,
+      digest: digestWords(snapshot),
+      ...(round !== undefined && { round }),
+    })
   } finally {
     arriving.drop()
   }
@@ -166,16 +182,19 @@ async function take(
   }
 }
 
-/** While it makes memory ready, its sender is not ready to send either. */
-function rehearsing({ open, reserve }: MemorySnapshot): ImageSink {
+/** While it makes memory ready, its sender is not ready to send either. Where there is to be no memory, both throw at once. */
+function rehearsing(arriving: Arriving): ImageSink {
   return {
-    open,
-    async reserve(bytes) {
-      const [ready] = await Promise.all([reserve(bytes), rehearse()])
-      return ready
+    open: (name) => arriving.sink.open(name),
+    reserve(bytes) {
+      const ready = arriving.sink.reserve(bytes)
+      return Promise.all([ready, rehearse()]).then(() => ready)
     },
   }
 }
+
+/** Larger windows are sent as they are. */
+const LARGEST_GATHERED = 2 ** 16
 
 /** How long a link stays after its verdict. */
 const SETTLED_MS = 1000
@@ -229,12 +248,34 @@ async function give(
   }
 }
 
+/** Windows of a size that is good to send; what was put together is overwritten when the next one is asked for. */
+function* gathered(pieces: Iterable<Piece>): Generator<Uint8Array> {
+  let room: Buffer | undefined
+  let filled = 0
+  for (const { window } of pieces) {
+    if (filled > 0 && filled + window.length > MOST_DATA && room !== undefined) {
+      yield room.subarray(0, filled)
+      filled = 0
+    }
+    if (window.length > LARGEST_GATHERED) {
+      if (filled > 0 && room !== undefined) yield room.subarray(0, filled)
+      filled = 0
+      yield window
+      continue
+    }
+    room ??= Buffer.allocUnsafeSlow(MOST_DATA)
+    room.set(window, filled)
+    filled += window.length
+  }
+  if (filled > 0 && room !== undefined) yield room.subarray(0, filled)
+}
+
 /** Stored images as a source, so that a snapshot can be sent on. */
 function storedSource(images: ReadonlyMap<ImageName, StoredImage>): ImageSource {
   return {
     images: (async function* (): AsyncGenerator<OpenImage> {
       for (const { name, pieces } of images.values()) {
-        yield { name, body: { kind: 'pieces', pieces: pieces.map((piece) => piece.window) } }
+        yield { name, body: { kind: 'pieces', pieces: gathered(pieces) } }
       }
     })(),
     destroy() {},

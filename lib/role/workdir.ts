@@ -8,6 +8,7 @@ import {
   readdirSync,
   rmdirSync,
   rmSync,
+  statfsSync,
   statSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -79,9 +80,24 @@ function locked(path: string): PrivateDirectory | undefined {
 }
 
 /** A private one for temporary files; those that killed commands of ours left there go. */
-export function temporaryDirectory(): PrivateDirectory {
-  for (const left of abandoned(tmpdir(), /^criu-ferry\.\d+\.\w{6}$/)) left.remove()
-  return privateDirectory(tmpdir(), `criu-ferry.${process.pid}.`)
+export function temporaryDirectory(parent = tmpdir()): PrivateDirectory {
+  for (const left of abandoned(parent, /^criu-ferry\.\d+\.\w{6}$/)) left.remove()
+  return privateDirectory(parent, `criu-ferry.${process.pid}.`)
+}
+
+const TMPFS_MAGIC = 0x01021994
+
+/** The same, in memory. Throws `MISSING`, `IO`. */
+export function memoryDirectory(): PrivateDirectory {
+  const parent = ['/run', '/dev/shm', tmpdir()].find(
+    (path) => existsSync(path) && statfsSync(path).type === TMPFS_MAGIC,
+  )
+  if (parent === undefined) {
+    throw new Fault('MISSING', 'neither /run nor /dev/shm is a tmpfs, and nothing is to touch a disk', {
+      hint: 'mount -t tmpfs tmpfs /dev/shm',
+    })
+  }
+  return temporaryDirectory(parent)
 }
 
 function temporaryPath(parent: string, prefix: string): string {

@@ -13,7 +13,7 @@ import type { ImageBody, ImageSource } from '../stream/image.ts'
 import { ioFault, listImages, PARENT, piecesOf } from './directory.ts'
 import { flatPages, naming } from './flat-pages.ts'
 
-const pagemapPattern = /^pagemap-(shmem-)?\d+\.img$/
+export const pagemapPattern = /^pagemap-(shmem-)?\d+\.img$/
 
 /** A dump's directory, then those of its earlier rounds, the newest first. */
 export type Chain = readonly [string, ...string[]]

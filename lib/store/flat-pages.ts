@@ -53,7 +53,8 @@ function plan(layers: readonly Layer[]): Generator<FlatRange> {
   return flatten(layers.map(({ entries }) => entries))
 }
 
-function pagesName(pagesId: number): ImageName {
+/** The pages image that a pagemap names. */
+export function pagesName(pagesId: number): ImageName {
   return imageName(`pages-${pagesId}.img`)
 }
 
@@ -177,7 +178,8 @@ function* namingAll<Item>(file: string, items: Iterable<Item>): Generator<Item> 
   }
 }
 
-function named(file: string, error: unknown): unknown {
+/** A Fault of the format, saying in which file. */
+export function named(file: string, error: unknown): unknown {
   const hasName = !(error instanceof Fault) || error.code === 'IO' || error.cause instanceof Fault
   if (hasName) return error
   const { code, message, hint } = error

@@ -8,15 +8,19 @@
  * ahead gives way to images: an announcement costs nobody else anything, and takes no memory that the machine lacks.
  */
 import { Fault } from '../fault.ts'
-import { availableMemory, discard, HUGE_PAGE, mapMemory, populate, type Region } from '../kernel/memory.ts'
+import { PAGE_BYTES } from '../format/pagemap.ts'
+import { allowHuge, availableMemory, discard, HUGE_PAGE, mapMemory, populate, type Region } from '../kernel/memory.ts'
 import { formatSize } from '../size.ts'
 
 export interface Extent {
   address: bigint
   window: Uint8Array
+  /** Pages that were given back before the rest: 1 for each. */
+  holes?: { pages: Uint8Array; count: number } | undefined
 }
 
 export const EXTENT = HUGE_PAGE
+const PAGES = EXTENT / PAGE_BYTES
 /**
  * A region is as large as all before it, within these. Each one makes Node collect garbage, for it counts windows as if they were its
  * own: with regions of 64 MiB that took 0.2 s a GiB.
@@ -38,6 +42,11 @@ export interface Pool {
   readonly spare: Set<() => Extent | undefined>
   /** The caller has no window on it left. */
   give(extent: Extent): void
+  /**
+   * Pages of an extent, whose number this is of the first, are of no use any more: the system has them again, and they count as free.
+   * Each is given once, whoever says it again. Returns whether that was the last of them: then the extent is to be given.
+   */
+  givePages(extent: Extent, first: number, count: number): boolean
 }
 
 /** A pool of at most `limit` bytes, of which `reserve` are kept ready. */
@@ -118,9 +127,27 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
     },
     give(extent) {
       discard(extent.address, EXTENT)
-      used -= EXTENT
+      used -= EXTENT - (extent.holes?.count ?? 0) * PAGE_BYTES
+      if (extent.holes !== undefined) allowHuge(extent.address, EXTENT, true)
+      extent.holes = undefined
       free.push(extent)
       void refill()
+    },
+    givePages(extent, first, count) {
+      if (extent.holes === undefined) allowHuge(extent.address, EXTENT, false)
+      extent.holes ??= { pages: new Uint8Array(PAGES), count: 0 }
+      const { holes } = extent
+      for (let at = first; at < first + count; ) {
+        const begin = at
+        while (at < first + count && holes.pages[at] === 0) at++
+        if (at > begin) {
+          holes.pages.fill(1, begin, at)
+          holes.count += at - begin
+          used -= (at - begin) * PAGE_BYTES
+          discard(extent.address + BigInt(begin * PAGE_BYTES), (at - begin) * PAGE_BYTES)
+        } else at++
+      }
+      return holes.count === PAGES
     },
   }
 }

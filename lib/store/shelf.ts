@@ -6,8 +6,10 @@
  */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
+import type { Layer } from '../format/wire.ts'
 import { type MemorySnapshot, memorySnapshot, type Piece, type StoredImage } from './memory.ts'
 import type { Pool } from './pool.ts'
+import { type Growing, openRounds, unfinished } from './rounds.ts'
 
 export interface Sealed {
   readonly id: SnapshotId
@@ -22,10 +24,20 @@ export interface Sealed {
 
 /** A snapshot on its way in. */
 export interface Arriving {
+  /** Throws `EXISTS` where it would take the place of an unfinished chain. */
   readonly sink: MemorySnapshot
-  /** Everything is here and verified: whoever waits gets it, or, if it is `undecided`, only who may have it early. */
+  /** Whether the id is this one's: that of an unfinished chain is not, before `join`. */
+  readonly owns: boolean
+  /** It is a part of a chain. Before anything is stored. Throws `MISSING` or `EXISTS` where that is not here as it says, `MEMORY`. */
+  join(layer: Layer): void
+  /**
+   * All its images are here: a part of a chain is looked through, and the last becomes what can be restored. Throws `FORMAT`, `LIMIT`, `MISSING`,
+   * `FAILED_DUMP` or `MEMORY`.
+   */
+  complete(): Promise<void>
+  /** Everything is here, verified and completed. A round waits for the next part, and nobody can have it. Else whoever waits gets it, or, if it is `undecided`, only who may have it early. */
   seal(undecided?: boolean): void
-  /** Forgets what came, unless it was sealed. */
+  /** Forgets what came, unless it was sealed; with it the chain that it is a part of. */
   drop(): void
 }
 
@@ -33,7 +45,7 @@ export interface Shelf {
   /** How many snapshots are sealed, and how many wait for one. */
   readonly counts: { snapshots: number; parked: number }
   /** Throws `EXISTS` if a snapshot of that id is here or on its way: nothing that was sealed is ever replaced. Throws `MEMORY`. */
-  receive(id: SnapshotId): Arriving
+  receive(id: SnapshotId, layer?: Layer): Arriving
   /** Whether `find` would answer at once. */
   has(id: SnapshotId | undefined): boolean
   /**
@@ -66,6 +78,7 @@ interface Entry extends Sealed {
 export function openShelf(pool: Pool): Shelf {
   const sealed = new Map<SnapshotId, Entry>()
   const arriving = new Set<SnapshotId>()
+  const chains = openRounds(pool)
   const waiters = new Set<Waiter>()
 
   function now({ id, early, since }: Omit<Waiter, 'resolve'>): Sealed | undefined {
@@ -84,6 +97,11 @@ export function openShelf(pool: Pool): Shelf {
     }
   }
 
+  function refuseTaken(id: SnapshotId): void {
+    if (!sealed.has(id) && !arriving.has(id)) return
+    throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
+  }
+
   function dropIfUnused(entry: Entry): void {
     if (entry.removed && entry.users === 0) entry.sink.drop()
   }
@@ -92,15 +110,52 @@ export function openShelf(pool: Pool): Shelf {
     get counts() {
       return { snapshots: sealed.size, parked: waiters.size }
     },
-    receive(id) {
-      if (sealed.has(id) || arriving.has(id)) {
-        throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
+    receive(id, part) {
+      refuseTaken(id)
+      let layer: Layer | undefined
+      let chain: Growing | undefined
+      let sink: MemorySnapshot | undefined
+      let over = false
+      function own(taken: MemorySnapshot): MemorySnapshot {
+        sink = taken
+        arriving.add(id)
+        return taken
       }
-      const sink = memorySnapshot(pool)
-      arriving.add(id)
+      function owned(): MemorySnapshot {
+        if (sink === undefined) throw unfinished(id)
+        return sink
+      }
+      function join(said: Layer): void {
+        if (sink === undefined) refuseTaken(id)
+        sink?.drop()
+        chain = chains.take(id, said)
+        layer = said
+        own(chain.sink)
+      }
+      if (part !== undefined) join(part)
+      else if (!chains.has(id)) own(memorySnapshot(pool))
       return {
-        sink,
+        get sink() {
+          return owned()
+        },
+        get owns() {
+          return sink !== undefined
+        },
+        join,
+        async complete() {
+          owned().complete()
+          if (layer?.last === false) await chain?.flat.round()
+          else await chain?.flat.last()
+        },
         seal(undecided = false) {
+          const sink = owned()
+          over = true
+          arriving.delete(id)
+          if (chain !== undefined && layer?.last === false) {
+            chain.rounds++
+            chains.put(id, chain)
+            return wake()
+          }
           sink.complete()
           const entry: Entry = {
             id,
@@ -120,11 +175,12 @@ export function openShelf(pool: Pool): Shelf {
             notBefore: 0,
           }
           sealed.set(id, entry)
-          arriving.delete(id)
+          void chain?.flat.settle()
           wake()
         },
         drop() {
-          if (sealed.has(id)) return
+          if (over || sink === undefined) return
+          over = true
           sink.drop()
           arriving.delete(id)
           wake()

@@ -173,10 +173,15 @@ function fdOf(socket: net.Socket): number {
 /** A link over a paused Node socket that has not read yet. */
 export function takeOver(socket: net.Socket, peer: string): Link {
   if (!spliceAllowed || fdOf(socket) < 0) return duplexLink(socket, peer)
+  return fdLink(takeFd(socket), peer, 'socket')
+}
+
+/** The descriptor of a paused Node socket that has not read yet; Node's half is closed. */
+export function takeFd(socket: net.Socket): Fd {
   const fd = duplicate(fdOf(socket))
   socket.on('error', () => {})
   socket.destroy()
-  return fdLink(fd, peer, 'socket')
+  return fd
 }
 
 /**

@@ -10,7 +10,7 @@ import { Fault } from '../fault.ts'
 import { type Digest, digest, hex64, NO_DIGEST } from '../format/digest.ts'
 import { encodeList, type ImageEntry, LARGEST_IMAGE, MOST_IMAGES } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
-import type { Frame } from '../format/wire.ts'
+import type { Frame, Layer } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
 import type { FrameReader } from './frames.ts'
 import type { ImageSink, ImageWriter } from './image.ts'
@@ -34,6 +34,8 @@ export interface ReceiveOptions {
   onAck?: (channel: number, size: number) => Promise<void>
   /** Told that the sender will give a verdict; a receiver without it has no way to take one. */
   onHandOver?: ((until: Until, token: Buffer | undefined) => void) | undefined
+  /** Told, before anything is stored, that this is a part of a chain; may throw. A receiver without it keeps no chains. */
+  onLayer?: ((layer: Layer) => void) | undefined
   /** Told how many bytes are ready for what the sender announced. */
   onReserved?: (bytes: number) => Promise<void>
 }
@@ -42,7 +44,7 @@ export interface ReceiveOptions {
 export async function receiveSnapshot(
   reader: FrameReader,
   sink: ImageSink,
-  { onAck = async () => {}, onHandOver, onReserved = async () => {} }: ReceiveOptions = {},
+  { onAck = async () => {}, onHandOver, onLayer, onReserved = async () => {} }: ReceiveOptions = {},
 ): Promise<Snapshot> {
   const channels = new Map<number, Channel>()
   const names = new Set<string>()
@@ -57,9 +59,11 @@ export async function receiveSnapshot(
     await turn()
   }
   let offered = false
+  let layer: Layer | undefined
   let reserving = false
   let checked = true
 
+  const begun = (): boolean => entries.length > 0 || reserving || !checked
   const open = (number: number): Channel => {
     const channel = channels.get(number)
     if (channel === undefined) throw new Fault('FORMAT', `channel ${number} is not open`)
@@ -113,14 +117,19 @@ export async function receiveSnapshot(
         if (!announced.equals(encodeList(entries as ImageEntry[]))) {
           throw new Fault('DIGEST', 'the list of images is not what came')
         }
-        const snapshot = summarize(entries as ImageEntry[])
+        const snapshot = summarize(entries as ImageEntry[], layer?.last === false)
         if (snapshot.digest !== frame.digest) throw new Fault('DIGEST', 'the list of images is damaged')
         return snapshot
       }
       case 'handOver':
-        if (onHandOver === undefined || entries.length > 0 || offered || reserving) throw unexpected(frame)
+        if (onHandOver === undefined || begun() || offered || layer !== undefined) throw unexpected(frame)
         offered = true
         onHandOver(frame.until, frame.token)
+        break
+      case 'layer':
+        if (onLayer === undefined || begun() || layer !== undefined || (offered && !frame.last)) throw unexpected(frame)
+        layer = frame
+        onLayer(frame)
         break
       case 'unchecked':
         if (entries.length > 0 || !checked) throw unexpected(frame)
@@ -130,7 +139,7 @@ export async function receiveSnapshot(
         if (entries.length > 0 || reserving) throw unexpected(frame)
         reserving = true
         // Images may come before it is done.
-        void reserve(sink, frame.offset, onReserved)
+        void reserved(sink.reserve?.(frame.offset), onReserved)
         break
       case 'failed':
         throw new Fault(frame.code, `the source gave up: ${frame.reason}`)
@@ -153,9 +162,9 @@ export async function receiveSnapshot(
   }
 }
 
-async function reserve(sink: ImageSink, bytes: number, onReserved: (bytes: number) => Promise<void>): Promise<void> {
+async function reserved(ready = Promise.resolve(0), onReserved: (bytes: number) => Promise<void>): Promise<void> {
   try {
-    await onReserved((await sink.reserve?.(bytes)) ?? 0)
+    await onReserved(await ready)
   } catch {
     // The link is gone, and its reader knows why.
   }

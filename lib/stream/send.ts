@@ -10,7 +10,7 @@ import { Fault } from '../fault.ts'
 import { digest } from '../format/digest.ts'
 import { encodeList, type ImageEntry, MOST_IMAGES } from '../format/list.ts'
 import { INVENTORY, type SnapshotId } from '../format/names.ts'
-import { encodeFrame, MOST_DATA } from '../format/wire.ts'
+import { encodeFrame, type Layer, MOST_DATA } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { FrameWriter } from './frames.ts'
@@ -29,9 +29,9 @@ export interface Snapshot {
   bytes: number
 }
 
-/** Describes a complete set of images. Throws `FAILED_DUMP` where inventory.img is missing. */
-export function summarize(images: ImageEntry[]): Snapshot {
-  if (!images.some((image) => image.name === INVENTORY)) throw unfinished()
+/** Describes a complete set of images. Throws `FAILED_DUMP` where inventory.img is missing, which a `round` of a chain does not need. */
+export function summarize(images: ImageEntry[], round = false): Snapshot {
+  if (!round && !images.some((image) => image.name === INVENTORY)) throw unfinished()
   const list = digest()
   list.update(encodeList(images))
   return { images, digest: list.finish(), bytes: images.reduce((sum, image) => sum + image.size, 0) }
@@ -52,6 +52,8 @@ export interface SendOptions extends Tuning {
   until?: Until | undefined
   /** The receiver has been told the id and `until` already (see resumable.ts). */
   greeted?: boolean
+  /** It is a part of a chain: a round, which needs no inventory.img, or the last. */
+  layer?: Layer | undefined
   /** About how many bytes will come: the receiver is told before the first image. */
   reserve?: number | undefined
   /** The tasks stay frozen until the other end has it all: their pages may be passed on by reference. */
@@ -83,6 +85,7 @@ export async function sendSnapshot(
   {
     until,
     greeted = false,
+    layer,
     reserve,
     unchecked = false,
     frozen = false,
@@ -96,6 +99,7 @@ export async function sendSnapshot(
   }: SendOptions = {},
 ): Promise<Snapshot> {
   const stop = new AbortController()
+  const round = layer?.last === false
   const fail = (reason: unknown): void => {
     if (stop.signal.aborted) return
     stop.abort(reason)
@@ -141,6 +145,7 @@ export async function sendSnapshot(
     // Not awaited: CRIU is read from even while the link is not there.
     if (!greeted) writer.send({ type: 'snapshot', id }).catch(fail)
     if (!greeted && until !== undefined) writer.send({ type: 'handOver', until }).catch(fail)
+    if (layer !== undefined) writer.send({ type: 'layer', ...layer }).catch(fail)
     if (unchecked) writer.send({ type: 'unchecked' }).catch(fail)
     if (reserve !== undefined) writer.send({ type: 'reserve', offset: reserve }).catch(fail)
     for await (const image of source.images) {
@@ -155,10 +160,10 @@ export async function sendSnapshot(
     }
     stop.signal.throwIfAborted()
     // The link may not take the rest for long.
-    if (!names.has(INVENTORY)) throw unfinished()
+    if (!round && !names.has(INVENTORY)) throw unfinished()
     await Promise.all(running)
     stop.signal.throwIfAborted()
-    const snapshot = summarize(entries as ImageEntry[])
+    const snapshot = summarize(entries as ImageEntry[], round)
     await confirm(entries.length)
     await writer.exclusive((outlet) => outlet.send(encodeEnd(snapshot)))
     return snapshot

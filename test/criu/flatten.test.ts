@@ -8,8 +8,10 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { splitDump, type Writing } from '../support/chains.ts'
 import { type RealCriu, real } from '../support/criu.ts'
+import { startCache } from '../support/daemons.ts'
 import { startHost } from '../support/host.ts'
 import { type Load, loads, patternLoad } from '../support/loads.ts'
+import { sendChain } from '../support/rounds.ts'
 import { root, run, shell, temporary } from '../support/run.ts'
 
 const test = suite('flatten, with CRIU')
@@ -20,7 +22,7 @@ interface Chain {
   /** Where its last directory is. */
   last: string
   /** Restores from `directory` on a host of its own, and has the copy check itself. */
-  restores(criu: string, directory: string): Promise<void>
+  restores(criu: string, directory: string, ...options: string[]): Promise<void>
 }
 
 async function withChain(load: Load, criu: string, writings: Writing[], body: (chain: Chain) => Promise<void>) {
@@ -34,11 +36,11 @@ async function withChain(load: Load, criu: string, writings: Writing[], body: (c
     const log = readFileSync(join(path, 'load.log'))
     const last = splitDump(join(path, 'full'), join(path, 'rounds'), writings)
     rmSync(join(path, 'full'), { recursive: true })
-    const restores = async (program: string, directory: string): Promise<void> => {
+    const restores = async (program: string, directory: string, ...options: string[]): Promise<void> => {
       writeFileSync(join(path, 'load.log'), log)
       const host = await startHost()
       try {
-        const ran = await shell(`${host.enter.join(' ')} ${program} restore -d -D ${directory}`)
+        const ran = await shell(`${host.enter.join(' ')} ${program} restore ${options.join(' ')} -d -D ${directory}`)
         assert.is(ran.code, 0, ran.stderr)
         await started.verify(host.outerPid(started.pid))
       } finally {
@@ -74,6 +76,24 @@ function tests({ path: criu, version, objection }: RealCriu): void {
       withChain(load, criu, [own, '4.1', own, 'before flags'], async ({ last, restores }) => {
         await restores(criu, last)
         await restores(criu, await flattened(last))
+      }))
+    test(`${load.name}, dumped by CRIU ${version}: sent to a cache in rounds, and restored from its memory`, () =>
+      withChain(load, criu, [own, '4.1', own, 'before flags'], async ({ last, restores }) => {
+        const rounds = dirname(last)
+        const target = join(dirname(rounds), 'target')
+        const { cache, port } = await startCache(target)
+        try {
+          await sendChain(
+            port,
+            'app',
+            ['1', '2', '3', '4'].map((round) => join(rounds, round)),
+          )
+          rmSync(rounds, { recursive: true })
+          await restores(criu, target, '--stream')
+          await cache.says(/snapshot app served/)
+        } finally {
+          await cache.stop()
+        }
       }))
   }
   if (old || !existsSync(older)) return void console.log('skipped: there is no older CRIU than this one')

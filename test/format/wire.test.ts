@@ -95,6 +95,10 @@ const pinned: [frame: Frame, hex: string][] = [
   [{ type: 'fate', fate: 'running' }, '17000000 00000000 0000000000000000 05000000 09668939 01 1bdf05a5'],
   [{ type: 'got', offset: 0x0123456789ab }, '18000000 00000000 ab89674523010000 04000000 015dd28e 00000000'],
   [{ type: 'reserve', offset: 0x0123456789ab }, '09000000 00000000 ab89674523010000 04000000 62cd730b 00000000'],
+  [
+    { type: 'layer', under: 3, last: true, token },
+    '0d000000 00000000 0300000000000000 15000000 7de8dda9 01 a0a1a2a3a4a5a6a7a8a9aaabacadaeaf c455d710',
+  ],
   [{ type: 'unchecked' }, '0f000000 00000000 0000000000000000 04000000 fb7c28fc 00000000'],
   [{ type: 'reserved', offset: 2 ** 30 }, '19000000 00000000 0000004000000000 04000000 0c495f46 00000000'],
   [
@@ -228,6 +232,7 @@ test('a length outside of its limits is refused from the header alone', () => {
     reserve: [4, 4],
     reserved: [4, 4],
     unchecked: [4, 4],
+    layer: [21, 21],
     join: [22, 22],
     joined: [4, 4],
   } as const
@@ -256,6 +261,16 @@ test('an offset and a size have a limit', () => {
   throwsFault('LIMIT', () => end(2n ** 64n - 1n))
 })
 
+test('rounds of a chain have a limit', () => {
+  const layer = (under: bigint): Frame => {
+    const head = decodeHeader(header({ type: frameType.layer, offset: under, length: 21 }))
+    return decodeFrame(head, seal(Buffer.alloc(21), 17))
+  }
+  assert.equal(layer(1000n), { type: 'layer', under: 1000, last: false, token: NO_TOKEN })
+  throwsFault('LIMIT', () => layer(1001n))
+  throwsFault('LIMIT', () => layer(2n ** 48n))
+})
+
 test('names from the wire pass the one door', () => {
   for (const name of ['..', '../x', 'a/b', '.a', 'a\0b', 'caf\xe9', ' ']) {
     const body = Buffer.from(name, 'latin1')
@@ -275,11 +290,12 @@ test('a word that has no meaning, and a token of another length, are refused', (
     ['handOver', 2],
     ['verdict', 3],
     ['fate', 3],
+    ['layer', 2],
   ] as const) {
     const body = (word: number): Buffer =>
       Buffer.concat([
         Buffer.of(word),
-        type === 'verdict' ? Buffer.concat([NO_TOKEN, Buffer.from(id)]) : Buffer.alloc(0),
+        type === 'verdict' ? Buffer.concat([NO_TOKEN, Buffer.from(id)]) : Buffer.alloc(type === 'layer' ? 16 : 0),
       ])
     for (let word = 0; word < 256; word++) {
       if (word < words) assert.is(decodeBody(type, body(word)).type, type)

@@ -66,7 +66,17 @@ writes('writeAll', (into) => writeAll(into, large))
 
 const region = mapMemory(HUGE_PAGE)
 region.window.set(large)
-writes('vmspliceAll', (into) => vmspliceAll(region.address, large.length, into))
+writes('vmspliceAll', (into) =>
+  vmspliceAll([{ address: region.address, window: region.window.subarray(0, large.length) }], into),
+)
+
+const cuts = [0, 4096, 0, 5, 65_531, 1, 4096, 100_000, 0]
+const pieces = cuts.map((bytes, index) => {
+  const before = cuts.slice(0, index).reduce((sum, cut) => sum + cut, 0)
+  const end = index === cuts.length - 1 ? large.length : before + bytes
+  return { address: region.address + BigInt(before), window: region.window.subarray(before, end) }
+})
+writes('vmspliceAll of many pieces', (into) => vmspliceAll(pieces, into))
 
 test('readSome gives what is there, waits when there is nothing, and 0 at the end', async () => {
   const [out, into] = makePipe()
@@ -125,7 +135,7 @@ test('a peer that leaves with bytes unread is LINK for the reader too', async ()
 test('nothing to write is written at once', async () => {
   const [out, into] = makePipe()
   await within(writeAll(into, Buffer.alloc(0)))
-  await within(vmspliceAll(region.address, 0, into))
+  await within(vmspliceAll([{ address: region.address, window: new Uint8Array(0) }], into))
   assert.is(held(out), 0)
   closeFd(out)
   closeFd(into)

@@ -4,15 +4,18 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
 import { type ImageName, imageName } from '../../lib/format/names.ts'
+import { pageFlag } from '../../lib/format/pagemap.ts'
 import { encodeRequest } from '../../lib/format/streamer.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome } from '../../lib/kernel/transfer.ts'
 import { acceptUnix } from '../../lib/kernel/unix.ts'
 import { SERVE_SOCKET, type Served, serve } from '../../lib/role/serve.ts'
 import { openWorkDir, type WorkDir } from '../../lib/role/workdir.ts'
+import { flatMemory } from '../../lib/store/flat-memory.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { openPool } from '../../lib/store/pool.ts'
 import { type FakeRestore, fakeRestore, readToEnd } from '../support/fake-criu.ts'
+import { type Brief, inventory, pageOf, part, put } from '../support/rounds.ts'
 import { fixtures, temporary } from '../support/run.ts'
 import { pattern, talk } from '../support/talk.ts'
 
@@ -129,6 +132,41 @@ test('a pipe left half read does not hold up the next image', async ({ criu, ser
   assert.ok(Buffer.concat([taken.subarray(0, got), rest]).equals(contents['large.img'] as Buffer))
   criu.close()
   assert.equal((await served).images, ['small.img', 'large.img'])
+})
+
+test('a flattened image of many thousand ranges arrives whole, and each page is given back when it was lent', async ({
+  work,
+  criu,
+}) => {
+  criu.close()
+  const pool = openPool(64 * 2 ** 20)
+  const sink = memorySnapshot(pool, true)
+  const flat = flatMemory(sink)
+  const { parent, present } = pageFlag
+  put(sink, part('old', [[0, 3000, present]]))
+  await flat.round()
+  const briefs = Array.from({ length: 3000 }, (_, at): Brief => [at, 1, at % 7 === 0 ? present : parent])
+  put(sink, { ...part('new', briefs), 'inventory.img': inventory })
+  await flat.last()
+  await flat.settle()
+  const before = pool.used
+  for (const early of [false, true]) {
+    const restore = fakeRestore(join(work.path, SERVE_SOCKET))
+    const served = acceptUnix(work.listener).then((socket) =>
+      serve(socket, async () => sink.images, early ? { onTaken: sink.release } : {}),
+    )
+    const bytes = await restore.image('pages-1.img')
+    assert.is(bytes?.length, 3000 * 4096)
+    for (let at = 0; at < 3000; at++) {
+      const page = bytes?.subarray(at * 4096, (at + 1) * 4096)
+      assert.ok(page?.equals(pageOf(at % 7 === 0 ? 'new' : 'old', at)), `page ${at}`)
+    }
+    restore.close()
+    await served
+    assert.is(pool.used, early ? before - 3000 * 4096 : before)
+  }
+  sink.drop()
+  assert.is(pool.used, 0)
 })
 
 test('a pipe closed early is no error and does not count as taken', async ({ criu, served }) => {

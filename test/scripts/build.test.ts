@@ -18,6 +18,7 @@ test('npm run build makes plain JavaScript that does the same', async () => {
   const names = [
     'criu-dump-to-stdout',
     'criu-flatten',
+    'criu-pre-copy',
     'criu-image-cache',
     'criu-image-proxy',
     'criu-restore-from-socket',

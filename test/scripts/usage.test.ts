@@ -6,7 +6,7 @@ import { root, run, shell, temporary } from '../support/run.ts'
 
 const test = suite('usage')
 
-const commands = ['dump-to-stdout', 'restore-from-socket', 'proxy', 'cache', 'flatten']
+const commands = ['dump-to-stdout', 'restore-from-socket', 'proxy', 'cache', 'flatten', 'pre-copy']
 
 for (const command of commands) {
   test(`${command} --help: stdout, exit 0, every option that the script takes`, async () => {
@@ -53,6 +53,15 @@ const misuse: [line: string, message: RegExp][] = [
   ['restore-from-socket --timeout soon', /--timeout wants seconds/],
   ['restore-from-socket --max-memory lots', /not a size: lots/],
   ['restore-from-socket --from 192.0.2.1:9997 --to-dir x', /plain TCP to or from 192.0.2.1/],
+  ['pre-copy -t 1', /--port is missing/],
+  ['pre-copy --port 9997', /--tree is missing/],
+  ['pre-copy --port 9997 -t 1 --settle x', /--tree and --settle do not go together/],
+  ['pre-copy --port 9997 -t 1 --max-rounds 0', /--max-rounds wants a number from 1 to 1000/],
+  ['pre-copy --port 9997 -t 1 --floor much', /not a size: much/],
+  ['pre-copy --port 9997 -t 1 --downtime-goal 0.2', /--downtime-goal wants a number from 0 to 60000/],
+  ['pre-copy --port 9997 -t 1 -- -R', /criu option -R and pre-copy do not go together/],
+  ['pre-copy --port 9997 -t 1 -- --stream', /criu option --stream cannot be used here/],
+  ['pre-copy --port 9997 -t 1 --address 192.0.2.1', /plain TCP to or from 192.0.2.1/],
   ['proxy -D x', /--port is missing/],
   ['proxy --port 9997', /--dir is missing/],
   ['proxy --port 9997 -D x --connections 0', /--connections wants a number from 1 to 16/],

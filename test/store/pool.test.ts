@@ -89,6 +89,31 @@ test('memory that is given back does not grow the process', () => {
   assert.is(pool.used, 0)
 })
 
+test('pages of an extent go back once each, count as free, and the extent is whole again when it is taken anew', () => {
+  const pool = openPool(2 * EXTENT)
+  const [one, two] = [pool.take(), pool.take()]
+  for (const { window } of [one, two]) window.fill(1)
+  throwsFault('MEMORY', pool.take)
+  assert.not(pool.givePages(one, 3, 2))
+  assert.is(pool.used, 2 * EXTENT - 2 * 4096)
+  assert.not(pool.givePages(one, 2, 4))
+  assert.is(pool.used, 2 * EXTENT - 4 * 4096, 'those that were given already do not count again')
+  const kept = [one.window[2 * 4096 - 1], one.window[2 * 4096], one.window[6 * 4096 - 1], one.window[6 * 4096]]
+  assert.equal(kept, [1, 0, 0, 1])
+  assert.ok(pool.givePages(one, 0, 512), 'that was the last')
+  assert.is(pool.used, EXTENT)
+  pool.give(one)
+  assert.is(pool.used, EXTENT)
+  const again = pool.take()
+  assert.is(again.address, one.address)
+  assert.is(pool.used, 2 * EXTENT)
+  assert.not(pool.givePages(again, 0, 1), 'it has no holes from before')
+  assert.is(pool.used, 2 * EXTENT - 4096)
+  pool.give(again)
+  pool.give(two)
+  assert.is(pool.used, 0)
+})
+
 /** Bytes of this process that are in memory. */
 const resident = (): number => Number(readFileSync('/proc/self/statm', 'utf8').split(' ')[1]) * 4096
 

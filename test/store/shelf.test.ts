@@ -1,5 +1,6 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { Fault } from '../../lib/fault.ts'
 import { type SnapshotId, snapshotId } from '../../lib/format/names.ts'
 import { EXTENT, openPool } from '../../lib/store/pool.ts'
 import { type Arriving, openShelf, type Shelf } from '../../lib/store/shelf.ts'
@@ -110,7 +111,7 @@ test('a drop gives the memory and the id back, and does nothing to what is seale
   arriving.drop()
   assert.is(pool.used, EXTENT)
   const image = (await within(shelf.find(one, LONG))).images.get('inventory.img' as never)
-  assert.is(Buffer.concat(image?.pieces.map(({ window }) => window) ?? []).toString(), 'abc')
+  assert.is(Buffer.concat([...(image?.pieces ?? [])].map(({ window }) => window)).toString(), 'abc')
 })
 
 test('waiting has an end: TIMEOUT, for that waiter alone', async () => {
@@ -138,7 +139,7 @@ test('what is removed while somebody reads it keeps its memory until the last ha
   arriving.seal()
   const found = await within(shelf.find(one, LONG))
   const [first, second] = [found.use(), found.use()]
-  const piece = found.images.get('inventory.img' as never)?.pieces[0]
+  const [piece] = found.images.get('inventory.img' as never)?.pieces ?? []
   shelf.remove(one)
   assert.not(shelf.has(one))
   assert.is(Buffer.from(piece?.window ?? []).toString(), 'abc')
@@ -155,7 +156,8 @@ test('an undecided snapshot is for those who may have it early; a copy is not fo
   arriving.seal(true)
   assert.not(shelf.has(one))
   assert.is((await within(shelf.find(one, LONG, undefined, true))).undecided, true)
-  const waiting = shelf.find(one, LONG)
+  const leaving = new AbortController()
+  const waiting = shelf.find(one, LONG, leaving.signal)
   shelf.decide(one, true)
   assert.ok(await waits(waiting), 'it did not ask for a copy')
   assert.is((await within(shelf.find(one, LONG))).id, 'one', 'who asks now knows')
@@ -165,6 +167,9 @@ test('an undecided snapshot is for those who may have it early; a copy is not fo
   assert.ok(await waits(patient))
   shelf.decide(two, false)
   assert.is((await within(patient)).id, 'two')
+  // Or this process would wait as long.
+  leaving.abort(new Fault('ABORTED', 'no longer asked for'))
+  await rejectsFault('ABORTED', waiting)
 })
 
 test.run()

@@ -618,6 +618,90 @@ test('a hand-over is offered once, before the first image, and only to who can a
   await rejectsFault('FORMAT', receiveBytes(stream({ type: 'snapshot', id }, offer)))
 })
 
+const token = Buffer.alloc(16, 7)
+
+test('a layer is said once, before the first image, and only to who keeps chains', async () => {
+  const round: Frame = { type: 'layer', under: 2, last: false, token }
+  const last: Frame = { ...round, last: true }
+  const offer: Frame = { type: 'handOver', until: 'sealed' }
+  const opened: Frame = { type: 'image', channel: 1, name: imageName('core-1.img') }
+  const take = async (...frames: Frame[]): Promise<string[]> => {
+    const heard: string[] = []
+    await receiveSnapshot(frameReader(inletOf(stream(...frames))), memorySnapshot(pool), {
+      onHandOver: () => heard.push('offer'),
+      onLayer: (layer) => heard.push(`${layer.under} ${layer.last}`),
+      onReserved: async () => void heard.push('reserved'),
+    }).catch((error: Fault) => heard.push(error.code))
+    return heard
+  }
+  assert.equal(await take(round), ['2 false', 'TRUNCATED'])
+  assert.equal(await take(offer, last), ['offer', '2 true', 'TRUNCATED'])
+  assert.equal(await take(offer, round), ['offer', 'FORMAT'], 'nobody waits for a verdict on a round')
+  assert.equal(await take(last, offer), ['2 true', 'FORMAT'])
+  assert.equal(await take(last, last), ['2 true', 'FORMAT'])
+  assert.equal(await take(opened, last), ['FORMAT'])
+  assert.equal(await take({ type: 'unchecked' }, last), ['FORMAT'])
+  assert.equal(await take({ type: 'reserve', offset: 1 }, last), ['FORMAT'])
+  assert.equal((await take(last, { type: 'unchecked' }, { type: 'reserve', offset: 1 })).slice(0, 1), ['2 true'])
+  await rejectsFault('FORMAT', receiveBytes(stream({ type: 'snapshot', id }, round)))
+})
+
+test('a round ends without an inventory, at both ends; the last does not', async () => {
+  const images = [image('pagemap-1.img', 50), image('pages-1.img', 4096)]
+  for (const [last, code] of [
+    [false, undefined],
+    [true, 'FAILED_DUMP'],
+  ] as const) {
+    for (const greeted of [false, true]) {
+      const { from, to } = pipeLinks()
+      const writer = frameWriter(from.outlet)
+      if (greeted) void writer.send({ type: 'snapshot', id })
+      const layer = { under: 0, last, token }
+      const sending = sendSnapshot(writer, id, sourceOf(images), { layer, greeted })
+      const heard: unknown[] = []
+      const reader = frameReader(to.inlet)
+      await reader.expect()
+      const sink = memorySnapshot(pool)
+      const receiving = receiveSnapshot(reader, sink, {
+        onLayer: ({ under, last, token }) => heard.push({ under, last, token }),
+      })
+      if (code !== undefined) {
+        receiving.catch(() => {})
+        await rejectsFault(code, sending)
+        await rejectsFault(code, receiving)
+      } else assert.equal(await receiving, await sending)
+      assert.equal(heard, [layer])
+      sink.drop()
+      from.destroy()
+    }
+  }
+  const entry = summarize([], true)
+  const end: Frame = { type: 'snapshotEnd', ...entry }
+  for (const last of [true, false]) {
+    const reader = frameReader(inletOf(stream({ type: 'layer', under: 0, last, token }, end)))
+    const receiving = receiveSnapshot(reader, memorySnapshot(pool), { onLayer: () => {} })
+    if (last) await rejectsFault('FAILED_DUMP', receiving)
+    else assert.is((await receiving).images.length, 0)
+  }
+})
+
+test('what a receiver says against a layer, or against making memory ready, ends it', async () => {
+  const refusal = new Fault('MISSING', 'no chain')
+  const frames = stream({ type: 'layer', under: 1, last: true, token }, { type: 'reserve', offset: 1 })
+  const sink = { open: () => assert.unreachable(), reserve: () => assert.unreachable() } as never
+  const onLayer = (): never => {
+    throw refusal
+  }
+  assert.is(await reasonOf(receiveSnapshot(frameReader(inletOf(frames)), sink, { onLayer })), refusal)
+  const full = {
+    open: () => assert.unreachable(),
+    reserve: () => {
+      throw refusal
+    },
+  } as never
+  assert.is(await reasonOf(receiveSnapshot(frameReader(inletOf(frames)), full, { onLayer: () => {} })), refusal)
+})
+
 test('connections join before a snapshot, not inside of one', async () => {
   const join: Frame = { type: 'join', token: Buffer.alloc(16), index: 0, count: 2 }
   for (const frame of [join, { type: 'joined' } as const]) {

@@ -142,7 +142,7 @@ export function inletOf(bytes: Uint8Array, step = Math.max(bytes.length, 1)): In
 /** The contents of a snapshot by name, in hex or whole. */
 export function contents(snapshot: MemorySnapshot): Map<string, Buffer> {
   return new Map(
-    [...snapshot.images].map(([name, { pieces }]) => [name, Buffer.concat(pieces.map((piece) => piece.window))]),
+    [...snapshot.images].map(([name, { pieces }]) => [name, Buffer.concat([...pieces].map((piece) => piece.window))]),
   )
 }
 

@@ -1,9 +1,10 @@
 /** Real programs that check themselves, to be dumped and restored. Each writes `COUNT ok` lines into a log. */
-import { execFileSync, spawn, spawnSync } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
-import { eventually, fixtures, root } from './run.ts'
+import { redisServer } from './programs.ts'
+import { classes, eventually, fixtures } from './run.ts'
 
 export interface Load {
   name: string
@@ -121,18 +122,31 @@ export function patternLoad(mib: number, stdin?: 'pipe'): Load {
     name: `a pattern of ${mib} MiB`,
     command: 'perl',
     args: (folder) => [join(fixtures, 'pattern.pl'), String(mib), log(folder)],
-    async check(folder, pid) {
-      const checks = (): string[] => lines(folder).filter((line) => line.startsWith('all '))
-      const before = checks().length
-      process.kill(pid, 'SIGUSR1')
-      // A copy may write into a log that has such a line already: only a new one counts.
-      await eventually(() => checks().length > before || undefined, 'the check of all memory')
-      if (checks().at(-1) !== `all ${mib} MiB ok`) throw new Error(`its memory: ${checks().at(-1)}`)
-    },
+    check: checksAll(mib),
   })
 }
 
-const redisServer = join(root, '.criu', 'redis', 'redis-server')
+/** Has a program compare all of its `mib` MiB. */
+function checksAll(mib: number) {
+  return async (folder: string, pid: number): Promise<void> => {
+    const checks = (): string[] => lines(folder).filter((line) => line.startsWith('all '))
+    const before = checks().length
+    process.kill(pid, 'SIGUSR1')
+    // A copy may write into a log that has such a line already: only a new one counts.
+    await eventually(() => checks().length > before || undefined, 'the check of all memory')
+    if (checks().at(-1) !== `all ${mib} MiB ok`) throw new Error(`its memory: ${checks().at(-1)}`)
+  }
+}
+
+/** `mib` MiB, and `shared` MiB of shared anonymous memory, of which `percent` per cent of the pages are written again and again. */
+export function dirtyingLoad(mib: number, percent: number, shared = 0): Load {
+  return counting({
+    name: `${mib} MiB, ${percent} % of them written again and again${shared === 0 ? '' : `, and ${shared} MiB that are shared`}`,
+    command: systemPython(),
+    args: (folder) => [join(fixtures, 'dirty.py'), String(mib), String(percent), log(folder), String(shared)],
+    check: checksAll(mib + shared),
+  })
+}
 
 const redis: Load = {
   name: 'redis with 20,000 keys',
@@ -188,6 +202,11 @@ function systemPython(): string {
   return existsSync('/usr/bin/python3') ? '/usr/bin/python3' : 'python3'
 }
 
+/** Java compiles a file that it is given, which takes it minutes on a slow machine: there it has been done before. */
+function javaProgram(): string[] {
+  return existsSync(classes) ? ['-cp', classes, 'Heap'] : [join(fixtures, 'Heap.java')]
+}
+
 export const loads: Load[] = [
   patternLoad(64),
   counting({
@@ -206,26 +225,10 @@ export const loads: Load[] = [
     name: 'OpenJDK with a listener',
     sockets: true,
     command: 'java',
-    args: (folder) => ['-Xmx256m', '-XX:-UsePerfData', join(fixtures, 'Heap.java'), log(folder)],
+    args: (folder) => ['-Xmx256m', '-XX:-UsePerfData', ...javaProgram(), log(folder)],
     missing: () => (spawnSync('javac', ['-version']).error ? 'no JDK on this machine' : undefined),
     check: tellsCount,
   }),
   redis,
   patternLoad(1024),
 ]
-
-/** Fetches the programs that tests need and that are not part of a plain system, once, beside its packages. */
-export function fetchPrograms(): void {
-  for (const [folder, program, name] of [
-    ['redis', '/usr/bin/redis-server', 'redis-server'],
-    ['sshd', '/usr/sbin/sshd', 'openssh-server'],
-  ] as const) {
-    const target = join(root, '.criu', folder)
-    if (existsSync(target)) continue
-    try {
-      execFileSync(join(root, 'scripts', 'fetch-debian.sh'), [target, program, '.', name], { stdio: 'inherit' })
-    } catch {
-      process.stderr.write(`${name} could not be fetched\n`)
-    }
-  }
-}

@@ -7,6 +7,8 @@ import { dirname, join } from 'node:path'
 
 export const root = dirname(dirname(import.meta.dirname))
 export const fixtures = join(root, 'fixtures')
+/** Where the Java fixture is when it was compiled: test/support/guest.ts. */
+export const classes = join(root, 'classes')
 
 export interface Ran {
   code: number | null

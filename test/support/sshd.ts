@@ -4,6 +4,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
 import type { Host } from './host.ts'
+import { sshd } from './programs.ts'
 import { root, start, temporary } from './run.ts'
 
 export interface Sshd {
@@ -14,7 +15,6 @@ export interface Sshd {
 
 /** Starts it in `host`, or says why it cannot. */
 export async function startSshd(host: Host): Promise<Sshd | string> {
-  const sshd = join(root, '.criu', 'sshd', 'sshd')
   if (process.geteuid?.() !== 0) return 'sshd needs root here'
   if (!existsSync(sshd)) return 'openssh-server could not be fetched'
   if (!existsSync('/usr/bin/ssh')) return 'no ssh on this machine'

@@ -1,0 +1,56 @@
+/** What a criu that somebody else started does, read from its command line. */
+import { readdirSync, readlinkSync, realpathSync } from 'node:fs'
+import { isAbsolute, normalize } from 'node:path'
+import { commandLine } from '../kernel/process.ts'
+
+export interface CriuCommand {
+  pid: number
+  action: 'pre-dump' | 'dump'
+  /** The first of the tasks, by the number that criu knows it by. */
+  tree: number
+  /** Its directory of images. */
+  directory: string
+  /** It sends images by `--stream` and pages by `--page-server`: neither end gets all of them. */
+  splits: boolean
+}
+
+/** Options of criu with a value, of those that tell the action from a value (criu/config.c, 4.1.1). */
+const TREE = ['-t', '--tree'] as const
+const IMAGES = ['-D', '--images-dir'] as const
+const WORK = ['-W', '--work-dir'] as const
+
+/** Undefined for what is no criu that dumps. */
+export function criuCommand(pid: number): CriuCommand | undefined {
+  const words = commandLine(pid)
+  const at = words.findIndex((word) => word === 'dump' || word === 'pre-dump')
+  const tree = Number(optionOf(words, TREE))
+  if (at < 1 || !Number.isSafeInteger(tree) || tree < 1) return undefined
+  const directory = placeOf(pid, optionOf(words, IMAGES), optionOf(words, WORK) !== undefined)
+  if (directory === undefined) return undefined
+  const splits = [/^--stre/, /^--page-s/].every((option) => words.some((word) => option.test(word)))
+  return { pid, action: words[at] as CriuCommand['action'], tree, directory, splits }
+}
+
+/** In any spelling that getopt takes; the last one counts. */
+function optionOf(words: readonly string[], [short, long]: readonly [string, string]): string | undefined {
+  return words
+    .map((word, at) => {
+      if (word === short || word === long) return words[at + 1]
+      if (word.startsWith(`${long}=`)) return word.slice(long.length + 1)
+      return word.startsWith(short) && !word.startsWith('--') ? word.slice(short.length) : undefined
+    })
+    .findLast((value) => value !== undefined)
+}
+
+/** It has gone into its work directory, which is that of the images where none is named, and has both open (criu/crtools.c, 4.1.1). */
+function placeOf(pid: number, images: string | undefined, apart: boolean): string | undefined {
+  try {
+    if (images !== undefined && isAbsolute(images)) return realpathSync(images)
+    if (!apart) return readlinkSync(`/proc/${pid}/cwd`)
+    const end = normalize(images ?? '.').replace(/^(\.\.?\/)+|\/$/g, '')
+    const open = readdirSync(`/proc/${pid}/fd`).map((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`))
+    return open.find((path) => path.endsWith(`/${end}`))
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,163 @@
+/**
+ * The layers of a chain, from a criu that speaks the page server protocol to us, to the cache (PROTOCOL.md).
+ *
+ * Every pre-dump clears the kernel's marks of changed pages, so a chain has one owner, and one that breaks is over: its next round would
+ * miss pages, and nobody would notice before the process does.
+ */
+import { randomBytes } from 'node:crypto'
+import { join } from 'node:path'
+import { Fault } from '../fault.ts'
+import { hex64 } from '../format/digest.ts'
+import type { ImageName, SnapshotId } from '../format/names.ts'
+import { PAGE_BYTES } from '../format/pagemap.ts'
+import { TOKEN_BYTES } from '../format/wire.ts'
+import { listImages, piecesOf } from '../store/directory.ts'
+import { frameReader, frameWriter } from '../stream/frames.ts'
+import type { ImageSource, OpenImage } from '../stream/image.ts'
+import type { Link } from '../stream/link.ts'
+import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
+import type { Tuning } from '../stream/tuning.ts'
+import type { PageServer } from './page-server.ts'
+import { listenTo } from './said.ts'
+import { aborted, late } from './wait.ts'
+
+/** What the cache holds of one chain, and what CRIU needs to know of it. */
+export interface Chain {
+  readonly id: SnapshotId
+  readonly token: Buffer
+  /** How many rounds. */
+  under: number
+  /** What the last of them has pages of. */
+  pagemaps: ReadonlySet<ImageName>
+}
+
+/** One without rounds. */
+export function newChain(id: SnapshotId): Chain {
+  return { id, token: randomBytes(TOKEN_BYTES), under: 0, pagemaps: new Set() }
+}
+
+/** What the next layer says of itself. */
+export function nextLayer({ under, token }: Chain, last: boolean): NonNullable<SendOptions['layer']> {
+  return { under, last, token }
+}
+
+export interface RoundOptions {
+  connect: (signal: AbortSignal) => Promise<Link>
+  tuning: Tuning | undefined
+  /** About how many bytes will come. */
+  reserve: number
+  /** How long the cache may take to seal it. */
+  timeoutMs: number
+  signal: AbortSignal
+}
+
+/** Pages, and how long they took from the first one until they were sealed. */
+export interface Sent {
+  pages: number
+  ms: number
+}
+
+/**
+ * Sends a pre-dump as the next round, and lets its criu go when the cache has sealed it. Throws, and then the chain is over: `FAILED_DUMP`
+ * where criu broke off, what the cache refuses, `TIMEOUT`, `LINK`. `server` is destroyed.
+ */
+export async function sendRound(chain: Chain, server: PageServer, options: RoundOptions): Promise<Sent> {
+  const { connect, tuning, reserve, timeoutMs, signal } = options
+  const stop = new AbortController()
+  const outside = (): void => stop.abort(signal.reason)
+  signal.addEventListener('abort', outside)
+  const over = new Fault('ABORTED', 'over')
+  let link: Link | undefined
+  try {
+    link = await connect(signal)
+    const said = listenTo(frameReader(link.inlet), false)
+    said.offer.catch((reason: unknown) => stop.abort(reason))
+    let begun = performance.now()
+    const begin = (): void => {
+      begun = performance.now()
+    }
+    const sent = await sendSnapshot(frameWriter(link.outlet), chain.id, noting(server, begin), {
+      ...tuning,
+      signal: stop.signal,
+      layer: nextLayer(chain, false),
+      reserve,
+    })
+    const what = 'the target did not seal the round'
+    const digest = await Promise.race([said.sealed, late(timeoutMs, what, stop.signal), aborted(stop.signal)])
+    if (digest !== sent.digest) {
+      throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
+    }
+    const ms = performance.now() - begun
+    await server.answerClose(true)
+    chain.under++
+    chain.pagemaps = new Set(sent.images.map(({ name }) => name))
+    return { pages: pagesOf(sent), ms }
+  } catch (error) {
+    server.destroy(error as Error)
+    throw error
+  } finally {
+    signal.removeEventListener('abort', outside)
+    stop.abort(over)
+    link?.destroy()
+  }
+}
+
+function pagesOf({ images }: Snapshot): number {
+  const pages = images.filter(({ name }) => name.startsWith('pages-'))
+  return pages.reduce((sum, { size }) => sum + size, 0) / PAGE_BYTES
+}
+
+/** Calls `first` when the first image is opened. */
+function noting({ images, destroy }: ImageSource, first: () => void): ImageSource {
+  async function* noted(): AsyncGenerator<OpenImage> {
+    let begun = false
+    for await (const image of images) {
+      if (!begun) first()
+      begun = true
+      yield image
+    }
+  }
+  return { images: noted(), destroy }
+}
+
+/**
+ * The last layer as an image source: the pages by the page server, and what criu has written into `directory` by itself, which is
+ * complete when `written` resolves.
+ */
+export function lastLayer(server: PageServer, directory: string, written: Promise<unknown>): ImageSource {
+  const stop = new AbortController()
+  async function* images(): AsyncGenerator<OpenImage> {
+    yield* server.images
+    await server.answerClose(true)
+    await Promise.race([written, aborted(stop.signal)])
+    for (const name of listImages(directory))
+      yield { name, body: { kind: 'pieces', pieces: piecesOf(join(directory, name)) } }
+  }
+  return {
+    images: images(),
+    destroy(reason) {
+      stop.abort(reason)
+      server.destroy(reason)
+    },
+  }
+}
+
+/** Tells the cache that no layer follows: it drops what it has of the chain. Throws `LINK`. */
+export async function abandon(chain: Chain, connect: RoundOptions['connect'], signal: AbortSignal): Promise<void> {
+  if (chain.under === 0) return
+  const link = await connect(signal)
+  const cut = (): void => link.destroy(signal.reason as Error)
+  signal.addEventListener('abort', cut)
+  try {
+    const writer = frameWriter(link.outlet)
+    await writer.send({ type: 'snapshot', id: chain.id })
+    await writer.send({ type: 'layer', ...nextLayer(chain, false) })
+    await writer.send({ type: 'failed', code: 'ABORTED', reason: 'no other round follows' })
+    // It says that it has heard, and closes.
+    const reader = frameReader(link.inlet)
+    while ((await reader.next()) !== undefined);
+  } finally {
+    signal.removeEventListener('abort', cut)
+    link.destroy()
+  }
+}

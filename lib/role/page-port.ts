@@ -1,0 +1,53 @@
+/** A TCP port of this host that criu finds with --page-server --address 127.0.0.1 --port N: whose dump it is that comes. */
+import net from 'node:net'
+import { Fault } from '../fault.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { loopbackPeer } from '../kernel/loopback.ts'
+import { takeFd } from '../stream/endpoint.ts'
+import { listen } from '../stream/listen.ts'
+import { type CriuCommand, criuCommand } from './criu-command.ts'
+
+export interface PagePort {
+  port: number
+  close(): void
+}
+
+/** `port`: 0 lets the kernel choose. `take` gets a socket that is its own. Throws `LINK` if it cannot listen. */
+export async function openPagePort(
+  port: number,
+  take: (socket: Fd, command: CriuCommand) => void,
+  refuse: (fault: Fault) => void,
+): Promise<PagePort> {
+  const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true })
+  server.on('connection', (socket) => {
+    try {
+      const command = whose(socket)
+      take(takeFd(socket), command)
+    } catch (error) {
+      socket.destroy()
+      if (error instanceof Fault) refuse(error)
+      else throw error
+    }
+  })
+  const chosen = await listen(server, { host: '127.0.0.1', port })
+  return { port: chosen, close: () => void server.close() }
+}
+
+/** Any user of this host may connect. Throws `REFUSED`. */
+function whose({ remotePort = 0, localPort = 0 }: net.Socket): CriuCommand {
+  const peer = loopbackPeer({ theirs: remotePort, ours: localPort })
+  const command = peer?.pids.map(criuCommand).find((found) => found !== undefined)
+  if (command?.splits === true) throw splitDump()
+  if (peer !== undefined && (peer.uid === 0 || peer.uid === process.geteuid?.()) && command !== undefined)
+    return command
+  throw new Fault('REFUSED', 'whoever connected to the page server port is no criu that dumps', {
+    hint: 'start it from the command line, as root, in the namespaces of this proxy',
+  })
+}
+
+/** A dump whose images take two ways to us: neither is complete. */
+export function splitDump(): Fault {
+  return new Fault('REFUSED', 'criu sends images by --stream and pages by --page-server, and nobody gets all of them', {
+    hint: 'leave one of the two away',
+  })
+}

@@ -1,0 +1,186 @@
+/**
+ * A chain in memory, flattened as it grows: after each round there is one plan of all pages so far (lib/format/runs.ts), and pages that
+ * it does not need go back at once. When the last part is here its pagemaps are written anew, and its pages images become lists
+ * of ranges in the memory of all rounds. No page is copied.
+ *
+ * The last part is flattened while the tasks are frozen, so what can wait is left to `settle`. All rounds share one memory, which
+ * has whole pages for pages (see memory.ts): else a page that is replaced could not be given back.
+ */
+import { setImmediate as turn } from 'node:timers/promises'
+import { Fault } from '../fault.ts'
+import { decodeInventory } from '../format/inventory.ts'
+import { type ImageName, INVENTORY } from '../format/names.ts'
+import { encodePagemap, PAGE_BYTES, readPagemap } from '../format/pagemap.ts'
+import { entriesOf, overlay, type Range, type Runs, rangesOf, runsOf } from '../format/runs.ts'
+import { pagemapPattern } from './chain.ts'
+import { named, pagesName } from './flat-pages.ts'
+import type { MemorySnapshot, Piece, StoredImage } from './memory.ts'
+import { EXTENT } from './pool.ts'
+
+export interface FlatMemory {
+  /**
+   * The images in memory are those of a round: its pages lie over those below, and what is not needed any more is given back. Throws `FORMAT`, `LIMIT`, or
+   * `MISSING` for a page that is said to be below and is not; then the chain is of no use.
+   */
+  round(): Promise<void>
+  /** They are those of a full dump: they become images that need no round. Throws as `round` does, and `FAILED_DUMP` for a pre-dump. */
+  last(): Promise<void>
+  /** Gives back what the last part does not need; until then it is merely held. */
+  settle(): Promise<void>
+}
+
+interface Flat {
+  pagesId: number
+  runs: Runs
+}
+
+/** So much of a pagemap is read between two looks at the clock: some 3,000 entries. */
+const STEP_BYTES = 2 ** 16
+/** Others wait for no longer than about this. */
+const LONGEST_TURN_MS = 10
+
+/** Of a snapshot in which the images of one part after the other arrive. */
+export function flatMemory(sink: MemorySnapshot): FlatMemory {
+  /** All pages so far, by the name of their pagemap. */
+  let below = new Map<ImageName, Flat>()
+  /** Address, pages, address, pages ... */
+  const unused: number[] = []
+  /** Images that are read: their own memory goes, or what they left free of it. */
+  const read: StoredImage[] = []
+  const filled: StoredImage[] = []
+
+  function image(name: ImageName): StoredImage | undefined {
+    return sink.images.get(name)
+  }
+
+  function* fold(): Generator<void, Map<ImageName, Flat>> {
+    const flat = new Map<ImageName, Flat>()
+    const brought = new Set<ImageName>()
+    for (const { name, pieces } of sink.images.values()) {
+      if (!pagemapPattern.test(name)) continue
+      try {
+        const { pagesId, batches } = readPagemap(steps(windows(pieces)))
+        const pages = pagesName(pagesId)
+        if (brought.has(pages)) throw new Fault('FORMAT', `its pages are in ${pages}, as those of another pagemap are`)
+        brought.add(pages)
+        const own = yield* runsOf(batches, ranges(image(pages)))
+        const runs = yield* overlay(own, below.get(name)?.runs, (address, pages) => unused.push(address, pages))
+        flat.set(name, { pagesId, runs })
+      } catch (error) {
+        throw named(name, error)
+      }
+    }
+    for (const [name, { runs }] of below) {
+      if (flat.has(name)) continue
+      for (const [address, pages] of rangesOf(runs, EXTENT)) unused.push(address, pages)
+    }
+    for (const name of brought) {
+      const pages = image(name)
+      if (pages !== undefined) filled.push(pages)
+    }
+    below = flat
+    return flat
+  }
+
+  function check(last: boolean): void {
+    const inventory = image(INVENTORY)
+    if (inventory === undefined) return
+    const { preDump } = decodeInventory(Buffer.concat([...windows(inventory.pieces)]))
+    if (last && preDump) throw new Fault('FAILED_DUMP', 'a pre-dump has pages and no process: it cannot end a chain')
+  }
+
+  function* flattened(): Generator<unknown, void> {
+    for (const [name, { pagesId, runs }] of yield* fold()) {
+      const old = image(name)
+      if (old !== undefined) read.push(old)
+      yield* rewrite(name, encodePagemap(pagesId, entriesOf(runs)))
+      const size = presentBytes(runs)
+      sink.replace({ name: pagesName(pagesId), size, digest: 0n, pieces: pagesOf(runs) })
+    }
+  }
+
+  function* rewrite(name: ImageName, parts: Iterable<Buffer>): Generator<void, void> {
+    const writer = sink.open(name)
+    let size = 0
+    for (const part of parts) {
+      for (let at = 0; at < part.length; ) {
+        const room = writer.room(part.length - at)
+        const some = part.subarray(at, at + room.length)
+        room.set(some)
+        writer.wrote(some.length)
+        at += some.length
+      }
+      size += part.length
+      yield
+    }
+    writer.end({ name, size, digest: 0n })
+  }
+
+  /** Made when they are asked for: there may be one for every page. */
+  function pagesOf(runs: Runs): Iterable<Piece> {
+    return {
+      *[Symbol.iterator]() {
+        for (const [address, pages] of rangesOf(runs, EXTENT)) yield sink.pagesAt(address, pages)
+      },
+    }
+  }
+
+  function* giveBack(): Generator<void, void> {
+    for (const image of filled.splice(0)) sink.trim(image)
+    for (const image of read.splice(0)) sink.discard(image)
+    for (let at = 0; at < unused.length; at += 2) {
+      sink.discardPages(unused[at] as number, unused[at + 1] as number)
+      yield
+    }
+    unused.length = 0
+  }
+
+  return {
+    async round() {
+      check(false)
+      await inTurns(fold())
+      const pages = new Set(filled)
+      read.push(...[...sink.images.values()].filter((image) => !pages.has(image)))
+      await inTurns(giveBack())
+      sink.reopen()
+    },
+    async last() {
+      check(true)
+      await inTurns(flattened())
+    },
+    settle: () => inTurns(giveBack()),
+  }
+}
+
+function* windows(pieces: Iterable<Piece>): Generator<Uint8Array> {
+  for (const { window } of pieces) yield window
+}
+
+function* steps(windows: Iterable<Uint8Array>): Generator<Uint8Array> {
+  for (const window of windows) {
+    for (let at = 0; at < window.length; at += STEP_BYTES) yield window.subarray(at, at + STEP_BYTES)
+  }
+}
+
+function* ranges(image: StoredImage | undefined): Generator<Range> {
+  if (image === undefined) return
+  if (image.size % PAGE_BYTES !== 0)
+    throw new Fault('FORMAT', `${image.name} has ${image.size} bytes, which are no pages`)
+  for (const { address, window } of image.pieces) yield [Number(address), window.length / PAGE_BYTES]
+}
+
+function presentBytes({ count, pages, address }: Runs): number {
+  let bytes = 0
+  for (let at = 0; at < count; at++) if (address[at] !== 0) bytes += (pages[at] as number) * PAGE_BYTES
+  return bytes
+}
+
+async function inTurns<Result>(work: Generator<unknown, Result>): Promise<Result> {
+  for (let since = performance.now(); ; ) {
+    const step = work.next()
+    if (step.done === true) return step.value
+    if (performance.now() - since < LONGEST_TURN_MS) continue
+    await turn()
+    since = performance.now()
+  }
+}

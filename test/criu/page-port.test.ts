@@ -1,0 +1,104 @@
+/** Dumps of a criu that somebody else starts, by the proxy's page server port, with the real CRIU. This kernel may track no changes: then they are full. */
+import { existsSync, mkdirSync, readdirSync } from 'node:fs'
+import net from 'node:net'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { real } from '../support/criu.ts'
+import { patternLoad } from '../support/loads.ts'
+import { type Running, root, start } from '../support/run.ts'
+import { type Stage, staged } from '../support/stage.ts'
+
+const test = suite('page port')
+const load = patternLoad(8)
+
+/** The oldest has another layout of records. */
+const oldest = join(root, '.criu', 'trixie', 'criu')
+
+async function pageProxy(stage: Stage, port: string, ...options: string[]): Promise<{ proxy: Running; pages: string }> {
+  const proxy = await stage.proxy(port, '--page-server-port', '0', ...options)
+  const [, pages = ''] = await proxy.says(/listening on 127\.0\.0\.1:(\d+)/)
+  return { proxy, pages }
+}
+
+function dump(criu: string, { folder, load, source }: Stage, pages: string, ...more: string[]): Running {
+  mkdirSync(join(folder, 'images'))
+  return start(
+    criu,
+    [
+      ...['dump', '-t', String(load.pid), '-D', 'images', '--page-server', '--address', '127.0.0.1', '--port', pages],
+      ...(more.length === 0 ? ['--action-script', join(source, 'post-dump')] : more),
+    ],
+    { cwd: folder },
+  )
+}
+
+function pagePort(criu: string): void {
+  for (const path of existsSync(oldest) ? [criu, oldest] : [criu]) {
+    test(`a dump by the page server, handed over: ${path === criu ? 'this CRIU' : 'CRIU 4.1'}`, () =>
+      staged(criu, load, async (stage) => {
+        const { cache, port } = await stage.cache('--restore')
+        const { proxy, pages } = await pageProxy(stage, port, '--until', 'running')
+        const dumped = await dump(path, stage, pages).ended
+        assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
+        await stage.arrived()
+        await proxy.says(/handed over: the source is gone, it runs on the target/)
+        const left = readdirSync(join(stage.folder, 'images'))
+        assert.not(
+          left.some((name) => name.startsWith('pages-')),
+          'pages on a disk',
+        )
+      }))
+  }
+
+  test('the cache has no room: the process runs on', () =>
+    staged(criu, load, async (stage) => {
+      const { port } = await stage.cache('--max-memory', '4M')
+      const { proxy, pages } = await pageProxy(stage, port)
+      const dumped = await dump(criu, stage, pages).ended
+      assert.not(dumped.code === 0)
+      await proxy.says(/failed: the target refused: the memory for images is full/)
+      await stage.stayed()
+    }))
+
+  test('images by the stream and pages by the page server: neither end has all, and the process runs on', () =>
+    staged(criu, load, async (stage) => {
+      const { port } = await stage.cache('--restore')
+      const { proxy, pages } = await pageProxy(stage, port)
+      const both = ['--stream', '-D', stage.source, '--action-script', join(stage.source, 'post-dump')]
+      const dumped = await dump(existsSync(oldest) ? oldest : criu, stage, pages, ...both).ended
+      assert.not(dumped.code === 0)
+      if (existsSync(oldest)) await proxy.says(/criu sends images by --stream and pages by --page-server/)
+      await stage.stayed()
+    }))
+
+  test('without our script: the process is there in the end', () =>
+    staged(criu, load, async (stage) => {
+      const { cache, port } = await stage.cache('--restore')
+      const { proxy, pages } = await pageProxy(stage, port)
+      const dumped = await dump(criu, stage, pages, '-v0').ended
+      assert.is(dumped.code, 0, dumped.stderr + proxy.stderr())
+      await cache.says(/restored in/)
+      await stage.arrived()
+    }))
+
+  test('whoever is no criu is sent away, and criu is served after it', () =>
+    staged(criu, load, async (stage) => {
+      const { cache, port } = await stage.cache('--restore')
+      const { proxy, pages } = await pageProxy(stage, port)
+      const stranger = net.connect(Number(pages), '127.0.0.1')
+      stranger.on('error', () => {})
+      stranger.write(Buffer.alloc(32))
+      await new Promise((resolve) => stranger.once('close', resolve))
+      await proxy.says(/whoever connected to the page server port is no criu that dumps/)
+      const dumped = await dump(criu, stage, pages).ended
+      assert.is(dumped.code, 0, dumped.stderr + proxy.stderr())
+      await cache.says(/restored in/)
+      await stage.arrived()
+    }))
+}
+
+if (typeof real === 'string') console.log(`skipped: ${real}`)
+else pagePort(real.path)
+
+test.run()

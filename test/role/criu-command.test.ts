@@ -1,0 +1,67 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { criuCommand } from '../../lib/role/criu-command.ts'
+import { temporary } from '../support/run.ts'
+
+const test = suite('criu command')
+
+/** What is read of a process with this command line, in that directory. */
+async function read(words: string[], cwd: string, open = cwd, what?: 'splits') {
+  const line = `exec 9<'${open}'; echo; read -r line`
+  const child = spawn('sh', ['-c', line, ...words], { cwd, stdio: ['pipe', 'pipe', 'ignore'] })
+  try {
+    await once(child.stdout, 'data')
+    const found = criuCommand(child.pid ?? 0)
+    assert.is(found?.pid, found && child.pid)
+    if (what !== undefined) return found?.[what]
+    return found && { action: found.action, tree: found.tree, directory: found.directory }
+  } finally {
+    child.stdin.end()
+    await once(child, 'exit')
+  }
+}
+
+test('action, tree and directory, in every spelling', async () => {
+  const { path, remove } = temporary()
+  const here = { tree: 7, directory: path }
+  const cases: [string[], unknown][] = [
+    [['criu', 'dump', '-t', '7', '-D', '.'], { action: 'dump', ...here }],
+    [['criu', 'pre-dump', '-t7', `-D${path}`, '--page-server'], { action: 'pre-dump', ...here }],
+    [['ld.so', '/usr/sbin/criu', 'dump', '--tree=7', `--images-dir=${path}`], { action: 'dump', ...here }],
+    [['criu', 'dump', '--tree', '7'], { action: 'dump', ...here }],
+    [['criu', 'dump', '-t', '1', '-t', '7', '--images-dir', join(path, '..'), '-D', path], { action: 'dump', ...here }],
+    [['criu', 'dump', '-t', '7', '-D', '../it-went-there'], { action: 'dump', ...here }],
+    [['criu', 'dump', '-t', '7', '-D', '/nowhere'], undefined],
+    [['criu', 'restore', '-t', '7'], undefined],
+    [['criu', 'dump'], undefined],
+    [['criu', 'dump', '-t', 'x'], undefined],
+    [['criu', 'dump', '-t'], undefined],
+  ]
+  for (const [words, expected] of cases) assert.equal(await read(words, path), expected, words.join(' '))
+  const images = join(path, 'images')
+  mkdirSync(images)
+  for (const relative of ['images', './images/', '../images', '../x/../images']) {
+    const words = ['criu', 'dump', '-t', '7', '-D', relative, '-W', path]
+    assert.equal(await read(words, path, images), { action: 'dump', tree: 7, directory: images })
+  }
+  assert.is(await read(['criu', 'dump', '-t', '7', '-D', 'other', '-W', path], path, images), undefined)
+  remove()
+})
+
+test('--stream and --page-server together', async () => {
+  const splits = (...words: string[]) => read(['criu', 'dump', '-t', '7', ...words], '/', '/', 'splits')
+  assert.is(await splits('--stream', '--page-server'), true)
+  assert.is(await splits('--page-serv', '--strea'), true)
+  assert.is(await splits('--stream'), false)
+  assert.is(await splits('--page-server'), false)
+})
+
+test('no such process', () => {
+  assert.is(criuCommand(2 ** 22 + 1), undefined)
+})
+
+test.run()
