@@ -9,58 +9,75 @@ import { openProcess, startTime } from '../kernel/process.ts'
 import { type Chain, newChain } from './layers.ts'
 
 export interface Chains {
-  /** The one that goes on with a dump of this tree, or a new one. */
-  take(tree: number, newId: () => SnapshotId): Chain
-  /** Its round is sealed. */
-  keep(tree: number, chain: Chain): void
+  /** For a dump of this tree that begins now: the chain that it goes on with, or, unless `goesOn`, a new one. */
+  take(tree: number, goesOn: boolean, newId: () => SnapshotId): Taken
   /** Somebody dumps this tree in another way. */
   breakOff(tree: number): void
   /** No more dumps come. */
   close(): void
 }
 
-interface Kept {
+export interface Taken {
   chain: Chain
+  /** Its round is sealed: the next dump may go on with it, unless another one began meanwhile. */
+  keep(): void
+}
+
+interface Entry {
+  chain: Chain
+  /** Nobody works on it. */
+  kept: boolean
   start: number | undefined
-  /** Nobody waits for its end any more. */
+  /** Nobody waits for the tree's end any more. */
   release(): void
 }
 
 /** `onOver` is told of each chain of rounds that no dump can go on with: the cache still has them. */
 export function openChains(onOver: (chain: Chain) => void): Chains {
-  const kept = new Map<number, Kept>()
+  const entries = new Map<number, Entry>()
 
-  function remove(tree: number): Kept | undefined {
-    const found = kept.get(tree)
-    kept.delete(tree)
+  function remove(tree: number): Entry | undefined {
+    const found = entries.get(tree)
+    entries.delete(tree)
     found?.release()
     return found
   }
 
+  /** Who works on it learns it when it is to be kept. */
   function breakOff(tree: number): void {
     const found = remove(tree)
-    if (found !== undefined) onOver(found.chain)
+    if (found?.kept === true) onOver(found.chain)
+  }
+
+  function add(tree: number, chain: Chain): Entry {
+    const task = openProcess(tree)
+    const entry: Entry = { chain, kept: false, start: startTime(tree), release: () => task?.close() }
+    entries.set(tree, entry)
+    const over = (): void => {
+      if (entries.get(tree) === entry) breakOff(tree)
+    }
+    task?.ended.then(over, () => {})
+    return entry
   }
 
   return {
-    take(tree, newId) {
-      if (kept.get(tree)?.start !== startTime(tree)) breakOff(tree)
-      return remove(tree)?.chain ?? newChain(newId())
-    },
-    keep(tree, chain) {
-      breakOff(tree)
-      const task = openProcess(tree)
-      const entry: Kept = { chain, start: startTime(tree), release: () => task?.close() }
-      kept.set(tree, entry)
-      const over = (): void => {
-        if (kept.get(tree) === entry) breakOff(tree)
+    take(tree, goesOn, newId) {
+      const found = entries.get(tree)
+      const fits = goesOn && found?.kept === true && found.start === startTime(tree)
+      if (!fits) breakOff(tree)
+      const entry = add(tree, remove(tree)?.chain ?? newChain(newId()))
+      const { chain } = entry
+      return {
+        chain,
+        keep() {
+          if (entries.get(tree) === entry) entry.kept = true
+          else onOver(chain)
+        },
       }
-      if (task === undefined) over()
-      else task.ended.then(over, () => {})
     },
     breakOff,
     close() {
-      for (const tree of [...kept.keys()]) breakOff(tree)
+      for (const tree of [...entries.keys()]) breakOff(tree)
     },
   }
 }

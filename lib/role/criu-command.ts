@@ -10,6 +10,8 @@ export interface CriuCommand {
   tree: number
   /** Its directory of images. */
   directory: string
+  /** It has the images of a dump before, and looks there whether a number means another process now. */
+  goesOn: boolean
   /** It sends images by `--stream` and pages by `--page-server`: neither end gets all of them. */
   splits: boolean
 }
@@ -27,8 +29,9 @@ export function criuCommand(pid: number): CriuCommand | undefined {
   if (at < 1 || !Number.isSafeInteger(tree) || tree < 1) return undefined
   const directory = placeOf(pid, optionOf(words, IMAGES), optionOf(words, WORK) !== undefined)
   if (directory === undefined) return undefined
-  const splits = [/^--stre/, /^--page-s/].every((option) => words.some((word) => option.test(word)))
-  return { pid, action: words[at] as CriuCommand['action'], tree, directory, splits }
+  const has = (option: RegExp): boolean => words.some((word) => option.test(word))
+  const [goesOn, splits] = [has(/^--pre?v/), has(/^--stre/) && has(/^--page-s/)]
+  return { pid, action: words[at] as CriuCommand['action'], tree, directory, goesOn, splits }
 }
 
 /** In any spelling that getopt takes; the last one counts. */

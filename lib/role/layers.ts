@@ -17,6 +17,7 @@ import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
 import type { Tuning } from '../stream/tuning.ts'
+import { oneLink } from './line.ts'
 import type { PageServer } from './page-server.ts'
 import { listenTo } from './said.ts'
 import { aborted, late } from './wait.ts'
@@ -67,16 +68,15 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
   const outside = (): void => stop.abort(signal.reason)
   signal.addEventListener('abort', outside)
   const over = new Fault('ABORTED', 'over')
-  let link: Link | undefined
+  const line = oneLink(connect(signal), timeoutMs, stop)
   try {
-    link = await connect(signal)
-    const said = listenTo(frameReader(link.inlet), false)
+    const said = listenTo(await line.reader, false)
     said.offer.catch((reason: unknown) => stop.abort(reason))
     let begun = performance.now()
     const begin = (): void => {
       begun = performance.now()
     }
-    const sent = await sendSnapshot(frameWriter(link.outlet), chain.id, noting(server, begin), {
+    const sent = await sendSnapshot(line.writer, chain.id, noting(server, begin), {
       ...tuning,
       signal: stop.signal,
       layer: nextLayer(chain, false),
@@ -98,7 +98,7 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
   } finally {
     signal.removeEventListener('abort', outside)
     stop.abort(over)
-    link?.destroy()
+    line.destroy()
   }
 }
 

@@ -134,34 +134,35 @@ async function forward(
 ): Promise<void> {
   const criu = await approach(socket, directory, options.signal)
   if (criu === undefined) return
-  // It may clear the kernel's marks of changed pages.
+  // It may clear the kernel's marks of changed pages, at a moment that we do not see.
   const command = criuCommand(criu.pid)
-  if (command !== undefined) chains.breakOff(command.tree)
+  const breakOff = (): void => void (command && chains.breakOff(command.tree))
+  breakOff()
   if (command?.splits === true) {
     criu.remove()
     criu.images().destroy(splitDump())
     throw splitDump()
   }
-  await send(criu, id, directory, options, tally)
+  await send(criu, id, directory, options, tally).finally(breakOff)
 }
 
 /** One dump, or one round before it, by the page server. */
 async function forwardPages(
   socket: Fd,
-  { pid, action, tree, directory: images }: CriuCommand,
+  { pid, action, tree, goesOn, directory: images }: CriuCommand,
   chains: Chains,
   directory: string,
   options: ProxyOptions,
   tally: Tally,
 ): Promise<void> {
   const { id = freshId(), timeoutMs, tuning, report, signal } = options
-  const chain = chains.take(tree, () => id)
+  const { chain, keep } = chains.take(tree, goesOn, () => id)
   const server = pageServer(socket, { hasParent: (name) => chain.pagemaps.has(name) })
   if (action === 'pre-dump') {
     const connect = connector(options)
     const reserve = chain.under === 0 ? memoryOfTree(tree) : 0
     const { pages, ms } = await sendRound(chain, server, { connect, tuning, reserve, timeoutMs, signal })
-    chains.keep(tree, chain)
+    keep()
     report({ event: 'round', id: chain.id, number: chain.under, pages, bytes: pages * PAGE_BYTES, ms })
     return
   }
