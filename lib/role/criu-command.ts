@@ -30,7 +30,7 @@ export function criuCommand(pid: number): CriuCommand | undefined {
   const directory = placeOf(pid, optionOf(words, IMAGES), optionOf(words, WORK) !== undefined)
   if (directory === undefined) return undefined
   const has = (option: RegExp): boolean => words.some((word) => option.test(word))
-  const [goesOn, splits] = [has(/^--pre?v/), has(/^--stre/) && has(/^--page-s/)]
+  const [goesOn, splits] = [has(/^--prev/), has(/^--stre/) && has(/^--page-s/)]
   return { pid, action: words[at] as CriuCommand['action'], tree, directory, goesOn, splits }
 }
 

@@ -168,10 +168,18 @@ async function copyRound(copying: Copying, options: PreCopyOptions, way: Way): P
   }
 }
 
+/** criu/config.c, 4.1.1 to 4.3. */
+const NOT_TRACKED = /Tracking memory is not available/
+
 /** criu's own error explains a conversation that broke off. */
 async function betterOf(error: unknown, { done }: CriuRun): Promise<unknown> {
   const cause = await done.catch((reason: unknown) => reason)
-  return cause !== undefined && error instanceof Fault && error.code === 'FAILED_DUMP' ? cause : error
+  if (!(cause instanceof Fault && error instanceof Fault && error.code === 'FAILED_DUMP')) return error
+  if (!NOT_TRACKED.test(cause.message)) return cause
+  return new Fault('CRIU', 'this kernel does not track changed pages (CONFIG_MEM_SOFT_DIRTY)', {
+    hint: 'move the process at once: proxy, or dump-to-stdout --via',
+    cause,
+  })
 }
 
 async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Promise<void> {

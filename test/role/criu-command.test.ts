@@ -60,7 +60,7 @@ test('what it is told besides, in any beginning of an option that getopt takes',
   assert.is(await said('splits', '--stream'), false)
   assert.is(await said('splits', '--page-server'), false)
   assert.is(await said('goesOn', '--prev-images-dir', '../1'), true)
-  assert.is(await said('goesOn', '--prev=../1'), true)
+  assert.is(await said('goesOn', '--prev-im=../1'), true)
   assert.is(await said('goesOn', '--pre-dump-mode', 'read'), false)
 })
 
