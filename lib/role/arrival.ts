@@ -25,6 +25,8 @@ export interface Watcher {
 export interface Arrival {
   readonly id: SnapshotId
   readonly state: TargetState
+  /** By performance.now(). */
+  readonly since: number
   watcher: Watcher | undefined
   /** A restore begins. Throws `EXISTS` when another one has, or when there is nothing to be restored. */
   restore(): void
@@ -80,6 +82,7 @@ export function openArrival(id: SnapshotId, onSettled: (outcome: Outcome) => voi
 
   return {
     id,
+    since: performance.now(),
     watcher: undefined,
     get state() {
       return state

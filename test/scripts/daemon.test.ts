@@ -437,7 +437,10 @@ test('SIGUSR1: a line of status, also when quiet; no debugger', async ({ source,
       5000,
     )
   await ask(proxy, /proxy: status: dumps in progress: 0, sent: 0 B\n/)
-  await ask(cache, /cache: status: snapshots: 0, memory: 0 B of 64\.0 MiB, links: 0, restores that wait: 0\n/)
+  await ask(
+    cache,
+    /cache: status: snapshots: 0, chains: 0, memory: 0 B of 64\.0 MiB, links: 0, restores that wait: 0\n/,
+  )
   const parked = fakeRestore(serving(target))
   const image = parked.image('name.img').catch(() => undefined)
   await cache.says(/waiting/)
