@@ -103,7 +103,7 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
     return extent
   }
 
-  return {
+  const pool: Pool = {
     limit,
     get used() {
       return used
@@ -124,7 +124,7 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
         const given = giveUp()
         if (given !== undefined) return given
       }
-      while (this.relief()) if (used + EXTENT <= limit) return take()
+      while (pool.relief()) if (used + EXTENT <= limit) return take()
       throw new Fault('MEMORY', `the memory for images is full: ${formatSize(used)} of ${formatSize(limit)}`, {
         hint: 'raise --max-memory, or drop a snapshot: cache -D DIR --ls, and --rm ID',
       })
@@ -154,4 +154,5 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
       return holes.count === PAGES
     },
   }
+  return pool
 }

@@ -1,4 +1,5 @@
 /** Chains on the shelf: who may continue, replace and end them, and what becomes of their memory. */
+import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
@@ -24,6 +25,11 @@ async function arrive(shelf: Shelf, images: Images, under: number, last: boolean
 
 async function round(shelf: Shelf, images: Images, under: number): Promise<void> {
   ;(await arrive(shelf, images, under, false)).seal()
+}
+
+/** Two more snapshots, of which the memory has room for one. */
+function openTwo(shelf: Shelf): void {
+  for (const id of ['four', 'five']) shelf.receive(snapshotId(id)).drop()
 }
 
 const first = part('a', [[0, 3, present]])
@@ -161,6 +167,50 @@ test('what rounds had that the last does not need is given back after it was sea
   shelf.remove(one)
   done()
   assert.is(pool.used, 0)
+})
+
+test('when memory runs out the chain that was idle longest goes first, and one that was not idle enough stays', async () => {
+  const pool = openPool(4 * EXTENT)
+  const dropped: string[] = []
+  const patience = { idleMs: 60 }
+  const shelf = openShelf(pool, { ...patience, onDropped: (id, ms) => dropped.push(`${id} ${ms >= 60}`) })
+  await round(shelf, first, 0)
+  const later = shelf.receive(two, { under: 0, last: false, token })
+  put(later.sink, first)
+  await later.complete()
+  later.seal()
+  assert.equal([pool.used, shelf.counts.chains], [4 * EXTENT - 2 * 509 * 4096, 2])
+  const three = snapshotId('three')
+  shelf.receive(three)
+  throwsFault('MEMORY', () => openTwo(shelf))
+  await setTimeout(70)
+  openTwo(shelf)
+  assert.equal(dropped, ['one true'])
+  throwsFault('MISSING', () => shelf.receive(one, { under: 1, last: false, token }))
+  shelf.receive(two, { under: 1, last: false, token })
+})
+
+test('what lies here is told, and a chain is removed by its id', async () => {
+  const pool = openPool(8 * EXTENT)
+  const shelf = openShelf(pool)
+  const told = () => shelf.all.map(({ id, state, count, sink }) => [id, state, count, sink.held])
+  await round(shelf, first, 0)
+  await round(shelf, second, 1)
+  const arriving = shelf.receive(two)
+  assert.equal(told(), [
+    ['two', 'arriving', 0, EXTENT],
+    ['one', 'chain', 2, pool.used - EXTENT],
+  ])
+  put(arriving.sink, { 'inventory.img': inventory })
+  await arriving.complete()
+  arriving.seal()
+  const done = (await within(shelf.find(two, 0))).use()
+  assert.equal([shelf.removeChain(two), shelf.removeChain(one), shelf.removeChain(one)], [false, true, false])
+  assert.equal(told(), [['two', 'sealed', 1, EXTENT]])
+  shelf.remove(two)
+  assert.equal(told(), [['two', 'leaving', 1, EXTENT]])
+  done()
+  assert.equal([told(), pool.used], [[], 0])
 })
 
 test.run()
