@@ -42,7 +42,7 @@ export function checkStock({ ls, json, rm, keep, drop, 'let-run': letRun, 'relea
 
 interface Listed {
   id: string
-  state: 'arriving' | 'sealed' | 'undecided' | 'restoring' | 'held' | 'owning' | 'kept' | 'leaving' | 'chain'
+  state: 'arriving' | 'sealed' | 'undecided' | 'restoring' | 'held' | 'owning' | 'kept' | 'leaving' | 'chain' | 'taken'
   count: number
   bytes: number
   seconds: number
@@ -63,6 +63,7 @@ const words: Record<Exclude<Listed['state'], 'chain'>, string> = {
   owning: 'waits for a restore, its source is gone',
   kept: 'kept, its process runs',
   leaving: 'removed, and still read',
+  taken: 'taken by a criu that nobody held',
 }
 
 /** Of the object that `--json` prints. */

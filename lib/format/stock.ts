@@ -22,6 +22,8 @@ export const stockStates = [
   'leaving',
   /** A chain that waits for its next part. */
   'chain',
+  /** Owning, but a criu that could not be held has taken the images: whether it runs cannot be seen. */
+  'taken',
 ] as const
 export type StockState = (typeof stockStates)[number]
 

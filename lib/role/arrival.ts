@@ -28,6 +28,8 @@ export interface Arrival {
   /** By performance.now(). */
   readonly since: number
   watcher: Watcher | undefined
+  /** A criu that could not be held has taken the images: whether it runs cannot be seen. */
+  taken: boolean
   /** A restore begins. Throws `EXISTS` when another one has, or when there is nothing to be restored. */
   restore(): void
   /** CRIU is at post-restore: it is held, let go, or dropped, as the verdict says. */
@@ -84,6 +86,7 @@ export function openArrival(id: SnapshotId, onSettled: (outcome: Outcome) => voi
     id,
     since: performance.now(),
     watcher: undefined,
+    taken: false,
     get state() {
       return state
     },

@@ -235,7 +235,10 @@ export function openArrivals(
       arrival.restore()
       const over = (): void => failed(arrival, new Fault('CRIU', `the criu that restored ${id} failed`))
       // Whether it runs cannot be seen: the images stay.
-      if (gate === undefined) return { finish: async () => arrival.restoreFailed(new Fault('CRIU', 'not held')) }
+      if (gate === undefined) {
+        arrival.taken = true
+        return { finish: async () => arrival.restoreFailed(new Fault('CRIU', 'not held')) }
+      }
       const ended = criu?.ended ?? Promise.resolve()
       const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
       let tasks: HeldTasks | undefined

@@ -35,7 +35,7 @@ export function holdings({ shelf, arrivals }: Pick<House, 'shelf' | 'arrivals'>)
   const now = performance.now()
   const { all } = shelf
   const shelved = new Set(all.map(({ id }) => id))
-  const copies = arrivals.all.filter(({ id, state }) => !shelved.has(id) && isOpen(state))
+  const copies = arrivals.all.filter(({ id, state }) => !shelved.has(id) && hasTasks(state))
   return [
     ...all.map(({ id, state, count, sink, since }) => ({
       ...{ id, count, bytes: sink.held, seconds: (now - since) / 1000 },
@@ -49,11 +49,13 @@ export function holdings({ shelf, arrivals }: Pick<House, 'shelf' | 'arrivals'>)
 }
 
 function stateOf(arrival: Arrival | undefined): StockState {
-  return arrival === undefined ? 'sealed' : handedOver[arrival.state]
+  if (arrival === undefined) return 'sealed'
+  return arrival.taken && arrival.state === 'owning' ? 'taken' : handedOver[arrival.state]
 }
 
-function isOpen(state: TargetState): boolean {
-  return state !== 'running' && state !== 'dropped'
+/** Tasks that a verdict is still to come for, or a restore at work on them. */
+function hasTasks(state: TargetState): boolean {
+  return state === 'restoring' || state === 'holding' || state === 'reviving'
 }
 
 /**
@@ -82,6 +84,7 @@ function refusalFor({ id, state }: Holding, directory: string): string | undefin
       return `the source of snapshot ${id} is gone, and these images are its process: restore it`
     case 'sealed':
     case 'kept':
+    case 'taken':
     case 'leaving':
     case 'chain':
       return undefined

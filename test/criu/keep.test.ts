@@ -98,6 +98,9 @@ function keeping(criu: string): void {
       const restored = await stage.there(criu, ['restore', '--stream', '-d', '-D', stage.target]).ended
       assert.is(restored.code, 0, restored.stderr)
       assert.is(await copyOf(stage), 'runs')
+      assert.equal(await held(stage), ['web-1 taken'])
+      assert.is(await askCache(stage.target, { ls: false, rm: 'web-1' }), 'done')
+      assert.equal(await held(stage), [])
     }))
 }
 

@@ -39,7 +39,7 @@ test('damage is refused: cut anywhere, a wrong total, an unknown state, a number
     return copy
   }
   for (const total of [0, 1, 3]) throwsFault('FORMAT', () => decodeStock(changed(0, total)), `total ${total}`)
-  for (const state of [9, 255]) throwsFault('FORMAT', () => decodeStock(changed(4 + 65, state)), `state ${state}`)
+  for (const state of [10, 255]) throwsFault('FORMAT', () => decodeStock(changed(4 + 65, state)), `state ${state}`)
   throwsFault('LIMIT', () => decodeStock(changed(4 + 65 + 5, 1)))
   throwsFault('NAME', () => decodeStock(changed(5, 0x2f)))
   const short = encodeStock(1, [{ ...most('a'), id: snapshotId('a') }]).subarray(4)
