@@ -5,28 +5,28 @@
  * marks of changed pages behind our back, leaves none, and the next dump begins anew.
  */
 import type { SnapshotId } from '../format/names.ts'
-import { openProcess, startTime } from '../kernel/process.ts'
+import { openProcess, parentOf, startTime } from '../kernel/process.ts'
 import { type Chain, newChain } from './layers.ts'
 
 export interface Chains {
-  /** For a dump of this tree that begins now: the chain that it goes on with, or, unless `goesOn`, a new one. */
-  take(tree: number, goesOn: boolean, newId: () => SnapshotId): Taken
-  /** Somebody dumps this tree in another way. */
-  breakOff(tree: number): void
+  /** For a dump of this tree that begins now: the chain whose last round left its images in `before`, or a new one. */
+  take(tree: number, before: string | undefined, newId: () => SnapshotId): Taken
+  /** Somebody dumps this tree in another way; or one that we do not know. Those that it is a part of, or that are a part of it, are over too. */
+  breakOff(tree: number | undefined): void
   /** No more dumps come. */
   close(): void
 }
 
 export interface Taken {
   chain: Chain
-  /** Its round is sealed: the next dump may go on with it, unless another one began meanwhile. */
-  keep(): void
+  /** Its round is sealed, and criu's images are in `directory`: the next dump may go on with it, unless another one began meanwhile. */
+  keep(directory: string): void
 }
 
 interface Entry {
   chain: Chain
-  /** Nobody works on it. */
-  kept: boolean
+  /** Of criu's images of its last round; undefined while somebody works on it. */
+  directory: string | undefined
   start: number | undefined
   /** Nobody waits for the tree's end any more. */
   release(): void
@@ -44,40 +44,59 @@ export function openChains(onOver: (chain: Chain) => void): Chains {
   }
 
   /** Who works on it learns it when it is to be kept. */
-  function breakOff(tree: number): void {
+  function end(tree: number): void {
     const found = remove(tree)
-    if (found?.kept === true) onOver(found.chain)
+    if (found?.directory !== undefined) onOver(found.chain)
+  }
+
+  function breakOff(tree: number | undefined): void {
+    for (const root of [...entries.keys()]) if (tree === undefined || related(root, tree)) end(root)
+  }
+
+  /** Another one may begin with a part of this tree, or hold it. */
+  function breakOffOthers(tree: number): void {
+    for (const root of [...entries.keys()]) if (root !== tree && related(root, tree)) end(root)
   }
 
   function add(tree: number, chain: Chain): Entry {
     const task = openProcess(tree)
-    const entry: Entry = { chain, kept: false, start: startTime(tree), release: () => task?.close() }
+    const entry: Entry = { chain, directory: undefined, start: startTime(tree), release: () => task?.close() }
     entries.set(tree, entry)
     const over = (): void => {
-      if (entries.get(tree) === entry) breakOff(tree)
+      if (entries.get(tree) === entry) end(tree)
     }
     task?.ended.then(over, () => {})
     return entry
   }
 
   return {
-    take(tree, goesOn, newId) {
+    take(tree, before, newId) {
       const found = entries.get(tree)
-      const fits = goesOn && found?.kept === true && found.start === startTime(tree)
-      if (!fits) breakOff(tree)
+      const fits = before !== undefined && found?.directory === before && found.start === startTime(tree)
+      breakOffOthers(tree)
+      if (!fits) end(tree)
       const entry = add(tree, remove(tree)?.chain ?? newChain(newId()))
       const { chain } = entry
       return {
         chain,
-        keep() {
-          if (entries.get(tree) === entry) entry.kept = true
+        keep(directory) {
+          if (entries.get(tree) === entry) entry.directory = directory
           else onOver(chain)
         },
       }
     },
     breakOff,
-    close() {
-      for (const tree of [...entries.keys()]) breakOff(tree)
-    },
+    close: () => breakOff(undefined),
   }
+}
+
+function related(one: number, other: number): boolean {
+  return one === other || isBelow(one, other) || isBelow(other, one)
+}
+
+function isBelow(task: number, root: number): boolean {
+  for (let parent = parentOf(task); parent !== undefined && parent > 0; parent = parentOf(parent)) {
+    if (parent === root) return true
+  }
+  return false
 }

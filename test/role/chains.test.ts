@@ -15,11 +15,11 @@ function scene() {
   const child = spawn('sleep', ['1000'], { stdio: 'ignore' })
   const [tree, chains] = [child.pid ?? 0, openChains((chain) => over.push(chain))]
   let number = 0
-  const take = (goesOn = true) => chains.take(tree, goesOn, () => snapshotId(`s${++number}`))
+  const take = (before: string | undefined = 'r1') => chains.take(tree, before, () => snapshotId(`s${++number}`))
   /** A round of the tree that is sealed. */
-  const round = (goesOn = true): Chain => {
-    const { chain, keep } = take(goesOn)
-    keep()
+  const round = (before?: string): Chain => {
+    const { chain, keep } = take(before)
+    keep('r1')
     return chain
   }
   const end = async (): Promise<void> => {
@@ -41,10 +41,10 @@ test('a round that is sealed is gone on with, one that failed is not', async () 
   await end()
 })
 
-test('a dump that names no dump before it begins anew', async () => {
+test('a dump that names another dump before it begins anew', async () => {
   const { over, round, end } = scene()
   const chain = round()
-  assert.is.not(round(false), chain)
+  assert.is.not(round('r0'), chain)
   assert.equal(over, [chain])
   await end()
 })
@@ -53,8 +53,8 @@ test('two at once: whoever began last is gone on with, whoever ends first', asyn
   const { over, take, end } = scene()
   const slow = take()
   const fast = take()
-  fast.keep()
-  slow.keep()
+  fast.keep('r1')
+  slow.keep('r1')
   assert.equal(over, [slow.chain], 'it knows nothing of what the other one cleared')
   assert.is(take().chain, fast.chain)
   await end()
@@ -67,9 +67,29 @@ test('a dump of another kind ends it, also in the middle of a round', async () =
   assert.equal(over, [first])
   const second = take()
   chains.breakOff(tree)
-  second.keep()
+  second.keep('r1')
   assert.equal(over, [first, second.chain])
   assert.is.not(take().chain, second.chain)
+  await end()
+})
+
+test('a dump of a part of the tree, of one that it is a part of, or of one that is not known ends it', async () => {
+  for (const other of [process.pid, undefined]) {
+    const { over, chains, round, end } = scene()
+    const chain = round()
+    chains.breakOff(other)
+    assert.equal(over, [chain])
+    await end()
+  }
+  const { over, tree, chains, round, end } = scene()
+  const whole = chains.take(process.pid, undefined, () => snapshotId('whole'))
+  whole.keep('r1')
+  chains.breakOff(tree)
+  assert.equal(over, [whole.chain])
+  const part = round()
+  chains.take(process.pid, undefined, () => snapshotId('whole-2'))
+  assert.equal(over, [whole.chain, part])
+  chains.breakOff(1 << 21)
   await end()
 })
 
