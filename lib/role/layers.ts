@@ -70,7 +70,7 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
   const outside = (): void => stop.abort(signal.reason)
   signal.addEventListener('abort', outside)
   const over = new Fault('ABORTED', 'over')
-  const line = oneLink(connect(signal), timeoutMs, stop)
+  const line = oneLink(connect(stop.signal), timeoutMs, stop)
   try {
     // CRIU is read from before the cache is there: it may ask with the tasks frozen.
     const talk = line.reader.then((reader) => listenTo(reader, false))

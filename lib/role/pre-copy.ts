@@ -29,7 +29,7 @@ import { type PageServer, pageServer } from './page-server.ts'
 import { part, remind, settle, type Way } from './parting.ts'
 import { enough, predictedFreezeMs, type Round, type RoundRule } from './rounds.ts'
 import { aborted, late } from './wait.ts'
-import { memoryDirectory, openDirectory, removeIfEmpty } from './workdir.ts'
+import { memoryDirectory, openDirectory, removeIfEmpty, temporaryDirectory } from './workdir.ts'
 
 export interface PreCopyOptions {
   criu: string
@@ -188,12 +188,14 @@ async function betterOf(error: unknown, { done }: CriuRun): Promise<unknown> {
 
 async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Promise<void> {
   const { id, until, tuning, pid } = options
-  const { chain, rounds, path } = copying
-  const script = writeScript(path, 'post-dump')
+  const { chain, rounds } = copying
+  // Not beside the images: /run may be mounted noexec.
+  const secret = temporaryDirectory()
+  const gates = secret.path
+  const script = writeScript(gates, 'post-dump')
   const begun = performance.now()
-  // By sh: a tmpfs may be mounted noexec.
-  const { run, server, directory } = startLayer(copying, 'dump', options, ['--action-script', `exec sh ${script}`])
-  const gate = closedGate(path, run.pid, 'pre-dump')
+  const { run, server, directory } = startLayer(copying, 'dump', options, ['--action-script', script])
+  const gate = closedGate(gates, run.pid, 'pre-dump')
   const remove = (): void => {
     gate.remove()
     server.destroy(new Fault('ABORTED', 'over'))
@@ -208,7 +210,7 @@ async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Pr
   }
   try {
     await Promise.race([gate.held, run.done, aborted(way.signal)])
-    const departure = { id, until, gates: path, tuning, resumes: true, layer: nextLayer(chain, true) }
+    const departure = { id, until, gates, tuning, resumes: true, layer: nextLayer(chain, true) }
     await part(criu, run.done, way, departure)
     way.report({ event: 'dumped', frozenMs: frozenMs(directory), ms: performance.now() - begun })
   } catch (error) {
@@ -217,6 +219,7 @@ async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Pr
   } finally {
     remove()
     await Promise.race([run.done.catch(() => {}), setTimeout(CRIU_PATIENCE_MS, undefined, { ref: false })])
+    secret.remove()
   }
 }
 
