@@ -6,7 +6,16 @@ export type Progress =
   | { event: 'ready' }
   /** What a daemon does now, when it is asked. `sent`: bytes since it began. */
   | { event: 'status'; of: 'proxy'; dumps: number; sent: number }
-  | { event: 'status'; of: 'cache'; snapshots: number; used: number; limit: number; links: number; parked: number }
+  | {
+      event: 'status'
+      of: 'cache'
+      snapshots: number
+      chains: number
+      used: number
+      limit: number
+      links: number
+      parked: number
+    }
   /** A snapshot left this host, complete. `ms`: from the first byte. */
   | { event: 'sent'; id: string; images: number; bytes: number; ms: number; verified: boolean }
   /** A snapshot is here, complete and verified; or that round of one, which is a chain. */

@@ -1,5 +1,4 @@
 /** The options about when to stop pre-copying. */
-import type { RoundRule } from '../role/rounds.ts'
 import { parseSize } from '../size.ts'
 import { wholeNumber } from './values.ts'
 
@@ -19,8 +18,15 @@ const MOST_ROUNDS = 1000
 /** A minute is no downtime goal. */
 const LONGEST_GOAL_MS = 60_000
 
+export interface Rule {
+  mostRounds: number
+  /** Bytes. */
+  floor: number
+  downtimeGoalMs: number | undefined
+}
+
 /** Throws `USAGE`. */
-export function ruleOf(values: { 'max-rounds': string; floor: string; 'downtime-goal'?: string }): RoundRule {
+export function ruleOf(values: { 'max-rounds': string; floor: string; 'downtime-goal'?: string }): Rule {
   const goal = values['downtime-goal']
   return {
     mostRounds: wholeNumber('--max-rounds', values['max-rounds'], 1, MOST_ROUNDS),

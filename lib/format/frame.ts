@@ -1,6 +1,7 @@
 /** The frames of the wire as values: their numbers, and what each says. */
 import type { ImageEntry } from './list.ts'
 import type { ImageName, SnapshotId } from './names.ts'
+import type { Holding } from './stock.ts'
 import type { Join } from './stripes.ts'
 import type { CodecName, Fate, RefusalCode, Until, Verdict } from './words.ts'
 
@@ -18,6 +19,7 @@ export const frameType = {
   zeros: 11,
   join: 12,
   layer: 13,
+  list: 14,
   unchecked: 15,
   hello: 16,
   get: 17,
@@ -30,6 +32,8 @@ export const frameType = {
   got: 24,
   reserved: 25,
   joined: 26,
+  listed: 27,
+  remove: 28,
 } as const
 export type FrameName = keyof typeof frameType
 export type FrameType = (typeof frameType)[FrameName]
@@ -80,3 +84,7 @@ export type Frame =
   /** The first frame of one of several connections that carry one stream, and its answer. */
   | ({ type: 'join' } & Join)
   | { type: 'joined' }
+  /** What a person asks the cache on this host, and its answer: `total` holdings are there, and perhaps not all are listed. */
+  | { type: 'list' }
+  | { type: 'listed'; total: number; holdings: Holding[] }
+  | { type: 'remove'; id: SnapshotId }

@@ -13,6 +13,7 @@ import { type Frame, type FrameName, type FrameType, frameType } from './frame.t
 import { decodeList, encodeList, LONGEST_LIST, numbers, readCount, u32 } from './list.ts'
 import { imageName, LONGEST_ID, LONGEST_NAME, snapshotId } from './names.ts'
 import { cutText, harmless, LONGEST_REASON } from './reason.ts'
+import { decodeStock, encodeStock, LONGEST_STOCK } from './stock.ts'
 import { decodeJoin, encodeJoin, JOIN_BYTES } from './stripes.ts'
 import { codecNames, fates, oneOf, refusalCodes, untils, verdicts } from './words.ts'
 
@@ -71,6 +72,9 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   reserved: [CRC_BYTES, CRC_BYTES],
   join: [JOIN_BYTES + CRC_BYTES, JOIN_BYTES + CRC_BYTES],
   joined: [CRC_BYTES, CRC_BYTES],
+  list: [CRC_BYTES, CRC_BYTES],
+  listed: [4 + CRC_BYTES, LONGEST_STOCK + CRC_BYTES],
+  remove: [1 + CRC_BYTES, LONGEST_ID + CRC_BYTES],
 }
 
 /** A frame's header, and its payload: of `data` and `packed` without the bytes of the image, which follow apart. */
@@ -100,6 +104,7 @@ function countOf(frame: Frame): number {
 function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
   switch (frame.type) {
     case 'snapshot':
+    case 'remove':
       return Buffer.from(frame.id)
     case 'image':
       return Buffer.from(frame.name)
@@ -130,6 +135,9 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
       return Buffer.concat([Buffer.of(frame.last ? 1 : 0), frame.token])
     case 'join':
       return encodeJoin(frame)
+    case 'listed':
+      return encodeStock(frame.total, frame.holdings)
+    case 'list':
     case 'unchecked':
     case 'hello':
     case 'joined':
@@ -181,6 +189,7 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
   if (crc32(body) !== payload.readUInt32LE(end)) throw new Fault('FORMAT', `damaged ${type} frame`)
   switch (type) {
     case 'snapshot':
+    case 'remove':
       return { type, id: snapshotId(body.toString('latin1')) }
     case 'image':
       return { type, channel, name: imageName(body.toString('latin1')) }
@@ -239,6 +248,9 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
     }
     case 'join':
       return { type, ...decodeJoin(body) }
+    case 'listed':
+      return { type, ...decodeStock(body) }
+    case 'list':
     case 'unchecked':
     case 'hello':
     case 'joined':

@@ -11,6 +11,14 @@ import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { capture } from './capture.ts'
 import { closedGate } from './gate.ts'
 
+/** What a source of images may wait for. */
+export interface HandOver {
+  /** Resolves when criu has written all and waits at post-dump. */
+  complete: Promise<void>
+  /** Resolves when the target has so many images; rejects where it cannot have them. */
+  taken(images: number): Promise<void>
+}
+
 /** A criu that has come to us and will dump. */
 export interface Approach {
   readonly pid: number
@@ -18,8 +26,8 @@ export interface Approach {
   readonly bytes: number | undefined
   /** Lets it freeze the tasks. */
   open(): void
-  /** Its images, once it has begun; `complete` resolves when it has written all and waits at post-dump. */
-  images(complete?: Promise<void>): ImageSource
+  /** Its images, once it has begun. */
+  images(handOver?: HandOver): ImageSource
   /** Lets it fail, if it still waits. */
   remove(): void
 }
@@ -47,7 +55,7 @@ export async function approach(socket: Fd, gates: string, signal: AbortSignal): 
     pid,
     bytes,
     open: gate.open,
-    images: (complete) => after(begun, capture(socket, complete)),
+    images: (handOver) => after(begun, capture(socket, handOver?.complete)),
     remove: gate.remove,
   }
 }

@@ -25,7 +25,11 @@ export interface Watcher {
 export interface Arrival {
   readonly id: SnapshotId
   readonly state: TargetState
+  /** By performance.now(). */
+  readonly since: number
   watcher: Watcher | undefined
+  /** A criu that could not be held has taken the images: whether it runs cannot be seen. */
+  taken: boolean
   /** A restore begins. Throws `EXISTS` when another one has, or when there is nothing to be restored. */
   restore(): void
   /** CRIU is at post-restore: it is held, let go, or dropped, as the verdict says. */
@@ -80,7 +84,9 @@ export function openArrival(id: SnapshotId, onSettled: (outcome: Outcome) => voi
 
   return {
     id,
+    since: performance.now(),
     watcher: undefined,
+    taken: false,
     get state() {
       return state
     },

@@ -42,9 +42,10 @@ export interface Arrivals {
   /** Takes over what a cache before us, which was killed, holds in the work directory: without images, but alive. */
   adopt(): void
   get(id: SnapshotId | undefined): Arrival | undefined
+  readonly all: Arrival[]
   /** Throws `EXISTS` while a hand-over of that id is open, perhaps without images. */
   refuseIfOpen(id: SnapshotId): void
-  /** Throws `EXISTS` for a snapshot that has become a process here. */
+  /** Throws `EXISTS` for a snapshot that has become a process here, unless its images stay for more. */
   refuseIfRunning(id: SnapshotId | undefined): void
   /** Starts criu on it, where the cache is to restore. */
   restore(id: SnapshotId): void
@@ -55,7 +56,7 @@ export interface Arrivals {
   lead(id: SnapshotId, gate: Gate | undefined, criu: Process | undefined): Lead
   /**
    * Lets a client restore the snapshot on its own host; its `ready` and our verdict cross its link. Undefined for a
-   * snapshot without a hand-over. Throws `EXISTS`.
+   * snapshot that has no hand-over, or is over it. Throws `EXISTS`.
    */
   remote(id: SnapshotId, writer: FrameWriter): Remote | undefined
   /** Throws `MISSING` for an unknown snapshot, and what `Arrival.decide` throws. */
@@ -68,6 +69,8 @@ interface ArrivalsOptions {
   directory: string
   restore: { criu: string; options: readonly string[] } | undefined
   releaseEarly: boolean
+  /** The images stay when the tasks run: whoever asks may restore one more copy. */
+  keep: boolean
   report: Report
   signal: AbortSignal
 }
@@ -96,7 +99,7 @@ const MOST_REMEMBERED = 1000
 
 export function openArrivals(
   shelf: Shelf,
-  { directory, restore, releaseEarly, report, signal }: ArrivalsOptions,
+  { directory, restore, releaseEarly, keep, report, signal }: ArrivalsOptions,
 ): Arrivals {
   const arrivals = new Map<SnapshotId, Arrival>()
   const tokens = new Map<SnapshotId, Buffer>()
@@ -112,6 +115,11 @@ export function openArrivals(
     return arrival
   }
 
+  /** Its images are like any other's: nothing depends on who restores them. */
+  function isArchive({ id, state }: Arrival): boolean {
+    return state === 'dropped' || (keep && state === 'running' && shelf.has(id))
+  }
+
   function forgetOldest(): void {
     for (const [id, { state }] of arrivals) {
       if (arrivals.size <= MOST_REMEMBERED) return
@@ -125,6 +133,7 @@ export function openArrivals(
     tokens.set(id, token)
     const arrival = openArrival(id, (outcome) => {
       if (outcome === 'copied') shelf.decide(id, true)
+      else if (outcome === 'running' && keep) shelf.decide(id, false)
       else shelf.remove(id)
       forgetOldest()
     })
@@ -198,6 +207,9 @@ export function openArrivals(
         lookAfter(restore).catch((fault: Error) => report({ event: 'failed', what: restore.id, fault }))
       }
     },
+    get all() {
+      return [...arrivals.values()]
+    },
     get: (id) => (id === undefined ? undefined : arrivals.get(id)),
     refuseIfOpen(id) {
       const state = arrivals.get(id)?.state
@@ -205,7 +217,7 @@ export function openArrivals(
       throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
     },
     refuseIfRunning(id) {
-      if (id === undefined || arrivals.get(id)?.state !== 'running') return
+      if (id === undefined || arrivals.get(id)?.state !== 'running' || (keep && shelf.has(id))) return
       throw new Fault('EXISTS', `snapshot ${id} was handed over, and runs`, {
         hint: 'one snapshot becomes one process',
       })
@@ -215,7 +227,7 @@ export function openArrivals(
     },
     lead(id, gate, criu) {
       const arrival = arrivals.get(id)
-      if (arrival === undefined || arrival.state === 'dropped') {
+      if (arrival === undefined || isArchive(arrival)) {
         gate?.held.then(gate.open).catch(() => {})
         return { finish: async () => void (gate && (await criu?.ended)) }
       }
@@ -223,7 +235,10 @@ export function openArrivals(
       arrival.restore()
       const over = (): void => failed(arrival, new Fault('CRIU', `the criu that restored ${id} failed`))
       // Whether it runs cannot be seen: the images stay.
-      if (gate === undefined) return { finish: async () => arrival.restoreFailed(new Fault('CRIU', 'not held')) }
+      if (gate === undefined) {
+        arrival.taken = true
+        return { finish: async () => arrival.restoreFailed(new Fault('CRIU', 'not held')) }
+      }
       const ended = criu?.ended ?? Promise.resolve()
       const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
       let tasks: HeldTasks | undefined
@@ -242,7 +257,7 @@ export function openArrivals(
     },
     remote(id, writer) {
       const arrival = arrivals.get(id)
-      if (arrival === undefined || arrival.state === 'dropped') return undefined
+      if (arrival === undefined || isArchive(arrival)) return undefined
       arrival.restore()
       const runs = defer<boolean>()
       const say = (verdict: Verdict) => () =>

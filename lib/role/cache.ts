@@ -13,7 +13,7 @@ import { rmSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
 import type { Credentials } from '../credentials.ts'
-import type { Fault } from '../fault.ts'
+import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { reapOrphans } from '../kernel/orphans.ts'
@@ -51,12 +51,14 @@ export interface CacheOptions {
   maxMemory: number
   /** Bytes of it that are ready for the next snapshot. */
   reserve: number
-  /** How long a restore may wait for its snapshot. */
+  /** How long a restore may wait for its snapshot, and an unfinished chain is safe when memory runs out. */
   timeoutMs: number
   /** Restore every snapshot that comes with a hand-over as soon as it is here. */
   restore: { criu: string; options: readonly string[] } | undefined
   /** Give the memory of a snapshot back while a restore that can be held takes it: for one try. */
   releaseEarly: boolean
+  /** A snapshot whose process runs stays, for more restores. */
+  keep: boolean
   report: Report
   signal: AbortSignal
   onStatus?: (listener: () => void) => void
@@ -90,7 +92,13 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const { report, signal } = options
   reapOrphans()
   const pool = openPool(options.maxMemory, options.reserve)
-  const shelf = openShelf(pool)
+  const shelf = openShelf(pool, {
+    idleMs: options.timeoutMs,
+    onDropped(id, idleMs) {
+      const fault = new Fault('MEMORY', `no round came for ${(idleMs / 1000).toFixed(1)} s, and memory was needed`)
+      report({ event: 'failed', what: `the unfinished chain ${id}`, fault })
+    },
+  })
   const arrivals = openArrivals(shelf, { ...options, directory: work.path })
   const patienceMs = FIRST_FRAME_MS
   const groups = openGroups(patienceMs, (link, count) => admit(link, { patienceMs, joined: true }, count))

@@ -5,62 +5,98 @@
  * marks of changed pages behind our back, leaves none, and the next dump begins anew.
  */
 import type { SnapshotId } from '../format/names.ts'
-import { openProcess, startTime } from '../kernel/process.ts'
+import { openProcess, parentOf, startTime } from '../kernel/process.ts'
 import { type Chain, newChain } from './layers.ts'
 
 export interface Chains {
-  /** The one that goes on with a dump of this tree, or a new one. */
-  take(tree: number, newId: () => SnapshotId): Chain
-  /** Its round is sealed. */
-  keep(tree: number, chain: Chain): void
-  /** Somebody dumps this tree in another way. */
-  breakOff(tree: number): void
+  /** For a dump of this tree that begins now: the chain whose last round left its images in `before`, or a new one. */
+  take(tree: number, before: string | undefined, newId: () => SnapshotId): Taken
+  /** Somebody dumps this tree in another way; or one that we do not know. Those that it is a part of, or that are a part of it, are over too. */
+  breakOff(tree: number | undefined): void
   /** No more dumps come. */
   close(): void
 }
 
-interface Kept {
+export interface Taken {
   chain: Chain
+  /** Its round is sealed, and criu's images are in `directory`: the next dump may go on with it, unless another one began meanwhile. */
+  keep(directory: string): void
+}
+
+interface Entry {
+  chain: Chain
+  /** Of criu's images of its last round; undefined while somebody works on it. */
+  directory: string | undefined
   start: number | undefined
-  /** Nobody waits for its end any more. */
+  /** Nobody waits for the tree's end any more. */
   release(): void
 }
 
 /** `onOver` is told of each chain of rounds that no dump can go on with: the cache still has them. */
 export function openChains(onOver: (chain: Chain) => void): Chains {
-  const kept = new Map<number, Kept>()
+  const entries = new Map<number, Entry>()
 
-  function remove(tree: number): Kept | undefined {
-    const found = kept.get(tree)
-    kept.delete(tree)
+  function remove(tree: number): Entry | undefined {
+    const found = entries.get(tree)
+    entries.delete(tree)
     found?.release()
     return found
   }
 
-  function breakOff(tree: number): void {
+  /** Who works on it learns it when it is to be kept. */
+  function end(tree: number): void {
     const found = remove(tree)
-    if (found !== undefined) onOver(found.chain)
+    if (found?.directory !== undefined) onOver(found.chain)
+  }
+
+  function breakOff(tree: number | undefined): void {
+    for (const root of [...entries.keys()]) if (tree === undefined || related(root, tree)) end(root)
+  }
+
+  /** Another one may begin with a part of this tree, or hold it. */
+  function breakOffOthers(tree: number): void {
+    for (const root of [...entries.keys()]) if (root !== tree && related(root, tree)) end(root)
+  }
+
+  function add(tree: number, chain: Chain): Entry {
+    const task = openProcess(tree)
+    const entry: Entry = { chain, directory: undefined, start: startTime(tree), release: () => task?.close() }
+    entries.set(tree, entry)
+    const over = (): void => {
+      if (entries.get(tree) === entry) end(tree)
+    }
+    task?.ended.then(over, () => {})
+    return entry
   }
 
   return {
-    take(tree, newId) {
-      if (kept.get(tree)?.start !== startTime(tree)) breakOff(tree)
-      return remove(tree)?.chain ?? newChain(newId())
-    },
-    keep(tree, chain) {
-      breakOff(tree)
-      const task = openProcess(tree)
-      const entry: Kept = { chain, start: startTime(tree), release: () => task?.close() }
-      kept.set(tree, entry)
-      const over = (): void => {
-        if (kept.get(tree) === entry) breakOff(tree)
+    take(tree, before, newId) {
+      const found = entries.get(tree)
+      const fits = before !== undefined && found?.directory === before && found.start === startTime(tree)
+      breakOffOthers(tree)
+      if (!fits) end(tree)
+      const entry = add(tree, remove(tree)?.chain ?? newChain(newId()))
+      const { chain } = entry
+      return {
+        chain,
+        keep(directory) {
+          if (entries.get(tree) === entry) entry.directory = directory
+          else onOver(chain)
+        },
       }
-      if (task === undefined) over()
-      else task.ended.then(over, () => {})
     },
     breakOff,
-    close() {
-      for (const tree of [...kept.keys()]) breakOff(tree)
-    },
+    close: () => breakOff(undefined),
   }
+}
+
+function related(one: number, other: number): boolean {
+  return one === other || isBelow(one, other) || isBelow(other, one)
+}
+
+function isBelow(task: number, root: number): boolean {
+  for (let parent = parentOf(task); parent !== undefined && parent > 0; parent = parentOf(parent)) {
+    if (parent === root) return true
+  }
+  return false
 }

@@ -1,6 +1,6 @@
 /** What a criu that somebody else started does, read from its command line. */
 import { readdirSync, readlinkSync, realpathSync } from 'node:fs'
-import { isAbsolute, normalize } from 'node:path'
+import { isAbsolute, normalize, resolve } from 'node:path'
 import { commandLine } from '../kernel/process.ts'
 
 export interface CriuCommand {
@@ -10,6 +10,8 @@ export interface CriuCommand {
   tree: number
   /** Its directory of images. */
   directory: string
+  /** The directory of the dump before, where it looks whether a number means another process now. */
+  before: string | undefined
   /** It sends images by `--stream` and pages by `--page-server`: neither end gets all of them. */
   splits: boolean
 }
@@ -18,6 +20,7 @@ export interface CriuCommand {
 const TREE = ['-t', '--tree'] as const
 const IMAGES = ['-D', '--images-dir'] as const
 const WORK = ['-W', '--work-dir'] as const
+const PREVIOUS = ['--prev-images-dir', '--prev-images-dir'] as const
 
 /** Undefined for what is no criu that dumps. */
 export function criuCommand(pid: number): CriuCommand | undefined {
@@ -27,8 +30,10 @@ export function criuCommand(pid: number): CriuCommand | undefined {
   if (at < 1 || !Number.isSafeInteger(tree) || tree < 1) return undefined
   const directory = placeOf(pid, optionOf(words, IMAGES), optionOf(words, WORK) !== undefined)
   if (directory === undefined) return undefined
-  const splits = [/^--stre/, /^--page-s/].every((option) => words.some((word) => option.test(word)))
-  return { pid, action: words[at] as CriuCommand['action'], tree, directory, splits }
+  const has = (option: RegExp): boolean => words.some((word) => option.test(word))
+  const splits = has(/^--stre/) && has(/^--page-s/)
+  const before = beforeOf(directory, optionOf(words, PREVIOUS))
+  return { pid, action: words[at] as CriuCommand['action'], tree, directory, before, splits }
 }
 
 /** In any spelling that getopt takes; the last one counts. */
@@ -50,6 +55,15 @@ function placeOf(pid: number, images: string | undefined, apart: boolean): strin
     const end = normalize(images ?? '.').replace(/^(\.\.?\/)+|\/$/g, '')
     const open = readdirSync(`/proc/${pid}/fd`).map((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`))
     return open.find((path) => path.endsWith(`/${end}`))
+  } catch {
+    return undefined
+  }
+}
+
+/** It is named as seen from that of the images (criu/image.c, 4.1.1). */
+function beforeOf(directory: string, previous: string | undefined): string | undefined {
+  try {
+    return previous && realpathSync(resolve(directory, previous))
   } catch {
     return undefined
   }

@@ -123,16 +123,14 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   }
   // One that waited for us before the freeze waits for us before it kills; only a link that can go on acknowledges each image.
   const byReference = options.tuning?.unchecked === true && options.resumes === true && bytes !== undefined
+  const taken = async (images: number): Promise<void> => {
+    const said = await Promise.race([talk, aborted(stop.signal)])
+    const what = 'the target did not take the images'
+    await Promise.race([said.taken(images), late(timeoutMs, what, stop.signal), aborted(stop.signal)])
+  }
   /** What was passed on by reference is what it was, if the target has it all while the tasks are still frozen. */
   const stillThere = async (images: number): Promise<void> => {
-    const said = await talk
-    const here = Promise.all([said.taken(images), whenHeld])
-    await Promise.race([
-      here,
-      late(timeoutMs, 'the target did not take the images', stop.signal),
-      aborted(stop.signal),
-      gone(),
-    ])
+    await Promise.race([Promise.all([taken(images), whenHeld]), aborted(stop.signal), gone()])
     if (tree?.frozen() !== true) throw changed()
   }
   const gone = async (): Promise<void> => {
@@ -144,7 +142,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   const objection = pid < 1 ? unseen() : owedAlready(directory, id)
   if (objection !== undefined) stop.abort(objection)
   try {
-    const snapshot = await sendSnapshot(writer, id, watched(criu.images(whenHeld), watch), {
+    const snapshot = await sendSnapshot(writer, id, watched(criu.images({ complete: whenHeld, taken }), watch), {
       ...options.tuning,
       signal: stop.signal,
       onFail: (reason) => stop.abort(reason),

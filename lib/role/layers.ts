@@ -5,10 +5,11 @@
  * miss pages, and nobody would notice before the process does.
  */
 import { randomBytes } from 'node:crypto'
+import { statSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
-import type { ImageName, SnapshotId } from '../format/names.ts'
+import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
 import { listImages, piecesOf } from '../store/directory.ts'
@@ -17,6 +18,8 @@ import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
 import type { Tuning } from '../stream/tuning.ts'
+import type { HandOver } from './approach.ts'
+import { oneLink } from './line.ts'
 import type { PageServer } from './page-server.ts'
 import { listenTo } from './said.ts'
 import { aborted, late } from './wait.ts'
@@ -67,23 +70,24 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
   const outside = (): void => stop.abort(signal.reason)
   signal.addEventListener('abort', outside)
   const over = new Fault('ABORTED', 'over')
-  let link: Link | undefined
+  const line = oneLink(connect(stop.signal), timeoutMs, stop)
   try {
-    link = await connect(signal)
-    const said = listenTo(frameReader(link.inlet), false)
-    said.offer.catch((reason: unknown) => stop.abort(reason))
+    // CRIU is read from before the cache is there: it may ask with the tasks frozen.
+    const talk = line.reader.then((reader) => listenTo(reader, false))
+    talk.then((said) => said.offer).catch((reason: unknown) => stop.abort(reason))
     let begun = performance.now()
     const begin = (): void => {
       begun = performance.now()
     }
-    const sent = await sendSnapshot(frameWriter(link.outlet), chain.id, noting(server, begin), {
+    const sent = await sendSnapshot(line.writer, chain.id, noting(server, begin), {
       ...tuning,
       signal: stop.signal,
       layer: nextLayer(chain, false),
       reserve,
     })
     const what = 'the target did not seal the round'
-    const digest = await Promise.race([said.sealed, late(timeoutMs, what, stop.signal), aborted(stop.signal)])
+    const sealed = talk.then((said) => said.sealed)
+    const digest = await Promise.race([sealed, late(timeoutMs, what, stop.signal), aborted(stop.signal)])
     if (digest !== sent.digest) {
       throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
     }
@@ -98,7 +102,7 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
   } finally {
     signal.removeEventListener('abort', outside)
     stop.abort(over)
-    link?.destroy()
+    line.destroy()
   }
 }
 
@@ -121,17 +125,30 @@ function noting({ images, destroy }: ImageSource, first: () => void): ImageSourc
 }
 
 /**
- * The last layer as an image source: the pages by the page server, and what criu has written into `directory` by itself, which is
- * complete when `written` resolves.
+ * The last layer as an image source: the pages by the page server, and what criu has written into `directory` by itself. CRIU is let go on when the
+ * target has the pages: one without our script kills the tasks then. `images` throws `FAILED_DUMP` where criu has `ended` without a dump.
  */
-export function lastLayer(server: PageServer, directory: string, written: Promise<unknown>): ImageSource {
+export function lastLayer(
+  server: PageServer,
+  directory: string,
+  { complete, taken, ended }: Partial<HandOver> & { ended: Promise<unknown> },
+): ImageSource {
   const stop = new AbortController()
+  const begun = Date.now()
   async function* images(): AsyncGenerator<OpenImage> {
-    yield* server.images
+    let count = 0
+    for await (const image of server.images) {
+      count++
+      yield image
+    }
+    await taken?.(count)
     await server.answerClose(true)
-    await Promise.race([written, aborted(stop.signal)])
-    for (const name of listImages(directory))
+    await Promise.race([complete, ended, aborted(stop.signal)].filter((event) => event !== undefined))
+    const names = listImages(directory)
+    refuseIfOld(join(directory, INVENTORY), begun)
+    for (const name of names) {
       yield { name, body: { kind: 'pieces', pieces: piecesOf(join(directory, name)) } }
+    }
   }
   return {
     images: images(),
@@ -142,16 +159,27 @@ export function lastLayer(server: PageServer, directory: string, written: Promis
   }
 }
 
+/** A file system's clock may be behind by a tick. */
+const TICK_MS = 20
+
+/** A dump that failed leaves what an earlier one wrote there. */
+function refuseIfOld(inventory: string, begun: number): void {
+  if (statSync(inventory).mtimeMs >= begun - TICK_MS) return
+  throw new Fault('FAILED_DUMP', `the dump did not finish: ${inventory} is of an earlier one`, {
+    hint: "use a new directory for each dump; see the dump's own log",
+  })
+}
+
 /** Tells the cache that no layer follows: it drops what it has of the chain. Throws `LINK`. */
 export async function abandon(chain: Chain, connect: RoundOptions['connect'], signal: AbortSignal): Promise<void> {
-  if (chain.under === 0) return
   const link = await connect(signal)
   const cut = (): void => link.destroy(signal.reason as Error)
   signal.addEventListener('abort', cut)
   try {
     const writer = frameWriter(link.outlet)
     await writer.send({ type: 'snapshot', id: chain.id })
-    await writer.send({ type: 'layer', ...nextLayer(chain, false) })
+    // As the first of a new chain, which takes the place of what there is: it may have sealed a round more than we know.
+    await writer.send({ type: 'layer', under: 0, last: false, token: chain.token })
     await writer.send({ type: 'failed', code: 'ABORTED', reason: 'no other round follows' })
     // It says that it has heard, and closes.
     const reader = frameReader(link.inlet)

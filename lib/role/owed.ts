@@ -19,7 +19,7 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { Fault, type FaultCode } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
-import { NO_TOKEN } from '../format/wire.ts'
+import { type Frame, NO_TOKEN } from '../format/wire.ts'
 import type { Fate, Verdict } from '../format/words.ts'
 import { frameReader, frameWriter } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
@@ -215,19 +215,25 @@ export interface Said {
 
 /** One try on a link of its own, which is closed. Throws `REFUSED` and the like, and `LINK`. */
 export async function tell(link: Link, said: Said, signal?: AbortSignal): Promise<Fate> {
+  const { id, verdict, token = NO_TOKEN } = said
+  const answer = await ask(link, { type: 'verdict', verdict, token, id }, signal)
+  if (answer.type !== 'fate') throw unexpected(answer)
+  return answer.fate
+}
+
+/** One frame and its answer, on a link of their own. Throws as `tell` does. */
+export async function ask(link: Link, frame: Frame, signal?: AbortSignal): Promise<Frame> {
   const cut = (): void => link.destroy(signal?.reason as Error)
   signal?.addEventListener('abort', cut)
   try {
     const reader = frameReader(link.inlet)
     // Not every target greets before it is spoken to.
-    const { id, verdict, token = NO_TOKEN } = said
-    await frameWriter(link.outlet).send({ type: 'verdict', verdict, token, id })
+    await frameWriter(link.outlet).send(frame)
     const hello = await reader.expect()
     if (hello.type !== 'hello') throw unexpected(hello)
     const answer = await reader.expect()
     if (answer.type === 'refused') throw new Fault(answer.code, answer.reason)
-    if (answer.type !== 'fate') throw unexpected(answer)
-    return answer.fate
+    return answer
   } finally {
     signal?.removeEventListener('abort', cut)
     link.destroy()

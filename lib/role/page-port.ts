@@ -2,7 +2,7 @@
 import net from 'node:net'
 import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { loopbackPeer } from '../kernel/loopback.ts'
+import { loopbackPeers } from '../kernel/loopback.ts'
 import { takeFd } from '../stream/endpoint.ts'
 import { listen } from '../stream/listen.ts'
 import { type CriuCommand, criuCommand } from './criu-command.ts'
@@ -34,12 +34,16 @@ export async function openPagePort(
 }
 
 /** Any user of this host may connect. Throws `REFUSED`. */
-function whose({ remotePort = 0, localPort = 0 }: net.Socket): CriuCommand {
-  const peer = loopbackPeer({ theirs: remotePort, ours: localPort })
-  const command = peer?.pids.map(criuCommand).find((found) => found !== undefined)
+function whose({ remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 }: net.Socket): CriuCommand {
+  const ends = {
+    theirs: { address: remoteAddress, port: remotePort },
+    ours: { address: localAddress, port: localPort },
+  }
+  const command = loopbackPeers(ends, [0, process.geteuid?.()])
+    .map(criuCommand)
+    .find((found) => found !== undefined)
   if (command?.splits === true) throw splitDump()
-  if (peer !== undefined && (peer.uid === 0 || peer.uid === process.geteuid?.()) && command !== undefined)
-    return command
+  if (command !== undefined) return command
   throw new Fault('REFUSED', 'whoever connected to the page server port is no criu that dumps', {
     hint: 'start it from the command line, as root, in the namespaces of this proxy',
   })

@@ -6,6 +6,7 @@
  */
 import { mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
@@ -27,8 +28,8 @@ import { abandon, type Chain, lastLayer, newChain, nextLayer, sendRound } from '
 import { type PageServer, pageServer } from './page-server.ts'
 import { part, remind, settle, type Way } from './parting.ts'
 import { enough, predictedFreezeMs, type Round, type RoundRule } from './rounds.ts'
-import { aborted } from './wait.ts'
-import { memoryDirectory, openDirectory, removeIfEmpty } from './workdir.ts'
+import { aborted, late } from './wait.ts'
+import { memoryDirectory, openDirectory, removeIfEmpty, temporaryDirectory } from './workdir.ts'
 
 export interface PreCopyOptions {
   criu: string
@@ -159,8 +160,8 @@ async function copyRound(copying: Copying, options: PreCopyOptions, way: Way): P
   const { run, server, directory } = startLayer(copying, 'pre-dump', options, [])
   try {
     const sent = await sendRound(chain, server, { ...way, tuning: options.tuning, reserve })
-    await run.done
-    rounds.push({ ...sent, frozenMs: frozenMs(directory) })
+    await Promise.race([run.done, late(way.timeoutMs, 'criu pre-dump did not end', way.signal)])
+    rounds.push({ ...sent, frozenMs: frozenMs(directory) ?? 0 })
     const { pages, ms } = sent
     way.report({ event: 'round', id: chain.id, number: chain.under, pages, bytes: pages * PAGE_BYTES, ms })
   } catch (error) {
@@ -168,19 +169,33 @@ async function copyRound(copying: Copying, options: PreCopyOptions, way: Way): P
   }
 }
 
+/** A criu that lost its socket ends by itself; one that is stopped does not. */
+const CRIU_PATIENCE_MS = 3000
+/** criu/config.c, 4.1.1 to 4.3. */
+const NOT_TRACKED = /Tracking memory is not available/
+
 /** criu's own error explains a conversation that broke off. */
 async function betterOf(error: unknown, { done }: CriuRun): Promise<unknown> {
-  const cause = await done.catch((reason: unknown) => reason)
-  return cause !== undefined && error instanceof Fault && error.code === 'FAILED_DUMP' ? cause : error
+  const patience = setTimeout(CRIU_PATIENCE_MS, undefined, { ref: false })
+  const cause = await Promise.race([done.catch((reason: unknown) => reason), patience])
+  if (!(cause instanceof Fault && error instanceof Fault && error.code === 'FAILED_DUMP')) return error
+  if (!NOT_TRACKED.test(cause.message)) return cause
+  return new Fault('CRIU', 'this kernel does not track changed pages (CONFIG_MEM_SOFT_DIRTY)', {
+    hint: 'move the process at once: proxy, or dump-to-stdout --via',
+    cause,
+  })
 }
 
 async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Promise<void> {
   const { id, until, tuning, pid } = options
-  const { chain, rounds, path } = copying
-  const script = writeScript(path, 'post-dump')
+  const { chain, rounds } = copying
+  // Not beside the images: /run may be mounted noexec.
+  const secret = temporaryDirectory()
+  const gates = secret.path
+  const script = writeScript(gates, 'post-dump')
   const begun = performance.now()
   const { run, server, directory } = startLayer(copying, 'dump', options, ['--action-script', script])
-  const gate = closedGate(path, run.pid, 'pre-dump')
+  const gate = closedGate(gates, run.pid, 'pre-dump')
   const remove = (): void => {
     gate.remove()
     server.destroy(new Fault('ABORTED', 'over'))
@@ -190,12 +205,12 @@ async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Pr
     pid: run.pid,
     bytes: Math.min(memoryOfTree(pid), 2 * dirty),
     open: gate.open,
-    images: (complete) => lastLayer(server, directory, Promise.race([complete, run.done])),
+    images: (handOver) => lastLayer(server, directory, { ...handOver, ended: run.done }),
     remove,
   }
   try {
     await Promise.race([gate.held, run.done, aborted(way.signal)])
-    const departure = { id, until, gates: path, tuning, resumes: true, layer: nextLayer(chain, true) }
+    const departure = { id, until, gates, tuning, resumes: true, layer: nextLayer(chain, true) }
     await part(criu, run.done, way, departure)
     way.report({ event: 'dumped', frozenMs: frozenMs(directory), ms: performance.now() - begun })
   } catch (error) {
@@ -203,10 +218,16 @@ async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Pr
     throw await betterOf(error, run)
   } finally {
     remove()
-    await run.done.catch(() => {})
+    await Promise.race([run.done.catch(() => {}), setTimeout(CRIU_PATIENCE_MS, undefined, { ref: false })])
+    secret.remove()
   }
 }
 
-function frozenMs(directory: string): number {
-  return decodeDumpStats(readFileSync(join(directory, 'stats-dump'))).frozenTime / 1000
+/** Undefined where criu has not written it: it is its last file. */
+function frozenMs(directory: string): number | undefined {
+  try {
+    return decodeDumpStats(readFileSync(join(directory, 'stats-dump'))).frozenTime / 1000
+  } catch {
+    return undefined
+  }
 }

@@ -134,34 +134,41 @@ async function forward(
 ): Promise<void> {
   const criu = await approach(socket, directory, options.signal)
   if (criu === undefined) return
-  // It may clear the kernel's marks of changed pages.
+  // It may clear the kernel's marks of changed pages, at a moment that we do not see.
   const command = criuCommand(criu.pid)
-  if (command !== undefined) chains.breakOff(command.tree)
+  const breakOff = (): void => chains.breakOff(command?.tree)
+  breakOff()
   if (command?.splits === true) {
     criu.remove()
     criu.images().destroy(splitDump())
     throw splitDump()
   }
-  await send(criu, id, directory, options, tally)
+  await send(criu, id, directory, options, tally).finally(breakOff)
 }
 
 /** One dump, or one round before it, by the page server. */
 async function forwardPages(
   socket: Fd,
-  { pid, action, tree, directory: images }: CriuCommand,
+  { pid, action, tree, before, directory: images }: CriuCommand,
   chains: Chains,
   directory: string,
   options: ProxyOptions,
   tally: Tally,
 ): Promise<void> {
   const { id = freshId(), timeoutMs, tuning, report, signal } = options
-  const chain = chains.take(tree, () => id)
+  const { chain, keep } = chains.take(tree, before, () => id)
   const server = pageServer(socket, { hasParent: (name) => chain.pagemaps.has(name) })
+  // It may have sealed what we do not know of.
+  const abandonIfLeft = (): Promise<void> => abandonAt(chain, options).catch(() => {})
   if (action === 'pre-dump') {
     const connect = connector(options)
     const reserve = chain.under === 0 ? memoryOfTree(tree) : 0
-    const { pages, ms } = await sendRound(chain, server, { connect, tuning, reserve, timeoutMs, signal })
-    chains.keep(tree, chain)
+    const sending = sendRound(chain, server, { connect, tuning, reserve, timeoutMs, signal })
+    const { pages, ms } = await sending.catch(async (error: unknown) => {
+      await abandonIfLeft()
+      throw error
+    })
+    keep(images)
     report({ event: 'round', id: chain.id, number: chain.under, pages, bytes: pages * PAGE_BYTES, ms })
     return
   }
@@ -170,17 +177,20 @@ async function forwardPages(
     server.destroy(new Fault('ABORTED', 'over'))
     criu?.close()
   }
+  const ended = criu?.ended ?? Promise.reject(new Fault('CRIU', 'criu ended before its dump began'))
+  ended.catch(() => {})
   const dump: Approach = {
     pid,
     bytes: undefined,
     open() {},
-    images: (written) => lastLayer(server, images, Promise.race([written, criu?.ended])),
+    images: (held) => lastLayer(server, images, { ...held, ended }),
     remove,
   }
-  await send(dump, chain.id, directory, options, tally, nextLayer(chain, true))
+  const sent = await send(dump, chain.id, directory, options, tally, nextLayer(chain, true))
+  if (!sent) await abandonIfLeft()
 }
 
-/** Hands over what one criu dumps. What it still owes its target is paid afterwards. */
+/** Hands over what one criu dumps; whether the cache has it. What it still owes its target is paid afterwards. */
 async function send(
   criu: Approach,
   id: SnapshotId,
@@ -188,7 +198,7 @@ async function send(
   options: ProxyOptions,
   tally: Tally,
   layer?: Departure['layer'],
-): Promise<void> {
+): Promise<boolean> {
   const { until, tuning, timeoutMs, report, signal } = options
   const begun = performance.now()
   const onBytes = (bytes: number): void => {
@@ -201,13 +211,14 @@ async function send(
   reportSmallPipes(report)
   if ('reason' in end) {
     if (end.owed !== undefined) await payCache(end.owed, options)
-    return
+    return false
   }
   const { snapshot, verdict, fate, owed } = end
   const ms = performance.now() - begun
   report({ event: 'sent', id, images: snapshot.images.length, bytes: snapshot.bytes, ms, verified: true })
   if (fate === undefined) await payCache(owed, options)
   else conclude(id, { verdict, fate }, report)
+  return true
 }
 
 function connector({ connections, cache, timeoutMs }: ProxyOptions): (stop: AbortSignal) => Promise<Link> {

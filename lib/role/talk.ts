@@ -19,6 +19,7 @@ import type { House } from './cache.ts'
 import type { TargetState } from './handover.ts'
 import { asFault, refusalOf } from './refusal.ts'
 import { rehearse } from './rehearsal.ts'
+import { holdings, removeHolding } from './stock.ts'
 
 /** One conversation. */
 interface Talk {
@@ -67,6 +68,9 @@ export async function answer(
     } else if (frame.type === 'verdict') {
       if (!trusted) house.arrivals.believe(frame.id, frame.token)
       await obey(frame, writer, house.arrivals)
+    } else if (frame.type === 'list' || frame.type === 'remove') {
+      if (!trusted) throw new Fault('REFUSED', `a ${frame.type} frame is for the cache's own host`)
+      await writer.send(stockAnswer(frame, house))
     } else if (frame.type === 'resume') {
       what = `snapshot ${frame.id}`
       const broken = house.lines.get(frame.id)
@@ -82,6 +86,15 @@ export async function answer(
     link.destroy()
     for (const [id, taking] of house.lines) if (taking === line) house.lines.delete(id)
   }
+}
+
+function stockAnswer(frame: Extract<Frame, { type: 'list' | 'remove' }>, house: House): Frame {
+  if (frame.type === 'remove') {
+    removeHolding(frame.id, house)
+    return { type: 'fate', fate: 'dropped' }
+  }
+  const all = holdings(house)
+  return { type: 'listed', total: all.length, holdings: all }
 }
 
 const LINGER_MS = 5000

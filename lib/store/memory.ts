@@ -84,7 +84,8 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   let sharedPages: Piece | undefined
   const others: Piece[] = [shared]
 
-  let open = true
+  /** Of the images that come now: what is made ready for them is for no others. */
+  let arrival = { open: true }
 
   function extent(): Extent {
     const taken = ahead.pop() ?? pool.take()
@@ -99,7 +100,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   }
 
   function giveAhead(): void {
-    open = false
+    arrival.open = false
     pool.spare.delete(giveUp)
     for (const spare of ahead.splice(0)) pool.give(spare)
   }
@@ -199,16 +200,17 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     open: openImage,
     async reserve(bytes, patienceMs = PATIENCE_MS) {
       let ready = 0
-      if (open) pool.spare.add(giveUp)
+      const mine = arrival
+      if (mine.open) pool.spare.add(giveUp)
       const faultIn = async (): Promise<void> => {
-        while (open && ready < bytes) {
+        while (mine.open && ready < bytes) {
           const extent = pool.ahead()
           if (extent === undefined) return
           ready += EXTENT
           faulting.add(extent)
           await populate(extent.address, EXTENT)
           if (!faulting.delete(extent)) continue
-          if (open) ahead.push(extent)
+          if (mine.open) ahead.push(extent)
           else pool.give(extent)
         }
       }
@@ -231,7 +233,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
       // They lay there.
       for (const { address } of others.splice(1)) giveExtent(Number(address))
       shared = others[0]
-      open = true
+      arrival = { open: true }
     },
     replace(image) {
       images.set(image.name, image)

@@ -40,6 +40,8 @@ export interface Pool {
   ahead(): Extent | undefined
   /** Those who have such extents, each giving one up. */
   readonly spare: Set<() => Extent | undefined>
+  /** When nobody has one to spare: gives up what nobody needs now, a part at a time. Returns whether there was any. */
+  relief: () => boolean
   /** The caller has no window on it left. */
   give(extent: Extent): void
   /**
@@ -101,12 +103,13 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
     return extent
   }
 
-  return {
+  const pool: Pool = {
     limit,
     get used() {
       return used
     },
     spare,
+    relief: () => false,
     ahead() {
       if (used + EXTENT > limit || available() < LEFT) return undefined
       try {
@@ -121,8 +124,9 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
         const given = giveUp()
         if (given !== undefined) return given
       }
+      while (pool.relief()) if (used + EXTENT <= limit) return take()
       throw new Fault('MEMORY', `the memory for images is full: ${formatSize(used)} of ${formatSize(limit)}`, {
-        hint: 'raise --max-memory, or stop the cache to drop the snapshots that it holds',
+        hint: 'raise --max-memory, or drop a snapshot: cache -D DIR --ls, and --rm ID',
       })
     },
     give(extent) {
@@ -150,4 +154,5 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
       return holes.count === PAGES
     },
   }
+  return pool
 }

@@ -30,6 +30,8 @@ export interface Rounds {
    */
   take(id: SnapshotId, layer: Layer): Growing
   put(id: SnapshotId, chain: Growing): void
+  /** Forgets the one that was idle longest, if that was for at least `ms`. */
+  dropIdle(ms: number): { id: SnapshotId; ms: number } | undefined
   /** Forgets it, and gives its memory back. Returns whether it was there. */
   drop(id: SnapshotId): boolean
 }
@@ -61,6 +63,15 @@ export function openRounds(pool: Pool): Rounds {
     put(id, chain) {
       chain.since = performance.now()
       chains.set(id, chain)
+    },
+    dropIdle(ms) {
+      const [oldest] = [...chains].sort(([, a], [, b]) => a.since - b.since)
+      if (oldest === undefined) return undefined
+      const [id, { since }] = oldest
+      const idle = performance.now() - since
+      if (idle < ms) return undefined
+      drop(id)
+      return { id, ms: idle }
     },
     drop,
   }

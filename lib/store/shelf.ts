@@ -6,6 +6,7 @@
  */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
+import type { StockState } from '../format/stock.ts'
 import type { Layer } from '../format/wire.ts'
 import { type MemorySnapshot, memorySnapshot, type Piece, type StoredImage } from './memory.ts'
 import type { Pool } from './pool.ts'
@@ -42,8 +43,10 @@ export interface Arriving {
 }
 
 export interface Shelf {
-  /** How many snapshots are sealed, and how many wait for one. */
-  readonly counts: { snapshots: number; parked: number }
+  /** How many snapshots are sealed, how many chains wait for their next part, and how many wait for a snapshot. */
+  readonly counts: { snapshots: number; chains: number; parked: number }
+  /** Everything that has memory here, or will have. */
+  readonly all: Lying[]
   /** Throws `EXISTS` if a snapshot of that id is here or on its way: nothing that was sealed is ever replaced. Throws `MEMORY`. */
   receive(id: SnapshotId, layer?: Layer): Arriving
   /** Whether `find` would answer at once. */
@@ -57,6 +60,24 @@ export interface Shelf {
   decide(id: SnapshotId, sourceRuns: boolean): void
   /** Forgets a sealed snapshot, if it is there; its memory goes when nobody reads it any more. */
   remove(id: SnapshotId): void
+  /** Forgets a chain that waits for its next part. Returns whether it was there. */
+  removeChain(id: SnapshotId): boolean
+}
+
+export interface Lying {
+  id: SnapshotId
+  state: Extract<StockState, 'arriving' | 'sealed' | 'leaving' | 'chain'>
+  /** Rounds of a chain, else images. */
+  count: number
+  sink: Pick<MemorySnapshot, 'held'>
+  /** By performance.now(). */
+  since: number
+}
+
+export interface ShelfOptions {
+  /** A chain that waited as long gives way when memory runs out. */
+  idleMs?: number
+  onDropped?: (id: SnapshotId, idleMs: number) => void
 }
 
 interface Waiter {
@@ -71,15 +92,32 @@ interface Entry extends Sealed {
   sink: MemorySnapshot
   users: number
   removed: boolean
+  since: number
   /** Who waited before this does not get it. */
   notBefore: number
 }
 
-export function openShelf(pool: Pool): Shelf {
+export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDropped }: ShelfOptions = {}): Shelf {
   const sealed = new Map<SnapshotId, Entry>()
-  const arriving = new Set<SnapshotId>()
+  /** Removed, and still read. */
+  const leaving = new Set<Entry>()
+  const arriving = new Map<SnapshotId, { sink: MemorySnapshot; since: number }>()
   const chains = openRounds(pool)
   const waiters = new Set<Waiter>()
+  pool.relief = () => {
+    const dropped = chains.dropIdle(idleMs)
+    if (dropped !== undefined) onDropped?.(dropped.id, dropped.ms)
+    return dropped !== undefined
+  }
+
+  function* lying(): Generator<Lying> {
+    for (const [id, { sink, since }] of arriving) yield { id, state: 'arriving', count: sink.images.size, sink, since }
+    const entries = [...sealed.values(), ...leaving]
+    for (const { id, images, sink, since, removed } of entries) {
+      yield { id, state: removed ? 'leaving' : 'sealed', count: images.size, sink, since }
+    }
+    for (const [id, { sink, rounds, since }] of chains.all) yield { id, state: 'chain', count: rounds, sink, since }
+  }
 
   function now({ id, early, since }: Omit<Waiter, 'resolve'>): Sealed | undefined {
     if (id === undefined && arriving.size > 0) return undefined
@@ -103,12 +141,18 @@ export function openShelf(pool: Pool): Shelf {
   }
 
   function dropIfUnused(entry: Entry): void {
-    if (entry.removed && entry.users === 0) entry.sink.drop()
+    if (!entry.removed) return
+    if (entry.users > 0) return void leaving.add(entry)
+    leaving.delete(entry)
+    entry.sink.drop()
   }
 
   return {
     get counts() {
-      return { snapshots: sealed.size, parked: waiters.size }
+      return { snapshots: sealed.size, chains: chains.all.size, parked: waiters.size }
+    },
+    get all() {
+      return [...lying()]
     },
     receive(id, part) {
       refuseTaken(id)
@@ -118,7 +162,7 @@ export function openShelf(pool: Pool): Shelf {
       let over = false
       function own(taken: MemorySnapshot): MemorySnapshot {
         sink = taken
-        arriving.add(id)
+        arriving.set(id, { sink: taken, since: performance.now() })
         return taken
       }
       function owned(): MemorySnapshot {
@@ -172,6 +216,7 @@ export function openShelf(pool: Pool): Shelf {
             sink,
             users: 0,
             removed: false,
+            since: performance.now(),
             notBefore: 0,
           }
           sealed.set(id, entry)
@@ -230,5 +275,6 @@ export function openShelf(pool: Pool): Shelf {
       }
       wake()
     },
+    removeChain: (id) => chains.drop(id),
   }
 }

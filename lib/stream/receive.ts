@@ -157,6 +157,9 @@ export async function receiveSnapshot(
       case 'resume':
       case 'got':
       case 'reserved':
+      case 'list':
+      case 'listed':
+      case 'remove':
         throw unexpected(frame)
     }
   }

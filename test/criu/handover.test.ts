@@ -260,7 +260,7 @@ function handOvers(criu: string): void {
         const dumping = stage.dump().ended
         await between.happened
         process.kill(stage.cachePid(), 'SIGUSR1')
-        const [, left = ''] = await cache.says(/snapshots: 1, memory: ([0-9.]+) MiB of/)
+        const [, left = ''] = await cache.says(/snapshots: 1, chains: 0, memory: ([0-9.]+) MiB of/)
         assert.is(Number(left) < 8, early, `${left} MiB of 29`)
         between.mend()
         assert.is((await dumping).code, 0, proxy.stderr())

@@ -54,9 +54,10 @@ function invisible(criu: string): void {
       const proxy = await stage.proxy(port)
       const script = ['--action-script', join(stage.target, 'post-restore')]
       const args = ['restore', '--stream', '-d', '-D', stage.target, ...script]
-      const blind = start(criu, args, { cwd: stage.folder })
-      await cache.says(/waiting for/)
       assert.is((await stage.dump().ended).code, 0, proxy.stderr())
+      // Outside of the target the copy wants the number of the source.
+      await stage.load.gone
+      const blind = start(criu, args, { cwd: stage.folder })
       const refused = await blind.ended
       assert.not(refused.code === 0)
       assert.match(refused.stderr + refused.stdout.toString(), /criu-ferry does not know this criu/)

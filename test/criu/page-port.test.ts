@@ -1,4 +1,5 @@
 /** Dumps of a criu that somebody else starts, by the proxy's page server port, with the real CRIU. This kernel may track no changes: then they are full. */
+import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
@@ -6,7 +7,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { real } from '../support/criu.ts'
 import { patternLoad } from '../support/loads.ts'
-import { type Running, root, start } from '../support/run.ts'
+import { type Running, root, run, start } from '../support/run.ts'
 import { type Stage, staged } from '../support/stage.ts'
 
 const test = suite('page port')
@@ -71,6 +72,21 @@ function pagePort(criu: string): void {
       if (existsSync(oldest)) await proxy.says(/criu sends images by --stream and pages by --page-server/)
       await stage.stayed()
     }))
+
+  const tracks = spawnSync(criu, ['check', '--feature', 'mem_dirty_track']).status === 0
+  if (tracks) console.log('skipped: this kernel tracks changed pages; pre-copy itself is played in the virtual machine')
+  else {
+    test('pre-copy where the kernel tracks no changes: it says so, the process runs on, and nothing is left', () =>
+      staged(criu, load, async (stage) => {
+        const { port } = await stage.cache('--restore')
+        const owed = join(stage.folder, 'owed')
+        const ran = await run('pre-copy', ['-t', String(stage.load.pid), '--port', port, '-D', owed])
+        assert.is(ran.code, 5)
+        assert.match(ran.stderr, /^pre-copy: error: this kernel does not track changed pages.*\npre-copy: hint: .*\n$/)
+        assert.equal(readdirSync(owed), [])
+        await stage.stayed()
+      }))
+  }
 
   test('without our script: the process is there in the end', () =>
     staged(criu, load, async (stage) => {

@@ -106,6 +106,19 @@ const pinned: [frame: Frame, hex: string][] = [
     '0c000000 00000000 0000000000000000 16000000 25ae91a9 a0a1a2a3a4a5a6a7a8a9aaabacadaeaf 0304 b9a4ffb3',
   ],
   [{ type: 'joined' }, '1a000000 00000000 0000000000000000 04000000 c1076437 00000000'],
+  [{ type: 'list' }, '0e000000 00000000 0000000000000000 04000000 bd474f99 00000000'],
+  [
+    {
+      type: 'listed',
+      total: 2,
+      holdings: [
+        { id, state: 'sealed', count: 12, bytes: 0x0123456789ab, seconds: 33 },
+        { id: snapshotId('c'), state: 'chain', count: 3, bytes: 0, seconds: 0 },
+      ],
+    },
+    '1b000000 00000000 0000000000000000 32000000 fa9b4387 02000000 05 7765622d31 01 0c000000 ab89674523010000 21000000 01 63 08 03000000 0000000000000000 00000000 fb2e9136',
+  ],
+  [{ type: 'remove', id }, '1c000000 00000000 0000000000000000 09000000 c9422d41 7765622d31 68898fbb'],
 ]
 
 function fromHex(hex: string): Buffer {
@@ -235,6 +248,9 @@ test('a length outside of its limits is refused from the header alone', () => {
     layer: [21, 21],
     join: [22, 22],
     joined: [4, 4],
+    list: [4, 4],
+    listed: [8, 4 + 4096 * 82 + 4],
+    remove: [5, 68],
   } as const
   assert.equal(new Set(Object.keys(limits)), new Set(Object.keys(frameType)))
   for (const [name, [least, most]] of Object.entries(limits)) {
@@ -276,6 +292,7 @@ test('names from the wire pass the one door', () => {
     const body = Buffer.from(name, 'latin1')
     throwsFault('NAME', () => decodeBody('image', body), name)
     throwsFault('NAME', () => decodeBody('snapshot', body), name)
+    throwsFault('NAME', () => decodeBody('remove', body), name)
     throwsFault('NAME', () => decodeBody('get', Buffer.concat([Buffer.alloc(4), body])), name)
     const images = [{ name: body.toString('latin1') as ImageName, size: 0, digest: 0n }]
     if (name !== 'caf\xe9') {

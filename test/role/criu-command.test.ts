@@ -10,7 +10,7 @@ import { temporary } from '../support/run.ts'
 const test = suite('criu command')
 
 /** What is read of a process with this command line, in that directory. */
-async function read(words: string[], cwd: string, open = cwd, what?: 'splits') {
+async function read(words: string[], cwd: string, open = cwd, what?: 'splits' | 'before') {
   const line = `exec 9<'${open}'; echo; read -r line`
   const child = spawn('sh', ['-c', line, ...words], { cwd, stdio: ['pipe', 'pipe', 'ignore'] })
   try {
@@ -52,12 +52,17 @@ test('action, tree and directory, in every spelling', async () => {
   remove()
 })
 
-test('--stream and --page-server together', async () => {
-  const splits = (...words: string[]) => read(['criu', 'dump', '-t', '7', ...words], '/', '/', 'splits')
-  assert.is(await splits('--stream', '--page-server'), true)
-  assert.is(await splits('--page-serv', '--strea'), true)
-  assert.is(await splits('--stream'), false)
-  assert.is(await splits('--page-server'), false)
+test('what it is told besides, in any beginning of an option that getopt takes', async () => {
+  const said = async (what: 'splits' | 'before', ...words: string[]) =>
+    read(['criu', 'dump', '-t', '7', ...words], '/', '/', what)
+  assert.is(await said('splits', '--stream', '--page-server'), true)
+  assert.is(await said('splits', '--page-serv', '--strea'), true)
+  assert.is(await said('splits', '--stream'), false)
+  assert.is(await said('splits', '--page-server'), false)
+  assert.is(await said('before', '-D', '/usr/share', '--prev-images-dir', '../bin'), '/usr/bin')
+  assert.is(await said('before', '-D', '/usr/share', '--prev-images-dir=../bin'), '/usr/bin')
+  assert.is(await said('before', '-D', '/usr/share', '--prev-images-dir', 'nowhere'), undefined)
+  assert.is(await said('before', '-D', '/usr/share', '--pre-dump-mode', 'read'), undefined)
 })
 
 test('no such process', () => {

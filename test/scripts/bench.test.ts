@@ -111,7 +111,7 @@ test('a transfer to a cache, which keeps nothing of it', async () => {
   )
   assert.is(ran.stderr, '')
   cache.child.kill('SIGUSR1')
-  await cache.says(/status: snapshots: 0, memory: 0 B/)
+  await cache.says(/status: snapshots: 0, chains: 0, memory: 0 B/)
   await cache.stop()
   remove()
 })

@@ -18,9 +18,9 @@ test('npm run build makes plain JavaScript that does the same', async () => {
   const names = [
     'criu-dump-to-stdout',
     'criu-flatten',
-    'criu-pre-copy',
     'criu-image-cache',
     'criu-image-proxy',
+    'criu-pre-copy',
     'criu-restore-from-socket',
   ]
   assert.equal(Object.keys(bin).sort(), names)

@@ -135,7 +135,7 @@ test('a round cannot be had; another owner, a round too many and a plain snapsho
     assert.is(bad.message, 'pagemap-1.img: not a pagemap image of CRIU')
     await rejectsFault('MISSING', sendPart(port, 'app', last, { under: 2, last: true, token }))
     cache.child.kill('SIGUSR1')
-    await cache.says(/snapshots: 0, memory: 0 B of/)
+    await cache.says(/snapshots: 0, chains: 0, memory: 0 B of/)
     await sendChain(port, 'app', [first, second, last])
     await cache.says(/ snapshot app sealed: \d+ images/)
   }))

@@ -70,7 +70,9 @@ test(`${rounds} snapshots: descriptors as after the first ${WARM_UP}, memory wit
     both.proxy.child.kill('SIGUSR1')
     both.cache.child.kill('SIGUSR1')
     await both.proxy.says(/status: dumps in progress: 0,/)
-    const line = new RegExp(`snapshots: ${count}, memory: ([\\d.]+ \\w+) of .*, links: 0, restores that wait: 0`)
+    const line = new RegExp(
+      `snapshots: ${count}, chains: 0, memory: ([\\d.]+ \\w+) of .*, links: 0, restores that wait: 0`,
+    )
     const [, used = ''] = await both.cache.says(line)
     return { proxy: await sizeOf(both.proxy, 0), cache: await sizeOf(both.cache, parseSize(used.replace(' ', ''))) }
   }

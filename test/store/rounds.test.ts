@@ -1,4 +1,5 @@
 /** Chains on the shelf: who may continue, replace and end them, and what becomes of their memory. */
+import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
@@ -161,6 +162,53 @@ test('what rounds had that the last does not need is given back after it was sea
   shelf.remove(one)
   done()
   assert.is(pool.used, 0)
+})
+
+test('when memory runs out the chain that was idle longest goes first, and one that was not idle enough stays', async () => {
+  const pool = openPool(5 * EXTENT)
+  const dropped: string[] = []
+  const shelf = openShelf(pool, { idleMs: 60, onDropped: (id, ms) => dropped.push(`${id} ${ms >= 60}`) })
+  await round(shelf, first, 0)
+  const later = shelf.receive(two, { under: 0, last: false, token })
+  put(later.sink, first)
+  await later.complete()
+  later.seal()
+  shelf.receive(snapshotId('three'))
+  assert.is(shelf.counts.chains, 2)
+  throwsFault('MEMORY', () => shelf.receive(snapshotId('four')))
+  assert.equal(dropped, [])
+  await setTimeout(70)
+  shelf.receive(snapshotId('four'))
+  assert.equal(dropped, ['one true'])
+  throwsFault('MISSING', () => shelf.receive(one, { under: 1, last: false, token }))
+  shelf.receive(two, { under: 1, last: false, token })
+  // One that grows is not idle.
+  shelf.receive(snapshotId('five'))
+  throwsFault('MEMORY', () => shelf.receive(snapshotId('six')))
+  assert.equal(dropped, ['one true'])
+})
+
+test('what lies here is told, and a chain is removed by its id', async () => {
+  const pool = openPool(8 * EXTENT)
+  const shelf = openShelf(pool)
+  const told = () => shelf.all.map(({ id, state, count, sink }) => [id, state, count, sink.held])
+  await round(shelf, first, 0)
+  await round(shelf, second, 1)
+  const arriving = shelf.receive(two)
+  assert.equal(told(), [
+    ['two', 'arriving', 0, EXTENT],
+    ['one', 'chain', 2, pool.used - EXTENT],
+  ])
+  put(arriving.sink, { 'inventory.img': inventory })
+  await arriving.complete()
+  arriving.seal()
+  const done = (await within(shelf.find(two, 0))).use()
+  assert.equal([shelf.removeChain(two), shelf.removeChain(one), shelf.removeChain(one)], [false, true, false])
+  assert.equal(told(), [['two', 'sealed', 1, EXTENT]])
+  shelf.remove(two)
+  assert.equal(told(), [['two', 'leaving', 1, EXTENT]])
+  done()
+  assert.equal([told(), pool.used], [[], 0])
 })
 
 test.run()

@@ -1,5 +1,5 @@
 /** The parts of a chain as images in memory, made up or read from directories. */
-import { readdirSync, readFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../../lib/fault.ts'
 import { type ImageName, INVENTORY, imageName, snapshotId } from '../../lib/format/names.ts'
@@ -35,6 +35,13 @@ export function part(word: string, briefs: readonly Brief[], pagesId = 1): Image
 
 export function pageOf(word: string, number: number): Buffer {
   return Buffer.alloc(PAGE_BYTES, `${word} ${number} `)
+}
+
+/** Writes them into a new directory. */
+export function putInto(directory: string, images: Images): string {
+  mkdirSync(directory, { recursive: true })
+  for (const [name, bytes] of Object.entries(images)) writeFileSync(join(directory, name), bytes)
+  return directory
 }
 
 /** As a receiver does. */
@@ -82,32 +89,36 @@ export function pagesOf(
 }
 
 /** The images that lie in a directory, as they are: what it has in a parent is not in them. */
-function sourceOf(directory: string): ImageSource {
+function sourceOf(directory: string, between?: () => Promise<void>): ImageSource {
   const images = Object.entries(imagesIn(directory)).sort(
     ([a], [b]) => Number(a === INVENTORY) - Number(b === INVENTORY),
   )
   return {
     images: (async function* (): AsyncGenerator<OpenImage> {
-      for (const [name, bytes] of images) yield { name: imageName(name), body: { kind: 'pieces', pieces: [bytes] } }
+      for (const [name, bytes] of images) {
+        yield { name: imageName(name), body: { kind: 'pieces', pieces: [bytes] } }
+        await between?.()
+      }
     })(),
     destroy() {},
   }
 }
 
-/** Sends one part of a chain to a cache at that port, and waits until it is sealed, or, as a hand-over, until it is kept. Throws the refusal. */
+/** Sends one part of a chain, or a plain snapshot, to a cache at that port, and waits until it is sealed, or, as a hand-over, until it is kept. Throws the refusal. */
 export async function sendPart(
   port: string,
   id: string,
   directory: string,
-  layer: Layer,
+  layer?: Layer,
   until?: Until,
+  between?: () => Promise<void>,
 ): Promise<void> {
   const { signal } = new AbortController()
   const link = await connectEndpoint({ kind: 'tcp', host: '127.0.0.1', port: Number(port) }, 5000, signal)
   try {
     const reader = frameReader(link.inlet)
     const writer = frameWriter(link.outlet)
-    const sending = sendSnapshot(writer, snapshotId(id), sourceOf(directory), {
+    const sending = sendSnapshot(writer, snapshotId(id), sourceOf(directory, between), {
       layer,
       until,
       reserve: 4096,
@@ -128,8 +139,13 @@ export async function sendPart(
 }
 
 /** Sends the directories of a chain, the oldest first, each as a round and the newest as the last. */
-export async function sendChain(port: string, id: string, directories: readonly string[]): Promise<void> {
+export async function sendChain(
+  port: string,
+  id: string,
+  directories: readonly string[],
+  between?: () => Promise<void>,
+): Promise<void> {
   for (const [under, directory] of directories.entries()) {
-    await sendPart(port, id, directory, { under, last: under === directories.length - 1, token })
+    await sendPart(port, id, directory, { under, last: under === directories.length - 1, token }, undefined, between)
   }
 }

@@ -1,0 +1,134 @@
+/**
+ * What a cache holds, for a person on its host who asks at its own socket: the list, and dropping one of it. What is the only
+ * copy of a process, or may become it, is never dropped here: that takes a verdict.
+ */
+import { join, resolve } from 'node:path'
+import { Fault } from '../fault.ts'
+import { type SnapshotId, snapshotId } from '../format/names.ts'
+import type { Holding, StockState } from '../format/stock.ts'
+import type { Frame } from '../format/wire.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { connectUnix } from '../kernel/unix.ts'
+import { fdLink } from '../stream/fd-link.ts'
+import { unexpected } from '../stream/receive.ts'
+import type { Arrival } from './arrival.ts'
+import { byHand } from './arrivals.ts'
+import { decideByHand, saidByHand } from './by-hand.ts'
+import { CACHE_SOCKET, type House } from './cache.ts'
+import type { TargetState } from './handover.ts'
+import { ask } from './owed.ts'
+
+/** What a hand-over makes of a sealed snapshot. */
+const handedOver: Record<TargetState, StockState> = {
+  receiving: 'arriving',
+  sealed: 'undecided',
+  restoring: 'restoring',
+  holding: 'held',
+  owning: 'owning',
+  reviving: 'restoring',
+  running: 'kept',
+  dropped: 'sealed',
+}
+
+/** Everything that is held here, the oldest first; also a copy of which an earlier cache had the images. */
+export function holdings({ shelf, arrivals }: Pick<House, 'shelf' | 'arrivals'>): Holding[] {
+  const now = performance.now()
+  const { all } = shelf
+  const shelved = new Set(all.map(({ id }) => id))
+  const copies = arrivals.all.filter(({ id, state }) => !shelved.has(id) && hasTasks(state))
+  return [
+    ...all.map(({ id, state, count, sink, since }) => ({
+      ...{ id, count, bytes: sink.held, seconds: (now - since) / 1000 },
+      state: state === 'sealed' ? stateOf(arrivals.get(id)) : state,
+    })),
+    ...copies.map(({ id, state, since }) => ({
+      ...{ id, count: 0, bytes: 0, seconds: (now - since) / 1000 },
+      state: handedOver[state],
+    })),
+  ].sort((a, b) => b.seconds - a.seconds)
+}
+
+function stateOf(arrival: Arrival | undefined): StockState {
+  if (arrival === undefined) return 'sealed'
+  return arrival.taken && arrival.state === 'owning' ? 'taken' : handedOver[arrival.state]
+}
+
+/** Tasks that a verdict is still to come for, or a restore at work on them. */
+function hasTasks(state: TargetState): boolean {
+  return state === 'restoring' || state === 'holding' || state === 'reviving'
+}
+
+/**
+ * Drops a snapshot or an unfinished chain. One that is read is gone for all others at once, its memory with its last reader. Throws
+ * `MISSING`, and `REFUSED` for one whose process may be lost with it.
+ */
+export function removeHolding(id: SnapshotId, house: House): void {
+  const found = holdings(house).find((each) => each.id === id && each.state !== 'leaving')
+  if (found === undefined) throw new Fault('MISSING', `no snapshot ${id} is here`)
+  const reason = refusalFor(found, house.options.directory)
+  if (reason !== undefined) throw new Fault('REFUSED', reason)
+  if (found.state === 'chain') house.shelf.removeChain(id)
+  else house.shelf.remove(id)
+}
+
+function refusalFor({ id, state }: Holding, directory: string): string | undefined {
+  switch (state) {
+    case 'arriving':
+      return `snapshot ${id} still arrives: its source can end that`
+    case 'undecided':
+    case 'held':
+      return `the verdict of snapshot ${id} is not known: ${byHand(directory, id)}`
+    case 'restoring':
+      return `snapshot ${id} is being restored, and may be the only copy of its process`
+    case 'owning':
+      return `the source of snapshot ${id} is gone, and these images are its process: restore it`
+    case 'sealed':
+    case 'kept':
+    case 'taken':
+    case 'leaving':
+    case 'chain':
+      return undefined
+  }
+}
+
+async function asked(directory: string, frame: Frame): Promise<Frame> {
+  let socket: Fd
+  try {
+    socket = connectUnix(join(resolve(directory), CACHE_SOCKET))
+  } catch (cause) {
+    throw new Fault('MISSING', `no cache runs in ${directory}`, { cause })
+  }
+  return ask(fdLink(socket, 'the cache', 'socket'), frame)
+}
+
+type Stock = Extract<Frame, { type: 'listed' }>
+
+/** What the cache in `directory` holds. Throws `MISSING` where none runs. */
+async function listHoldings(directory: string): Promise<Stock> {
+  const answer = await asked(directory, { type: 'list' })
+  if (answer.type !== 'listed') throw unexpected(answer)
+  return answer
+}
+
+async function dropHolding(directory: string, id: SnapshotId): Promise<void> {
+  const answer = await asked(directory, { type: 'remove', id })
+  if (answer.type !== 'fate' || answer.fate !== 'dropped') throw unexpected(answer)
+}
+
+type Wishes = Parameters<typeof saidByHand>[0] & { ls: boolean; rm?: string }
+
+/**
+ * Asks the cache that runs in `directory` what the options ask for. Returns a list where that was it, and undefined where they ask for
+ * nothing: then a cache is to be. Throws `MISSING` where none runs, what `removeHolding` and `decideByHand` throw, and `USAGE`.
+ */
+export async function askCache(
+  directory: string,
+  { ls, rm, ...verdicts }: Wishes,
+): Promise<Stock | 'done' | undefined> {
+  const said = saidByHand(verdicts)
+  if (ls) return listHoldings(directory)
+  if (rm !== undefined) await dropHolding(directory, snapshotId(rm, 'USAGE'))
+  else if (said !== undefined) await decideByHand(directory, CACHE_SOCKET, said)
+  else return undefined
+  return 'done'
+}

@@ -1,0 +1,53 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { asJson, asText, checkStock } from '../../lib/cli/stock.ts'
+import { throwsFault } from '../expect.ts'
+
+const test = suite('cli/stock')
+
+const holdings = [
+  { id: 'web-1', state: 'sealed', count: 12, bytes: 3 * 2 ** 30, seconds: 3600 },
+  { id: 'c', state: 'chain', count: 1, bytes: 0, seconds: 0 },
+  { id: 'db', state: 'undecided', count: 1, bytes: 512, seconds: 7 },
+] as const
+
+test('a line each, in columns', () => {
+  assert.is(
+    asText({ total: 5, holdings }),
+    `web-1  sealed, 12 images               3.00 GiB  3600 s
+c      chain of 1 round                0 B       0 s
+db     waits for its verdict, 1 image  512 B     7 s
+and 2 more
+`,
+  )
+  assert.is(asText({ total: 0, holdings: [] }), '')
+})
+
+test('one JSON object with its version', () => {
+  assert.equal(JSON.parse(asJson({ total: 3, holdings })), {
+    version: 1,
+    total: 3,
+    snapshots: [
+      { id: 'web-1', state: 'sealed', images: 12, bytes: 3 * 2 ** 30, seconds: 3600 },
+      { id: 'c', state: 'chain', rounds: 1, bytes: 0, seconds: 0 },
+      { id: 'db', state: 'undecided', images: 1, bytes: 512, seconds: 7 },
+    ],
+  })
+})
+
+test('what does not go together', () => {
+  const none = { ls: false, json: false, keep: false, 'release-early': false }
+  assert.equal(checkStock({ ...none, keep: true }), { keep: true, releaseEarly: false })
+  assert.equal(checkStock({ ...none, 'release-early': true }), { keep: false, releaseEarly: true })
+  for (const values of [
+    { ls: true, rm: 'x' },
+    { rm: 'x', drop: 'x' },
+    { ls: true, 'let-run': 'x' },
+    { json: true },
+    { keep: true, 'release-early': true },
+  ]) {
+    throwsFault('USAGE', () => checkStock({ ...none, ...values }), JSON.stringify(values))
+  }
+})
+
+test.run()

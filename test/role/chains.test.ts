@@ -1,0 +1,111 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { snapshotId } from '../../lib/format/names.ts'
+import { openChains } from '../../lib/role/chains.ts'
+import type { Chain } from '../../lib/role/layers.ts'
+import { eventually } from '../support/run.ts'
+
+const test = suite('chains')
+
+/** The chains of a proxy, and a tree that can end. */
+function scene() {
+  const over: Chain[] = []
+  const child = spawn('sleep', ['1000'], { stdio: 'ignore' })
+  const [tree, chains] = [child.pid ?? 0, openChains((chain) => over.push(chain))]
+  let number = 0
+  const take = (before: string | undefined = 'r1') => chains.take(tree, before, () => snapshotId(`s${++number}`))
+  /** A round of the tree that is sealed. */
+  const round = (before?: string): Chain => {
+    const { chain, keep } = take(before)
+    keep('r1')
+    return chain
+  }
+  const end = async (): Promise<void> => {
+    child.kill('SIGKILL')
+    if (child.exitCode === null && child.signalCode === null) await once(child, 'exit')
+  }
+  return { over, tree, chains, take, round, end }
+}
+
+test('a round that is sealed is gone on with, one that failed is not', async () => {
+  const { over, take, round, end } = scene()
+  const chain = round()
+  assert.is(round(), chain)
+  assert.is(take().chain, chain)
+  const next = take().chain
+  assert.is.not(next, chain)
+  assert.is.not(next.token, chain.token)
+  assert.equal(over, [], 'the cache has dropped it with the round that failed')
+  await end()
+})
+
+test('a dump that names another dump before it begins anew', async () => {
+  const { over, round, end } = scene()
+  const chain = round()
+  assert.is.not(round('r0'), chain)
+  assert.equal(over, [chain])
+  await end()
+})
+
+test('two at once: whoever began last is gone on with, whoever ends first', async () => {
+  const { over, take, end } = scene()
+  const slow = take()
+  const fast = take()
+  fast.keep('r1')
+  slow.keep('r1')
+  assert.equal(over, [slow.chain], 'it knows nothing of what the other one cleared')
+  assert.is(take().chain, fast.chain)
+  await end()
+})
+
+test('a dump of another kind ends it, also in the middle of a round', async () => {
+  const { over, tree, chains, take, round, end } = scene()
+  const first = round()
+  chains.breakOff(tree)
+  assert.equal(over, [first])
+  const second = take()
+  chains.breakOff(tree)
+  second.keep('r1')
+  assert.equal(over, [first, second.chain])
+  assert.is.not(take().chain, second.chain)
+  await end()
+})
+
+test('a dump of a part of the tree, of one that it is a part of, or of one that is not known ends it', async () => {
+  for (const other of [process.pid, undefined]) {
+    const { over, chains, round, end } = scene()
+    const chain = round()
+    chains.breakOff(other)
+    assert.equal(over, [chain])
+    await end()
+  }
+  const { over, tree, chains, round, end } = scene()
+  const whole = chains.take(process.pid, undefined, () => snapshotId('whole'))
+  whole.keep('r1')
+  chains.breakOff(tree)
+  assert.equal(over, [whole.chain])
+  const part = round()
+  chains.take(process.pid, undefined, () => snapshotId('whole-2'))
+  assert.equal(over, [whole.chain, part])
+  chains.breakOff(1 << 21)
+  await end()
+})
+
+test('it ends with its tree, and with the proxy', async () => {
+  const { over, chains, round, end } = scene()
+  const chain = round()
+  await end()
+  await eventually(() => (over.length > 0 ? true : undefined), 'the end')
+  assert.equal(over, [chain])
+  chains.close()
+  assert.is(over.length, 1)
+  const other = scene()
+  const kept = other.round()
+  other.chains.close()
+  assert.equal(other.over, [kept])
+  await other.end()
+})
+
+test.run()
