@@ -40,7 +40,7 @@ export interface Pool {
   ahead(): Extent | undefined
   /** Those who have such extents, each giving one up. */
   readonly spare: Set<() => Extent | undefined>
-  /** When nobody has one to spare: gives up what nobody needs now, a part at a time. Returns whether there was any. */
+  /** When nobody has one to spare: gives up what nobody needs now, a part at a time. Returns whether somebody did. */
   relief: () => boolean
   /** The caller has no window on it left. */
   give(extent: Extent): void
