@@ -3,17 +3,21 @@ import { once } from 'node:events'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
-import { openChains } from '../../lib/role/chains.ts'
+import { type Chains, openChains } from '../../lib/role/chains.ts'
 import type { Chain } from '../../lib/role/layers.ts'
 import { eventually } from '../support/run.ts'
 
 const test = suite('chains')
+const opened: Chains[] = []
+/** They wait for the ends of trees, and this process for them. */
+test.after(() => opened.forEach((chains) => chains.close()))
 
 /** The chains of a proxy, and a tree that can end. */
 function scene() {
   const over: Chain[] = []
   const child = spawn('sleep', ['1000'], { stdio: 'ignore' })
   const [tree, chains] = [child.pid ?? 0, openChains((chain) => over.push(chain))]
+  opened.push(chains)
   let number = 0
   const take = (before: string | undefined = 'r1') => chains.take(tree, before, () => snapshotId(`s${++number}`))
   /** A round of the tree that is sealed. */

@@ -2,6 +2,7 @@
  * A CRIU that does what it is told: the real socket, the real protobuf, the real SCM_RIGHTS, for what the real one cannot
  * be made to do.
  */
+import { Fault } from '../../lib/fault.ts'
 import { decodeReply, encodeRequest, LENGTH_BYTES } from '../../lib/format/streamer.ts'
 import { check, type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
@@ -61,8 +62,13 @@ export function fakeDump(path: string): FakeDump {
   const raw = (bytes: Uint8Array, fds: readonly number[] = []): void => sendWithFds(socket, bytes, fds)
   const open = (name: string): Fd => {
     const [out, into] = makePipe()
-    raw(encodeRequest(name))
-    raw(Buffer.alloc(1), [out])
+    try {
+      raw(encodeRequest(name))
+      raw(Buffer.alloc(1), [out])
+    } catch (error) {
+      // Who has given up meanwhile takes no pipe: writing into it fails, as for a real one.
+      if (!(error instanceof Fault && error.code === 'LINK')) throw error
+    }
     closeFd(out)
     return into
   }
