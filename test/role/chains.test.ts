@@ -10,7 +10,9 @@ import { eventually } from '../support/run.ts'
 const test = suite('chains')
 const opened: Chains[] = []
 /** They wait for the ends of trees, and this process for them. */
-test.after(() => opened.forEach((chains) => chains.close()))
+test.after(() => {
+  for (const chains of opened) chains.close()
+})
 
 /** The chains of a proxy, and a tree that can end. */
 function scene() {
