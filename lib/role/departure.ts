@@ -213,7 +213,7 @@ function unseen(): Fault {
 }
 
 /** Calls `first` when CRIU opens its first image: by then the tree is frozen, and until CRIU has gone on it stays so. */
-function watched(source: ImageSource, first: () => void): ImageSource {
+export function watched(source: ImageSource, first: () => void): ImageSource {
   async function* images(): AsyncGenerator<OpenImage> {
     let begun = false
     for await (const image of source.images) {

@@ -19,6 +19,7 @@ import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import type { HandOver } from './approach.ts'
+import { watched } from './departure.ts'
 import { oneLink } from './line.ts'
 import type { PageServer } from './page-server.ts'
 import { listenTo } from './said.ts'
@@ -79,7 +80,7 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
     const begin = (): void => {
       begun = performance.now()
     }
-    const sent = await sendSnapshot(line.writer, chain.id, noting(server, begin), {
+    const sent = await sendSnapshot(line.writer, chain.id, watched(server, begin), {
       ...tuning,
       signal: stop.signal,
       layer: nextLayer(chain, false),
@@ -109,19 +110,6 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
 function pagesOf({ images }: Snapshot): number {
   const pages = images.filter(({ name }) => name.startsWith('pages-'))
   return pages.reduce((sum, { size }) => sum + size, 0) / PAGE_BYTES
-}
-
-/** Calls `first` when the first image is opened. */
-function noting({ images, destroy }: ImageSource, first: () => void): ImageSource {
-  async function* noted(): AsyncGenerator<OpenImage> {
-    let begun = false
-    for await (const image of images) {
-      if (!begun) first()
-      begun = true
-      yield image
-    }
-  }
-  return { images: noted(), destroy }
 }
 
 /**
