@@ -1,6 +1,7 @@
 /**
  * What the cache says and hears on the wire: snapshots come, and their verdicts; clients ask for them.
  */
+import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { digestWords } from '../format/digest.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
@@ -180,6 +181,8 @@ async function take(
   arrival.watcher = watcher
   try {
     await writer.send({ type: 'sealed', digest })
+    // It is on its way before a criu is started, which takes a while.
+    await turn()
     arrivals.restore(id)
     const last = await reader.next().catch((reason: unknown) => {
       // Its verdict may have come over a link of its own.

@@ -3,8 +3,8 @@
  * it does not need go back at once. When the last part is here its pagemaps are written anew, and its pages images become lists
  * of ranges in the memory of all rounds. No page is copied.
  *
- * The last part is flattened while the tasks are frozen, so what can wait is left to `settle`. All rounds share one memory, which
- * has whole pages for pages (see memory.ts): else a page that is replaced could not be given back.
+ * The last part is flattened while the tasks are frozen. So a pagemap is looked through as soon as it is here, while other images still come, and what can wait is
+ * left to `settle`. All rounds share one memory, which has whole pages for pages (see memory.ts): else a page that is replaced could not be given back.
  */
 import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
@@ -14,10 +14,12 @@ import { encodePagemap, PAGE_BYTES, readPagemap } from '../format/pagemap.ts'
 import { entriesOf, overlay, type Range, type Runs, rangesOf, runsOf } from '../format/runs.ts'
 import { pagemapPattern } from './chain.ts'
 import { named, pagesName } from './flat-pages.ts'
-import type { MemorySnapshot, Piece, StoredImage } from './memory.ts'
+import type { MemorySnapshot, MemoryWriter, Piece, StoredImage } from './memory.ts'
 import { EXTENT } from './pool.ts'
 
 export interface FlatMemory {
+  /** Takes an image of the part that comes. */
+  open(name: ImageName): MemoryWriter
   /**
    * The images in memory are those of a round: its pages lie over those below, and what is not needed any more is given back. Throws `FORMAT`, `LIMIT`, or
    * `MISSING` for a page that is said to be below and is not; then the chain is of no use.
@@ -36,13 +38,18 @@ interface Flat {
 
 /** So much of a pagemap is read between two looks at the clock: some 3,000 entries. */
 const STEP_BYTES = 2 ** 16
-/** Others wait for no longer than about this. */
+/** Others wait for no longer than about this, and for less where nobody waits for us. */
 const LONGEST_TURN_MS = 10
+const LONGEST_ASIDE_MS = 1
 
 /** Of a snapshot in which the images of one part after the other arrive. */
 export function flatMemory(sink: MemorySnapshot): FlatMemory {
   /** All pages so far, by the name of their pagemap. */
   let below = new Map<ImageName, Flat>()
+  /** The same with what has come since, as far as it is looked through; and the pages images that it has. */
+  let flat = new Map<ImageName, Flat>()
+  let brought = new Set<ImageName>()
+  let looking = Promise.resolve()
   /** Address, pages, address, pages ... */
   const unused: number[] = []
   /** Images that are read: their own memory goes, or what they left free of it. */
@@ -53,22 +60,31 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
     return sink.images.get(name)
   }
 
+  /** Of a pagemap that has come `early`, the pages may come after it: then it waits for the others. */
+  function* look({ name, pieces }: StoredImage, early: boolean): Generator<void, void> {
+    try {
+      const { pagesId, batches } = readPagemap(steps(windows(pieces)))
+      const pages = pagesName(pagesId)
+      if (early && image(pages) === undefined) return
+      if (brought.has(pages)) throw new Fault('FORMAT', `its pages are in ${pages}, as those of another pagemap are`)
+      brought.add(pages)
+      const own = yield* runsOf(batches, ranges(image(pages)))
+      const runs = yield* overlay(own, below.get(name)?.runs, (address, pages) => unused.push(address, pages))
+      flat.set(name, { pagesId, runs })
+    } catch (error) {
+      throw named(name, error)
+    }
+  }
+
+  function note(image: StoredImage): void {
+    if (!pagemapPattern.test(image.name)) return
+    looking = looking.then(() => inTurns(look(image, true)))
+    looking.catch(() => {})
+  }
+
   function* fold(): Generator<void, Map<ImageName, Flat>> {
-    const flat = new Map<ImageName, Flat>()
-    const brought = new Set<ImageName>()
-    for (const { name, pieces } of sink.images.values()) {
-      if (!pagemapPattern.test(name)) continue
-      try {
-        const { pagesId, batches } = readPagemap(steps(windows(pieces)))
-        const pages = pagesName(pagesId)
-        if (brought.has(pages)) throw new Fault('FORMAT', `its pages are in ${pages}, as those of another pagemap are`)
-        brought.add(pages)
-        const own = yield* runsOf(batches, ranges(image(pages)))
-        const runs = yield* overlay(own, below.get(name)?.runs, (address, pages) => unused.push(address, pages))
-        flat.set(name, { pagesId, runs })
-      } catch (error) {
-        throw named(name, error)
-      }
+    for (const image of sink.images.values()) {
+      if (pagemapPattern.test(image.name) && !flat.has(image.name)) yield* look(image, false)
     }
     for (const [name, { runs }] of below) {
       if (flat.has(name)) continue
@@ -79,7 +95,9 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
       if (pages !== undefined) filled.push(pages)
     }
     below = flat
-    return flat
+    flat = new Map()
+    brought = new Set()
+    return below
   }
 
   function check(last: boolean): void {
@@ -136,8 +154,19 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
   }
 
   return {
+    open(name) {
+      const writer = sink.open(name)
+      return {
+        ...writer,
+        end(entry) {
+          writer.end(entry)
+          note(image(name) as StoredImage)
+        },
+      }
+    },
     async round() {
       check(false)
+      await looking
       await inTurns(fold())
       const pages = new Set(filled)
       read.push(...[...sink.images.values()].filter((image) => !pages.has(image)))
@@ -146,9 +175,21 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
     },
     async last() {
       check(true)
+      await looking
       await inTurns(flattened())
     },
-    settle: () => inTurns(giveBack()),
+    async settle() {
+      await turn()
+      await inTurns(giveBack(), LONGEST_ASIDE_MS)
+    },
+  }
+}
+
+async function inTurns(work: Generator<unknown, unknown>, longestMs = LONGEST_TURN_MS): Promise<void> {
+  for (let since = performance.now(); work.next().done !== true; ) {
+    if (performance.now() - since < longestMs) continue
+    await turn()
+    since = performance.now()
   }
 }
 
@@ -173,14 +214,4 @@ function presentBytes({ count, pages, address }: Runs): number {
   let bytes = 0
   for (let at = 0; at < count; at++) if (address[at] !== 0) bytes += (pages[at] as number) * PAGE_BYTES
   return bytes
-}
-
-async function inTurns<Result>(work: Generator<unknown, Result>): Promise<Result> {
-  for (let since = performance.now(); ; ) {
-    const step = work.next()
-    if (step.done === true) return step.value
-    if (performance.now() - since < LONGEST_TURN_MS) continue
-    await turn()
-    since = performance.now()
-  }
 }

@@ -26,7 +26,7 @@ export interface Sealed {
 /** A snapshot on its way in. */
 export interface Arriving {
   /** Throws `EXISTS` where it would take the place of an unfinished chain. */
-  readonly sink: MemorySnapshot
+  readonly sink: Pick<MemorySnapshot, 'open' | 'reserve'>
   /** Whether the id is this one's: that of an unfinished chain is not, before `join`. */
   readonly owns: boolean
   /** It is a part of a chain. Before anything is stored. Throws `MISSING` or `EXISTS` where that is not here as it says, `MEMORY`. */
@@ -180,7 +180,8 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
       else if (!chains.has(id)) own(memorySnapshot(pool))
       return {
         get sink() {
-          return owned()
+          const { open, reserve } = owned()
+          return { open: chain?.flat.open ?? open, reserve }
         },
         get owns() {
           return sink !== undefined

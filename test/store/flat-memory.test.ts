@@ -1,4 +1,5 @@
 import { join } from 'node:path'
+import { setImmediate as turn } from 'node:timers/promises'
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -14,6 +15,11 @@ const test = suite('store/flat-memory')
 
 const { parent, lazy, present } = pageFlag
 
+/** A page server's pages come before their pagemap, which is looked through at once then. */
+function pagesFirst(images: Images): Images {
+  return Object.fromEntries(Object.entries(images).reverse())
+}
+
 function chain(limit = 2 ** 30) {
   const pool = openPool(limit)
   const sink = memorySnapshot(pool, true)
@@ -23,12 +29,12 @@ function chain(limit = 2 ** 30) {
     sink,
     flat,
     async round(images: Images) {
-      put(sink, images)
+      put(flat, images)
       sink.complete()
       await flat.round()
     },
     async last(images: Images) {
-      put(sink, { ...images, 'inventory.img': inventory })
+      put(flat, { ...images, 'inventory.img': inventory })
       sink.complete()
       await flat.last()
     },
@@ -150,8 +156,8 @@ const refused: [
   [
     'two with the same pages',
     'FORMAT',
-    /^pagemap-8\.img: its pages are in pages-1\.img/,
-    { ...part('b', [[0, 1, present]]), 'pagemap-8.img': pagemap(1, []) },
+    /^pagemap-[78]\.img: its pages are in pages-1\.img/,
+    { ...part('b', [[0, 1, present]]), 'pagemap-8.img': pagemap(1, [[0, 1, present]]) },
   ],
   [
     'images that are not understood',
@@ -161,11 +167,14 @@ const refused: [
   ],
 ]
 for (const [what, code, message, images] of refused) {
-  for (const ends of ['round', 'last'] as const) {
+  for (const [ends, order] of [
+    ['round', (images: Images) => images],
+    ['last', pagesFirst],
+  ] as const) {
     test(`${what} in the ${ends} is ${code}`, async () => {
       const { sink, flat, round, pool } = chain()
       await round(part('a', [[0, 9, present]]))
-      put(sink, ends === 'round' ? images : { 'inventory.img': inventory, ...images })
+      put(flat, order(ends === 'round' ? images : { 'inventory.img': inventory, ...images }))
       sink.complete()
       assert.match((await rejectsFault(code, flat[ends]())).message, message)
       sink.drop()
@@ -173,6 +182,18 @@ for (const [what, code, message, images] of refused) {
     })
   }
 }
+
+test('a pagemap is looked through while other images come, and what is wrong with it is said at the end', async () => {
+  const { sink, flat, round, pool } = chain()
+  await round(part('a', [[0, 9, present]]))
+  put(flat, pagesFirst(part('b', [[8, 2, parent]])))
+  await turn()
+  put(flat, { 'core-7.img': Buffer.from('core') })
+  sink.complete()
+  await rejectsFault('MISSING', flat.round())
+  sink.drop()
+  assert.is(pool.used, 0)
+})
 
 test('a pre-dump ends no chain', async () => {
   const { sink, flat, round } = chain()
@@ -284,7 +305,8 @@ test('random chains of up to eight parts, with their pages: what a look at each 
           next.set(at, kind === parent ? (model.get(at) as Buffer) : own)
         })
         const ends = number === parts.length - 1
-        put(sink, { ...part(`${number}`, briefs), ...(ends && { 'inventory.img': inventory }) })
+        const images = { ...part(`${number}`, briefs), ...(ends && { 'inventory.img': inventory }) }
+        put(flat, number % 2 === 0 ? pagesFirst(images) : images)
         sink.complete()
         await (ends ? flat.last() : flat.round())
         model = next

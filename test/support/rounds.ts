@@ -45,7 +45,7 @@ export function putInto(directory: string, images: Images): string {
 }
 
 /** As a receiver does. */
-export function put(sink: MemorySnapshot, images: Images): void {
+export function put(sink: Pick<MemorySnapshot, 'open'>, images: Images): void {
   for (const [name, bytes] of Object.entries(images)) {
     const writer = sink.open(imageName(name))
     for (let at = 0; at < bytes.length; ) {
