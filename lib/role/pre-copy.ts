@@ -205,7 +205,8 @@ async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Pr
     pid: run.pid,
     bytes: Math.min(memoryOfTree(pid), 2 * dirty),
     open: gate.open,
-    images: (handOver) => lastLayer(server, directory, { ...handOver, ended: run.done }),
+    // Our script holds it until the target has all, so its CLOSE is answered at once.
+    images: (handOver) => lastLayer(server, directory, { complete: handOver?.complete ?? run.done, ended: run.done }),
     remove,
   }
   try {
