@@ -7,6 +7,7 @@
 import { Fault } from '../fault.ts'
 import { printable } from '../format/names.ts'
 import { LONGEST_STRING } from '../format/remote.ts'
+import { openProcess } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import { memorySnapshot } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
@@ -52,6 +53,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
   return async (criu, command, { gates, report, signal, onBytes }) => {
     const begun = performance.now()
     const gate = closedGate(gates, criu.pid, 'post-dump')
+    const task = openProcess(criu.pid)
     let atGate = false
     const whenHeld = gate.held.then(() => {
       atGate = true
@@ -87,6 +89,8 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
         })
         await outlet.finish()
         gate.open()
+        // Its script must find the gate open, and not gone.
+        if (atGate) await task?.ended
         const ms = performance.now() - begun
         report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: false })
       } finally {
@@ -104,6 +108,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
       cut()
       gate.remove()
       criu.remove()
+      task?.close()
       reportSmallPipes(report)
     }
   }
