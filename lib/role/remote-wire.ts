@@ -12,8 +12,9 @@ import { randomBytes } from 'node:crypto'
 import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { digestWords, NO_DIGEST } from '../format/digest.ts'
-import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
+import { type ImageName, INVENTORY, imageName, type SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
+import { encodeSnapshotId } from '../format/remote.ts'
 import { type RemoteWireEvent, remoteWireDecoder } from '../format/remote-wire.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
 import { type MemoryWriter, pagesPattern } from '../store/memory.ts'
@@ -25,6 +26,8 @@ import type { House } from './cache.ts'
 import { freshId } from './dump.ts'
 import { asFault } from './refusal.ts'
 
+/** The `-D` of each dump, the oldest first, as the list of the stream: for who restores with `criu --remote`, and asks for it. */
+const IDS = imageName('snapshot-ids')
 /** For what is read at once; a connection has no other memory beside that for images. */
 const READ_BYTES = 64 * 2 ** 10
 /** Bytes that are taken before others get a turn. */
@@ -79,6 +82,7 @@ function openConversation(id: SnapshotId, { shelf, options }: House): Conversati
   /** Whether it is the last is known when the next one begins, or the stream ends. */
   let layer = { under: 0, last: false, token }
   let image: { name: ImageName; bytes: number; writer: MemoryWriter; append: boolean } | undefined
+  const pushed: string[] = []
   let over = false
 
   function next(): void {
@@ -142,6 +146,7 @@ function openConversation(id: SnapshotId, { shelf, options }: House): Conversati
     async hear(event) {
       switch (event.kind) {
         case 'push':
+          pushed.push(event.snapshot)
           break
         case 'snapshot':
           if (arriving !== undefined) await seal()
@@ -165,6 +170,10 @@ function openConversation(id: SnapshotId, { shelf, options }: House): Conversati
           hint: "see the dump's own log, and the image-proxy's",
         })
       }
+      const ids = Buffer.concat(pushed.map(encodeSnapshotId))
+      image = { name: IDS, bytes: ids.length, writer: sink().open(IDS), append: false }
+      write(ids)
+      close()
       layer.last = true
       await seal()
       over = true

@@ -61,11 +61,12 @@ for (const [age, mode, place] of [
       proxy.push(snapshot)
       for (const [name, bytes] of real) proxy.image(snapshot, name, bytes, mode)
       await proxy.end()
-      await cache.says(/sealed: 12 images.*digest none: only sizes were compared/)
+      await cache.says(/sealed: 13 images.*digest none: only sizes were compared/)
       for (const name of ['inventory.img', 'core-18177.img', 'pages-1.img']) {
         assert.ok((await image(name))?.equals(real.get(name) as Buffer), name)
       }
       assert.is(await image('memfd.img'), undefined)
+      assert.is((await image('snapshot-ids'))?.toString('latin1'), `\x0b\0\0\0\n\x09${snapshot}`)
     }))
 }
 
@@ -137,7 +138,7 @@ test('an entry that is wrong ends its connection, and no restore waits for it fo
       next.push(snapshot)
       for (const [name, bytes] of real) next.image(snapshot, name, bytes)
       await next.end()
-      await cache.says(/sealed: 12 images/)
+      await cache.says(/sealed: 13 images/)
       assert.ok((await image('inventory.img'))?.equals(real.get('inventory.img') as Buffer))
     },
     ['--timeout', '1'],
@@ -150,7 +151,7 @@ test('an image that is written again is replaced', () =>
     proxy.image(snapshot, 'files.img', pattern(100_000, 7))
     for (const [name, bytes] of real) proxy.image(snapshot, name, bytes)
     await proxy.end()
-    await cache.says(/sealed: 12 images/)
+    await cache.says(/sealed: 13 images/)
     assert.ok((await image('files.img'))?.equals(real.get('files.img') as Buffer))
   }))
 
@@ -165,7 +166,7 @@ test('what is added to an image is behind what there was', () =>
     }
     for (const [name, bytes] of real) proxy.image(snapshot, name, bytes)
     await proxy.end()
-    await cache.says(/sealed: 13 images/)
+    await cache.says(/sealed: 14 images/)
     assert.ok((await image('ghost-1.img'))?.equals(ghost))
   }))
 
@@ -211,7 +212,7 @@ test('our proxy with an image-cache that reads each entry at once: the list firs
   })
   assert.is(received.flaw, undefined)
   assert.equal(names(received).slice(0, 2), [' parent', 'null parent'])
-  assert.is(received.images.get(' parent')?.toString('hex'), '0b0000000a09' + Buffer.from(snapshot).toString('hex'))
+  assert.is(received.images.get(' parent')?.toString('hex'), `0b0000000a09${Buffer.from(snapshot).toString('hex')}`)
   assert.is(names(received).at(-1), `${snapshot} inventory.img`)
   assert.is(names(received).length, 2 + 102)
   assert.ok(received.images.get(`${snapshot} pages-1.img`)?.equals(pages))
