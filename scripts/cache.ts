@@ -4,14 +4,16 @@ import { daemonHelp, daemonOptions } from '../lib/cli/daemon.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { inheritedFd, listenFd, listenHelp, listenPort } from '../lib/cli/inherited.ts'
 import { main } from '../lib/cli/main.ts'
-import { memoryHelp, memoryOf, memoryOptions } from '../lib/cli/memory.ts'
+import { memoryHelp, memoryOf } from '../lib/cli/memory.ts'
 import { checkStock, printStock, stockHelp, stockOptions } from '../lib/cli/stock.ts'
 import { atMostOne, required, timeoutMs } from '../lib/cli/values.ts'
+import { cacheOptions, isRemoteCache, wireHelp } from '../lib/cli/wire.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { notify } from '../lib/kernel/notify.ts'
 import { byHandHelp, byHandOptions } from '../lib/role/by-hand.ts'
 import { cache } from '../lib/role/cache.ts'
 import { findCriu } from '../lib/role/criu.ts'
+import { hearRemote } from '../lib/role/remote-wire.ts'
 import { askCache } from '../lib/role/stock.ts'
 import { checkNetwork, inheritedEndpoint, inheritedListener } from '../lib/stream/endpoint.ts'
 
@@ -28,9 +30,9 @@ ${listenHelp}
 ${stockHelp}
 ${byHandHelp}
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
-      --timeout SEC    how long a restore waits for its snapshot, and an idle chain is safe
-                       when memory runs out (default: 60)
+      --timeout SEC    how long a restore waits, and an idle chain is safe (default: 60)
 ${memoryHelp}
+${wireHelp}
   -q, --quiet          only errors     -h, --help   this text     -V, --version
 
 ${[daemonHelp, credentialHelp, exitCodeHelp].join('\n\n')}
@@ -43,10 +45,7 @@ const options = {
   port: { type: 'string' },
   address: { type: 'string', default: '127.0.0.1' },
   dir: { type: 'string', short: 'D' },
-  snapshot: { type: 'string' },
-  timeout: { type: 'string' },
-  criu: { type: 'string' },
-  ...memoryOptions,
+  ...cacheOptions,
   ...byHandOptions,
   ...stockOptions,
   ...credentialOptions,
@@ -74,6 +73,7 @@ main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, res
     timeoutMs: timeoutMs(timeout, 60_000),
     ...memoryOf(values),
     ...keeping,
+    hear: isRemoteCache(values) ? hearRemote : undefined,
     restore: values.restore ? { criu: findCriu(values.criu), options: rest } : undefined,
     ...life,
   })

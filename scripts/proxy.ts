@@ -6,11 +6,13 @@ import { inheritedFd } from '../lib/cli/inherited.ts'
 import { main } from '../lib/cli/main.ts'
 import { sendingHelp, sendingOf, sendingOptions } from '../lib/cli/sending.ts'
 import { atMostOne, oneOf, portOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
+import { proxyWireHelp, proxyWireOptions, remoteProxyOf } from '../lib/cli/wire.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { MOST_CONNECTIONS } from '../lib/format/stripes.ts'
 import { untils } from '../lib/format/words.ts'
 import { notify } from '../lib/kernel/notify.ts'
 import { proxy } from '../lib/role/proxy.ts'
+import { remoteDelivery } from '../lib/role/remote-proxy.ts'
 import { checkNetwork, type Endpoint, inheritedEndpoint } from '../lib/stream/endpoint.ts'
 import { tuningOf } from '../lib/stream/tuning.ts'
 
@@ -20,22 +22,19 @@ The image-proxy, a daemon on the source host: whoever runs criu dump --stream -D
 here is forwarded to the image-cache at HOST. With --action-script DIR/post-dump
 criu kills the process only when the cache agrees.
 
-      --address HOST   where the cache is (default: 127.0.0.1)
-      --port N         the cache's port
+      --address HOST, --port N  where the cache is (default: 127.0.0.1)
       --connections N  TCP connections for each snapshot, 1 to 16 (default: 1)
-      --ps-socket FD   instead: FD is a socket that is connected to the cache; it
-                       carries one snapshot, further dumps fail
+      --ps-socket FD   instead: a socket that is connected to the cache, for one snapshot
   -D, --dir DIR        directory for streamer-capture.sock; made if it is missing
       --page-server-port N  also take what criu pre-dump and dump --track-mem send to
                        --page-server --address 127.0.0.1 --port N: rounds before a dump
       --snapshot ID    name of the snapshot (default: time, host, random)
       --until WHAT     sealed: let the process go when the cache has it all (the default);
                        running: when the target has restored it and holds it
-      --timeout SEC    how long the cache may be out of reach, and may take to agree
-                       (default: 60)
+      --timeout SEC    how long the cache may be out of reach, or may take (default: 60)
 ${sendingHelp}
-  -q, --quiet          only errors
-  -h, --help           this text               -V, --version
+${proxyWireHelp}
+  -q, --quiet          only errors     -h, --help   this text     -V, --version
 
 ${[daemonHelp, credentialHelp, exitCodeHelp].join('\n\n')}
 
@@ -47,12 +46,11 @@ const options = {
   address: { type: 'string', default: '127.0.0.1' },
   port: { type: 'string' },
   dir: { type: 'string', short: 'D' },
-  connections: { type: 'string' },
   'page-server-port': { type: 'string' },
   snapshot: { type: 'string' },
   timeout: { type: 'string' },
-  until: { type: 'string', default: 'sealed' },
   ...sendingOptions,
+  ...proxyWireOptions,
   ...credentialOptions,
   ...daemonOptions,
 } as const
@@ -60,7 +58,8 @@ const options = {
 main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, report, signal, onStatus }) => {
   const { address, port, dir, snapshot, timeout, insecure, 'ps-socket': psSocket } = values
   const directory = required('--dir', dir, 'the directory that criu dump --stream gets as -D')
-  const id = snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE')
+  const remote = remoteProxyOf(values)
+  const id = snapshot === undefined || remote !== undefined ? undefined : snapshotId(snapshot, 'USAGE')
   atMostOne({ '--port': port, '--ps-socket': psSocket })
   atMostOne({ '--connections': values.connections, '--ps-socket': psSocket })
   const connections = wholeNumber('--connections', values.connections ?? '1', 1, MOST_CONNECTIONS)
@@ -68,8 +67,9 @@ main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, rep
     psSocket === undefined ? await onPort() : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
   const until = oneOf('--until', values.until, untils)
   const agreed = { id, until, tuning: tuningOf(sendingOf(values)), timeoutMs: timeoutMs(timeout, 60_000) }
+  const deliver = remote && remoteDelivery({ cache, ...remote, snapshot, timeoutMs: agreed.timeoutMs })
   const pagePort = portOf('--page-server-port', values['page-server-port'])
-  await proxy({ cache, connections, pagePort, directory, ...agreed, report, signal, onStatus })
+  await proxy({ cache, connections, pagePort, directory, ...agreed, deliver, report, signal, onStatus })
 
   async function onPort(): Promise<Endpoint> {
     const number = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)

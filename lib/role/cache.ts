@@ -59,6 +59,8 @@ export interface CacheOptions {
   releaseEarly: boolean
   /** A snapshot whose process runs stays, for more restores. */
   keep: boolean
+  /** How to talk with proxies and clients that come over the port: our wire if undefined. Reports what fails, and closes the link. */
+  hear?: ((line: Line, house: House, manners: Manners) => Promise<void>) | undefined
   report: Report
   signal: AbortSignal
   onStatus?: (listener: () => void) => void
@@ -120,10 +122,11 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     const refused = (fault: Fault): void => report({ event: 'failed', what, fault })
     door(socket, what).then((link) => admit(link, { patienceMs }), refused)
   })
-  const admit = (fresh: Link, manners: Manners, connections = 1): void => {
+  const { hear = answer } = options
+  const admit = (fresh: Link, manners: Manners, connections = 1, talk = hear): void => {
     const line = openLine(fresh)
     links.set(line.link, connections)
-    void answer(line, house, manners).finally(() => links.delete(line.link))
+    void talk(line, house, manners).finally(() => links.delete(line.link))
   }
   const control = openWorkDir(work.path, CACHE_SOCKET)
   const local = { patienceMs, trusted: true }
@@ -147,7 +150,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     report({ event: 'ready' })
     await Promise.all([
       acceptAll(work.listener, (socket) => void serveCriu(socket, script, house)),
-      acceptAll(control.listener, (socket) => admit(fdLink(socket, 'a local client', 'socket'), local)),
+      acceptAll(control.listener, (socket) => admit(fdLink(socket, 'a local client', 'socket'), local, 1, answer)),
     ])
     throw signal.reason
   } finally {

@@ -10,6 +10,8 @@ export interface CriuCommand {
   tree: number
   /** Its directory of images. */
   directory: string
+  /** The same as it was given: `criu --remote` knows a dump by it. */
+  images: string
   /** The directory of the dump before, where it looks whether a number means another process now. */
   before: string | undefined
   /** It sends images by `--stream` and pages by `--page-server`: neither end gets all of them. */
@@ -28,12 +30,13 @@ export function criuCommand(pid: number): CriuCommand | undefined {
   const at = words.findIndex((word) => word === 'dump' || word === 'pre-dump')
   const tree = Number(optionOf(words, TREE))
   if (at < 1 || !Number.isSafeInteger(tree) || tree < 1) return undefined
-  const directory = placeOf(pid, optionOf(words, IMAGES), optionOf(words, WORK) !== undefined)
+  const images = optionOf(words, IMAGES)
+  const directory = placeOf(pid, images, optionOf(words, WORK) !== undefined)
   if (directory === undefined) return undefined
   const has = (option: RegExp): boolean => words.some((word) => option.test(word))
   const splits = has(/^--stre/) && has(/^--page-s/)
   const before = beforeOf(directory, optionOf(words, PREVIOUS))
-  return { pid, action: words[at] as CriuCommand['action'], tree, directory, before, splits }
+  return { pid, action: words[at] as CriuCommand['action'], tree, directory, images: images ?? '.', before, splits }
 }
 
 /** In any spelling that getopt takes; the last one counts. */

@@ -48,7 +48,7 @@ export function manyLinks(
 }
 
 /** CRIU is read from before the target is there: what fits into its pipes does not wait to be read. */
-function whenConnected(connecting: Promise<Link>, timeoutMs: number, stop: AbortController): Outlet {
+export function whenConnected(connecting: Promise<Link>, timeoutMs: number, stop: AbortController): Outlet {
   return {
     async send(bytes, more) {
       const { outlet } = await connecting

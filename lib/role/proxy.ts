@@ -36,6 +36,7 @@ import { abandon, type Chain, lastLayer, nextLayer, sendRound } from './layers.t
 import { type Owed, readOwed } from './owed.ts'
 import { openPagePort, type PagePort, splitDump } from './page-port.ts'
 import { pageServer } from './page-server.ts'
+import type { Deliver } from './remote-proxy.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 import { openWorkDir } from './workdir.ts'
 
@@ -51,6 +52,8 @@ export interface ProxyOptions {
   tuning?: Tuning
   /** The port for criu --page-server; 0: the kernel chooses; none if undefined. */
   pagePort: number | undefined
+  /** How a dump by the stream goes to the cache: by our wire if undefined, as rounds and verdicts do. */
+  deliver?: Deliver | undefined
   /** How long the cache may be out of reach, and how long it may take to do what `until` says. */
   timeoutMs: number
   report: Report
@@ -77,7 +80,9 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   try {
     writeScript(work.path, 'post-dump')
     clearGates(work.path)
-    for (const owed of readOwed(work.path)) track(payCache(owed, options), `snapshot ${owed.id}`)
+    // Another kind of cache takes no verdicts.
+    const debts = options.deliver === undefined ? readOwed(work.path) : []
+    for (const owed of debts) track(payCache(owed, options), `snapshot ${owed.id}`)
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
     report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     if (options.pagePort !== undefined) {
@@ -143,7 +148,12 @@ async function forward(
     criu.images().destroy(splitDump())
     throw splitDump()
   }
-  await send(criu, id, directory, options, tally).finally(breakOff)
+  if (options.deliver === undefined) return void (await send(criu, id, directory, options, tally).finally(breakOff))
+  const { report, signal } = options
+  const onBytes = (bytes: number): void => {
+    tally.sent += bytes
+  }
+  await options.deliver(criu, command, { gates: directory, report, signal, onBytes })
 }
 
 /** One dump, or one round before it, by the page server. */
