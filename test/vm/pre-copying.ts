@@ -43,6 +43,11 @@ async function ended(running: Running, ...others: Running[]): Promise<string> {
   return stderr
 }
 
+async function restored(cache: Running, many = 1): Promise<void> {
+  const [seen] = await cache.says(new RegExp(`(restored in[^]*){${many}}|criu restore failed`))
+  expect(seen.startsWith('restored'), cache.stderr())
+}
+
 function preCopy({ folder, load }: Stage, criu: string, port: string): Running {
   const place = ['-D', join(folder, 'owed'), '--criu', criu, '--floor', '0', '--max-rounds', '3']
   return start('pre-copy', ['-v', '-t', String(load.pid), '--port', port, ...place], { cwd: folder })
@@ -55,7 +60,7 @@ async function byCommand(criu: string, load: Load, target: string): Promise<stri
     const { cache, port } = await stage.cache('--restore', '--criu', target)
     const whole = await fullDump(criu, stage.load.pid, stage.folder)
     const stderr = await ended(preCopy(stage, criu, port), cache)
-    await cache.says(/restored in/)
+    await restored(cache)
     await stage.arrived()
     const [one = { rounds: [], last: 0 }] = moved(stderr)
     const [, frozen = ''] = /frozen for ([\d.]+) s/.exec(stderr) ?? []
@@ -150,7 +155,7 @@ const many: Scenario = {
         await ended(tree('dump', true), ...told())
       })
       await Promise.all(chains)
-      await cache.says(/(restored in[\s\S]*){3}/)
+      await restored(cache, 3)
       for (const { load } of stages) {
         await load.gone
         await load.verify(first.host.outerPid(load.pid))
@@ -184,7 +189,7 @@ async function byPort(
     const { cache, port } = await stage.cache('--restore', '--criu', criuOf(target))
     const { proxy, pages } = await pageProxy(stage, port)
     await body(stage, { cache, proxy, criu: stock(stage, criu, pages) })
-    await cache.says(/restored in/)
+    await restored(cache)
     await stage.arrived()
     const last = moved(proxy.stderr()).at(-1)?.last ?? 0
     expect(last > 24 * 2 ** 20, proxy.stderr())
