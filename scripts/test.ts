@@ -39,7 +39,7 @@ async function runFile({ file, pass, env }: Task): Promise<void> {
   passed += good
   failed += bad
   console.log(`${bad === 0 ? 'ok  ' : 'FAIL'} ${relative(root, path)}, ${pass} (${good} of ${total}, ${seconds} s)`)
-  for (const line of skipped) console.log(`     ${line}`)
+  for (const line of output.match(/^(skipped|figures): .*$/gm) ?? []) console.log(`     ${line}`)
   if (bad > 0) console.log(output, code === null ? 'killed: it took too long' : `exit code ${code}`)
 }
 

@@ -138,7 +138,7 @@ function checksAll(mib: number) {
   }
 }
 
-/** `mib` MiB, and `shared` MiB of shared anonymous memory, of which `percent` per cent of the pages are written again and again. */
+/** `mib` MiB, and `shared` MiB that are shared with a child (anonymous), of which `percent` per cent of the pages are written again and again. */
 export function dirtyingLoad(mib: number, percent: number, shared = 0): Load {
   return counting({
     name: `${mib} MiB, ${percent} % of them written again and again${shared === 0 ? '' : `, and ${shared} MiB that are shared`}`,
@@ -193,9 +193,11 @@ const redis: Load = {
   },
 }
 
-async function tellsCount(_folder: string, _pid: number, port: number): Promise<void> {
-  const answer = await ask(port, 'GET / HTTP/1.0\r\n\r\n')
-  if (!/count \d+/.test(answer)) throw new Error(`the listener answers: ${answer}`)
+function tells(wanted: RegExp) {
+  return async (_folder: string, _pid: number, port: number): Promise<void> => {
+    const answer = await ask(port, 'GET / HTTP/1.0\r\n\r\n')
+    if (!wanted.test(answer)) throw new Error(`the listener answers: ${answer}`)
+  }
 }
 
 function systemPython(): string {
@@ -205,6 +207,20 @@ function systemPython(): string {
 /** Java compiles a file that it is given, which takes it minutes on a slow machine: there it has been done before. */
 function javaProgram(): string[] {
   return existsSync(classes) ? ['-cp', classes, 'Heap'] : [join(fixtures, 'Heap.java')]
+}
+
+/** OpenJDK with a heap of that many strings, and `mib` MiB of arrays that do not change. */
+export function javaLoad(options: string[], strings: number, mib: number): Load {
+  return counting({
+    name: 'OpenJDK with a listener',
+    sockets: true,
+    command: 'java',
+    args: (folder) => [
+      ...['-XX:-UsePerfData', ...options, ...javaProgram(), log(folder), String(strings), String(mib)],
+    ],
+    missing: () => (spawnSync('javac', ['-version']).error ? 'no JDK on this machine' : undefined),
+    check: tells(new RegExp(`count \\d+, all ${mib} MiB ok`)),
+  })
 }
 
 export const loads: Load[] = [
@@ -219,16 +235,9 @@ export const loads: Load[] = [
     sockets: true,
     command: process.execPath,
     args: (folder) => [join(fixtures, 'heap.mjs'), log(folder)],
-    check: tellsCount,
+    check: tells(/count \d+/),
   }),
-  counting({
-    name: 'OpenJDK with a listener',
-    sockets: true,
-    command: 'java',
-    args: (folder) => ['-Xmx256m', '-XX:-UsePerfData', ...javaProgram(), log(folder)],
-    missing: () => (spawnSync('javac', ['-version']).error ? 'no JDK on this machine' : undefined),
-    check: tellsCount,
-  }),
+  javaLoad(['-Xmx256m'], 200_000, 0),
   redis,
   patternLoad(1024),
 ]

@@ -36,14 +36,16 @@ export interface Running {
   stop(signal?: NodeJS.Signals): Promise<Ran>
 }
 
+/** Where all takes longer: in the virtual machine. */
+const SLOWER = Number(process.env.FERRY_SLOWER ?? 1)
 /** Longer than anything here takes; a test that hangs fails. */
-const LIMIT_MS = 120_000
+const LIMIT_MS = 120_000 * SLOWER
 
 function environment(extra: Record<string, string> = {}): NodeJS.ProcessEnv {
   return { ...process.env, ...extra, PATH: `${join(root, 'scripts', 'bin')}:${process.env.PATH}` }
 }
 
-/** Starts a program; it is killed after two minutes. */
+/** Starts a program; it is killed after two minutes, or longer where all takes longer. */
 export function start(program: string, args: readonly string[], options: RunOptions = {}): Running {
   const child: ChildProcess = spawn(program, args, {
     env: environment(options.env),
@@ -114,7 +116,7 @@ export function temporary(): { path: string; remove: () => void } {
 export async function eventually<Found>(
   found: () => Found | undefined,
   what: string,
-  limitMs = 30_000,
+  limitMs = 30_000 * SLOWER,
 ): Promise<Found> {
   for (const end = performance.now() + limitMs; performance.now() < end; ) {
     const value = found()

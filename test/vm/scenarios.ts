@@ -6,7 +6,7 @@ import { startHost } from '../support/host.ts'
 import { dirtyingLoad } from '../support/loads.ts'
 import { temporary } from '../support/run.ts'
 import { preCopying } from './pre-copying.ts'
-import { done, expect, frozenMs, fullDump, pageBytes, type Scenario } from './scenario.ts'
+import { done, expect, frozenMs, fullDump, pageBytes, percent, type Scenario } from './scenario.ts'
 
 const rounds: Scenario = {
   name: 'three pre-dumps and a dump in directories, flattened and restored',
@@ -40,7 +40,7 @@ const rounds: Scenario = {
       expect(last <= first / 10, `the last round has ${last} bytes, the first ${first}`)
       return (
         `${sizes.map(formatSize).join(', ')} of ${formatSize(full.bytes)}; ` +
-        `frozen for ${frozen.toFixed(0)} ms, a full dump for ${full.frozen.toFixed(0)} ms`
+        `the last is ${percent(last, first)} % of the first; frozen for ${frozen.toFixed(0)} ms, a full dump for ${full.frozen.toFixed(0)} ms`
       )
     } finally {
       load.kill()
