@@ -8,6 +8,7 @@ import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { StockState } from '../format/stock.ts'
 import type { Layer } from '../format/wire.ts'
+import { type News, openNews } from '../stream/news.ts'
 import { type MemorySnapshot, memorySnapshot, type Piece, type StoredImage } from './memory.ts'
 import type { Pool } from './pool.ts'
 import { type Growing, openRounds, unfinished } from './rounds.ts'
@@ -53,9 +54,17 @@ export interface Shelf {
   has(id: SnapshotId | undefined): boolean
   /**
    * The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`, or until `signal`.
-   * `early`: also one that is undecided.
+   * `early`: also one that is undecided. `fits`: the newest of those that do.
    */
-  find(id: SnapshotId | undefined, timeoutMs: number, signal?: AbortSignal, early?: boolean): Promise<Sealed>
+  find(
+    id: SnapshotId | undefined,
+    timeoutMs: number,
+    signal?: AbortSignal,
+    early?: boolean,
+    fits?: (snapshot: Sealed) => boolean,
+  ): Promise<Sealed>
+  /** Tells when the last of those that were on their way has failed. */
+  readonly failures: News
   /** An undecided snapshot is anybody's now. Where its source runs on, who waits already does not get it: nobody asked for a copy. */
   decide(id: SnapshotId, sourceRuns: boolean): void
   /** Forgets a sealed snapshot, if it is there; its memory goes when nobody reads it any more. */
@@ -83,6 +92,7 @@ export interface ShelfOptions {
 interface Waiter {
   id: SnapshotId | undefined
   early: boolean
+  fits: (snapshot: Sealed) => boolean
   since: number
   resolve: (snapshot: Sealed) => void
 }
@@ -104,6 +114,8 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
   const arriving = new Map<SnapshotId, { sink: MemorySnapshot; since: number }>()
   const chains = openRounds(pool)
   const waiters = new Set<Waiter>()
+  const failures = openNews()
+  const whatever = (): boolean => true
   pool.relief = () => {
     const dropped = chains.dropIdle(idleMs)
     if (dropped !== undefined) onDropped?.(dropped.id, dropped.ms)
@@ -119,9 +131,9 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
     for (const [id, { sink, rounds, since }] of chains.all) yield { id, state: 'chain', count: rounds, sink, since }
   }
 
-  function now({ id, early, since }: Omit<Waiter, 'resolve'>): Sealed | undefined {
+  function now({ id, early, fits, since }: Omit<Waiter, 'resolve'>): Sealed | undefined {
     if (id === undefined && arriving.size > 0) return undefined
-    const entry = id === undefined ? [...sealed.values()].at(-1) : sealed.get(id)
+    const entry = id === undefined ? [...sealed.values()].findLast(fits) : sealed.get(id)
     if (entry === undefined || (entry.undecided && !early) || entry.notBefore > since) return undefined
     return entry
   }
@@ -229,13 +241,15 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
           sink.drop()
           arriving.delete(id)
           wake()
+          if (arriving.size === 0) failures.tell()
         },
       }
     },
-    has: (id) => now({ id, early: false, since: performance.now() }) !== undefined,
-    find(id, timeoutMs, signal, early = false) {
+    failures,
+    has: (id) => now({ id, early: false, fits: whatever, since: performance.now() }) !== undefined,
+    find(id, timeoutMs, signal, early = false, fits = whatever) {
       const since = performance.now()
-      const snapshot = now({ id, early, since })
+      const snapshot = now({ id, early, fits, since })
       if (snapshot !== undefined) return Promise.resolve(snapshot)
       return new Promise((resolve, reject) => {
         const giveUp = (reason: unknown): void => {
@@ -250,6 +264,7 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
         const waiter: Waiter = {
           id,
           early,
+          fits,
           since,
           resolve(found) {
             clearTimeout(timer)
@@ -272,6 +287,7 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
       if (entry !== undefined) {
         entry.removed = true
         dropIfUnused(entry)
+        if (entry.undecided) failures.tell()
       }
       wake()
     },
