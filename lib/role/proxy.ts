@@ -81,7 +81,6 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     clearGates(work.path)
     for (const owed of readOwed(work.path)) track(payCache(owed, options), `snapshot ${owed.id}`)
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
-    report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     remote = openRemoteDumps({
       directory: work.path,
       chains,
@@ -93,6 +92,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
       report,
     })
     signal.addEventListener('abort', () => remote?.close())
+    report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     if (options.pagePort !== undefined) {
       const take = (socket: Fd, command: CriuCommand): void =>
         track(

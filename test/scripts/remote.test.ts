@@ -15,7 +15,7 @@ import { daemons } from '../support/daemons.ts'
 import { dumpAll } from '../support/fake-criu.ts'
 import { type FakeRemote, type Form, fakeRemote } from '../support/fake-remote-criu.ts'
 import { type Brief, type Images, imagesIn, inventory, part, putInto } from '../support/rounds.ts'
-import { fixtures, type Ran, type Running, root, run, start } from '../support/run.ts'
+import { fixtures, type Ran, type Running, root, run } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
 const test = suite('scripts/remote')
