@@ -182,12 +182,18 @@ function count({ name, size }: StoredImage, served: Served): void {
 
 /** The pipe that a reader hands over; undefined if it leaves without. */
 async function handedPipe(socket: Fd): Promise<Fd | undefined> {
-  const { bytes, fds } = await receiveWithFds(socket, Buffer.alloc(1))
+  const { bytes, fds } = await receiveWithFds(socket, Buffer.alloc(1)).catch(left)
   const [fd] = fds
   if (bytes === 0) return undefined
   if (fds.length === 1 && fd !== undefined && isPipe(fd)) return fd
   for (const stray of fds) closeFd(stray)
   throw odd('a reader that hands over something that is no pipe')
+}
+
+/** Who closes a socket on bytes that it has not read is gone, too. */
+function left(error: unknown): { bytes: number; fds: Fd[] } {
+  if (error instanceof Fault && error.code === 'LINK') return { bytes: 0, fds: [] }
+  throw error
 }
 
 /** The whole image, and its end, on the socket. Whether it got there. */

@@ -1,7 +1,8 @@
 /** criu --remote by proxy and cache: both daemons as processes, a client written from the protocol, real sockets and pipes. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { mkdirSync, readFileSync, statSync } from 'node:fs'
+import { mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { gunzipSync } from 'node:zlib'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { pageFlag } from '../../lib/format/pagemap.ts'
@@ -439,8 +440,43 @@ test('a dump by --stream is restored by --remote, whatever its -D, and the other
   assert.is(refused.code, 0, 'the newest for its -D is that by --stream')
 })
 
+test('the recorded migration is answered as it was, word for word', async () => {
+  const own = await daemons()
+  const task = spawn('sleep', ['1000'], { stdio: 'ignore' })
+  try {
+    const text = gunzipSync(readFileSync(join(fixtures, 'remote', 'migration.talk.gz'))).toString()
+    const parts = text.split(/^criu /m).slice(1)
+    assert.is(parts.length, 4)
+    for (const [at, words] of parts.entries()) {
+      const [head = '', ...said] = words.trim().split('\n')
+      const file = join(here.folder, `talk-${at}`)
+      writeFileSync(file, `${said.join('\n')}\n`)
+      const [action = ''] = head.split(' ')
+      const socket = action === 'restore' ? join(own.target, RESTORE_SOCKET) : join(own.source, DUMP_SOCKET)
+      if (action === 'restore') await within(own.proxy.says(/handed over/))
+      const directory = action === 'restore' ? '/tmp/remote-3' : here.folder
+      const ran = await criu([
+        action,
+        '-t',
+        String(task.pid),
+        '-D',
+        directory,
+        '--remote',
+        '--socket',
+        socket,
+        '--replay',
+        file,
+      ])
+      assert.is(ran.code, 0, `${head}: ${ran.stderr}`)
+    }
+    assert.match(own.proxy.stderr(), /round 2: 1 pages/)
+  } finally {
+    task.kill('SIGKILL')
+    await own.stop()
+  }
+})
+
 test.after(async () => {
   await here.stop()
-  if (process.env.SHOW) console.log(here.proxy.stderr(), here.cache.stderr())
 })
 test.run()

@@ -5,10 +5,11 @@
  *
  * As a program it is a process of its own with a command line like criu's, for who dumps what is known by process:
  *
- *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --images FROM --socket PATH [--form pipes|socket] [--read NAME=SNAPSHOT] [--die]
+ *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --images FROM --socket PATH [--form pipes|socket] [--read NAME=SNAPSHOT] [--clobber NAME=SNAPSHOT] [--die] [--record FILE]
+ *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --socket PATH --replay FILE
  *     node --import tsx test/support/fake-remote-criu.ts restore -D DIR --remote --into DIRECTORY --socket PATH
  */
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { appendFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import {
@@ -16,6 +17,7 @@ import {
   decodeSnapshotId,
   ENOENT,
   encodeLocalImage,
+  encodeLocalReply,
   encodeSnapshotId,
   messageDecoder,
   openMode,
@@ -31,7 +33,7 @@ export type Form = 'pipes' | 'socket'
 export interface FakeRemote {
   /** Its `-D`. */
   snapshot: string
-  /** What was said and answered, in the form of the recorded talks. */
+  /** Everything that was said and answered: fixtures/README.md has the form. */
   said: string[]
   push(id?: string): Promise<void>
   /** The ids in the list; undefined where there is none. */
@@ -53,6 +55,7 @@ export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes',
 
   async function connect(name: string, of: string, mode: number): Promise<Fd> {
     const socket = connectUnix(path)
+    said.push('connect')
     const message = encodeLocalImage({ name, snapshot: of, mode })
     said.push(`> ${message.toString('hex')}`)
     await writeAll(socket, message, { socket: true })
@@ -67,8 +70,9 @@ export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes',
       if (got === 0) throw new Error('the connection was closed instead of an answer')
       const { body } = decoder.push(part.subarray(0, got))
       if (body === undefined) continue
-      said.push(`< ${body.toString('hex')}`)
-      return decodeLocalReply(body)
+      const error = decodeLocalReply(body)
+      said.push(`< ${encodeLocalReply(error).toString('hex')}`)
+      return error
     }
   }
 
@@ -91,6 +95,7 @@ export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes',
       said.push(`> ${message.toString('hex')}`)
       await writeAll(socket, message, { socket: true })
       closeFd(socket)
+      said.push('end')
     },
     async pull() {
       const { socket, error } = await ask('parent', nowhere)
@@ -101,6 +106,7 @@ export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes',
         said.push(`< ${bytes.toString('hex')}`)
         return idsIn(bytes)
       } finally {
+        said.push('end')
         closeFd(socket)
       }
     },
@@ -108,13 +114,13 @@ export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes',
       const socket = await connect(name, of, append ? openMode.append : openMode.write)
       if (form === 'socket') return socket
       const [out, into] = makePipe()
-      said.push('pipe')
       await sendFd(socket, out).finally(() => closeFd(socket))
       return into
     },
     async write(name, bytes, options) {
       const into = await self.open(name, options)
       try {
+        said.push(`${form === 'pipes' ? 'pipe ' : ''}> ${Buffer.from(bytes).toString('hex')}`, 'end')
         await writeAll(into, bytes)
       } finally {
         closeFd(into)
@@ -123,17 +129,21 @@ export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes',
     ask: (name, of = snapshot) => ask(name, of),
     async read(name, of = snapshot) {
       const { socket, error } = await ask(name, of)
-      if (error !== 0) closeFd(socket)
+      if (error !== 0) {
+        said.push('end')
+        closeFd(socket)
+      }
       if (error === ENOENT) return undefined
       if (error !== 0) throw new Error(`Unexpected error ${error}`)
       let from = socket
       if (form === 'pipes') {
         const [out, into] = makePipe()
-        said.push('pipe')
         await sendFd(socket, into).finally(() => closeFd(socket))
         from = out
       }
-      return await readToEnd(from).finally(() => closeFd(from))
+      const bytes = await readToEnd(from).finally(() => closeFd(from))
+      said.push(`${form === 'pipes' ? 'pipe ' : ''}< ${bytes.toString('hex')}`, 'end')
+      return bytes
     },
     async finish(of) {
       const name = words ? { dump: 'DUMP_FINISH', restore: 'RESTORE_FINISH' }[of] : ''
@@ -141,6 +151,7 @@ export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes',
       // criu takes the end of the connection as the answer.
       if (of === 'restore') await readToEnd(socket)
       closeFd(socket)
+      said.push('end')
     },
   }
   return self
@@ -156,6 +167,43 @@ function idsIn(bytes: Buffer): string[] {
   }
   decoder.end()
   return ids
+}
+
+/** Says again what was recorded. Throws where it is not answered as it was then. */
+export async function sayAgain(path: string, said: readonly string[]): Promise<void> {
+  let socket: Fd | undefined
+  let pipe: Fd | undefined
+  const expect = (got: Buffer, hex: string): void => {
+    if (got.toString('hex') !== hex) throw new Error(`${got.toString('hex')} instead of ${hex}`)
+  }
+  for (const line of said) {
+    const [, piped, direction, hex = ''] = /^(pipe )?([<>]) (.*)$/.exec(line) ?? []
+    if (line === 'connect') socket = connectUnix(path)
+    if (socket === undefined) throw new Error(`${line} on no connection`)
+    if (piped !== undefined) {
+      const [out, into] = makePipe()
+      pipe = direction === '>' ? into : out
+      await sendFd(socket, direction === '>' ? out : into)
+    }
+    if (direction === '>') await writeAll(pipe ?? socket, Buffer.from(hex, 'hex'))
+    else if (pipe !== undefined && direction === '<') expect(await readToEnd(pipe), hex)
+    else if (direction === '<') expect(await readExactly(socket, hex.length / 2), hex)
+    if (line !== 'end') continue
+    if (pipe !== undefined) closeFd(pipe)
+    pipe = undefined
+    closeFd(socket)
+  }
+}
+
+async function readExactly(socket: Fd, bytes: number): Promise<Buffer> {
+  const all = Buffer.alloc(bytes)
+  let filled = 0
+  while (filled < bytes) {
+    const got = await readSome(socket, all.subarray(filled))
+    if (got === 0) break
+    filled += got
+  }
+  return all.subarray(0, filled)
 }
 
 /** The images of a directory, inventory.img last in a dump and first in a pre-dump, as these releases write it. */
@@ -197,6 +245,9 @@ const options = {
   form: { type: 'string', default: 'pipes' },
   /** A read, `NAME=SNAPSHOT`. */
   read: { type: 'string', multiple: true, default: [] as string[] },
+  /** A file that what was said is added to; one that is said again. */
+  record: { type: 'string' },
+  replay: { type: 'string' },
   /** A write into the snapshot of an earlier dump, `NAME=SNAPSHOT`, whatever comes of it. */
   clobber: { type: 'string' },
   /** Ends in the middle of its pages, as one that is killed does. */
@@ -208,6 +259,11 @@ async function program(args: string[]): Promise<void> {
   const { dir = '.', images = '', into = '', socket = '', form, die } = values
   const criu = fakeRemote(socket, dir, form as Form)
   const [action] = positionals
+  const record = (): void => {
+    if (values.record !== undefined)
+      appendFileSync(values.record, `criu ${action} -D ${dir}\n${criu.said.join('\n')}\n`)
+  }
+  if (values.replay !== undefined) return sayAgain(socket, readFileSync(values.replay, 'utf8').trim().split('\n'))
   if (action === 'restore') {
     const [id] = ((await criu.pull()) ?? []).filter((one) => one === dir)
     if (id === undefined) throw new Error('could not find current snapshot id')
@@ -216,7 +272,8 @@ async function program(args: string[]): Promise<void> {
       const bytes = await criu.read(name)
       if (bytes !== undefined) writeFileSync(join(into, name), bytes)
     }
-    return criu.finish('restore')
+    await criu.finish('restore')
+    return record()
   }
   if (die) {
     await criu.push()
@@ -231,6 +288,7 @@ async function program(args: string[]): Promise<void> {
   }
   for (const asked of values.read) read.set(asked, await criu.read(...(asked.split('=') as [string, string])))
   if (action === 'dump') await criu.finish('dump')
+  record()
   console.log(
     JSON.stringify(Object.fromEntries([...read].map(([what, bytes]) => [what, bytes?.toString('hex') ?? null]))),
   )
