@@ -25,7 +25,7 @@ for criu restore --stream -D DIR and restore-from-socket, which wait for theirs.
 With --action-script DIR/post-restore criu restore takes part in a hand-over.
 
 ${listenHelp}
-  -D, --dir DIR        directory for streamer-serve.sock; made if it is missing
+  -D, --dir DIR        made if it is missing; gets streamer-serve.sock, img-cache.sock
       --snapshot ID    the snapshot that criu restore gets (default: the newest sealed)
 ${stockHelp}
 ${byHandHelp}

@@ -25,7 +25,7 @@ criu kills the process only when the cache agrees.
       --address HOST, --port N  where the cache is (default: 127.0.0.1)
       --connections N  TCP connections for each snapshot, 1 to 16 (default: 1)
       --ps-socket FD   instead: a socket that is connected to the cache, for one snapshot
-  -D, --dir DIR        directory for streamer-capture.sock; made if it is missing
+  -D, --dir DIR        made if it is missing; gets streamer-capture.sock, img-proxy.sock
       --page-server-port N  also take what criu pre-dump and dump --track-mem send to
                        --page-server --address 127.0.0.1 --port N: rounds before a dump
       --snapshot ID    name of the snapshot (default: time, host, random)

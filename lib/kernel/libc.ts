@@ -209,6 +209,7 @@ export const MSG_NOSIGNAL = 0x4000
 export const MSG_MORE = 0x8000
 export const MSG_CMSG_CLOEXEC = 0x40000000
 export const SHUT_WR = 1
+export const SHUT_RDWR = 2
 const PROT_READ = 1
 const PROT_WRITE = 2
 const MAP_PRIVATE = 2

@@ -88,15 +88,35 @@ const OUT_OF_FDS_MS = 100
 /** The next connection. Its other end must be root or our own user (SO_PEERCRED); others are closed unheard. */
 export async function acceptUnix(listener: Fd): Promise<Fd> {
   for (;;) {
+    const got = accepted(listener)
+    if (got === 'none') await readable(listener)
+    else if (got === 'no room') await setTimeout(OUT_OF_FDS_MS)
+    else return got
+  }
+}
+
+/** The same for one that waits already; undefined if there is none. */
+export function acceptNow(listener: Fd): Fd | undefined {
+  const got = accepted(listener)
+  return typeof got === 'string' ? undefined : got
+}
+
+function accepted(listener: Fd): Fd | 'none' | 'no room' {
+  for (;;) {
     const got = libc.accept4(listener, null, null, libc.SOCK_NONBLOCK | libc.SOCK_CLOEXEC)
     if (got >= 0) {
       const { uid } = credentials(asFd(got))
       if (uid === 0 || uid === process.geteuid?.()) return asFd(got)
       closeFd(asFd(got))
-    } else if (got === -libc.EAGAIN) await readable(listener)
-    else if (got === -libc.EMFILE || got === -libc.ENFILE) await setTimeout(OUT_OF_FDS_MS)
+    } else if (got === -libc.EAGAIN) return 'none'
+    else if (got === -libc.EMFILE || got === -libc.ENFILE) return 'no room'
     else if (got !== -libc.EINTR) check(got, 'accept')
   }
+}
+
+/** No bytes go out any more, or, with `both`, none come in either: whoever waits for room or for bytes is woken. */
+export function shutDown(socket: Fd, both = false): void {
+  libc.shutdown(socket, both ? libc.SHUT_RDWR : libc.SHUT_WR)
 }
 
 /**

@@ -29,6 +29,7 @@ import { listen } from '../stream/listen.ts'
 import { type Line, openLine } from '../stream/resuming-receiver.ts'
 import { type Arrivals, openArrivals } from './arrivals.ts'
 import { writeScript } from './gate.ts'
+import { openRemoteRestores } from './remote-restores.ts'
 import { SERVE_SOCKET } from './serve.ts'
 import { serveCriu } from './strangers.ts'
 import { answer, type Manners } from './talk.ts'
@@ -132,6 +133,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const local = { patienceMs, trusted: true }
   const script = writeScript(work.path, 'post-restore')
   arrivals.adopt()
+  const remote = openRemoteRestores(script, house)
   try {
     if (options.port !== undefined) {
       const port = await listen(server, { ...options, port: options.port })
@@ -141,6 +143,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     signal.addEventListener('abort', () => {
       work.remove(signal.reason as Error)
       control.remove(signal.reason as Error)
+      remote.close()
     })
     options.onStatus?.(() => {
       const { used, limit } = pool
@@ -156,6 +159,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   } finally {
     server.close()
     control.remove()
+    remote.close()
     rmSync(script, { force: true })
     for (const link of links.keys()) link.destroy(signal.reason as Error)
   }

@@ -39,6 +39,12 @@ export function criuCommand(pid: number): CriuCommand | undefined {
   return { pid, action: words[at] as CriuCommand['action'], tree, directory, images: images ?? '.', before, splits }
 }
 
+/** The `-D` of a criu that restores, as it was typed; undefined for what is none. */
+export function restoredFrom(pid: number): string | undefined {
+  const words = commandLine(pid)
+  return words.indexOf('restore') < 1 ? undefined : (optionOf(words, IMAGES) ?? '.')
+}
+
 /** In any spelling that getopt takes; the last one counts. */
 function optionOf(words: readonly string[], [short, long]: readonly [string, string]): string | undefined {
   return words

@@ -25,7 +25,7 @@ import { takeRing } from '../stream/ring.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import { type Approach, approach } from './approach.ts'
 import { CAPTURE_SOCKET } from './capture.ts'
-import { type Chains, openChains } from './chains.ts'
+import { type Chains, openChains, type Taken } from './chains.ts'
 import { type CriuCommand, criuCommand } from './criu-command.ts'
 import { pay } from './debt.ts'
 import { type Departure, depart } from './departure.ts'
@@ -35,7 +35,8 @@ import { clearGates, writeScript } from './gate.ts'
 import { abandon, type Chain, lastLayer, nextLayer, sendRound } from './layers.ts'
 import { type Owed, readOwed } from './owed.ts'
 import { openPagePort, type PagePort, splitDump } from './page-port.ts'
-import { pageServer } from './page-server.ts'
+import { type PageServer, pageServer } from './page-server.ts'
+import { openRemoteDumps, type RemoteDumps } from './remote-dumps.ts'
 import type { Deliver } from './remote-proxy.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 import { openWorkDir } from './workdir.ts'
@@ -77,6 +78,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   const over = (chain: Chain): void => track(abandonAt(chain, options), `the chain of snapshot ${chain.id}`)
   const chains = openChains(over)
   let port: PagePort | undefined
+  let remote: RemoteDumps | undefined
   try {
     writeScript(work.path, 'post-dump')
     clearGates(work.path)
@@ -84,6 +86,17 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     const debts = options.deliver === undefined ? readOwed(work.path) : []
     for (const owed of debts) track(payCache(owed, options), `snapshot ${owed.id}`)
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
+    remote = openRemoteDumps({
+      directory: work.path,
+      chains,
+      newId: () => options.id ?? freshId(),
+      sendRound: (taken, source, tree, images) => forwardRound(taken, source, { tree, images }, options),
+      sendDump: (criu, id, layer) => send(criu, id, work.path, options, tally, layer),
+      abandon: (chain) => abandonIfLeft(chain, options),
+      track,
+      report,
+    })
+    signal.addEventListener('abort', () => remote?.close())
     report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     if (options.pagePort !== undefined) {
       const take = (socket: Fd, command: CriuCommand): void =>
@@ -105,6 +118,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     }
   } finally {
     port?.close()
+    remote?.close()
     chains.close()
     work.remove()
     await Promise.all(running)
@@ -165,23 +179,11 @@ async function forwardPages(
   options: ProxyOptions,
   tally: Tally,
 ): Promise<void> {
-  const { id = freshId(), timeoutMs, tuning, report, signal } = options
-  const { chain, keep } = chains.take(tree, before, () => id)
+  const { id = freshId() } = options
+  const taken = chains.take(tree, before, () => id)
+  const { chain } = taken
   const server = pageServer(socket, { hasParent: (name) => chain.pagemaps.has(name) })
-  // It may have sealed what we do not know of.
-  const abandonIfLeft = (): Promise<void> => abandonAt(chain, options).catch(() => {})
-  if (action === 'pre-dump') {
-    const connect = connector(options)
-    const reserve = chain.under === 0 ? memoryOfTree(tree) : 0
-    const sending = sendRound(chain, server, { connect, tuning, reserve, timeoutMs, signal })
-    const { pages, ms } = await sending.catch(async (error: unknown) => {
-      await abandonIfLeft()
-      throw error
-    })
-    keep(images)
-    report({ event: 'round', id: chain.id, number: chain.under, pages, bytes: pages * PAGE_BYTES, ms })
-    return
-  }
+  if (action === 'pre-dump') return forwardRound(taken, server, { tree, images }, options)
   const criu = openProcess(pid)
   const remove = (): void => {
     server.destroy(new Fault('ABORTED', 'over'))
@@ -197,7 +199,31 @@ async function forwardPages(
     remove,
   }
   const sent = await send(dump, chain.id, directory, options, tally, nextLayer(chain, true))
-  if (!sent) await abandonIfLeft()
+  if (!sent) await abandonIfLeft(chain, options)
+}
+
+/** One round, whose other images criu leaves in `images`. Throws what went wrong, and then the chain is over. */
+async function forwardRound(
+  { chain, keep }: Taken,
+  source: PageServer,
+  { tree, images }: { tree: number; images: string },
+  options: ProxyOptions,
+): Promise<void> {
+  const { timeoutMs, tuning, report, signal } = options
+  const connect = connector(options)
+  const reserve = chain.under === 0 ? memoryOfTree(tree) : 0
+  const sending = sendRound(chain, source, { connect, tuning, reserve, timeoutMs, signal })
+  const { pages, ms } = await sending.catch(async (error: unknown) => {
+    await abandonIfLeft(chain, options)
+    throw error
+  })
+  keep(images)
+  report({ event: 'round', id: chain.id, number: chain.under, pages, bytes: pages * PAGE_BYTES, ms })
+}
+
+/** It may have sealed what we do not know of. */
+async function abandonIfLeft(chain: Chain, options: ProxyOptions): Promise<void> {
+  await abandonAt(chain, options).catch(() => {})
 }
 
 /** Hands over what one criu dumps; whether the cache has it. What it still owes its target is paid afterwards. */

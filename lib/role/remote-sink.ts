@@ -65,7 +65,7 @@ export async function sendDump(
 
   async function fill(writer: MemoryWriter, body: ImageBody): Promise<number> {
     if (body.kind === 'pieces') return fillFromPieces(writer, body.pieces)
-    const reader = pipeReader(body.fd, MOST_SENT)
+    const reader = pipeReader(body.fd, MOST_SENT, body.begun)
     readers.add(reader)
     let size = 0
     try {

@@ -12,7 +12,7 @@ import { randomBytes } from 'node:crypto'
 import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { digestWords, NO_DIGEST } from '../format/digest.ts'
-import { type ImageName, INVENTORY, imageName, type SnapshotId } from '../format/names.ts'
+import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { encodeSnapshotId } from '../format/remote.ts'
 import { type RemoteWireEvent, remoteWireDecoder } from '../format/remote-wire.ts'
@@ -25,9 +25,8 @@ import { summarize } from '../stream/send.ts'
 import type { House } from './cache.ts'
 import { freshId } from './dump.ts'
 import { asFault } from './refusal.ts'
+import { IDS } from './remote.ts'
 
-/** The `-D` of each dump, the oldest first, as the list of the stream: for who restores with `criu --remote`, and asks for it. */
-const IDS = imageName('snapshot-ids')
 /** For what is read at once; a connection has no other memory beside that for images. */
 const READ_BYTES = 64 * 2 ** 10
 /** Bytes that are taken before others get a turn. */

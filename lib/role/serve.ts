@@ -22,6 +22,7 @@ export const SERVE_SOCKET = 'streamer-serve.sock'
 
 /** Smaller pieces, if they are not pages, share pages with other images and are copied. Not tuned. */
 const LEAST_LENT = 64 * 2 ** 10
+export const LARGEST_COPIED = LEAST_LENT / 2
 /** Bytes that are lent with one call: what a pipe of an unprivileged user holds, and at most 256 pieces. */
 const ENOUGH_LENT = 2 ** 20
 
@@ -99,7 +100,13 @@ function* together(pieces: Iterable<Piece>): Generator<Piece[]> {
   if (lent.length > 0) yield lent
 }
 
-async function fillPipe(pipe: Fd, image: StoredImage, served: Served, onTaken: (piece: Piece) => void): Promise<void> {
+/** Writes all of an image into a pipe, and closes it. A reader that has had enough is no error. */
+export async function fillPipe(
+  pipe: Fd,
+  image: StoredImage,
+  served: Served,
+  onTaken: (piece: Piece) => void,
+): Promise<void> {
   try {
     setNonBlocking(pipe)
     if (image.size > ENOUGH) enlargePipe(pipe)

@@ -55,7 +55,7 @@ export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, o
 }
 
 /** Whether the process has this action script on its command line. */
-function runsScript(pid: number, script: string): boolean {
+export function runsScript(pid: number, script: string): boolean {
   const words = commandLine(pid).map((word) => word.replace(/^--action-script=/, ''))
   try {
     const from = readlinkSync(`/proc/${pid}/cwd`)

@@ -201,7 +201,7 @@ async function take(
 /** While it makes memory ready, its sender is not ready to send either. Where there is to be no memory, both throw at once. */
 function rehearsing(arriving: Arriving): ImageSink {
   return {
-    open: (name) => arriving.sink.open(name),
+    open: arriving.open,
     reserve(bytes) {
       const ready = arriving.sink.reserve(bytes)
       return Promise.all([ready, rehearse()]).then(() => ready)

@@ -8,7 +8,8 @@ import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { StockState } from '../format/stock.ts'
 import type { Layer } from '../format/wire.ts'
-import { type MemorySnapshot, memorySnapshot, type Piece, type StoredImage } from './memory.ts'
+import { type News, openNews } from '../stream/news.ts'
+import { type MemorySnapshot, type MemoryWriter, memorySnapshot, type Piece, type StoredImage } from './memory.ts'
 import type { Pool } from './pool.ts'
 import { type Growing, openRounds, unfinished } from './rounds.ts'
 
@@ -26,7 +27,9 @@ export interface Sealed {
 /** A snapshot on its way in. */
 export interface Arriving {
   /** Throws `EXISTS` where it would take the place of an unfinished chain. */
-  readonly sink: Pick<MemorySnapshot, 'open' | 'reserve'>
+  readonly sink: MemorySnapshot
+  /** Takes an image that comes whole, and once: it is looked through while others come. */
+  open(name: ImageName): MemoryWriter
   /** Whether the id is this one's: that of an unfinished chain is not, before `join`. */
   readonly owns: boolean
   /** It is a part of a chain. Before anything is stored. Throws `MISSING` or `EXISTS` where that is not here as it says, `MEMORY`. */
@@ -53,9 +56,17 @@ export interface Shelf {
   has(id: SnapshotId | undefined): boolean
   /**
    * The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`, or until `signal`.
-   * `early`: also one that is undecided.
+   * `early`: also one that is undecided. `fits`: the newest of those that do.
    */
-  find(id: SnapshotId | undefined, timeoutMs: number, signal?: AbortSignal, early?: boolean): Promise<Sealed>
+  find(
+    id: SnapshotId | undefined,
+    timeoutMs: number,
+    signal?: AbortSignal,
+    early?: boolean,
+    fits?: (snapshot: Sealed) => boolean,
+  ): Promise<Sealed>
+  /** Tells when the last of those that were on their way has failed. */
+  readonly failures: News
   /** An undecided snapshot is anybody's now. Where its source runs on, who waits already does not get it: nobody asked for a copy. */
   decide(id: SnapshotId, sourceRuns: boolean): void
   /** Forgets a sealed snapshot, if it is there; its memory goes when nobody reads it any more. */
@@ -83,6 +94,7 @@ export interface ShelfOptions {
 interface Waiter {
   id: SnapshotId | undefined
   early: boolean
+  fits: (snapshot: Sealed) => boolean
   since: number
   resolve: (snapshot: Sealed) => void
 }
@@ -104,6 +116,8 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
   const arriving = new Map<SnapshotId, { sink: MemorySnapshot; since: number }>()
   const chains = openRounds(pool)
   const waiters = new Set<Waiter>()
+  const failures = openNews()
+  const whatever = (): boolean => true
   pool.relief = () => {
     const dropped = chains.dropIdle(idleMs)
     if (dropped !== undefined) onDropped?.(dropped.id, dropped.ms)
@@ -119,9 +133,9 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
     for (const [id, { sink, rounds, since }] of chains.all) yield { id, state: 'chain', count: rounds, sink, since }
   }
 
-  function now({ id, early, since }: Omit<Waiter, 'resolve'>): Sealed | undefined {
+  function now({ id, early, fits, since }: Omit<Waiter, 'resolve'>): Sealed | undefined {
     if (id === undefined && arriving.size > 0) return undefined
-    const entry = id === undefined ? [...sealed.values()].at(-1) : sealed.get(id)
+    const entry = id === undefined ? [...sealed.values()].findLast(fits) : sealed.get(id)
     if (entry === undefined || (entry.undecided && !early) || entry.notBefore > since) return undefined
     return entry
   }
@@ -180,9 +194,9 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
       else if (!chains.has(id)) own(memorySnapshot(pool))
       return {
         get sink() {
-          const { open, reserve } = owned()
-          return { open: chain?.flat.open ?? open, reserve }
+          return owned()
         },
+        open: (name) => (chain === undefined ? owned() : chain.flat).open(name),
         get owns() {
           return sink !== undefined
         },
@@ -230,13 +244,15 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
           sink.drop()
           arriving.delete(id)
           wake()
+          if (arriving.size === 0) failures.tell()
         },
       }
     },
-    has: (id) => now({ id, early: false, since: performance.now() }) !== undefined,
-    find(id, timeoutMs, signal, early = false) {
+    failures,
+    has: (id) => now({ id, early: false, fits: whatever, since: performance.now() }) !== undefined,
+    find(id, timeoutMs, signal, early = false, fits = whatever) {
       const since = performance.now()
-      const snapshot = now({ id, early, since })
+      const snapshot = now({ id, early, fits, since })
       if (snapshot !== undefined) return Promise.resolve(snapshot)
       return new Promise((resolve, reject) => {
         const giveUp = (reason: unknown): void => {
@@ -251,6 +267,7 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
         const waiter: Waiter = {
           id,
           early,
+          fits,
           since,
           resolve(found) {
             clearTimeout(timer)
@@ -273,6 +290,7 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
       if (entry !== undefined) {
         entry.removed = true
         dropIfUnused(entry)
+        if (entry.undecided) failures.tell()
       }
       wake()
     },

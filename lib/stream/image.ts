@@ -2,9 +2,10 @@ import type { ImageEntry } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
 
-/** What an image is made of: a pipe that CRIU fills, or pieces of memory. */
+/** What an image is made of: a pipe (or a socket) that CRIU fills, or pieces of memory. */
 export type ImageBody =
-  | { kind: 'pipe'; fd: Fd }
+  /** `begun`: what was read of it already. */
+  | { kind: 'pipe'; fd: Fd; begun?: Uint8Array }
   | { kind: 'pieces'; pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array> }
 
 /** One image as it is opened. Several may be open at a time. */

@@ -9,7 +9,7 @@
  * by tee() and splice() only of tasks that stay frozen until the other end has it all (passed.ts); here bytes are copied, and whatever lies in the pipe when CRIU closes its end is read at once, even while the link is blocked.
  * That is at most one pipe's worth of memory for an image.
  */
-import { check, enlargePipe, type Fd, setNonBlocking } from '../kernel/fd.ts'
+import { check, enlargePipe, type Fd, isPipe, setNonBlocking } from '../kernel/fd.ts'
 import { EAGAIN, EINTR, read } from '../kernel/libc.ts'
 import { closeFd, hungUp, interrupt, readable } from '../kernel/readiness.ts'
 
@@ -35,12 +35,17 @@ const SMALL = 16 * 2 ** 10
 /** What is left in a pipe is read in steps of this many bytes. */
 const REST = 64 * 2 ** 10
 
-/** A reader of chunks of at most `most` bytes; the pipe, which it owns, is made as large as allowed, and non-blocking. */
-export function pipeReader(pipe: Fd, most: number): PipeReader {
+/**
+ * A reader of chunks of at most `most` bytes; the pipe, which it owns, is made as large as allowed, and non-blocking. `begun`: bytes that were read of it
+ * already. It may be a socket instead.
+ */
+export function pipeReader(pipe: Fd, most: number, begun: Uint8Array = Buffer.alloc(0)): PipeReader {
   setNonBlocking(pipe)
-  enlargePipe(pipe)
+  const real = isPipe(pipe)
+  if (real) enlargePipe(pipe)
   let scratch = Buffer.allocUnsafeSlow(0)
   const left: Uint8Array[] = []
+  for (let at = 0; at < begun.length; at += most) left.push(begun.subarray(at, at + most))
   let open = true
 
   function close(): void {
@@ -87,7 +92,7 @@ export function pipeReader(pipe: Fd, most: number): PipeReader {
       return true
     },
     get untouched() {
-      return open && left.length === 0 ? pipe : undefined
+      return open && real && left.length === 0 ? pipe : undefined
     },
     take(room) {
       const first = left[0]

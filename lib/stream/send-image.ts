@@ -30,7 +30,7 @@ export interface Sender {
 
 /** Sends an image from its name to its end, and notes what it was. */
 export async function sendImage(sender: Sender, { name, body }: OpenImage): Promise<void> {
-  const reader = body.kind === 'pipe' ? pipeReader(body.fd, sender.most) : undefined
+  const reader = body.kind === 'pipe' ? pipeReader(body.fd, sender.most, body.begun) : undefined
   if (reader !== undefined) sender.readers.add(reader)
   try {
     await (reader?.whileSending(sender.turns.take()) ?? sender.turns.take())

@@ -1,0 +1,252 @@
+/**
+ * Those who dump with `--remote` on this host: which connection belongs to which dump, when a dump is over, and what it reads.
+ *
+ * A criu begins with the id of its snapshot (its `-D`), which it pushes to the list, and has a connection for each image then. Whose it is the kernel says.
+ * A dump says FINISH, whether it was good or not: only with inventory.img it is one. A pre-dump says nothing, so it is over when its criu has
+ * ended, or when another one begins. Either way what has come before is taken first, and images that are still being written are waited for.
+ */
+import { Fault } from '../fault.ts'
+import { type ImageName, printable, type SnapshotId } from '../format/names.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { memoryOfTree, openProcess, type Process, parentOf } from '../kernel/process.ts'
+import { closeFd } from '../kernel/readiness.ts'
+import { acceptNow, acceptUnix, peerPid } from '../kernel/unix.ts'
+import type { Report } from '../progress.ts'
+import type { Approach } from './approach.ts'
+import type { Chains, Taken } from './chains.ts'
+import { type CriuCommand, criuCommand } from './criu-command.ts'
+import { closedGate } from './gate.ts'
+import { type Chain, nextLayer } from './layers.ts'
+import type { PageServer } from './page-server.ts'
+import { asFault } from './refusal.ts'
+import { DUMP_SOCKET, encodeIds, MOST_CLIENTS, odd, readFirstWord, readIds } from './remote.ts'
+import { type RemoteImages, remoteImages, roundOf, unfinished } from './remote-images.ts'
+import { give, type Reading, type Round, withRound } from './remote-reads.ts'
+import { defer } from './wait.ts'
+import { openWorkDir } from './workdir.ts'
+
+export interface RemoteDumpsOptions {
+  /** Where the socket is, and our action script. */
+  directory: string
+  chains: Chains
+  newId: () => SnapshotId
+  /** Sends a pre-dump and keeps the chain as that of `directory`. Throws what went wrong; the chain is over then. */
+  sendRound(taken: Taken, source: PageServer, tree: number, directory: string): Promise<void>
+  /** Hands over a dump. Returns whether the target has it. */
+  sendDump(criu: Approach, id: SnapshotId, layer: ReturnType<typeof nextLayer> | undefined): Promise<boolean>
+  /** Tells the target that no layer follows. */
+  abandon(chain: Chain): Promise<void>
+  /** Work that is waited for at the end, and whose failure is reported. */
+  track(work: Promise<void>, what: string): void
+  report: Report
+}
+
+export interface RemoteDumps {
+  close(): void
+}
+
+interface Dump extends Reading {
+  readonly pid: number
+  readonly images: RemoteImages
+  readonly command: CriuCommand | undefined
+  /** Resolves when nothing of it is under way. */
+  readonly settled: Promise<void>
+  /** Its criu does no more. */
+  over(): void
+  release(): void
+}
+
+/** In place of a directory: rounds by other ways are not these. */
+const REMOTE = 'criu --remote'
+
+/** Offers the socket. Throws `EXISTS` or `IO`. */
+export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
+  const { directory, chains, report } = options
+  const { listener, remove } = openWorkDir(directory, DUMP_SOCKET)
+  const dumps = new Map<number, Dump>()
+  const roundsOf = new WeakMap<Chain, Round[]>()
+  /** First words are heard in the order in which one process says them. */
+  const turns = new Map<number, Promise<void>>()
+  let clients = 0
+  let open = true
+
+  const failed = (what: string, error: unknown): void =>
+    void (open && report({ event: 'failed', what, fault: asFault(error) }))
+
+  function dumpOf(pid: number, snapshot?: string): Dump | undefined {
+    for (let at = pid; at > 0; at = parentOf(at) ?? 0) {
+      const found = dumps.get(at)
+      if (found !== undefined) return found
+    }
+    return [...dumps.values()].findLast((dump) => dump.snapshot === snapshot)
+  }
+
+  function begin(pid: number, snapshot: string): Dump {
+    const command = criuCommand(pid)
+    const earlier = [...dumps.values()].filter(
+      (dump) => dump.pid === pid || (command !== undefined && dump.command?.tree === command.tree),
+    )
+    for (const dump of earlier) dump.over()
+    const images = remoteImages()
+    const criu = openProcess(pid)
+    const rounds = defer<readonly Round[]>()
+    const isRound = command?.action === 'pre-dump'
+    const whenFree = Promise.all(earlier.map((dump) => dump.settled))
+    const forwarded = whenFree.then(() => (isRound ? forwardRound : forwardDump)(dump, rounds.resolve))
+    const dump: Dump = {
+      pid,
+      snapshot,
+      images,
+      command,
+      rounds: rounds.promise,
+      reader: { form: undefined },
+      settled: forwarded
+        .finally(() => {
+          const over = new Fault('ABORTED', 'the dump is over')
+          rounds.reject(over)
+          images.destroy(over)
+        })
+        .catch(() => {}),
+      over: () => (isRound ? images.end() : images.isOver || images.destroy(unfinished())),
+      release() {
+        criu?.close()
+        if (dumps.get(pid) === dump) dumps.delete(pid)
+      },
+    }
+    for (const { pid: other } of earlier) dumps.get(other)?.release()
+    dumps.set(pid, dump)
+    options.track(forwarded, `the ${isRound ? 'pre-dump' : 'dump'} of ${printable(snapshot)}`)
+    void whenEnded(dump, criu)
+    return dump
+  }
+
+  async function whenEnded(dump: Dump, criu: Process | undefined): Promise<void> {
+    try {
+      await criu?.ended
+    } catch {
+      return
+    }
+    if (criu === undefined) return
+    await heard(dump.pid)
+    dump.over()
+    await dump.settled
+    dump.release()
+  }
+
+  /** Everything that this process has said was heard. */
+  async function heard(pid: number): Promise<void> {
+    for (let next = acceptNow(listener); next !== undefined; next = acceptNow(listener)) take(next)
+    await turns.get(pid)
+  }
+
+  /** The chain that it goes on with, or a new one: an id that is there already has no place of its own in the list. */
+  async function takeChain({ snapshot }: Dump, tree: number): Promise<Taken> {
+    const taken = chains.take(tree, REMOTE, options.newId)
+    const rounds = roundsOf.get(taken.chain) ?? []
+    if (!rounds.some((round) => round.snapshot === snapshot)) return taken
+    await options.abandon(taken.chain).catch(() => {})
+    return chains.take(tree, undefined, options.newId)
+  }
+
+  function nameIt({ images, snapshot }: Dump, rounds: readonly Round[]): void {
+    images.name(encodeIds([...rounds.map((round) => round.snapshot), snapshot]))
+  }
+
+  async function forwardRound(dump: Dump, know: (rounds: readonly Round[]) => void): Promise<void> {
+    const { tree } = dump.command as CriuCommand
+    const taken = await takeChain(dump, tree)
+    const rounds = roundsOf.get(taken.chain) ?? []
+    know([...rounds])
+    nameIt(dump, rounds)
+    // Nobody waits for an answer.
+    await options.sendRound(taken, { ...roundOf(dump.images), answerClose: async () => {} }, tree, REMOTE)
+    roundsOf.set(taken.chain, withRound(rounds, dump))
+  }
+
+  async function forwardDump(dump: Dump, know: (rounds: readonly Round[]) => void): Promise<void> {
+    const { pid, command, images } = dump
+    // It may clear the kernel's marks of changed pages.
+    if (command === undefined) chains.breakOff(undefined)
+    const taken = command && (await takeChain(dump, command.tree))
+    const rounds = (taken && roundsOf.get(taken.chain)) ?? []
+    know(rounds)
+    nameIt(dump, rounds)
+    const gate = closedGate(directory, pid, 'pre-dump')
+    const first = await Promise.race([gate.held, images.begun]).catch(() => undefined)
+    void images.begun.then(gate.remove)
+    const criu: Approach = {
+      pid,
+      bytes: typeof first === 'number' ? memoryOfTree(first) : undefined,
+      open: gate.open,
+      images(handOver) {
+        // At post-dump everything is written.
+        handOver?.complete.then(() => heard(pid)).then(images.end, () => {})
+        return images
+      },
+      remove: gate.remove,
+    }
+    const chained = taken !== undefined && taken.chain.under > 0
+    const layer = chained ? nextLayer(taken.chain, true) : undefined
+    const sent = await options.sendDump(criu, taken?.chain.id ?? options.newId(), layer).finally(gate.remove)
+    if (!sent && chained) await options.abandon(taken.chain).catch(() => {})
+  }
+
+  async function hear(socket: Fd, pid: number): Promise<void> {
+    let ours = true
+    try {
+      const request = await readFirstWord(socket)
+      if (request === undefined) return
+      if (request.kind === 'push') {
+        const snapshot = (await readIds(socket)).at(-1)
+        if (snapshot === undefined) throw odd('a list without a snapshot id')
+        begin(pid, snapshot)
+      } else if (request.kind === 'finish') {
+        if (request.of === 'dump') dumpOf(pid)?.images.end()
+      } else if (request.kind === 'write') {
+        const dump = dumpOf(pid, request.snapshot) ?? begin(pid, request.snapshot)
+        if (request.snapshot !== dump.snapshot) throw clobbering(request, dump)
+        ours = false
+        dump.images.take(request.name, request.append, socket)
+      } else {
+        ours = false
+        // Whoever waits for the round before to be safe holds up no other word.
+        void give(socket, request, dumpOf(pid)).catch((error: unknown) => failed('a read of criu --remote', error))
+      }
+    } finally {
+      if (ours) closeFd(socket)
+    }
+  }
+
+  function take(socket: Fd): void {
+    if (clients >= MOST_CLIENTS) return void closeFd(socket)
+    clients++
+    const pid = peerPid(socket)
+    const turn = (turns.get(pid) ?? Promise.resolve())
+      .then(() => hear(socket, pid))
+      .catch((error: unknown) => failed('a client of criu --remote', error))
+      .finally(() => {
+        clients--
+        if (turns.get(pid) === turn) turns.delete(pid)
+      })
+    turns.set(pid, turn)
+  }
+
+  async function listen(): Promise<never> {
+    for (;;) take(await acceptUnix(listener))
+  }
+  listen().catch((error: unknown) => failed(DUMP_SOCKET, error))
+
+  return {
+    close() {
+      open = false
+      remove()
+      for (const dump of dumps.values()) dump.release()
+    },
+  }
+}
+
+/** What `--auto-dedup` would do to the dump before. */
+function clobbering({ name, snapshot }: { name: ImageName; snapshot: string }, dump: Dump): Fault {
+  const whose = `${printable(snapshot)}, and this dump is ${printable(dump.snapshot)}`
+  return new Fault('REFUSED', `${name} would be written into ${whose}`, { hint: 'dump without --auto-dedup' })
+}
