@@ -59,6 +59,8 @@ export interface CacheOptions {
   releaseEarly: boolean
   /** A snapshot whose process runs stays, for more restores. */
   keep: boolean
+  /** Offer the pages that are here to senders, and share them. */
+  dedup: boolean
   report: Report
   signal: AbortSignal
   onStatus?: (listener: () => void) => void
@@ -94,6 +96,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const pool = openPool(options.maxMemory, options.reserve)
   const shelf = openShelf(pool, {
     idleMs: options.timeoutMs,
+    dedup: options.dedup,
     onDropped(id, idleMs) {
       const fault = new Fault('MEMORY', `no round came for ${(idleMs / 1000).toFixed(1)} s, and memory was needed`)
       report({ event: 'failed', what: `the unfinished chain ${id}`, fault })

@@ -6,7 +6,6 @@
  * The last part is flattened while the tasks are frozen, so what can wait is left to `settle`. All rounds share one memory, which
  * has whole pages for pages (see memory.ts): else a page that is replaced could not be given back.
  */
-import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { decodeInventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
@@ -14,7 +13,8 @@ import { encodePagemap, PAGE_BYTES, readPagemap } from '../format/pagemap.ts'
 import { entriesOf, overlay, type Range, type Runs, rangesOf, runsOf } from '../format/runs.ts'
 import { pagemapPattern } from './chain.ts'
 import { named, pagesName } from './flat-pages.ts'
-import type { MemorySnapshot, Piece, StoredImage } from './memory.ts'
+import { inTurns } from './in-turns.ts'
+import type { MemorySnapshot, Piece, Place, Places, StoredImage } from './memory.ts'
 import { EXTENT } from './pool.ts'
 
 export interface FlatMemory {
@@ -27,6 +27,8 @@ export interface FlatMemory {
   last(): Promise<void>
   /** Gives back what the last part does not need; until then it is merely held. */
   settle(): Promise<void>
+  /** Where the pages of all rounds so far lie, between two of them. */
+  places(): Iterable<Place>
 }
 
 interface Flat {
@@ -95,7 +97,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
       if (old !== undefined) read.push(old)
       yield* rewrite(name, encodePagemap(pagesId, entriesOf(runs)))
       const size = presentBytes(runs)
-      sink.replace({ name: pagesName(pagesId), size, digest: 0n, pieces: pagesOf(runs) })
+      sink.replace({ name: pagesName(pagesId), size, digest: 0n, ...sink.lying(placesOf(runs)) })
     }
   }
 
@@ -116,15 +118,6 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
     writer.end({ name, size, digest: 0n })
   }
 
-  /** Made when they are asked for: there may be one for every page. */
-  function pagesOf(runs: Runs): Iterable<Piece> {
-    return {
-      *[Symbol.iterator]() {
-        for (const [address, pages] of rangesOf(runs, EXTENT)) yield sink.pagesAt(address, pages)
-      },
-    }
-  }
-
   function* giveBack(): Generator<void, void> {
     for (const image of filled.splice(0)) sink.trim(image)
     for (const image of read.splice(0)) sink.discard(image)
@@ -138,17 +131,20 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
   return {
     async round() {
       check(false)
-      await inTurns(fold())
+      await inTurns(fold(), LONGEST_TURN_MS)
       const pages = new Set(filled)
       read.push(...[...sink.images.values()].filter((image) => !pages.has(image)))
-      await inTurns(giveBack())
+      await inTurns(giveBack(), LONGEST_TURN_MS)
       sink.reopen()
     },
     async last() {
       check(true)
-      await inTurns(flattened())
+      await inTurns(flattened(), LONGEST_TURN_MS)
     },
-    settle: () => inTurns(giveBack()),
+    *places() {
+      for (const { runs } of below.values()) yield* placesOf(runs)
+    },
+    settle: () => inTurns(giveBack(), LONGEST_TURN_MS),
   }
 }
 
@@ -169,18 +165,16 @@ function* ranges(image: StoredImage | undefined): Generator<Range> {
   for (const { address, window } of image.pieces) yield [Number(address), window.length / PAGE_BYTES]
 }
 
+function placesOf(runs: Runs): Places {
+  return {
+    *[Symbol.iterator]() {
+      for (const [address, pages] of rangesOf(runs, EXTENT)) yield [address, pages * PAGE_BYTES]
+    },
+  }
+}
+
 function presentBytes({ count, pages, address }: Runs): number {
   let bytes = 0
   for (let at = 0; at < count; at++) if (address[at] !== 0) bytes += (pages[at] as number) * PAGE_BYTES
   return bytes
-}
-
-async function inTurns<Result>(work: Generator<unknown, Result>): Promise<Result> {
-  for (let since = performance.now(); ; ) {
-    const step = work.next()
-    if (step.done === true) return step.value
-    if (performance.now() - since < LONGEST_TURN_MS) continue
-    await turn()
-    since = performance.now()
-  }
 }

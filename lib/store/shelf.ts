@@ -6,9 +6,10 @@
  */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
-import type { StockState } from '../format/stock.ts'
 import type { Layer } from '../format/wire.ts'
-import { type MemorySnapshot, memorySnapshot, type Piece, type StoredImage } from './memory.ts'
+import { type Lying, openLeaving, remains } from './leaving.ts'
+import { type MemorySnapshot, memorySnapshot, type Piece, type Places, type StoredImage } from './memory.ts'
+import { type Offer, openOffers } from './offer.ts'
 import type { Pool } from './pool.ts'
 import { type Growing, openRounds, unfinished } from './rounds.ts'
 
@@ -29,6 +30,8 @@ export interface Arriving {
   readonly sink: MemorySnapshot
   /** Whether the id is this one's: that of an unfinished chain is not, before `join`. */
   readonly owns: boolean
+  /** What is offered to its sender, undefined where nothing is. It ends with `seal` or `drop`. */
+  readonly offer: Offer | undefined
   /** It is a part of a chain. Before anything is stored. Throws `MISSING` or `EXISTS` where that is not here as it says, `MEMORY`. */
   join(layer: Layer): void
   /**
@@ -64,19 +67,11 @@ export interface Shelf {
   removeChain(id: SnapshotId): boolean
 }
 
-export interface Lying {
-  id: SnapshotId
-  state: Extract<StockState, 'arriving' | 'sealed' | 'leaving' | 'chain'>
-  /** Rounds of a chain, else images. */
-  count: number
-  sink: Pick<MemorySnapshot, 'held'>
-  /** By performance.now(). */
-  since: number
-}
-
 export interface ShelfOptions {
-  /** A chain that waited as long gives way when memory runs out. */
+  /** A chain that waited as long gives way when memory runs out, and what was offered to a sender that was silent as long. */
   idleMs?: number
+  /** Senders are told which pages are here, and pages of several snapshots are stored once. */
+  dedup?: boolean
   onDropped?: (id: SnapshotId, idleMs: number) => void
 }
 
@@ -97,24 +92,38 @@ interface Entry extends Sealed {
   notBefore: number
 }
 
-export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDropped }: ShelfOptions = {}): Shelf {
+export function openShelf(
+  pool: Pool,
+  { idleMs = Number.POSITIVE_INFINITY, dedup = false, onDropped }: ShelfOptions = {},
+): Shelf {
   const sealed = new Map<SnapshotId, Entry>()
-  /** Removed, and still read. */
-  const leaving = new Set<Entry>()
+  const leaving = openLeaving()
   const arriving = new Map<SnapshotId, { sink: MemorySnapshot; since: number }>()
-  const chains = openRounds(pool)
+  const chains = openRounds(pool, (id, { sink, since }) => leaving.add(remains(id, sink, since)))
+  const offers = dedup ? openOffers(pool) : undefined
   const waiters = new Set<Waiter>()
   pool.relief = () => {
     const dropped = chains.dropIdle(idleMs)
     if (dropped !== undefined) onDropped?.(dropped.id, dropped.ms)
-    return dropped !== undefined
+    return dropped !== undefined || offers?.withdrawIdle(idleMs) === true
+  }
+
+  /** The newest first. */
+  function* donors(own: Growing | undefined): Generator<Places> {
+    if (own !== undefined) yield own.flat.places()
+    for (const { images } of [...sealed.values()].reverse()) {
+      for (const { places = [] } of images.values()) yield places
+    }
+    for (const { flat } of chains.all.values()) yield flat.places()
   }
 
   function* lying(): Generator<Lying> {
     for (const [id, { sink, since }] of arriving) yield { id, state: 'arriving', count: sink.images.size, sink, since }
-    const entries = [...sealed.values(), ...leaving]
-    for (const { id, images, sink, since, removed } of entries) {
-      yield { id, state: removed ? 'leaving' : 'sealed', count: images.size, sink, since }
+    for (const { id, images, sink, since } of sealed.values()) {
+      yield { id, state: 'sealed', count: images.size, sink, since }
+    }
+    for (const { id, images, sink, since } of leaving.all) {
+      yield { id, state: 'leaving', count: images.size, sink, since }
     }
     for (const [id, { sink, rounds, since }] of chains.all) yield { id, state: 'chain', count: rounds, sink, since }
   }
@@ -142,9 +151,8 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
 
   function dropIfUnused(entry: Entry): void {
     if (!entry.removed) return
-    if (entry.users > 0) return void leaving.add(entry)
-    leaving.delete(entry)
-    entry.sink.drop()
+    if (entry.users === 0) entry.sink.drop()
+    leaving.add(entry)
   }
 
   return {
@@ -160,9 +168,11 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
       let chain: Growing | undefined
       let sink: MemorySnapshot | undefined
       let over = false
+      let offer: Offer | undefined
       function own(taken: MemorySnapshot): MemorySnapshot {
         sink = taken
         arriving.set(id, { sink: taken, since: performance.now() })
+        if (offers !== undefined) offer ??= offers.open(() => donors(chain))
         return taken
       }
       function owned(): MemorySnapshot {
@@ -177,13 +187,16 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
         own(chain.sink)
       }
       if (part !== undefined) join(part)
-      else if (!chains.has(id)) own(memorySnapshot(pool))
+      else if (!chains.has(id)) own(memorySnapshot(pool, dedup))
       return {
         get sink() {
           return owned()
         },
         get owns() {
           return sink !== undefined
+        },
+        get offer() {
+          return offer
         },
         join,
         async complete() {
@@ -195,6 +208,7 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
           const sink = owned()
           over = true
           arriving.delete(id)
+          offer?.close()
           if (chain !== undefined && layer?.last === false) {
             chain.rounds++
             chains.put(id, chain)
@@ -226,8 +240,10 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
         drop() {
           if (over || sink === undefined) return
           over = true
+          offer?.close()
           sink.drop()
           arriving.delete(id)
+          leaving.add(remains(id, sink))
           wake()
         },
       }
