@@ -58,6 +58,7 @@ interface Listed {
   state: 'arriving' | 'sealed' | 'undecided' | 'restoring' | 'held' | 'owning' | 'kept' | 'leaving' | 'chain' | 'taken'
   count: number
   bytes: number
+  shared: number
   seconds: number
 }
 
@@ -75,7 +76,7 @@ const words: Record<Exclude<Listed['state'], 'chain'>, string> = {
   held: 'held until its verdict',
   owning: 'waits for a restore, its source is gone',
   kept: 'kept, its process runs',
-  leaving: 'removed, and still read',
+  leaving: 'removed, and still read or shared',
   taken: 'taken by a criu that nobody held',
 }
 
@@ -89,10 +90,10 @@ export function printStock(stock: Stock, json: boolean): void {
 
 /** A line each. */
 export function asText({ total, holdings }: Stock): string {
-  const rows = holdings.map(({ id, state, count, bytes, seconds }) => [
+  const rows = holdings.map(({ id, state, count, bytes, shared, seconds }) => [
     id,
     state === 'chain' ? `chain of ${many(count, 'round')}` : `${words[state]}, ${many(count, 'image')}`,
-    formatSize(bytes),
+    formatSize(bytes) + (shared > 0 ? ` and ${formatSize(shared)} shared` : ''),
     `${seconds} s`,
   ])
   const width = (column: number): number => Math.max(...rows.map((row) => row[column]?.length ?? 0))
@@ -106,8 +107,8 @@ export function asText({ total, holdings }: Stock): string {
 
 /** One object, without the end of a line. */
 export function asJson({ total, holdings }: Stock): string {
-  const snapshots = holdings.map(({ id, state, count, bytes, seconds }) => ({
-    ...{ id, state, [state === 'chain' ? 'rounds' : 'images']: count, bytes, seconds },
+  const snapshots = holdings.map(({ id, state, count, bytes, shared, seconds }) => ({
+    ...{ id, state, [state === 'chain' ? 'rounds' : 'images']: count, bytes, shared, seconds },
   }))
   return JSON.stringify({ version: SCHEMA, total, snapshots })
 }
