@@ -4,7 +4,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { digest } from '../../lib/format/digest.ts'
 import { imageName, snapshotId } from '../../lib/format/names.ts'
-import { DIGEST_WORDS, MOST_OFFERED, MOST_SAME } from '../../lib/format/page-digest.ts'
+import { DIGEST_WORDS, MOST_OFFERED, MOST_SAME, weakDigest } from '../../lib/format/page-digest.ts'
 import { PAGE_BYTES } from '../../lib/format/pagemap.ts'
 import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
 import type { MemorySnapshot } from '../../lib/store/memory.ts'
@@ -251,6 +251,27 @@ test('a page that is not what the sender means is found by the digest of the ima
   await rejectsFault('DIGEST', receiveSnapshot(reader, arriving.sink, { offer: arriving.offer }))
   arriving.drop()
   assert.ok(entry('x', page(1)).digest !== entry('x', page(2)).digest)
+})
+
+test('pages of one weak digest are two pages', async () => {
+  const seen = new Map<number, number>()
+  const made = (n: number): Buffer => {
+    const bytes = Buffer.alloc(PAGE_BYTES, 1)
+    bytes.writeUInt32LE(n)
+    return bytes
+  }
+  let pair: [number, number] | undefined
+  for (let n = 0; pair === undefined; n++) {
+    const weak = weakDigest(made(n))
+    const other = seen.get(weak)
+    if (other !== undefined) pair = [other, n]
+    seen.set(weak, n)
+  }
+  const shelf = openShelf(openPool(2 ** 28), { dedup: true })
+  await send(shelf, 'one', [pagesImage(1, made(pair[0]), 'pieces'), inventory])
+  const { known } = await send(shelf, 'other', [pagesImage(1, made(pair[1]), 'pieces'), inventory])
+  assert.is(known.spared, 0)
+  assert.ok(content(shelf, 'other', 'pages-1.img').equals(made(pair[1])))
 })
 
 test('limits', () => {
