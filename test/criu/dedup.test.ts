@@ -4,6 +4,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { Holding } from '../../lib/format/stock.ts'
 import { askCache } from '../../lib/role/stock.ts'
+import { startRelay } from '../support/breaking-relay.ts'
 import { real } from '../support/criu.ts'
 import { distinctLoad } from '../support/loads.ts'
 import { temporary } from '../support/run.ts'
@@ -36,18 +37,23 @@ async function withReplica(stage: Stage, criu: string, body: () => Promise<void>
 }
 
 function sharing(criu: string): void {
-  for (const ways of [[], ['--compress', 'lz4', '--connections', '3']]) {
-    test(`${['two replicas', ...ways].join(' ')}: the donor is dropped, and the second one is whole`, () =>
+  for (const [cuts, ...ways] of [['whole'], ['whole', '--compress', 'lz4', '--connections', '3'], ['cut']]) {
+    test(`${['two replicas', ...ways].join(' ')}, the link is ${cuts}: the donor is dropped, and the second one is whole`, () =>
       staged(criu, load, async (stage) => {
         const { cache, port } = await stage.cache('--dedup')
-        const proxy = await stage.proxy(port, '--dedup', ...ways)
+        const relay = await startRelay(port)
+        const proxy = await stage.proxy(relay.port, '--dedup', ...ways)
         await withReplica(stage, criu, async () => {
           await proxy.says(/copy|runs on/)
           const [donor] = await held(stage)
           if (donor === undefined) throw new Error('no donor')
           assert.ok(donor.bytes > 20 * MIB, `${donor.bytes} bytes`)
 
+          const links = relay.links
+          // In the offer, and among the references.
+          if (cuts === 'cut') relay.plan({ down: 60_000, how: 'cut' }, { up: 200_000, how: 'cut' })
           const dumped = await stage.dump().ended
+          if (cuts === 'cut') assert.is(relay.links - links, 3)
           assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
           await proxy.says(/of which the cache had [23]\d\.\d+ MiB/)
           const [, second] = await held(stage)
@@ -65,6 +71,7 @@ function sharing(criu: string): void {
           await stage.load.whole(stage.host.outerPid(stage.load.pid))
           await askCache(stage.target, { ls: false, rm: second.id })
           assert.equal(await held(stage), [])
+          relay.close()
         })
       }))
   }
