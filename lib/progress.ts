@@ -16,8 +16,16 @@ export type Progress =
       links: number
       parked: number
     }
-  /** A snapshot left this host, complete. `ms`: from the first byte. */
-  | { event: 'sent'; id: string; images: number; bytes: number; ms: number; verified: boolean }
+  /** A snapshot left this host, complete, but for `spared` bytes of pages that the cache had. `ms`: from the first byte. */
+  | {
+      event: 'sent'
+      id: string
+      images: number
+      bytes: number
+      spared?: number | undefined
+      ms: number
+      verified: boolean
+    }
   /** A snapshot is here, complete and verified; or that round of one, which is a chain. */
   | { event: 'sealed'; id: string; round?: number; images: number; bytes: number; ms: number; digest: string }
   /** A restore took its images. */
@@ -27,6 +35,8 @@ export type Progress =
   | { event: 'restored'; ms: number }
   /** The system gives us pipes of only that many bytes, which costs time. */
   | { event: 'small pipes'; bytes: number }
+  /** The cache does not say which pages it has: all are sent. */
+  | { event: 'nothing offered' }
   /** Both ends know what became of a snapshot's tasks, and it is what was asked for. */
   | { event: 'handed over'; id: string; verdict: 'go' | 'copy'; fate: 'kept' | 'running' | 'dropped' }
   /** Both know that the process runs on at the source. */

@@ -57,7 +57,7 @@ main({ name: 'dump-to-stdout', usage, options }, async ({ values, rest, report, 
   if (tree === undefined) atMostOne({ '--listen or --from-dir': true, 'criu options': rest.length > 0 })
   const patience = viaPatience(values, tree)
   const id = snapshot === undefined ? freshId() : snapshotId(snapshot, 'USAGE')
-  const common = { id, directory: dir, tuning: tuningOf(sendingOf(values)), report, signal }
+  const common = { id, directory: dir, tuning: tuningOf(sendingOf(values, 'dump-to-stdout')), report, signal }
   if (settle !== undefined) {
     const command = required('--via', via, 'the command that leads to its target')
     atMostOne({ '--settle': true, '--until or --snapshot': until ?? snapshot })

@@ -68,6 +68,6 @@ main({ name: 'pre-copy', usage, options }, async ({ values, rest, report, signal
   if (settle !== undefined) return settlePreCopy(snapshotId(settle, 'USAGE'), way)
   const pid = wholeNumber('--tree', required('--tree', tree, 'pre-copy --help'), 1, 2 ** 22)
   const id = snapshot === undefined ? freshId() : snapshotId(snapshot, 'USAGE')
-  const agreed = { id, until: oneOf('--until', values.until, untils), tuning: tuningOf(sendingOf(values)) }
+  const agreed = { id, until: oneOf('--until', values.until, untils), tuning: tuningOf(sendingOf(values), report) }
   await preCopy({ criu: findCriu(criu), pid, criuOptions: rest, rule: ruleOf(values), ...agreed }, way)
 })

@@ -66,7 +66,7 @@ main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, rep
   const cache =
     psSocket === undefined ? await onPort() : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
   const until = oneOf('--until', values.until, untils)
-  const agreed = { id, until, tuning: tuningOf(sendingOf(values)), timeoutMs: timeoutMs(timeout, 60_000) }
+  const agreed = { id, until, tuning: tuningOf(sendingOf(values), report), timeoutMs: timeoutMs(timeout, 60_000) }
   const deliver = remote && remoteDelivery({ cache, ...remote, snapshot, timeoutMs: agreed.timeoutMs })
   const pagePort = portOf('--page-server-port', values['page-server-port'])
   await proxy({ cache, connections, pagePort, directory, ...agreed, deliver, report, signal, onStatus })

@@ -13,7 +13,7 @@ export function describe(progress: Progress): string {
     case 'waiting':
       return `waiting for ${progress.what}`
     case 'sent':
-      return `snapshot ${progress.id} sent${progress.verified ? ' and sealed by the cache' : ''}: ${amount(progress)}`
+      return `snapshot ${progress.id} sent${progress.verified ? ' and sealed by the cache' : ''}: ${amount(progress)}${spared(progress.spared)}`
     case 'sealed':
       return `${progress.round === undefined ? '' : `round ${progress.round} of `}snapshot ${progress.id} sealed: ${amount(progress)}, digest ${progress.digest}`
     case 'served':
@@ -22,6 +22,8 @@ export function describe(progress: Progress): string {
       return `dumped in ${seconds(progress.ms)}${progress.frozenMs === undefined ? '' : `, frozen for ${seconds(progress.frozenMs)}`}`
     case 'small pipes':
       return `pipes hold only ${formatSize(progress.bytes)}, and a dump takes up to twice as long: raise fs.pipe-max-size and fs.pipe-user-pages-soft with sysctl, or give CAP_SYS_RESOURCE`
+    case 'nothing offered':
+      return 'the cache offers no pages (cache --dedup): all of them are sent'
     case 'restored':
       return `restored in ${seconds(progress.ms)}`
     case 'handed over':
@@ -59,6 +61,11 @@ function status(now: Extract<Progress, { event: 'status' }>): string {
 
 function amount({ images, ...moved }: { images: number; bytes: number; ms: number }): string {
   return `${images} images, ${rate(moved)}`
+}
+
+/** Where `--dedup` has spared something. */
+function spared(bytes = 0): string {
+  return bytes === 0 ? '' : `, of which the cache had ${formatSize(bytes)}`
 }
 
 function rate({ bytes, ms }: { bytes: number; ms: number }): string {

@@ -10,6 +10,7 @@ export const stockOptions = {
   restore: { type: 'boolean', default: false },
   'release-early': { type: 'boolean', default: false },
   keep: { type: 'boolean', default: false },
+  dedup: { type: 'boolean', default: false },
 } as const
 
 export const stockHelp = `      --restore        restore every process that is handed over, as soon as it is here
@@ -17,6 +18,8 @@ export const stockHelp = `      --restore        restore every process that is h
       --keep           a snapshot whose process runs stays, for more restores of it (--rm
                        drops it). Copies of one process share its identity: pids, host
                        name, keys, connections. Give each a pid and a network namespace
+      --dedup          let senders leave out pages that are here, and keep those once. A
+                       sender learns which pages are here: for snapshots of one owner
       --ls             list what the cache in DIR holds: id, state, memory, age; --json: as
                        one JSON object
       --rm ID          have it drop a snapshot or an unfinished chain; not one whose process
@@ -27,17 +30,27 @@ interface StockValues {
   json: boolean
   rm?: string | undefined
   keep: boolean
+  dedup: boolean
   'let-run'?: string | undefined
   drop?: string | undefined
   'release-early': boolean
 }
 
 /** What becomes of images that are restored. Throws `USAGE` for options that do not go together. */
-export function checkStock({ ls, json, rm, keep, drop, 'let-run': letRun, 'release-early': early }: StockValues) {
+export function checkStock({
+  ls,
+  json,
+  rm,
+  keep,
+  dedup,
+  drop,
+  'let-run': letRun,
+  'release-early': early,
+}: StockValues) {
   atMostOne({ '--ls': ls, '--rm': rm, '--let-run': letRun, '--drop': drop })
   atMostOne({ '--keep': keep, '--release-early': early })
   if (json && !ls) throw new Fault('USAGE', '--json is for --ls', { hint: 'add --ls' })
-  return { keep, releaseEarly: early }
+  return { keep, dedup, releaseEarly: early }
 }
 
 interface Listed {
@@ -45,6 +58,7 @@ interface Listed {
   state: 'arriving' | 'sealed' | 'undecided' | 'restoring' | 'held' | 'owning' | 'kept' | 'leaving' | 'chain' | 'taken'
   count: number
   bytes: number
+  shared: number
   seconds: number
 }
 
@@ -62,7 +76,7 @@ const words: Record<Exclude<Listed['state'], 'chain'>, string> = {
   held: 'held until its verdict',
   owning: 'waits for a restore, its source is gone',
   kept: 'kept, its process runs',
-  leaving: 'removed, and still read',
+  leaving: 'removed, and still read or shared',
   taken: 'taken by a criu that nobody held',
 }
 
@@ -76,10 +90,10 @@ export function printStock(stock: Stock, json: boolean): void {
 
 /** A line each. */
 export function asText({ total, holdings }: Stock): string {
-  const rows = holdings.map(({ id, state, count, bytes, seconds }) => [
+  const rows = holdings.map(({ id, state, count, bytes, shared, seconds }) => [
     id,
     state === 'chain' ? `chain of ${many(count, 'round')}` : `${words[state]}, ${many(count, 'image')}`,
-    formatSize(bytes),
+    formatSize(bytes) + (shared > 0 ? ` and ${formatSize(shared)} shared` : ''),
     `${seconds} s`,
   ])
   const width = (column: number): number => Math.max(...rows.map((row) => row[column]?.length ?? 0))
@@ -93,8 +107,8 @@ export function asText({ total, holdings }: Stock): string {
 
 /** One object, without the end of a line. */
 export function asJson({ total, holdings }: Stock): string {
-  const snapshots = holdings.map(({ id, state, count, bytes, seconds }) => ({
-    ...{ id, state, [state === 'chain' ? 'rounds' : 'images']: count, bytes, seconds },
+  const snapshots = holdings.map(({ id, state, count, bytes, shared, seconds }) => ({
+    ...{ id, state, [state === 'chain' ? 'rounds' : 'images']: count, bytes, shared, seconds },
   }))
   return JSON.stringify({ version: SCHEMA, total, snapshots })
 }

@@ -34,6 +34,9 @@ export const frameType = {
   joined: 26,
   listed: 27,
   remove: 28,
+  recall: 29,
+  recalled: 30,
+  same: 31,
 } as const
 export type FrameName = keyof typeof frameType
 export type FrameType = (typeof frameType)[FrameName]
@@ -81,6 +84,12 @@ export type Frame =
   | { type: 'got'; offset: number }
   /** `offset` bytes of memory are ready. */
   | { type: 'reserved'; offset: number }
+  /** Which pages does the receiver hold? The sender has the digests of `offset` of them. */
+  | { type: 'recall'; offset: number }
+  /** Those of the next pages, of `total` in all (see page-digest.ts). One that `offers` nothing takes no `same` either. */
+  | { type: 'recalled'; offers: boolean; total: number; digests: Uint32Array }
+  /** Pages that the receiver has: of what it offered, from this number on, or of this snapshot, from this page of the image on channel `source` on. */
+  | { type: 'same'; channel: number; offset: number; source: number; first: number; pages: number }
   /** The first frame of one of several connections that carry one stream, and its answer. */
   | ({ type: 'join' } & Join)
   | { type: 'joined' }

@@ -12,6 +12,8 @@
 import { Fault } from '../fault.ts'
 
 export const PAGE_BYTES = 4096
+/** Images of nothing but pages. */
+export const pagesPattern = /^pages-\d+\.img$/
 
 /** `flags` of an entry: CRIU's PE_PARENT, PE_LAZY, PE_PRESENT. Only a present page has bytes in the pages image. */
 export const pageFlag = { parent: 1, lazy: 2, present: 4 } as const

@@ -1,6 +1,6 @@
 /** What a cache holds, as its answer to `list` says it. PROTOCOL.md, section 2. Pure. */
 import { Fault } from '../fault.ts'
-import { readCount, u32 } from './list.ts'
+import { numbers, readCount, u32 } from './list.ts'
 import { LONGEST_ID, type SnapshotId, snapshotId } from './names.ts'
 import { oneOf } from './words.ts'
 
@@ -18,7 +18,7 @@ export const stockStates = [
   'owning',
   /** Its process runs, and the images stay for more. */
   'kept',
-  /** Removed, and still read. */
+  /** Removed, and still read, or needed by others. */
   'leaving',
   /** A chain that waits for its next part. */
   'chain',
@@ -32,26 +32,27 @@ export interface Holding {
   state: StockState
   /** Rounds of a chain, else images. */
   count: number
-  /** Of memory. */
+  /** Of memory that it brought, and that is still here. */
   bytes: number
+  /** That it needs of others' memory, or more than once of its own: counted there. */
+  shared: number
   /** Since it was sealed, or began to arrive, or last grew. */
   seconds: number
 }
 
 /** Holdings in one list, the oldest first. A cache may hold more: the total says so. */
 export const MOST_LISTED = 4096
-const NUMBERS = 1 + 4 + 8 + 4
+const NUMBERS = 1 + 4 + 8 + 8 + 4
 /** Bytes of the longest list. */
 export const LONGEST_STOCK = 4 + MOST_LISTED * (1 + LONGEST_ID + NUMBERS)
 const MOST_U32 = 2 ** 32 - 1
 
 /** The first `MOST_LISTED` of them; `total` are there. */
 export function encodeStock(total: number, holdings: readonly Holding[]): Buffer {
-  const parts = holdings.slice(0, MOST_LISTED).map(({ id, state, count, bytes, seconds }) => {
-    const size = Buffer.alloc(8)
-    size.writeBigUInt64LE(BigInt(bytes))
-    const numbers = [u32(count), size, u32(Math.min(Math.floor(seconds), MOST_U32))]
-    return Buffer.concat([Buffer.of(id.length), Buffer.from(id), Buffer.of(stockStates.indexOf(state)), ...numbers])
+  const parts = holdings.slice(0, MOST_LISTED).map(({ id, state, count, bytes, shared, seconds }) => {
+    const sizes = numbers(BigInt(bytes), BigInt(shared))
+    const counts = [u32(count), sizes, u32(Math.min(Math.floor(seconds), MOST_U32))]
+    return Buffer.concat([Buffer.of(id.length), Buffer.from(id), Buffer.of(stockStates.indexOf(state)), ...counts])
   })
   return Buffer.concat([u32(total), ...parts])
 }
@@ -62,16 +63,17 @@ export function decodeStock(body: Buffer): { total: number; holdings: Holding[] 
   const holdings: Holding[] = []
   for (let at = 4; at < body.length; ) {
     const id = at + 1
-    const numbers = id + body.readUInt8(at)
-    if (numbers + NUMBERS > body.length) throw new Fault('FORMAT', 'damaged list of snapshots')
+    const end = id + body.readUInt8(at)
+    if (end + NUMBERS > body.length) throw new Fault('FORMAT', 'damaged list of snapshots')
     holdings.push({
-      id: snapshotId(body.toString('latin1', id, numbers)),
-      state: oneOf(stockStates, body.readUInt8(numbers), 'listed'),
-      count: body.readUInt32LE(numbers + 1),
-      bytes: readCount(body, numbers + 5),
-      seconds: body.readUInt32LE(numbers + 13),
+      id: snapshotId(body.toString('latin1', id, end)),
+      state: oneOf(stockStates, body.readUInt8(end), 'listed'),
+      count: body.readUInt32LE(end + 1),
+      bytes: readCount(body, end + 5),
+      shared: readCount(body, end + 13),
+      seconds: body.readUInt32LE(end + 21),
     })
-    at = numbers + NUMBERS
+    at = end + NUMBERS
   }
   if (holdings.length > MOST_LISTED) {
     throw new Fault('LIMIT', `a list of ${holdings.length} snapshots, at most ${MOST_LISTED} are allowed`)

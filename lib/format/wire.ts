@@ -12,6 +12,7 @@ import { Fault } from '../fault.ts'
 import { type Frame, type FrameName, type FrameType, frameType } from './frame.ts'
 import { decodeList, encodeList, LONGEST_LIST, numbers, readCount, u32 } from './list.ts'
 import { imageName, LONGEST_ID, LONGEST_NAME, snapshotId } from './names.ts'
+import { decodeRecalled, decodeSame, encodeRecalled, encodeSame, LONGEST_RECALLED, SAME_BYTES } from './page-digest.ts'
 import { cutText, harmless, LONGEST_REASON } from './reason.ts'
 import { decodeStock, encodeStock, LONGEST_STOCK } from './stock.ts'
 import { decodeJoin, encodeJoin, JOIN_BYTES } from './stripes.ts'
@@ -75,6 +76,9 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   list: [CRC_BYTES, CRC_BYTES],
   listed: [4 + CRC_BYTES, LONGEST_STOCK + CRC_BYTES],
   remove: [1 + CRC_BYTES, LONGEST_ID + CRC_BYTES],
+  recall: [CRC_BYTES, CRC_BYTES],
+  recalled: [5 + CRC_BYTES, LONGEST_RECALLED + CRC_BYTES],
+  same: [SAME_BYTES + CRC_BYTES, SAME_BYTES + CRC_BYTES],
 }
 
 /** A frame's header, and its payload: of `data` and `packed` without the bytes of the image, which follow apart. */
@@ -137,6 +141,11 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
       return encodeJoin(frame)
     case 'listed':
       return encodeStock(frame.total, frame.holdings)
+    case 'recalled':
+      return encodeRecalled(frame)
+    case 'same':
+      return encodeSame(frame)
+    case 'recall':
     case 'list':
     case 'unchecked':
     case 'hello':
@@ -151,10 +160,12 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
 }
 
 /** Frames whose header carries a number: of bytes, or of rounds. */
-const counted = new Set<FrameName>(['data', 'packed', 'zeros', 'ack', 'resume', 'got', 'layer', 'reserve', 'reserved'])
+const counted = new Set<FrameName>([
+  ...(['data', 'packed', 'zeros', 'same', 'ack', 'resume', 'got', 'layer', 'reserve', 'reserved', 'recall'] as const),
+])
 
 /** Frames that speak of an image. */
-const addressed = new Set<FrameName>(['image', 'data', 'packed', 'zeros', 'imageEnd', 'ack'])
+const addressed = new Set<FrameName>(['image', 'data', 'packed', 'zeros', 'same', 'imageEnd', 'ack'])
 
 /** Throws `FORMAT` for a damaged or unknown header, `LIMIT` for a number above its limit. */
 export function decodeHeader(bytes: Buffer): Header {
@@ -231,7 +242,12 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
     case 'got':
     case 'reserve':
     case 'reserved':
+    case 'recall':
       return { type, offset }
+    case 'recalled':
+      return { type, ...decodeRecalled(body) }
+    case 'same':
+      return { type, channel, offset, ...decodeSame(body) }
     case 'verdict':
       return {
         type,

@@ -62,6 +62,8 @@ export interface CacheOptions {
   keep: boolean
   /** How to talk with proxies and clients that come over the port: our wire if undefined. Reports what fails, and closes the link. */
   hear?: ((line: Line, house: House, manners: Manners) => Promise<void>) | undefined
+  /** Offer the pages that are here to senders, and share them. */
+  dedup: boolean
   report: Report
   signal: AbortSignal
   onStatus?: (listener: () => void) => void
@@ -97,6 +99,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const pool = openPool(options.maxMemory, options.reserve)
   const shelf = openShelf(pool, {
     idleMs: options.timeoutMs,
+    dedup: options.dedup,
     onDropped(id, idleMs) {
       const fault = new Fault('MEMORY', `no round came for ${(idleMs / 1000).toFixed(1)} s, and memory was needed`)
       report({ event: 'failed', what: `the unfinished chain ${id}`, fault })

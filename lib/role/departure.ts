@@ -14,6 +14,7 @@ import { TOKEN_BYTES } from '../format/wire.ts'
 import type { Fate, Until, Verdict } from '../format/words.ts'
 import type { FrameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
+import { openKnown } from '../stream/known.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
 import type { Tuning } from '../stream/tuning.ts'
@@ -52,6 +53,8 @@ export interface Departure {
 
 export interface Departed {
   snapshot: Snapshot
+  /** Bytes of pages that the target had. */
+  spared?: number | undefined
   verdict: Verdict
   /** What became of the target's tasks; undefined if it could not be told: then `owed` is still on disk. */
   fate: Fate | undefined
@@ -71,6 +74,7 @@ export interface Failed {
 export async function depart(criu: Approach, options: Departure): Promise<Departed | Failed> {
   const { id, until, gates, directory, connect, layer, timeoutMs, signal } = options
   const { pid, bytes } = criu
+  const known = options.tuning?.dedup && openKnown(options.tuning.dedup)
   const token = randomBytes(TOKEN_BYTES)
   const gate = closedGate(gates, pid, 'post-dump')
   let atGate = false
@@ -93,13 +97,14 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
     if (stuck) line.cut(stop.signal.reason as Error)
   }
   stop.signal.addEventListener('abort', () => globalThis.setTimeout(cut, GRACE_MS).unref())
-  const talk = line.reader.then((reader) => listenTo(reader, line.greeted))
+  const talk = line.reader.then((reader) => listenTo(reader, line.greeted, known))
   const broken = talk.then((said) => said.offer)
   broken.catch((reason: unknown) => stop.abort(reason))
 
   if (bytes !== undefined) {
     const reserved = talk.then((said) => said.reserved)
-    const ready = Promise.race([reserved, late(timeoutMs, NO_MEMORY, stop.signal)])
+    const prepared = Promise.all([reserved, known?.ready])
+    const ready = Promise.race([prepared, late(timeoutMs, NO_MEMORY, stop.signal)])
     Promise.all([ready, rehearse()])
       .then(criu.open)
       .catch((reason: unknown) => stop.abort(reason))
@@ -150,6 +155,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
       reserve: bytes,
       layer,
       frozen: byReference,
+      known,
       ...(options.onBytes && { onBytes: options.onBytes }),
       greeted: line.greeted,
       confirm: async (images) => {
@@ -174,7 +180,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
       late(timeoutMs, 'no answer', stop.signal),
     ]).catch(() => undefined)
     if (fate !== undefined) settleOwed(debt)
-    return { snapshot, verdict: decided, fate, owed: debt }
+    return { snapshot, spared: known?.spared, verdict: decided, fate, owed: debt }
   } catch (error) {
     step('failed')
     gate.shut()

@@ -15,6 +15,7 @@ import { TOKEN_BYTES } from '../format/wire.ts'
 import { listImages, piecesOf } from '../store/directory.ts'
 import { frameReader, frameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
+import { openKnown } from '../stream/known.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
 import type { Tuning } from '../stream/tuning.ts'
@@ -71,17 +72,21 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
   const outside = (): void => stop.abort(signal.reason)
   signal.addEventListener('abort', outside)
   const over = new Fault('ABORTED', 'over')
+  const known = tuning?.dedup && openKnown(tuning.dedup)
   const line = oneLink(connect(stop.signal), timeoutMs, stop)
   try {
     // CRIU is read from before the cache is there: it may ask with the tasks frozen.
-    const talk = line.reader.then((reader) => listenTo(reader, false))
+    const talk = line.reader.then((reader) => listenTo(reader, false, known))
     talk.then((said) => said.offer).catch((reason: unknown) => stop.abort(reason))
     let begun = performance.now()
     const begin = (): void => {
       begun = performance.now()
     }
-    const sent = await sendSnapshot(line.writer, chain.id, watched(server, begin), {
+    // The tasks run by then: a criu pre-dump sends pages when it has thawed them.
+    const source = known === undefined ? server : waiting(server, Promise.race([known.ready, aborted(stop.signal)]))
+    const sent = await sendSnapshot(line.writer, chain.id, watched(source, begin), {
       ...tuning,
+      known,
       signal: stop.signal,
       layer: nextLayer(chain, false),
       reserve,
@@ -105,6 +110,21 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
     stop.abort(over)
     line.destroy()
   }
+}
+
+/** Pages go out when it is known which of them the cache has; what CRIU asks before is answered. */
+function waiting(source: ImageSource, ready: Promise<void>): ImageSource {
+  ready.catch(() => {})
+  async function* after(pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+    await ready
+    yield* pieces
+  }
+  async function* images(): AsyncGenerator<OpenImage> {
+    for await (const { name, body } of source.images) {
+      yield { name, body: body.kind === 'pieces' ? { kind: 'pieces', pieces: after(body.pieces) } : body }
+    }
+  }
+  return { images: images(), destroy: (reason) => source.destroy(reason) }
 }
 
 function pagesOf({ images }: Snapshot): number {

@@ -249,9 +249,9 @@ async function send(
     if (end.owed !== undefined) await payCache(end.owed, options)
     return false
   }
-  const { snapshot, verdict, fate, owed } = end
+  const { snapshot, spared, verdict, fate, owed } = end
   const ms = performance.now() - begun
-  report({ event: 'sent', id, images: snapshot.images.length, bytes: snapshot.bytes, ms, verified: true })
+  report({ event: 'sent', id, images: snapshot.images.length, bytes: snapshot.bytes, spared, ms, verified: true })
   if (fate === undefined) await payCache(owed, options)
   else conclude(id, { verdict, fate }, report)
   return true

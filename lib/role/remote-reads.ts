@@ -6,12 +6,13 @@
  * their place. criu would read them all while the tasks are frozen, and they could be taken for contents.
  */
 import { type ImageName, INVENTORY } from '../format/names.ts'
+import { pagesPattern } from '../format/pagemap.ts'
 import { ENOENT, type RemoteRequest } from '../format/remote.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { writeAll } from '../kernel/transfer.ts'
 import { pagemapPattern } from '../store/chain.ts'
-import { pagesPattern, type StoredImage } from '../store/memory.ts'
+import type { StoredImage } from '../store/memory.ts'
 import { encodeIds, giveImage, type Reader, reply } from './remote.ts'
 import type { RemoteImages } from './remote-images.ts'
 import { LARGEST_COPIED } from './serve.ts'

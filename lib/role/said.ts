@@ -2,6 +2,7 @@
 import { Fault } from '../fault.ts'
 import type { Fate } from '../format/words.ts'
 import type { FrameReader } from '../stream/frames.ts'
+import type { Known } from '../stream/known.ts'
 import { openNews } from '../stream/news.ts'
 import { unexpected } from '../stream/receive.ts'
 import { defer } from './wait.ts'
@@ -17,8 +18,8 @@ export interface Said {
   offer: Promise<never>
 }
 
-/** What it says, each as a promise that its refusal or its absence rejects. */
-export function listenTo(reader: FrameReader, begun: boolean): Said {
+/** What it says, each as a promise that its refusal or its absence rejects; what it offers goes to `known`. */
+export function listenTo(reader: FrameReader, begun: boolean, known?: Known): Said {
   const [sealed, ready, fate, offer] = [defer<bigint>(), defer<void>(), defer<Fate>(), defer<never>()]
   const reserved = defer<void>()
   const refuse = (reason: unknown): void => {
@@ -39,6 +40,7 @@ export function listenTo(reader: FrameReader, begun: boolean): Said {
       else if (frame.type === 'ready') ready.resolve()
       else if (frame.type === 'reserved') reserved.resolve()
       else if (frame.type === 'fate') fate.resolve(frame.fate)
+      else if (frame.type === 'recalled' && known !== undefined) known.take(frame)
       // It may still take a verdict.
       else if (frame.type === 'refused') refuse(new Fault(frame.code, `the target refused: ${frame.reason}`))
       else if (frame.type !== 'ack' && frame.type !== 'hello') throw unexpected(frame)

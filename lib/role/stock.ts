@@ -38,11 +38,11 @@ export function holdings({ shelf, arrivals }: Pick<House, 'shelf' | 'arrivals'>)
   const copies = arrivals.all.filter(({ id, state }) => !shelved.has(id) && hasTasks(state))
   return [
     ...all.map(({ id, state, count, sink, since }) => ({
-      ...{ id, count, bytes: sink.held, seconds: (now - since) / 1000 },
+      ...{ id, count, bytes: sink.held, shared: sink.shared, seconds: (now - since) / 1000 },
       state: state === 'sealed' ? stateOf(arrivals.get(id)) : state,
     })),
     ...copies.map(({ id, state, since }) => ({
-      ...{ id, count: 0, bytes: 0, seconds: (now - since) / 1000 },
+      ...{ id, count: 0, bytes: 0, shared: 0, seconds: (now - since) / 1000 },
       state: handedOver[state],
     })),
   ].sort((a, b) => b.seconds - a.seconds)

@@ -4,26 +4,25 @@
 import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { digestWords } from '../format/digest.ts'
-import type { ImageName, SnapshotId } from '../format/names.ts'
-import { type Frame, MOST_DATA } from '../format/wire.ts'
+import type { SnapshotId } from '../format/names.ts'
+import type { Frame } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
-import type { Piece, StoredImage } from '../store/memory.ts'
 import type { Arriving } from '../store/shelf.ts'
 import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
-import type { ImageSink, ImageSource, OpenImage } from '../stream/image.ts'
+import type { ImageSink } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { receiveSnapshot, unexpected } from '../stream/receive.ts'
 import { type Line, unknown } from '../stream/resuming-receiver.ts'
-import { sendSnapshot } from '../stream/send.ts'
-import { type Arrivals, byHand, type Lead, type Remote } from './arrivals.ts'
+import { type Arrivals, byHand } from './arrivals.ts'
 import type { House } from './cache.ts'
+import { give } from './giving.ts'
 import type { TargetState } from './handover.ts'
 import { asFault, refusalOf } from './refusal.ts'
 import { rehearse } from './rehearsal.ts'
 import { holdings, removeHolding } from './stock.ts'
 
 /** One conversation. */
-interface Talk {
+export interface Talk {
   line: Line
   link: Link
   reader: FrameReader
@@ -136,6 +135,11 @@ async function take(
   let digest: bigint
   try {
     const snapshot = await receiveSnapshot(reader, rehearsing(arriving), {
+      get offer() {
+        return arriving.offer
+      },
+      // Images that come meanwhile do not wait for it.
+      onRecall: (from) => void recalled(arriving, from, writer).catch((reason: Error) => link.destroy(reason)),
       onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
       onReserved: (offset) => writer.send({ type: 'reserved', offset }),
       onHandOver(far, token) {
@@ -198,6 +202,14 @@ async function take(
   }
 }
 
+async function recalled({ offer }: Arriving, from: number, writer: FrameWriter): Promise<void> {
+  const nothing = { offers: false, total: 0, digests: new Uint32Array() }
+  await writer.send({
+    type: 'recalled',
+    ...(offer === undefined ? nothing : { offers: true, ...(await offer.recall(from)) }),
+  })
+}
+
 /** While it makes memory ready, its sender is not ready to send either. Where there is to be no memory, both throw at once. */
 function rehearsing(arriving: Arriving): ImageSink {
   return {
@@ -208,9 +220,6 @@ function rehearsing(arriving: Arriving): ImageSink {
     },
   }
 }
-
-/** Larger windows are sent as they are. */
-const LARGEST_GATHERED = 2 ** 16
 
 /** How long a link stays after its verdict. */
 const SETTLED_MS = 1000
@@ -224,76 +233,4 @@ async function obey(frame: Frame | undefined, writer: FrameWriter, arrivals: Arr
   if (frame.type === 'failed') throw new Fault(frame.code, `the source gave up: ${frame.reason}`)
   if (frame.type !== 'verdict') throw unexpected(frame)
   await writer.send({ type: 'fate', fate: await arrivals.decide(frame.id, frame.verdict) })
-}
-
-async function give(
-  { id, timeoutMs }: { id: SnapshotId | undefined; timeoutMs: number },
-  { reader, writer, holds }: Talk & { holds: boolean },
-  { shelf, arrivals, options: { report, signal } }: House,
-): Promise<void> {
-  arrivals.refuseIfRunning(id)
-  const first = reader.next()
-  first.catch(() => {})
-  const left = new AbortController()
-  const leave = (): void => left.abort(new Fault('LINK', 'the client left before its snapshot was here'))
-  first.then(leave, leave)
-  const snapshot = await shelf.find(id, timeoutMs, left.signal, holds)
-  const done = snapshot.use()
-  let remote: Remote | undefined
-  let lead: Lead | undefined
-  try {
-    if (holds) remote = arrivals.remote(snapshot.id, writer)
-    else lead = arrivals.lead(snapshot.id, undefined, undefined)
-    const begun = performance.now()
-    const until = remote === undefined ? undefined : 'running'
-    const reserve = [...snapshot.images.values()].reduce((sum, { size }) => sum + size, 0)
-    const sent = await sendSnapshot(writer, snapshot.id, storedSource(snapshot.images), { signal, until, reserve })
-    const reply = await first
-    if (reply?.type !== 'sealed' || reply.digest !== sent.digest) {
-      throw new Fault('LINK', 'the client did not confirm the snapshot')
-    }
-    const ms = performance.now() - begun
-    report({ event: 'served', id: snapshot.id, images: sent.images.length, bytes: sent.bytes, ms })
-    await remote?.follow(reader)
-  } catch (error) {
-    remote?.lost(error as Fault)
-    throw error
-  } finally {
-    done()
-    await lead?.finish()
-  }
-}
-
-/** Windows of a size that is good to send; what was put together is overwritten when the next one is asked for. */
-function* gathered(pieces: Iterable<Piece>): Generator<Uint8Array> {
-  let room: Buffer | undefined
-  let filled = 0
-  for (const { window } of pieces) {
-    if (filled > 0 && filled + window.length > MOST_DATA && room !== undefined) {
-      yield room.subarray(0, filled)
-      filled = 0
-    }
-    if (window.length > LARGEST_GATHERED) {
-      if (filled > 0 && room !== undefined) yield room.subarray(0, filled)
-      filled = 0
-      yield window
-      continue
-    }
-    room ??= Buffer.allocUnsafeSlow(MOST_DATA)
-    room.set(window, filled)
-    filled += window.length
-  }
-  if (filled > 0 && room !== undefined) yield room.subarray(0, filled)
-}
-
-/** Stored images as a source, so that a snapshot can be sent on. */
-function storedSource(images: ReadonlyMap<ImageName, StoredImage>): ImageSource {
-  return {
-    images: (async function* (): AsyncGenerator<OpenImage> {
-      for (const { name, pieces } of images.values()) {
-        yield { name, body: { kind: 'pieces', pieces: gathered(pieces) } }
-      }
-    })(),
-    destroy() {},
-  }
 }

@@ -14,7 +14,8 @@ import { encodePagemap, PAGE_BYTES, readPagemap } from '../format/pagemap.ts'
 import { entriesOf, overlay, type Range, type Runs, rangesOf, runsOf } from '../format/runs.ts'
 import { pagemapPattern } from './chain.ts'
 import { named, pagesName } from './flat-pages.ts'
-import type { MemorySnapshot, MemoryWriter, Piece, StoredImage } from './memory.ts'
+import { inTurns } from './in-turns.ts'
+import type { MemorySnapshot, MemoryWriter, Piece, Place, Places, StoredImage } from './memory.ts'
 import { EXTENT } from './pool.ts'
 
 export interface FlatMemory {
@@ -29,6 +30,8 @@ export interface FlatMemory {
   last(): Promise<void>
   /** Gives back what the last part does not need; until then it is merely held. */
   settle(): Promise<void>
+  /** Where the pages of all rounds so far lie, between two of them. */
+  places(): Iterable<Place>
 }
 
 interface Flat {
@@ -78,7 +81,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
 
   function note(image: StoredImage): void {
     if (!pagemapPattern.test(image.name)) return
-    looking = looking.then(() => inTurns(look(image, true)))
+    looking = looking.then(() => inTurns(look(image, true), LONGEST_TURN_MS))
     looking.catch(() => {})
   }
 
@@ -113,7 +116,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
       if (old !== undefined) read.push(old)
       yield* rewrite(name, encodePagemap(pagesId, entriesOf(runs)))
       const size = presentBytes(runs)
-      sink.replace({ name: pagesName(pagesId), size, digest: 0n, pieces: pagesOf(runs) })
+      sink.replace({ name: pagesName(pagesId), size, digest: 0n, ...sink.lying(placesOf(runs)) })
     }
   }
 
@@ -132,15 +135,6 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
       yield
     }
     writer.end({ name, size, digest: 0n })
-  }
-
-  /** Made when they are asked for: there may be one for every page. */
-  function pagesOf(runs: Runs): Iterable<Piece> {
-    return {
-      *[Symbol.iterator]() {
-        for (const [address, pages] of rangesOf(runs, EXTENT)) yield sink.pagesAt(address, pages)
-      },
-    }
   }
 
   function* giveBack(): Generator<void, void> {
@@ -167,29 +161,24 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
     async round() {
       check(false)
       await looking
-      await inTurns(fold())
+      await inTurns(fold(), LONGEST_TURN_MS)
       const pages = new Set(filled)
       read.push(...[...sink.images.values()].filter((image) => !pages.has(image)))
-      await inTurns(giveBack())
+      await inTurns(giveBack(), LONGEST_TURN_MS)
       sink.reopen()
     },
     async last() {
       check(true)
       await looking
-      await inTurns(flattened())
+      await inTurns(flattened(), LONGEST_TURN_MS)
+    },
+    *places() {
+      for (const { runs } of below.values()) yield* placesOf(runs)
     },
     async settle() {
       await turn()
       await inTurns(giveBack(), LONGEST_ASIDE_MS)
     },
-  }
-}
-
-async function inTurns(work: Generator<unknown, unknown>, longestMs = LONGEST_TURN_MS): Promise<void> {
-  for (let since = performance.now(); work.next().done !== true; ) {
-    if (performance.now() - since < longestMs) continue
-    await turn()
-    since = performance.now()
   }
 }
 
@@ -208,6 +197,14 @@ function* ranges(image: StoredImage | undefined): Generator<Range> {
   if (image.size % PAGE_BYTES !== 0)
     throw new Fault('FORMAT', `${image.name} has ${image.size} bytes, which are no pages`)
   for (const { address, window } of image.pieces) yield [Number(address), window.length / PAGE_BYTES]
+}
+
+function placesOf(runs: Runs): Places {
+  return {
+    *[Symbol.iterator]() {
+      for (const [address, pages] of rangesOf(runs, EXTENT)) yield [address, pages * PAGE_BYTES]
+    },
+  }
 }
 
 function presentBytes({ count, pages, address }: Runs): number {

@@ -6,22 +6,16 @@
 import { setTimeout } from 'node:timers/promises'
 import type { ImageEntry } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
-import { PAGE_BYTES } from '../format/pagemap.ts'
+import { PAGE_BYTES, pagesPattern } from '../format/pagemap.ts'
 import { populate } from '../kernel/memory.ts'
 import type { ImageSink, ImageWriter } from '../stream/image.ts'
+import { lying, pageWriter } from './page-writer.ts'
+import { first, pieceWriter } from './piece-writer.ts'
 import { EXTENT, type Extent, type Pool } from './pool.ts'
+import { openRanges, type Ranges } from './ranges.ts'
+import type { Piece, Places, StoredImage } from './stored-image.ts'
 
-/** Consecutive bytes of an image. */
-export interface Piece {
-  address: bigint
-  window: Uint8Array
-  /** They are pages of a process, and whole pages here too: they can be lent and given back by themselves. */
-  pages?: true
-}
-
-export interface StoredImage extends ImageEntry {
-  pieces: Iterable<Piece>
-}
+export type { Piece, Place, Places, StoredImage } from './stored-image.ts'
 
 export interface MemoryWriter extends ImageWriter {
   wrote(bytes: number): void
@@ -32,8 +26,10 @@ export interface MemorySnapshot extends ImageSink {
   open(name: ImageName): MemoryWriter
   /** Only complete, verified images. */
   readonly images: ReadonlyMap<ImageName, StoredImage>
-  /** Bytes of memory held, unused ends included. */
+  /** Bytes of memory held, unused ends included; after `drop` what others still need of it. */
   readonly held: number
+  /** Bytes that it needs of others, or more than once of its own. */
+  readonly shared: number
   /** Answers after `patienceMs` at most, and goes on. */
   reserve(bytes: number, patienceMs?: number): Promise<number>
   /** Gives back what only this piece of a complete image holds; it cannot be read again. */
@@ -44,8 +40,8 @@ export interface MemorySnapshot extends ImageSink {
   reopen(): void
   /** Takes the place of an image of that name. */
   replace(image: StoredImage): void
-  /** Pages that lie in it, at this address of a page and in one extent. */
-  pagesAt(address: number, pages: number): Piece
+  /** An image of pages that are here, in the parts of a chain. */
+  lying(places: Places): Pick<StoredImage, 'pieces' | 'places'>
   /** Gives pages back, each once; they cannot be read again. */
   discardPages(address: number, pages: number): void
   /** Gives back the extents that only this image holds. */
@@ -61,8 +57,6 @@ const FAULTING = 2
 /** How long a sender waits for what it announced; the rest becomes ready while its images come. */
 const PATIENCE_MS = 10_000
 const FIRST_PIECE = 2 ** 10
-/** Images of nothing but pages. */
-export const pagesPattern = /^pages-\d+\.img$/
 /** An image above this gets extents of its own. */
 const LARGEST_SHARED = 64 * 2 ** 10
 
@@ -84,6 +78,12 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   let sharedPages: Piece | undefined
   const others: Piece[] = [shared]
 
+  /** Given, while others may need pages of them. */
+  const left = new Set<Extent>()
+  /** Pages that we need of others, or once more of our own: until we drop all. */
+  const needed = openRanges(pool)
+  const lists = new Set<Ranges>()
+
   /** Of the images that come now: what is made ready for them is for no others. */
   let arrival = { open: true }
 
@@ -91,6 +91,11 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     const taken = ahead.pop() ?? pool.take()
     extents.set(Number(taken.address), taken)
     return taken
+  }
+
+  function closeLists(): void {
+    for (const ranges of lists) ranges.close()
+    lists.clear()
   }
 
   function giveUp(): Extent | undefined {
@@ -136,6 +141,11 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     const taken = extents.get(address)
     if (taken === undefined) return
     extents.delete(address)
+    give(taken)
+  }
+
+  function give(taken: Extent): void {
+    if (taken.sharing !== undefined) left.add(taken)
     pool.give(taken)
   }
 
@@ -160,39 +170,38 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     if (pages > 0) discardPages(first * PAGE_BYTES, pages)
   }
 
+  /** Each next one is larger. */
+  function spaces(first: number, carve: (bytes: number) => Piece): (wanted: number) => Piece {
+    let next = first
+    return (wanted) => {
+      while (next < wanted && next <= LARGEST_SHARED) next *= 4
+      const bytes = next
+      next *= 4
+      return bytes > LARGEST_SHARED ? own(extent()) : carve(bytes)
+    }
+  }
+
+  function openPages(name: ImageName): MemoryWriter {
+    const ranges = openRanges(pool)
+    lists.add(ranges)
+    return pageWriter(name, pool, ranges, {
+      space: spaces(PAGE_BYTES, carvePages),
+      leave({ address, window }, filled) {
+        const begin = Number(address)
+        if (!owned.has(begin)) discardBetween(begin + filled, begin + window.length)
+      },
+      share(address, pages) {
+        // What is noted is given back: it must be noted first.
+        needed.add(address, pages * PAGE_BYTES)
+        pool.share(address, pages)
+      },
+      end: (image) => void images.set(name, image),
+    })
+  }
+
   function openImage(name: ImageName): MemoryWriter {
-    const pieces: Piece[] = []
-    const paged = apart && pagesPattern.test(name)
-    let next = paged ? PAGE_BYTES : FIRST_PIECE
-    let space: Piece | undefined
-    let filled = 0
-    const close = (): void => {
-      if (space !== undefined) {
-        const end = Number(space.address) + space.window.length
-        if (paged && !owned.has(Number(space.address))) discardBetween(end - space.window.length + filled, end)
-        pieces.push(first(space, filled))
-      }
-      space = undefined
-      filled = 0
-    }
-    return {
-      room(wanted) {
-        if (space !== undefined && filled === space.window.length) close()
-        if (space === undefined) {
-          while (next < wanted && next <= LARGEST_SHARED) next *= 4
-          space = next > LARGEST_SHARED ? own(extent()) : paged ? carvePages(next) : carve(next)
-          next *= 4
-        }
-        return space.window.subarray(filled)
-      },
-      wrote(bytes) {
-        filled += bytes
-      },
-      end(entry) {
-        close()
-        images.set(name, { ...entry, pieces })
-      },
-    }
+    if (apart && pagesPattern.test(name)) return openPages(name)
+    return pieceWriter(spaces(FIRST_PIECE, carve), (entry, pieces) => images.set(name, { ...entry, pieces }))
   }
 
   return {
@@ -220,9 +229,17 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     },
     complete: giveAhead,
     get held() {
-      let bytes = extents.size * EXTENT
-      for (const { holes } of extents.values()) bytes -= (holes?.count ?? 0) * PAGE_BYTES
+      let bytes = 0
+      for (const extent of extents.values()) bytes += heldIn(extent)
+      for (const extent of left) {
+        const still = heldIn(extent)
+        if (still === 0) left.delete(extent)
+        bytes += still
+      }
       return bytes
+    },
+    get shared() {
+      return needed.bytes
     },
     release({ address, window, pages }) {
       if (pages) discardPages(Number(address), window.length / PAGE_BYTES)
@@ -230,6 +247,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     },
     reopen() {
       images.clear()
+      closeLists()
       // They lay there.
       for (const { address } of others.splice(1)) giveExtent(Number(address))
       shared = others[0]
@@ -238,18 +256,13 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     replace(image) {
       images.set(image.name, image)
     },
-    pagesAt(address, pages) {
-      const begin = address - (address % EXTENT)
-      const { window } = extents.get(begin) as Extent
-      const at = address - begin
-      return { address: BigInt(address), window: window.subarray(at, at + pages * PAGE_BYTES), pages: true }
-    },
+    lying: (places) => lying(pool, places),
     discardPages,
-    discard({ pieces }) {
-      for (const { address } of pieces) giveOwn(Number(address))
+    discard({ pieces, spaces }) {
+      for (const { address } of spaces ?? pieces) giveOwn(Number(address))
     },
-    trim({ pieces }) {
-      for (const { address, window } of pieces) {
+    trim({ pieces, spaces }) {
+      for (const { address, window } of spaces ?? pieces) {
         const begin = Number(address)
         if (owned.delete(begin)) discardBetween(begin + window.length, begin + EXTENT)
       }
@@ -257,16 +270,19 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     drop() {
       giveAhead()
       images.clear()
-      for (const taken of extents.values()) pool.give(taken)
+      for (const taken of extents.values()) give(taken)
       extents.clear()
       owned.clear()
       shared = undefined
+      for (const [address, bytes] of needed) pool.unshare(address, bytes / PAGE_BYTES)
+      needed.close()
+      closeLists()
     },
   }
 }
 
-function first({ address, window }: Piece, bytes: number): Piece {
-  return { address, window: window.subarray(0, bytes) }
+function heldIn({ holes }: Extent): number {
+  return EXTENT - (holes?.count ?? 0) * PAGE_BYTES
 }
 
 function behind({ address, window }: Piece, bytes: number): Piece {

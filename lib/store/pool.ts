@@ -8,6 +8,7 @@
  * ahead gives way to images: an announcement costs nobody else anything, and takes no memory that the machine lacks.
  */
 import { Fault } from '../fault.ts'
+import { DIGEST_WORDS } from '../format/page-digest.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { allowHuge, availableMemory, discard, HUGE_PAGE, mapMemory, populate, type Region } from '../kernel/memory.ts'
 import { formatSize } from '../size.ts'
@@ -17,10 +18,29 @@ export interface Extent {
   window: Uint8Array
   /** Pages that were given back before the rest: 1 for each. */
   holes?: { pages: Uint8Array; count: number } | undefined
+  /** Where others need pages of it. */
+  sharing?: Sharing
+  /** Those of its pages that were taken, see offer.ts. */
+  digests?: Digests
+}
+
+interface Sharing {
+  /** Of each page: how many others need it. */
+  needs: Uint32Array
+  /** 1 for a page that its owner has given. */
+  given: Uint8Array
+  /** While there is one, no page goes. */
+  pins: number
+}
+
+interface Digests {
+  words: Uint32Array
+  /** 1 for a page whose digest is there. */
+  taken: Uint8Array
 }
 
 export const EXTENT = HUGE_PAGE
-const PAGES = EXTENT / PAGE_BYTES
+export const PAGES = EXTENT / PAGE_BYTES
 /**
  * A region is as large as all before it, within these. Each one makes Node collect garbage, for it counts windows as if they were its
  * own: with regions of 64 MiB that took 0.2 s a GiB.
@@ -42,11 +62,27 @@ export interface Pool {
   readonly spare: Set<() => Extent | undefined>
   /** When nobody has one to spare: gives up what nobody needs now, a part at a time. Returns whether somebody did. */
   relief: () => boolean
-  /** The caller has no window on it left. */
+  /** The caller has no window on it left. Pages that others need stay until nobody does. */
   give(extent: Extent): void
+  /** The extent with this address in it, if it is handed out. */
+  at(address: number): Extent | undefined
+  /** What is at this address, in one extent or in the zeros. */
+  window(address: number, bytes: number): Uint8Array
+  /** An extent's worth of zeros that takes no memory: nobody writes there. */
+  readonly zeros: number
+  /** Whether the address is in it. */
+  isZeros(address: number): boolean
+  /** Somebody else needs these pages, of one extent, until as many `unshare`. */
+  share(address: number, pages: number): void
+  unshare(address: number, pages: number): void
+  /** All pages of it stay until as many `unpin`. */
+  pin(extent: Extent): void
+  unpin(extent: Extent): void
+  /** Counts memory that is not in extents; a negative number gives it back. Throws `MEMORY`. */
+  charge(bytes: number): void
   /**
    * Pages of an extent, whose number this is of the first, are of no use any more: the system has them again, and they count as free.
-   * Each is given once, whoever says it again. Returns whether that was the last of them: then the extent is to be given.
+   * Each is given once, whoever says it again, and is free when nobody else needs it. Returns whether that was the last of them: then the extent is free.
    */
   givePages(extent: Extent, first: number, count: number): boolean
 }
@@ -55,6 +91,8 @@ export interface Pool {
 export function openPool(limit: number, reserve = 0, available = availableMemory): Pool {
   const free: Extent[] = []
   const ready: Extent[] = []
+  const handed = new Map<number, Extent>()
+  let zeros: Region | undefined
   const spare: Pool['spare'] = new Set()
   let used = 0
   let mapped = 0
@@ -100,6 +138,79 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
   function take(): Extent {
     const extent = ready.pop() ?? fromFree()
     used += EXTENT
+    handed.set(Number(extent.address), extent)
+    return extent
+  }
+
+  /** Makes room for as many bytes, or throws. What it returns may be had instead. */
+  function makeRoom(bytes: number): Extent | undefined {
+    if (used + bytes <= limit) return undefined
+    for (const giveUp of spare) {
+      const given = giveUp()
+      if (given !== undefined) return given
+    }
+    while (pool.relief()) if (used + bytes <= limit) return undefined
+    throw new Fault('MEMORY', `the memory for images is full: ${formatSize(used)} of ${formatSize(limit)}`, {
+      hint: 'raise --max-memory, or drop a snapshot: cache -D DIR --ls, and --rm ID',
+    })
+  }
+
+  function isOut(extent: Extent): boolean {
+    return handed.get(Number(extent.address)) === extent
+  }
+
+  /** All of it is back. */
+  function finish(extent: Extent): void {
+    const { address, window, holes, digests } = extent
+    handed.delete(Number(address))
+    used -= EXTENT - (holes?.count ?? 0) * PAGE_BYTES
+    if (digests !== undefined) used -= DIGESTS_BYTES
+    if (holes !== undefined) allowHuge(address, EXTENT, true)
+    free.push({ address, window })
+    void refill()
+  }
+
+  /** Gives back those pages that their owner has given and nobody needs. */
+  function reclaim(extent: Extent, first: number, count: number): boolean {
+    const { sharing } = extent
+    if (sharing !== undefined && sharing.pins > 0) return false
+    const holes = withHoles(extent)
+    const idle = (page: number): boolean =>
+      holes.pages[page] === 0 && (sharing === undefined || (sharing.given[page] === 1 && sharing.needs[page] === 0))
+    for (let at = first; at < first + count; ) {
+      const begin = at
+      while (at < first + count && idle(at)) at++
+      if (at > begin) {
+        holes.pages.fill(1, begin, at)
+        holes.count += at - begin
+        used -= (at - begin) * PAGE_BYTES
+        discard(extent.address + BigInt(begin * PAGE_BYTES), (at - begin) * PAGE_BYTES)
+      } else at++
+    }
+    if (holes.count === PAGES) finish(extent)
+    return holes.count === PAGES
+  }
+
+  function shared(extent: Extent): Sharing {
+    extent.sharing ??= {
+      needs: new Uint32Array(PAGES),
+      given: extent.holes?.pages.slice() ?? new Uint8Array(PAGES),
+      pins: 0,
+    }
+    return extent.sharing
+  }
+
+  function at(address: number): Extent | undefined {
+    return handed.get(address - (address % EXTENT))
+  }
+
+  /** Those in need are counted one by one. */
+  function need(address: number, pages: number, more: 1 | -1): Extent | undefined {
+    const extent = at(address)
+    if (extent === undefined) return undefined
+    const first = pageIn(address)
+    const { needs } = shared(extent)
+    for (let page = first; page < first + pages; page++) needs[page] = (needs[page] as number) + more
     return extent
   }
 
@@ -118,41 +229,63 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
         return undefined
       }
     },
-    take() {
-      if (used + EXTENT <= limit) return take()
-      for (const giveUp of spare) {
-        const given = giveUp()
-        if (given !== undefined) return given
-      }
-      while (pool.relief()) if (used + EXTENT <= limit) return take()
-      throw new Fault('MEMORY', `the memory for images is full: ${formatSize(used)} of ${formatSize(limit)}`, {
-        hint: 'raise --max-memory, or drop a snapshot: cache -D DIR --ls, and --rm ID',
-      })
-    },
+    take: () => makeRoom(EXTENT) ?? take(),
     give(extent) {
+      if (!isOut(extent)) return
+      if (extent.sharing !== undefined) return void pool.givePages(extent, 0, PAGES)
       discard(extent.address, EXTENT)
-      used -= EXTENT - (extent.holes?.count ?? 0) * PAGE_BYTES
-      if (extent.holes !== undefined) allowHuge(extent.address, EXTENT, true)
-      extent.holes = undefined
-      free.push(extent)
-      void refill()
+      finish(extent)
+    },
+    at,
+    window(address, bytes) {
+      const { address: begin, window } = pool.isZeros(address) ? (zeros as Region) : (at(address) as Extent)
+      return window.subarray(address - Number(begin), address - Number(begin) + bytes)
+    },
+    get zeros() {
+      zeros ??= mapMemory(EXTENT)
+      return Number(zeros.address)
+    },
+    isZeros: (address) => zeros !== undefined && address - (address % EXTENT) === Number(zeros.address),
+    share(address, pages) {
+      if (need(address, pages, 1) === undefined) throw new Error('pages that are not there')
+    },
+    unshare(address, pages) {
+      const extent = need(address, pages, -1)
+      if (extent !== undefined) reclaim(extent, pageIn(address), pages)
+    },
+    pin(extent) {
+      shared(extent).pins++
+    },
+    unpin(extent) {
+      shared(extent).pins--
+      if (isOut(extent)) reclaim(extent, 0, PAGES)
+    },
+    charge(bytes) {
+      while (bytes > 0 && used + bytes > limit) {
+        const given = makeRoom(bytes)
+        if (given !== undefined) pool.give(given)
+      }
+      used += bytes
     },
     givePages(extent, first, count) {
-      if (extent.holes === undefined) allowHuge(extent.address, EXTENT, false)
-      extent.holes ??= { pages: new Uint8Array(PAGES), count: 0 }
-      const { holes } = extent
-      for (let at = first; at < first + count; ) {
-        const begin = at
-        while (at < first + count && holes.pages[at] === 0) at++
-        if (at > begin) {
-          holes.pages.fill(1, begin, at)
-          holes.count += at - begin
-          used -= (at - begin) * PAGE_BYTES
-          discard(extent.address + BigInt(begin * PAGE_BYTES), (at - begin) * PAGE_BYTES)
-        } else at++
-      }
-      return holes.count === PAGES
+      if (!isOut(extent)) return true
+      extent.sharing?.given.fill(1, first, first + count)
+      return reclaim(extent, first, count)
     },
   }
   return pool
+}
+
+/** What an extent's digests take, and who shares its pages. */
+export const DIGESTS_BYTES = PAGES * (DIGEST_WORDS * 4 + 1 + 4 + 1)
+
+function pageIn(address: number): number {
+  return (address % EXTENT) / PAGE_BYTES
+}
+
+/** A huge page must not come back where some of it is discarded. */
+function withHoles(extent: Extent): NonNullable<Extent['holes']> {
+  if (extent.holes === undefined) allowHuge(extent.address, EXTENT, false)
+  extent.holes ??= { pages: new Uint8Array(PAGES), count: 0 }
+  return extent.holes
 }

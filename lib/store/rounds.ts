@@ -36,11 +36,14 @@ export interface Rounds {
   drop(id: SnapshotId): boolean
 }
 
-export function openRounds(pool: Pool): Rounds {
+/** `onDropped` is told of memory that others may still need. */
+export function openRounds(pool: Pool, onDropped: (id: SnapshotId, chain: Growing) => void = () => {}): Rounds {
   const chains = new Map<SnapshotId, Growing>()
 
   function drop(id: SnapshotId): boolean {
-    chains.get(id)?.sink.drop()
+    const chain = chains.get(id)
+    chain?.sink.drop()
+    if (chain !== undefined) onDropped(id, chain)
     return chains.delete(id)
   }
 

@@ -6,12 +6,21 @@
  */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
-import type { StockState } from '../format/stock.ts'
 import type { Layer } from '../format/wire.ts'
 import { type News, openNews } from '../stream/news.ts'
-import { type MemorySnapshot, type MemoryWriter, memorySnapshot, type Piece, type StoredImage } from './memory.ts'
+import { type Lying, openLeaving, remains } from './leaving.ts'
+import {
+  type MemorySnapshot,
+  type MemoryWriter,
+  memorySnapshot,
+  type Piece,
+  type Places,
+  type StoredImage,
+} from './memory.ts'
+import { type Offer, openOffers } from './offer.ts'
 import type { Pool } from './pool.ts'
 import { type Growing, openRounds, unfinished } from './rounds.ts'
+import { openWaiters, type Wish } from './waiters.ts'
 
 export interface Sealed {
   readonly id: SnapshotId
@@ -32,6 +41,8 @@ export interface Arriving {
   open(name: ImageName): MemoryWriter
   /** Whether the id is this one's: that of an unfinished chain is not, before `join`. */
   readonly owns: boolean
+  /** What is offered to its sender, undefined where nothing is. It ends with `seal` or `drop`. */
+  readonly offer: Offer | undefined
   /** It is a part of a chain. Before anything is stored. Throws `MISSING` or `EXISTS` where that is not here as it says, `MEMORY`. */
   join(layer: Layer): void
   /**
@@ -75,28 +86,12 @@ export interface Shelf {
   removeChain(id: SnapshotId): boolean
 }
 
-export interface Lying {
-  id: SnapshotId
-  state: Extract<StockState, 'arriving' | 'sealed' | 'leaving' | 'chain'>
-  /** Rounds of a chain, else images. */
-  count: number
-  sink: Pick<MemorySnapshot, 'held'>
-  /** By performance.now(). */
-  since: number
-}
-
 export interface ShelfOptions {
-  /** A chain that waited as long gives way when memory runs out. */
+  /** A chain that waited as long gives way when memory runs out, and what was offered to a sender that was silent as long. */
   idleMs?: number
+  /** Senders are told which pages are here, and pages of several snapshots are stored once. */
+  dedup?: boolean
   onDropped?: (id: SnapshotId, idleMs: number) => void
-}
-
-interface Waiter {
-  id: SnapshotId | undefined
-  early: boolean
-  fits: (snapshot: Sealed) => boolean
-  since: number
-  resolve: (snapshot: Sealed) => void
 }
 
 interface Entry extends Sealed {
@@ -109,44 +104,49 @@ interface Entry extends Sealed {
   notBefore: number
 }
 
-export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDropped }: ShelfOptions = {}): Shelf {
+export function openShelf(
+  pool: Pool,
+  { idleMs = Number.POSITIVE_INFINITY, dedup = false, onDropped }: ShelfOptions = {},
+): Shelf {
   const sealed = new Map<SnapshotId, Entry>()
-  /** Removed, and still read. */
-  const leaving = new Set<Entry>()
+  const leaving = openLeaving()
   const arriving = new Map<SnapshotId, { sink: MemorySnapshot; since: number }>()
-  const chains = openRounds(pool)
-  const waiters = new Set<Waiter>()
+  const chains = openRounds(pool, (id, { sink, since }) => leaving.add(remains(id, sink, since)))
+  const offers = dedup ? openOffers(pool) : undefined
+  const waiters = openWaiters(now)
   const failures = openNews()
   const whatever = (): boolean => true
   pool.relief = () => {
     const dropped = chains.dropIdle(idleMs)
     if (dropped !== undefined) onDropped?.(dropped.id, dropped.ms)
-    return dropped !== undefined
+    return dropped !== undefined || offers?.withdrawIdle(idleMs) === true
+  }
+
+  /** The newest first. */
+  function* donors(own: Growing | undefined): Generator<Places> {
+    if (own !== undefined) yield own.flat.places()
+    for (const { images } of [...sealed.values()].reverse()) {
+      for (const { places = [] } of images.values()) yield places
+    }
+    for (const { flat } of chains.all.values()) yield flat.places()
   }
 
   function* lying(): Generator<Lying> {
     for (const [id, { sink, since }] of arriving) yield { id, state: 'arriving', count: sink.images.size, sink, since }
-    const entries = [...sealed.values(), ...leaving]
-    for (const { id, images, sink, since, removed } of entries) {
-      yield { id, state: removed ? 'leaving' : 'sealed', count: images.size, sink, since }
+    for (const { id, images, sink, since } of sealed.values()) {
+      yield { id, state: 'sealed', count: images.size, sink, since }
+    }
+    for (const { id, images, sink, since } of leaving.all) {
+      yield { id, state: 'leaving', count: images.size, sink, since }
     }
     for (const [id, { sink, rounds, since }] of chains.all) yield { id, state: 'chain', count: rounds, sink, since }
   }
 
-  function now({ id, early, fits, since }: Omit<Waiter, 'resolve'>): Sealed | undefined {
+  function now({ id, early, fits, since }: Wish<Sealed>): Sealed | undefined {
     if (id === undefined && arriving.size > 0) return undefined
     const entry = id === undefined ? [...sealed.values()].findLast(fits) : sealed.get(id)
     if (entry === undefined || (entry.undecided && !early) || entry.notBefore > since) return undefined
     return entry
-  }
-
-  function wake(): void {
-    for (const waiter of waiters) {
-      const snapshot = now(waiter)
-      if (snapshot === undefined) continue
-      waiters.delete(waiter)
-      waiter.resolve(snapshot)
-    }
   }
 
   function refuseTaken(id: SnapshotId): void {
@@ -156,14 +156,13 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
 
   function dropIfUnused(entry: Entry): void {
     if (!entry.removed) return
-    if (entry.users > 0) return void leaving.add(entry)
-    leaving.delete(entry)
-    entry.sink.drop()
+    if (entry.users === 0) entry.sink.drop()
+    leaving.add(entry)
   }
 
   return {
     get counts() {
-      return { snapshots: sealed.size, chains: chains.all.size, parked: waiters.size }
+      return { snapshots: sealed.size, chains: chains.all.size, parked: waiters.count }
     },
     get all() {
       return [...lying()]
@@ -174,9 +173,11 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
       let chain: Growing | undefined
       let sink: MemorySnapshot | undefined
       let over = false
+      let offer: Offer | undefined
       function own(taken: MemorySnapshot): MemorySnapshot {
         sink = taken
         arriving.set(id, { sink: taken, since: performance.now() })
+        if (offers !== undefined) offer ??= offers.open(() => donors(chain))
         return taken
       }
       function owned(): MemorySnapshot {
@@ -191,7 +192,7 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
         own(chain.sink)
       }
       if (part !== undefined) join(part)
-      else if (!chains.has(id)) own(memorySnapshot(pool))
+      else if (!chains.has(id)) own(memorySnapshot(pool, dedup))
       return {
         get sink() {
           return owned()
@@ -199,6 +200,9 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
         open: (name) => (chain === undefined ? owned() : chain.flat).open(name),
         get owns() {
           return sink !== undefined
+        },
+        get offer() {
+          return offer
         },
         join,
         async complete() {
@@ -210,10 +214,11 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
           const sink = owned()
           over = true
           arriving.delete(id)
+          offer?.close()
           if (chain !== undefined && layer?.last === false) {
             chain.rounds++
             chains.put(id, chain)
-            return wake()
+            return waiters.wake()
           }
           sink.complete()
           const entry: Entry = {
@@ -236,53 +241,30 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
           }
           sealed.set(id, entry)
           void chain?.flat.settle()
-          wake()
+          waiters.wake()
         },
         drop() {
           if (over || sink === undefined) return
           over = true
+          offer?.close()
           sink.drop()
           arriving.delete(id)
-          wake()
+          leaving.add(remains(id, sink))
+          waiters.wake()
           if (arriving.size === 0) failures.tell()
         },
       }
     },
     failures,
     has: (id) => now({ id, early: false, fits: whatever, since: performance.now() }) !== undefined,
-    find(id, timeoutMs, signal, early = false, fits = whatever) {
-      const since = performance.now()
-      const snapshot = now({ id, early, fits, since })
-      if (snapshot !== undefined) return Promise.resolve(snapshot)
-      return new Promise((resolve, reject) => {
-        const giveUp = (reason: unknown): void => {
-          clearTimeout(timer)
-          waiters.delete(waiter)
-          reject(reason)
-        }
-        const what = id === undefined ? 'no snapshot' : `no snapshot ${id}`
-        const tooLate = new Fault('TIMEOUT', `${what} was sealed within ${timeoutMs / 1000} s`)
-        const timer = setTimeout(giveUp, timeoutMs, tooLate)
-        signal?.addEventListener('abort', () => giveUp(signal.reason), { once: true })
-        const waiter: Waiter = {
-          id,
-          early,
-          fits,
-          since,
-          resolve(found) {
-            clearTimeout(timer)
-            resolve(found)
-          },
-        }
-        waiters.add(waiter)
-      })
-    },
+    find: (id, timeoutMs, signal, early = false, fits = whatever) =>
+      waiters.wait({ id, early, fits, since: performance.now() }, timeoutMs, signal),
     decide(id, sourceRuns) {
       const entry = sealed.get(id)
       if (entry === undefined) return
       entry.undecided = false
       if (sourceRuns) entry.notBefore = performance.now()
-      wake()
+      waiters.wake()
     },
     remove(id) {
       const entry = sealed.get(id)
@@ -292,7 +274,7 @@ export function openShelf(pool: Pool, { idleMs = Number.POSITIVE_INFINITY, onDro
         dropIfUnused(entry)
         if (entry.undecided) failures.tell()
       }
-      wake()
+      waiters.wake()
     },
     removeChain: (id) => chains.drop(id),
   }

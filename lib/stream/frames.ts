@@ -88,6 +88,10 @@ function refuseTls(start: Buffer): void {
   })
 }
 
+export function unexpected(frame: Frame): Fault {
+  return new Fault('FORMAT', `a ${frame.type} frame where none belongs`)
+}
+
 export function truncated(): Fault {
   return new Fault('TRUNCATED', 'the stream ended before the end of the snapshot', {
     hint: 'the sender was stopped or the link was cut',

@@ -37,4 +37,16 @@ export interface ImageWriter {
   wrote(bytes: number): void | Promise<void>
   /** The image is complete and its contents are what the sender announced. */
   end(entry: ImageEntry): void | Promise<void>
+  /** Where pages need not be written that lie here already. */
+  readonly shared?: SharedPages
+}
+
+/** An image of pages, some of which are elsewhere as well. Between whole pages. */
+export interface SharedPages {
+  /** Where a page of this image lies, and how many lie behind it; undefined for one that has not come. */
+  run(page: number): [address: number, pages: number] | undefined
+  /** The pages at this address, all in one extent, come next. Returns them. Throws `MEMORY`. */
+  take(address: number, pages: number): Uint8Array
+  /** So many pages of zeros come next. Yields them. */
+  zeros(pages: number): Iterable<Uint8Array>
 }

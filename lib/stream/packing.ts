@@ -10,16 +10,22 @@ import { encodeFrame, MOST_DATA } from '../format/wire.ts'
 import type { CodecName } from '../format/words.ts'
 import { type Compressor, compressor } from '../kernel/codec.ts'
 import { type FrameWriter, writerOver } from './frames.ts'
+import type { Known } from './known.ts'
+import { type KnownRun, knownRuns } from './known-runs.ts'
 import type { Outlet } from './link.ts'
 import { openPace, type Pace } from './pace.ts'
 import type { PipeReader } from './pipe-reader.ts'
-import { PAGE, runsOf } from './zeros.ts'
+import { PAGE, type Run, runsOf } from './zeros.ts'
 
 export type Compress = 'auto' | CodecName
 
 /** One image on its way. */
 export interface Outgoing {
   channel: number
+  /** It has nothing but pages. */
+  pages: boolean
+  /** Bytes of it that were added. */
+  size(): number
   /** Bytes go out next, in their order. Returns their offset. */
   add(bytes: Uint8Array): number
   /** Sends bytes as they are. */
@@ -75,20 +81,32 @@ export function checkCompress(compress: Compress): void {
   for (const codec of compress === 'auto' ? (['zstd', 'lz4'] as const) : [compress]) compressor(codec).close()
 }
 
-/** Chunks have at most `most` bytes. Throws `IO` where a library is not installed. */
-export function openPacking(compress: Compress, over: FrameWriter, most: number): Packing {
-  checkCompress(compress)
+/**
+ * Chunks have at most `most` bytes. Pages that are `known` are not sent; without `compress` the rest goes as it is. Throws `IO` where a library
+ * is not installed.
+ */
+export function openPacking(compress: Compress | undefined, over: FrameWriter, most: number, known?: Known): Packing {
+  if (compress !== undefined) checkCompress(compress)
   const pace = compress === 'auto' ? openPace(LANES, performance.now()) : undefined
   const writer = pace === undefined ? over : writerOver(over, (outlet) => timed(outlet, pace))
   const slots = pool(LANES + 1)
   const choose = (): CodecName | undefined => (compress === 'auto' ? pace?.choose(performance.now()) : compress)
 
-  async function partOf(slot: Slot, from: number, to: number, at: number, image: Outgoing, codec: CodecName) {
+  const looksUp = ({ pages }: Outgoing): boolean => pages && known?.offers === true
+
+  async function partOf(
+    slot: Slot,
+    { from, to }: Run,
+    at: number,
+    image: Outgoing,
+    codec: CodecName | undefined,
+  ): Promise<Part> {
     const bytes = slot.raw.subarray(from, to)
     const raw = bytes.length
     const base = { channel: image.channel, offset: at + from }
     const plain: Part = { head: encodeFrame({ type: 'data', ...base, length: raw }), bytes }
-    if (raw < LEAST_PACKED || (pace !== undefined && raw >= LEAST_SAMPLED && !shrinks(bytes))) return plain
+    if (codec === undefined || raw < LEAST_PACKED || (pace !== undefined && raw >= LEAST_SAMPLED && !shrinks(bytes)))
+      return plain
     const into = slot.out.subarray(from, from + Math.floor(raw * SHRUNK))
     const coder = slot.coder(codec)
     const begun = performance.now()
@@ -98,19 +116,35 @@ export function openPacking(compress: Compress, over: FrameWriter, most: number)
     return { head: encodeFrame({ type: 'packed', ...base, codec, raw, length }), bytes: into.subarray(0, length) }
   }
 
-  async function pack(slot: Slot, bytes: number, at: number, image: Outgoing, codec: CodecName): Promise<Part[]> {
+  function runs(slot: Slot, bytes: number, at: number, image: Outgoing): KnownRun[] {
+    if (known === undefined || !looksUp(image) || at % PAGE !== 0) return runsOf(slot.raw, slot.words, bytes)
+    return knownRuns(known, slot, bytes, image.channel, at / PAGE)
+  }
+
+  async function pack(slot: Slot, bytes: number, at: number, image: Outgoing, codec: CodecName | undefined) {
     const parts: Part[] = []
-    for (const { from, to, zero } of runsOf(slot.raw, slot.words, bytes)) {
-      const zeros = { type: 'zeros', channel: image.channel, offset: at + from, raw: to - from } as const
-      parts.push(zero ? { head: encodeFrame(zeros) } : await partOf(slot, from, to, at, image, codec))
+    const { channel } = image
+    for (const run of runs(slot, bytes, at, image)) {
+      const { from, to, zero, same } = run
+      const base = { channel, offset: at + from }
+      if (zero) parts.push({ head: encodeFrame({ type: 'zeros', ...base, raw: to - from }) })
+      else if (same === undefined) parts.push(await partOf(slot, run, at, image, codec))
+      else parts.push({ head: encodeFrame({ type: 'same', ...base, ...same, pages: (to - from) / PAGE }) })
     }
     return parts
   }
 
   /** Compresses the first `bytes` bytes of the slot at once, and sends them after `before`. */
-  async function launch(slot: Slot, bytes: number, image: Outgoing, codec: CodecName, before: Promise<void>) {
+  async function launch(
+    slot: Slot,
+    bytes: number,
+    image: Outgoing,
+    codec: CodecName | undefined,
+    before: Promise<void>,
+  ) {
     try {
-      const parts = await pack(slot, bytes, image.add(slot.raw.subarray(0, bytes)), image, codec)
+      const at = image.add(slot.raw.subarray(0, bytes))
+      const parts = await pack(slot, bytes, at, image, codec)
       await before
       await writer.exclusive(async (outlet) => {
         for (const { head, bytes } of parts) {
@@ -118,6 +152,7 @@ export function openPacking(compress: Compress, over: FrameWriter, most: number)
           if (bytes !== undefined) await outlet.send(bytes)
         }
       })
+      if (image.pages) known?.sent(image.channel, Math.floor((at + bytes) / PAGE))
     } finally {
       slots.give(slot)
     }
@@ -129,13 +164,14 @@ export function openPacking(compress: Compress, over: FrameWriter, most: number)
       while (await reader.ready()) {
         image.stop.throwIfAborted()
         const codec = choose()
-        if (codec === undefined) {
+        if (codec === undefined && !looksUp(image)) {
           await reader.whileSending(last)
           await image.pass(reader)
           continue
         }
         const slot = await reader.whileSending(slots.take())
-        const bytes = fill(slot.raw.subarray(0, most), reader)
+        const beyond = looksUp(image) ? image.size() % PAGE : 0
+        const bytes = fill(slot.raw.subarray(0, beyond === 0 ? most : PAGE - beyond), reader)
         if (bytes === 0) slots.give(slot)
         else {
           last = launch(slot, bytes, image, codec, last)
@@ -150,7 +186,7 @@ export function openPacking(compress: Compress, over: FrameWriter, most: number)
 
   async function sendPiece(bytes: Uint8Array, image: Outgoing): Promise<void> {
     const codec = choose()
-    if (codec === undefined) return image.send(bytes)
+    if (codec === undefined && !looksUp(image)) return image.send(bytes)
     image.stop.throwIfAborted()
     const slot = await slots.take()
     slot.raw.set(bytes)

@@ -7,13 +7,15 @@
  */
 import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
-import { type Digest, digest, hex64, NO_DIGEST } from '../format/digest.ts'
+import { digest, hex64, NO_DIGEST } from '../format/digest.ts'
 import { encodeList, type ImageEntry, LARGEST_IMAGE, MOST_IMAGES } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
-import type { Frame, Layer } from '../format/wire.ts'
+import { PAGE_BYTES } from '../format/pagemap.ts'
+import type { Layer } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
-import type { FrameReader } from './frames.ts'
+import { type FrameReader, unexpected } from './frames.ts'
 import type { ImageSink, ImageWriter } from './image.ts'
+import { type Filling, type Offered, receiveSame } from './same.ts'
 import { type Snapshot, summarize } from './send.ts'
 import { endedIn, fillZeros, type Room, unpacker } from './unpacking.ts'
 
@@ -22,11 +24,9 @@ const MOST_AT_ONCE = 8 * 2 ** 20
 /** Images that a sender may have open at the same time; CRIU has 3 or 4. */
 const MOST_OPEN = 64
 
-interface Channel {
+interface Channel extends Filling {
   name: ImageName
   writer: ImageWriter
-  sum: Digest
-  size: number
 }
 
 export interface ReceiveOptions {
@@ -38,14 +38,20 @@ export interface ReceiveOptions {
   onLayer?: ((layer: Layer) => void) | undefined
   /** Told how many bytes are ready for what the sender announced. */
   onReserved?: (bytes: number) => Promise<void>
+  /** Asked for the digests of pages that may come as `same`: after so many. Throws for a sender that has others. */
+  onRecall?: ((from: number) => void) | undefined
+  /** What is offered to the sender; pages of zeros take no memory then. */
+  offer?: Offered | undefined
 }
 
 /** Receives what follows a `snapshot` frame. */
 export async function receiveSnapshot(
   reader: FrameReader,
   sink: ImageSink,
-  { onAck = async () => {}, onHandOver, onLayer, onReserved = async () => {} }: ReceiveOptions = {},
+  options: ReceiveOptions = {},
 ): Promise<Snapshot> {
+  const { onAck = async () => {}, onHandOver, onLayer, onReserved = async () => {}, onRecall } = options
+  const same = receiveSame(options)
   const channels = new Map<number, Channel>()
   const names = new Set<string>()
   const entries: (ImageEntry | undefined)[] = []
@@ -72,6 +78,7 @@ export async function receiveSnapshot(
 
   for (;;) {
     const frame = await reader.expect()
+    options.offer?.used()
     switch (frame.type) {
       case 'image': {
         if (frame.channel !== entries.length + 1) throw new Fault('FORMAT', 'channels are not numbered in order')
@@ -80,12 +87,10 @@ export async function receiveSnapshot(
         if (channels.size >= MOST_OPEN) throw new Fault('LIMIT', `more than ${MOST_OPEN} images open at once`)
         names.add(frame.name)
         entries.push(undefined)
-        channels.set(frame.channel, {
-          name: frame.name,
-          writer: await sink.open(frame.name),
-          sum: checked ? digest() : NO_DIGEST,
-          size: 0,
-        })
+        const writer = await sink.open(frame.name)
+        const sum = checked ? digest() : NO_DIGEST
+        channels.set(frame.channel, { name: frame.name, writer, sum, size: 0 })
+        same.opened(frame.channel, writer)
         break
       }
       case 'data':
@@ -97,9 +102,21 @@ export async function receiveSnapshot(
         await breathe(frame.raw)
         break
       }
-      case 'zeros':
-        await fillZeros(frame.raw, roomOf(goesOn(open(frame.channel), frame.offset, frame.raw)))
+      case 'zeros': {
+        const channel = goesOn(open(frame.channel), frame.offset, frame.raw)
+        if (!same.zeros(frame.raw, channel)) await fillZeros(frame.raw, roomOf(channel))
         await breathe(frame.raw)
+        break
+      }
+      case 'same': {
+        const bytes = frame.pages * PAGE_BYTES
+        same.take(frame, goesOn(open(frame.channel), frame.offset, bytes))
+        await breathe(bytes)
+        break
+      }
+      case 'recall':
+        if (onRecall === undefined) throw unexpected(frame)
+        onRecall(frame.offset)
         break
       case 'imageEnd': {
         const channel = open(frame.channel)
@@ -157,6 +174,7 @@ export async function receiveSnapshot(
       case 'resume':
       case 'got':
       case 'reserved':
+      case 'recalled':
       case 'list':
       case 'listed':
       case 'remove':
@@ -173,9 +191,7 @@ async function reserved(ready = Promise.resolve(0), onReserved: (bytes: number) 
   }
 }
 
-export function unexpected(frame: Frame): Fault {
-  return new Fault('FORMAT', `a ${frame.type} frame where none belongs`)
-}
+export { unexpected } from './frames.ts'
 
 function damaged(
   name: ImageName,

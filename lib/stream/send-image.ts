@@ -2,6 +2,7 @@
 import { digest, NO_DIGEST } from '../format/digest.ts'
 import type { ImageEntry } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
+import { pagesPattern } from '../format/pagemap.ts'
 import { encodeFrame, HEADER_BYTES } from '../format/wire.ts'
 import type { FrameWriter } from './frames.ts'
 import type { ImageBody, OpenImage } from './image.ts'
@@ -85,7 +86,7 @@ async function sendTurn(
     if (!writer.inPlace) return passOn(from, send)
     return passes ? passByReference(from, writer, most, head, fill) : passInPlace(from, writer, most, fill)
   }
-  const image = { channel, add, send, pass, stop }
+  const image = { channel, pages: pagesPattern.test(name), size: () => size, add, send, pass, stop }
   if (reader !== undefined && packing !== undefined) await packing.sendPipe(reader, image)
   else if (reader !== undefined && writer.inPlace) await sendInPlace(reader, stop, () => pass(reader))
   else if (reader !== undefined) await sendPipe(reader, stop, send)

@@ -10,11 +10,13 @@ import { Fault } from '../fault.ts'
 import { digest } from '../format/digest.ts'
 import { encodeList, type ImageEntry, MOST_IMAGES } from '../format/list.ts'
 import { INVENTORY, type SnapshotId } from '../format/names.ts'
+import { PAGE_BYTES } from '../format/pagemap.ts'
 import { encodeFrame, type Layer, MOST_DATA } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { FrameWriter } from './frames.ts'
 import type { ImageSource } from './image.ts'
+import type { Known } from './known.ts'
 import { limited } from './limit.ts'
 import { openPacking } from './packing.ts'
 import { type Sender, sendImage } from './send-image.ts'
@@ -56,6 +58,8 @@ export interface SendOptions extends Tuning {
   layer?: Layer | undefined
   /** About how many bytes will come: the receiver is told before the first image. */
   reserve?: number | undefined
+  /** What the receiver is asked for, and what need not be sent. */
+  known?: Known | undefined
   /** The tasks stay frozen until the other end has it all: their pages may be passed on by reference. */
   frozen?: boolean
   /** Called for progress. */
@@ -89,6 +93,7 @@ export async function sendSnapshot(
     reserve,
     unchecked = false,
     frozen = false,
+    known,
     compress,
     limit,
     onBytes = () => {},
@@ -110,9 +115,9 @@ export async function sendSnapshot(
   const outside = (): void => fail(signal?.reason)
   signal?.addEventListener('abort', outside)
   const entries: (ImageEntry | undefined)[] = []
-  const most = limit?.most ?? MOST_DATA
+  const most = wholePages(limit?.most ?? MOST_DATA)
   const within = limit === undefined ? link : limited(link, limit)
-  const packing = compress && openPacking(compress, within, most)
+  const packing = compress || known ? openPacking(compress, within, most, known) : undefined
   const writer = packing?.writer ?? within
   const sender: Sender = {
     writer,
@@ -148,6 +153,7 @@ export async function sendSnapshot(
     if (layer !== undefined) writer.send({ type: 'layer', ...layer }).catch(fail)
     if (unchecked) writer.send({ type: 'unchecked' }).catch(fail)
     if (reserve !== undefined) writer.send({ type: 'reserve', offset: reserve }).catch(fail)
+    known?.ask(writer)
     for await (const image of source.images) {
       if (names.has(image.name) || names.size >= MOST_IMAGES) {
         if (image.body.kind === 'pipe') closeFd(image.body.fd)
@@ -177,6 +183,10 @@ export async function sendSnapshot(
     signal?.removeEventListener('abort', outside)
     packing?.close()
   }
+}
+
+function wholePages(bytes: number): number {
+  return bytes - (bytes % PAGE_BYTES)
 }
 
 /** The receiver learns the reason if the link still carries it; if not, the missing end tells it enough. */

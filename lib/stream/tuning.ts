@@ -1,3 +1,4 @@
+import type { Report } from '../progress.ts'
 import { type Limit, rateLimit } from './limit.ts'
 import { type Compress, checkCompress } from './packing.ts'
 
@@ -9,6 +10,8 @@ export interface Tuning {
   limit?: Limit | undefined
   /** Nobody computes digests of what is in images: only their sizes are compared. */
   unchecked?: boolean
+  /** What a receiver has already is not sent, where it says what it has; else this is called. */
+  dedup?: (() => void) | undefined
 }
 
 interface Sending {
@@ -16,10 +19,17 @@ interface Sending {
   /** Bytes a second. */
   rate: number | undefined
   unchecked: boolean
+  dedup: boolean
 }
 
 /** From what a user asks for. Everything that is sent with it shares its rate. Throws `IO` where a library is not installed. */
-export function tuningOf({ compress, rate, unchecked }: Sending): Tuning {
+export function tuningOf({ compress, rate, unchecked, dedup }: Sending, report: Report = () => {}): Tuning {
   if (compress !== undefined) checkCompress(compress)
-  return { compress, limit: rate === undefined ? undefined : rateLimit(rate), unchecked }
+  let said = false
+  const unoffered = (): void => {
+    if (!said) report({ event: 'nothing offered' })
+    said = true
+  }
+  const limit = rate === undefined ? undefined : rateLimit(rate)
+  return { compress, limit, unchecked, ...(dedup && { dedup: unoffered }) }
 }

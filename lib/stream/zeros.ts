@@ -13,8 +13,8 @@ export interface Run {
   zero: boolean
 }
 
-/** The first `bytes` bytes of `raw`, which `words` is a window on, as runs of zeros and of anything else. */
-export function runsOf(raw: Buffer, words: Int32Array, bytes: number): Run[] {
+/** The first `bytes` bytes of `raw`, which `words` is a window on, as runs of zeros, of at least so many pages, and of anything else. */
+export function runsOf(raw: Buffer, words: Int32Array, bytes: number, least = LEAST_PAGES): Run[] {
   const pages = Math.floor(bytes / PAGE)
   const runs: Run[] = []
   let done = 0
@@ -22,7 +22,7 @@ export function runsOf(raw: Buffer, words: Int32Array, bytes: number): Run[] {
     if (!isZero(raw, words, page)) continue
     const first = page
     while (page + 1 < pages && isZero(raw, words, page + 1)) page++
-    if (page + 1 - first < LEAST_PAGES) continue
+    if (page + 1 - first < least) continue
     if (first * PAGE > done) runs.push({ from: done, to: first * PAGE, zero: false })
     done = (page + 1) * PAGE
     runs.push({ from: first * PAGE, to: done, zero: true })

@@ -9,7 +9,7 @@ const test = suite('format/stock')
 
 const most = (name: string): Holding => ({
   id: snapshotId(name.padEnd(64, 'x')),
-  ...{ state: 'chain', count: 2 ** 32 - 1, bytes: LARGEST_IMAGE, seconds: 2 ** 32 - 1 },
+  ...{ state: 'chain', count: 2 ** 32 - 1, shared: 4096, bytes: LARGEST_IMAGE, seconds: 2 ** 32 - 1 },
 })
 
 test('every state and the largest numbers, both ways', () => {

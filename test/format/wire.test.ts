@@ -112,11 +112,20 @@ const pinned: [frame: Frame, hex: string][] = [
       type: 'listed',
       total: 2,
       holdings: [
-        { id, state: 'sealed', count: 12, bytes: 0x0123456789ab, seconds: 33 },
-        { id: snapshotId('c'), state: 'chain', count: 3, bytes: 0, seconds: 0 },
+        { id, state: 'sealed', count: 12, bytes: 0x0123456789ab, shared: 0x1000, seconds: 33 },
+        { id: snapshotId('c'), state: 'chain', count: 3, bytes: 0, shared: 0, seconds: 0 },
       ],
     },
-    '1b000000 00000000 0000000000000000 32000000 fa9b4387 02000000 05 7765622d31 01 0c000000 ab89674523010000 21000000 01 63 08 03000000 0000000000000000 00000000 fb2e9136',
+    '1b000000 00000000 0000000000000000 42000000 663b7cec 02000000 05 7765622d31 01 0c000000 ab89674523010000 0010000000000000 21000000 01 63 08 03000000 0000000000000000 0000000000000000 00000000 3669b563',
+  ],
+  [{ type: 'recall', offset: 0x8000 }, '1d000000 00000000 0080000000000000 04000000 cd94c1a1 00000000'],
+  [
+    { type: 'recalled', offers: true, total: 3, digests: Uint32Array.of(1, 2, 3, 4, 0xffffffff) },
+    '1e000000 00000000 0000000000000000 1d000000 8df49854 01 03000000 01000000 02000000 03000000 04000000 ffffffff 65d5f2db',
+  ],
+  [
+    { type: 'same', channel: 2, offset: 8192, source: 0, first: 0x0102030405, pages: 256 },
+    '1f000000 02000000 0020000000000000 14000000 f52acb4d 00000000 0504030201000000 00010000 ebb668cc',
   ],
   [{ type: 'remove', id }, '1c000000 00000000 0000000000000000 09000000 c9422d41 7765622d31 68898fbb'],
 ]
@@ -136,7 +145,7 @@ function seal(bytes: Buffer, at: number): Buffer {
 }
 
 /** A header with any numbers and a crc that holds. */
-const addressed = (type: number): number => ([2, 3, 4, 10, 11, 18].includes(type) ? 1 : 0)
+const addressed = (type: number): number => ([2, 3, 4, 10, 11, 18, 31].includes(type) ? 1 : 0)
 
 /** A header with a crc that holds; frames that speak of an image are given channel 1. */
 function header({ type = 1, zeros = 0, channel = addressed(type), offset = 0n, length = 5 }): Buffer {
@@ -249,8 +258,11 @@ test('a length outside of its limits is refused from the header alone', () => {
     join: [22, 22],
     joined: [4, 4],
     list: [4, 4],
-    listed: [8, 4 + 4096 * 82 + 4],
+    listed: [8, 4 + 4096 * 90 + 4],
     remove: [5, 68],
+    recall: [4, 4],
+    recalled: [9, 9 + 2 ** 15 * 20],
+    same: [20, 20],
   } as const
   assert.equal(new Set(Object.keys(limits)), new Set(Object.keys(frameType)))
   for (const [name, [least, most]] of Object.entries(limits)) {

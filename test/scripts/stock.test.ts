@@ -25,8 +25,8 @@ const { parent, present } = pageFlag
 interface Scene extends Awaited<ReturnType<typeof startCache>> {
   path: string
   ask(...options: string[]): Promise<Ran>
-  /** The list without ages. */
-  held(): Promise<Omit<Holding, 'seconds'>[]>
+  /** The list without ages, of what shares nothing. */
+  held(): Promise<Omit<Holding, 'seconds' | 'shared'>[]>
 }
 
 async function withCache(options: string[], body: (scene: Scene) => Promise<void>): Promise<void> {
@@ -42,8 +42,9 @@ async function withCache(options: string[], body: (scene: Scene) => Promise<void
       async held() {
         const listed = await askCache(target, { ls: true })
         assert.ok(typeof listed === 'object')
-        return listed.holdings.map(({ seconds, ...rest }) => {
+        return listed.holdings.map(({ seconds, shared, ...rest }) => {
           assert.ok(seconds < 60)
+          assert.is(shared, 0)
           return rest
         })
       },

@@ -138,6 +138,16 @@ function checksAll(mib: number) {
   }
 }
 
+/** `mib` MiB in which no two pages are equal: the same in every process of this load. */
+export function distinctLoad(mib: number): Load {
+  return counting({
+    name: `${mib} MiB of distinct pages`,
+    command: systemPython(),
+    args: (folder) => [join(fixtures, 'distinct.py'), String(mib), log(folder)],
+    check: checksAll(mib),
+  })
+}
+
 /** `mib` MiB, and `shared` MiB that are shared with a child (anonymous), of which `percent` per cent of the pages are written again and again. */
 export function dirtyingLoad(mib: number, percent: number, shared = 0): Load {
   return counting({

@@ -18,6 +18,8 @@ export interface Stage {
   arrived(): Promise<void>
   /** Throws unless the load goes on here, whole, and nowhere else. */
   stayed(): Promise<void>
+  /** Runs a program here. */
+  here(program: string, args: string[]): Running
   /** Runs a program on the target. */
   there(program: string, args: string[]): Running
   /** The number of the cache here. What `cache` returns is the program that entered the target. */
@@ -59,6 +61,7 @@ export async function staged(criu: string, load: Load, body: (stage: Stage) => P
       await started.whole()
       if ((await copyOf(stage)) !== 'none') throw new Error('a copy is on the target')
     },
+    here: begin,
     there(program, args) {
       const [enter = '', ...options] = host.enter
       return begin(enter, [...options, program, ...args])

@@ -1,0 +1,12 @@
+import { setImmediate as turn } from 'node:timers/promises'
+
+/** Does the work of a generator, and lets others have their turn after about `longestMs`, wherever it yields. */
+export async function inTurns<Result>(work: Generator<unknown, Result>, longestMs: number): Promise<Result> {
+  for (let since = performance.now(); ; ) {
+    const step = work.next()
+    if (step.done === true) return step.value
+    if (performance.now() - since < longestMs) continue
+    await turn()
+    since = performance.now()
+  }
+}

@@ -1,0 +1,51 @@
+/** What a cache has let go of, and somebody still reads, or shares pages of. */
+import type { SnapshotId } from '../format/names.ts'
+import type { StockState } from '../format/stock.ts'
+import type { MemorySnapshot } from './memory.ts'
+
+/** One that has memory here. */
+export interface Lying {
+  id: SnapshotId
+  state: Extract<StockState, 'arriving' | 'sealed' | 'leaving' | 'chain'>
+  /** Rounds of a chain, else images. */
+  count: number
+  sink: Pick<MemorySnapshot, 'held' | 'shared'>
+  /** By performance.now(). */
+  since: number
+}
+
+export interface Left {
+  readonly id: SnapshotId
+  readonly images: ReadonlyMap<unknown, unknown>
+  readonly sink: MemorySnapshot
+  /** Who reads it. */
+  readonly users: number
+  readonly since: number
+}
+
+export interface Leaving {
+  add(one: Left): void
+  readonly all: ReadonlySet<Left>
+}
+
+export function openLeaving(): Leaving {
+  const leaving = new Set<Left>()
+  function forget(): void {
+    for (const one of leaving) if (one.users === 0 && one.sink.held === 0) leaving.delete(one)
+  }
+  return {
+    add(one) {
+      leaving.add(one)
+      forget()
+    },
+    get all() {
+      forget()
+      return leaving
+    },
+  }
+}
+
+/** Of one that never was whole, or is no more. */
+export function remains(id: SnapshotId, sink: MemorySnapshot, since = performance.now()): Left {
+  return { id, images: sink.images, sink, users: 0, since }
+}

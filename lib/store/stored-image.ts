@@ -1,0 +1,22 @@
+/** A complete image in memory. */
+import type { ImageEntry } from '../format/list.ts'
+
+/** Consecutive bytes of an image. */
+export interface Piece {
+  address: bigint
+  window: Uint8Array
+  /** They are pages of a process, and whole pages here too: they can be lent and given back by themselves. */
+  pages?: true
+}
+
+/** Consecutive bytes at an address, all in one extent. */
+export type Place = [address: number, bytes: number]
+export type Places = Iterable<Place>
+
+export interface StoredImage extends ImageEntry {
+  pieces: Iterable<Piece>
+  /** Of pages that lie apart: the same as numbers. */
+  places?: Places
+  /** The memory that it fills itself, where that is not its pieces. */
+  spaces?: readonly Piece[]
+}
