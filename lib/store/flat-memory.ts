@@ -53,6 +53,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
   let flat = new Map<ImageName, Flat>()
   let brought = new Set<ImageName>()
   let looking = Promise.resolve()
+  let rehearsed = false
   /** Address, pages, address, pages ... */
   const unused: number[] = []
   /** Images that are read: their own memory goes, or what they left free of it. */
@@ -120,6 +121,16 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
     }
   }
 
+  /** What is called for the first time while the tasks are frozen is compiled then. */
+  function* rehearseLast(): Generator<void, void> {
+    if (rehearsed) return
+    rehearsed = true
+    for (const { pagesId, runs } of below.values()) {
+      presentBytes(runs)
+      for (const _ of encodePagemap(pagesId, entriesOf(runs))) yield
+    }
+  }
+
   function* rewrite(name: ImageName, parts: Iterable<Buffer>): Generator<void, void> {
     const writer = sink.open(name)
     let size = 0
@@ -162,6 +173,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
       check(false)
       await looking
       await inTurns(fold(), LONGEST_TURN_MS)
+      await inTurns(rehearseLast(), LONGEST_TURN_MS)
       const pages = new Set(filled)
       read.push(...[...sink.images.values()].filter((image) => !pages.has(image)))
       await inTurns(giveBack(), LONGEST_TURN_MS)
