@@ -111,7 +111,7 @@ function sourceFaults({ row }: Matrix): void {
         await proxyRun.stop(signal)
       },
       end: 'stays',
-      ...(signal === 'SIGKILL' && { leaves: /^(streamer-capture\.sock|post-dump|\d+\.post-dump\.(held|lock))$/ }),
+      ...(signal === 'SIGKILL' && { leaves: /^(streamer-capture\.sock|img-proxy\.sock|post-dump|\d+\.post-dump\.(held|lock))$/ }),
     })
     row(`the proxy gets ${signal} when the target is ready`, {
       trouble: stall('ready', 'target'),
@@ -133,7 +133,7 @@ function sourceFaults({ row }: Matrix): void {
         await proxyRun.stop(signal)
       },
       end: 'stays',
-      ...(signal === 'SIGKILL' && { leaves: /^(streamer-capture\.sock|post-dump|\d+\.p(re|ost)-dump\.(held|lock))$/ }),
+      ...(signal === 'SIGKILL' && { leaves: /^(streamer-capture\.sock|img-proxy\.sock|post-dump|\d+\.p(re|ost)-dump\.(held|lock))$/ }),
     })
   }
 
@@ -160,7 +160,7 @@ function targetFaults({ row }: Matrix): void {
       await cacheRun.ended
     },
     end: 'stays',
-    leaves: /^(streamer-serve\.sock|cache\.sock|post-restore)$|\.owed$/,
+    leaves: /^(streamer-serve\.sock|img-cache\.sock|cache\.sock|post-restore)$|\.owed$/,
   })
   for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
     row(`the cache gets ${signal} while it holds, and another one is started`, {
