@@ -7,7 +7,7 @@ import { DIGEST_WORDS, MOST_RECALLED, strongDigest, weakDigest } from '../../lib
 import { PAGE_BYTES } from '../../lib/format/pagemap.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { type Offer, openOffers } from '../../lib/store/offer.ts'
-import { EXTENT, openPool, type Pool } from '../../lib/store/pool.ts'
+import { EXTENT, openPool, PAGES, type Pool } from '../../lib/store/pool.ts'
 import { openShelf } from '../../lib/store/shelf.ts'
 import { rejectsFault, throwsFault } from '../expect.ts'
 import { bytesOf } from '../stream/snapshots.ts'
@@ -322,6 +322,24 @@ test('more than one answer holds comes in several', async () => {
   offer.close()
   sink.drop()
   assert.is(pool.used, 0)
+})
+
+test('a snapshot whose memory is given back as it is read is no donor: somebody else writes there already', async () => {
+  const pool = openPool(64 * EXTENT)
+  const shelf = openShelf(pool, { dedup: true })
+  const [first, writing, asking] = ['first', 'writing', 'asking'].map((id) => shelf.receive(snapshotId(id)))
+  const many = Array.from({ length: 2 * PAGES }, (_, n) => n)
+  put(first?.sink as MemorySnapshot, many)
+  first?.seal()
+  const { images, use, release } = await shelf.find(snapshotId('first'), 0)
+  const done = use()
+  for (const piece of [...(images.get(pagesImage)?.pieces ?? [])]) release(piece)
+  put(writing?.sink as MemorySnapshot, many)
+  assert.is((await asking?.offer?.recall(0))?.total, 0)
+  done()
+  for (const arriving of [writing, asking]) arriving?.drop()
+  shelf.remove(snapshotId('first'))
+  assert.equal([pool.used, shelf.all], [0, []])
 })
 
 test('a chain shares like any other, and its next round replaces what only it needs', async () => {
