@@ -173,7 +173,8 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
   /** Gives back those pages that their owner has given and nobody needs. */
   function reclaim(extent: Extent, first: number, count: number): boolean {
     const { sharing } = extent
-    if (sharing !== undefined && sharing.pins > 0) return false
+    // Its huge page is split where there is something to give back.
+    if (sharing !== undefined && (sharing.pins > 0 || !sharing.given.includes(1))) return false
     const holes = withHoles(extent)
     const idle = (page: number): boolean =>
       holes.pages[page] === 0 && (sharing === undefined || (sharing.given[page] === 1 && sharing.needs[page] === 0))
