@@ -7,7 +7,7 @@ import { DIGEST_WORDS, MOST_RECALLED, strongDigest, weakDigest } from '../../lib
 import { PAGE_BYTES } from '../../lib/format/pagemap.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { type Offer, openOffers } from '../../lib/store/offer.ts'
-import { EXTENT, openPool, PAGES, type Pool } from '../../lib/store/pool.ts'
+import { DIGESTS_BYTES, EXTENT, openPool, PAGES, type Pool } from '../../lib/store/pool.ts'
 import { openShelf } from '../../lib/store/shelf.ts'
 import { rejectsFault, throwsFault } from '../expect.ts'
 import { bytesOf } from '../stream/snapshots.ts'
@@ -298,10 +298,30 @@ test('where there is no memory for an offer nothing is offered, and nothing fail
     Array.from({ length: 200 }, (_, n) => n),
   )
   while (pool.limit - pool.used > 4096) pool.charge(4096)
-  const offer = openOffers(pool).open(() => placesOf(sink))
+  const others = pool.used - sink.held
+  let looked = 0
+  const offer = openOffers(pool).open(() => {
+    looked++
+    return placesOf(sink)
+  })
   assert.equal((await offer.recall(0)).total, 0)
-  offer.close()
+  assert.equal((await offer.recall(0)).total, 0)
+  assert.is(looked, 1, 'who asks again does not make us look again')
   sink.drop()
+  assert.is(pool.used, others, 'and nothing is kept for it')
+  offer.close()
+})
+
+test('what an offer takes is counted, however few pages it has in each extent', async () => {
+  const pool = openPool(64 * EXTENT)
+  const sinks = Array.from({ length: 20 }, (_, n) => snapshot(pool, [n]))
+  const before = pool.used
+  const offer = openOffers(pool).open(() => sinks.flatMap(placesOf))
+  assert.is((await offer.recall(0)).total, 20)
+  assert.ok(pool.used - before >= 20 * (PAGES + DIGESTS_BYTES), `${pool.used - before} bytes`)
+  offer.close()
+  for (const sink of sinks) sink.drop()
+  assert.is(pool.used, 0)
 })
 
 test('more than one answer holds comes in several', async () => {
