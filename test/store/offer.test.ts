@@ -291,6 +291,42 @@ test('when memory runs out the offer of a silent sender is withdrawn, and it is 
   assert.equal([pool.used, shelf.all], [0, []])
 })
 
+test('an offer that has to go while its pages are taken: those that are taken stay, the next is refused', async () => {
+  const pool = openPool(12 * EXTENT)
+  const shelf = openShelf(pool, { dedup: true, idleMs: 0 })
+  const donor = shelf.receive(snapshotId('donor'))
+  const many = Array.from({ length: 600 }, (_, n) => 1000 + n)
+  put(donor.sink, many)
+  donor.seal()
+  const arriving = shelf.receive(snapshotId('taking'))
+  await digests(arriving.offer as Offer)
+  const addresses = (arriving.offer as Offer)
+    .places(0, 600)
+    .flatMap(([address, bytes]) =>
+      Array.from({ length: bytes / PAGE_BYTES }, (_, n): number => address + n * PAGE_BYTES),
+    )
+  shelf.remove(snapshotId('donor'))
+  const { shared } = arriving.sink.open(pagesImage)
+  const taken: number[] = []
+  const brim = pool.limit - pool.used
+  pool.charge(brim)
+  // Backwards no two are side by side, so that what is noted of them has to grow.
+  const takeAll = (): void => {
+    for (const address of addresses.toReversed()) {
+      shared?.take(address, 1)
+      taken.push(address)
+    }
+  }
+  assert.match(throwsFault('MEMORY', takeAll).message, /had to go/)
+  assert.ok(taken.length >= 64 && taken.length < 600, `${taken.length} were taken`)
+  for (const address of taken) {
+    assert.ok(page(1000 + addresses.indexOf(address)).equals(pool.window(address, PAGE_BYTES)), `${address}`)
+  }
+  pool.charge(-brim)
+  arriving.drop()
+  assert.equal([pool.used, shelf.all], [0, []])
+})
+
 test('where there is no memory for an offer nothing is offered, and nothing fails', async () => {
   const pool = openPool(3 * EXTENT)
   const sink = snapshot(
