@@ -83,7 +83,9 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
       begun = performance.now()
     }
     // The tasks run by then: a criu pre-dump sends pages when it has thawed them.
-    const source = known === undefined ? server : waiting(server, Promise.race([known.ready, aborted(stop.signal)]))
+    const offered = (): Promise<void> =>
+      Promise.race([known?.ready, late(timeoutMs, 'the target did not say what it has', stop.signal)])
+    const source = known === undefined ? server : waiting(server, offered())
     const sent = await sendSnapshot(line.writer, chain.id, watched(source, begin), {
       ...tuning,
       known,

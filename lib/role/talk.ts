@@ -139,7 +139,7 @@ async function take(
         return arriving.offer
       },
       // Images that come meanwhile do not wait for it.
-      onRecall: (from) => void recalled(arriving, from, writer).catch((reason: Error) => link.destroy(reason)),
+      onRecall: (from) => recalled(arriving, from, writer).catch((reason: Error) => link.destroy(reason)),
       onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
       onReserved: (offset) => writer.send({ type: 'reserved', offset }),
       onHandOver(far, token) {

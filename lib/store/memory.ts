@@ -191,9 +191,13 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
         if (!owned.has(begin)) discardBetween(begin + filled, begin + window.length)
       },
       share(address, pages) {
-        // What is noted is given back: it must be noted first.
-        needed.add(address, pages * PAGE_BYTES)
         pool.share(address, pages)
+        try {
+          needed.add(address, pages * PAGE_BYTES)
+        } catch (error) {
+          pool.unshare(address, pages)
+          throw error
+        }
       },
       end: (image) => void images.set(name, image),
     })

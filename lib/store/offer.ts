@@ -50,6 +50,8 @@ export function openOffers(pool: Pool): Offers {
   function openOffer(donors: () => Iterable<Places>): Offer {
     const state = { since: performance.now(), withdraw }
     const pinned = new Map<Extent, Uint8Array>()
+    /** Those of which a page is offered. */
+    const kept = new Set<Extent>()
     let addresses: Float64Array | undefined
     let total = 0
     let given = 0
@@ -70,6 +72,7 @@ export function openOffers(pool: Pool): Offers {
       open.delete(offer)
       for (const extent of pinned.keys()) pool.unpin(extent)
       pinned.clear()
+      kept.clear()
       pool.charge(-charged)
       charged = 0
       addresses = undefined
@@ -106,8 +109,9 @@ export function openOffers(pool: Pool): Offers {
     /** After each turn of others it may be over, and the extents are somebody else's. */
     function* takeDigests(): Generator<void, void> {
       const most = pinAll()
-      charge(most * ENTRY_BYTES)
-      charged += most * ENTRY_BYTES
+      const own = most * ENTRY_BYTES + pinned.size * PAGES
+      charge(own)
+      charged += own
       addresses = new Float64Array(most)
       charge(most * TABLE_BYTES)
       try {
@@ -131,21 +135,24 @@ export function openOffers(pool: Pool): Offers {
             taken[page] = 1
           }
           const digest = words.subarray(page * DIGEST_WORDS, (page + 1) * DIGEST_WORDS)
-          if (!equal(digest, nothing)) note(table, digest, Number(extent.address) + page * PAGE_BYTES)
+          if (!equal(digest, nothing) && note(table, digest, Number(extent.address) + page * PAGE_BYTES))
+            kept.add(extent)
           yield
           if (over !== undefined) return
         }
       }
     }
 
-    function note(table: PageTable, digest: Uint32Array, address: number): void {
+    /** Returns whether it is one more. */
+    function note(table: PageTable, digest: Uint32Array, address: number): boolean {
       const weak = digest[0] as number
       const known = addresses as Float64Array
-      if (table.find(weak, (number) => equal(digest, digestAt(known[number] as number))) !== undefined) return
+      if (table.find(weak, (number) => equal(digest, digestAt(known[number] as number))) !== undefined) return false
       const number = table.add(weak)
-      if (number === undefined) return
+      if (number === undefined) return false
       known[number] = address
       total = number + 1
+      return true
     }
 
     function digestAt(address: number): Uint32Array {
@@ -163,6 +170,13 @@ export function openOffers(pool: Pool): Offers {
         if (!(error instanceof Fault)) throw error
       } finally {
         making.give()
+      }
+      if (over !== undefined) return
+      addresses ??= new Float64Array()
+      for (const extent of pinned.keys()) {
+        if (kept.has(extent)) continue
+        pinned.delete(extent)
+        pool.unpin(extent)
       }
     }
 

@@ -72,7 +72,7 @@ export interface Pool {
   readonly zeros: number
   /** Whether the address is in it. */
   isZeros(address: number): boolean
-  /** Somebody else needs these pages, of one extent, until as many `unshare`. */
+  /** Somebody else needs these pages, of one extent, until as many `unshare`. Throws `MEMORY` where they have gone. */
   share(address: number, pages: number): void
   unshare(address: number, pages: number): void
   /** All pages of it stay until as many `unpin`. */
@@ -173,7 +173,8 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
   /** Gives back those pages that their owner has given and nobody needs. */
   function reclaim(extent: Extent, first: number, count: number): boolean {
     const { sharing } = extent
-    if (sharing !== undefined && sharing.pins > 0) return false
+    // Its huge page is split where there is something to give back.
+    if (sharing !== undefined && (sharing.pins > 0 || !sharing.given.includes(1))) return false
     const holes = withHoles(extent)
     const idle = (page: number): boolean =>
       holes.pages[page] === 0 && (sharing === undefined || (sharing.given[page] === 1 && sharing.needs[page] === 0))
@@ -247,7 +248,10 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
     },
     isZeros: (address) => zeros !== undefined && address - (address % EXTENT) === Number(zeros.address),
     share(address, pages) {
-      if (need(address, pages, 1) === undefined) throw new Error('pages that are not there')
+      const [extent, first] = [at(address), pageIn(address)]
+      const gone = extent === undefined || extent.holes?.pages.subarray(first, first + pages).includes(1) === true
+      if (gone) throw new Fault('MEMORY', 'pages that are shared had to go: memory was needed')
+      need(address, pages, 1)
     },
     unshare(address, pages) {
       const extent = need(address, pages, -1)

@@ -99,6 +99,8 @@ interface Entry extends Sealed {
   sink: MemorySnapshot
   users: number
   removed: boolean
+  /** Some of its memory was given back: what its places lead to may be somebody else's. */
+  released: boolean
   since: number
   /** Who waited before this does not get it. */
   notBefore: number
@@ -125,7 +127,8 @@ export function openShelf(
   /** The newest first. */
   function* donors(own: Growing | undefined): Generator<Places> {
     if (own !== undefined) yield own.flat.places()
-    for (const { images } of [...sealed.values()].reverse()) {
+    for (const { images, released } of [...sealed.values()].reverse()) {
+      if (released) continue
       for (const { places = [] } of images.values()) yield places
     }
     for (const { flat } of chains.all.values()) yield flat.places()
@@ -224,7 +227,11 @@ export function openShelf(
           const entry: Entry = {
             id,
             images: sink.images,
-            release: (piece) => void (entry.users === 1 && sink.release(piece)),
+            release(piece) {
+              if (entry.users !== 1) return
+              entry.released = true
+              sink.release(piece)
+            },
             use() {
               entry.users++
               return () => {
@@ -236,6 +243,7 @@ export function openShelf(
             sink,
             users: 0,
             removed: false,
+            released: false,
             since: performance.now(),
             notBefore: 0,
           }

@@ -38,8 +38,8 @@ export interface ReceiveOptions {
   onLayer?: ((layer: Layer) => void) | undefined
   /** Told how many bytes are ready for what the sender announced. */
   onReserved?: (bytes: number) => Promise<void>
-  /** Asked for the digests of pages that may come as `same`: after so many. Throws for a sender that has others. */
-  onRecall?: ((from: number) => void) | undefined
+  /** Asked for the digests of pages that may come as `same`: after so many. Resolves when the answer is on the link; never rejects. */
+  onRecall?: ((from: number) => Promise<void>) | undefined
   /** What is offered to the sender; pages of zeros take no memory then. */
   offer?: Offered | undefined
 }
@@ -64,6 +64,7 @@ export async function receiveSnapshot(
     grown = 0
     await turn()
   }
+  let recalling = Promise.resolve()
   let offered = false
   let layer: Layer | undefined
   let reserving = false
@@ -116,7 +117,9 @@ export async function receiveSnapshot(
       }
       case 'recall':
         if (onRecall === undefined) throw unexpected(frame)
-        onRecall(frame.offset)
+        // Who asks and does not read the answers makes us hold one, and no more.
+        await recalling
+        recalling = onRecall(frame.offset)
         break
       case 'imageEnd': {
         const channel = open(frame.channel)

@@ -14,8 +14,14 @@ import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { socketPair } from '../../lib/kernel/unix.ts'
 import { abandon, type Chain, lastLayer, newChain, sendRound } from '../../lib/role/layers.ts'
 import { type PageServer, pageServer } from '../../lib/role/page-server.ts'
+import { SERVE_SOCKET } from '../../lib/role/serve.ts'
+import { askCache } from '../../lib/role/stock.ts'
+import { EXTENT } from '../../lib/store/pool.ts'
 import { connectEndpoint } from '../../lib/stream/endpoint.ts'
 import { rejectsFault } from '../expect.ts'
+import { startCache } from '../support/daemons.ts'
+import { fakeRestore } from '../support/fake-criu.ts'
+import { inventory, part, putInto, sendPart } from '../support/rounds.ts'
 import { run, start, temporary } from '../support/run.ts'
 
 const test = suite('layers')
@@ -121,18 +127,58 @@ test('a round at the cache is dropped when no other follows, also one more than 
   remove()
 })
 
+test('a round by the page server leaves out what the cache has, and has it when that chain is gone', async () => {
+  const { path, remove } = temporary()
+  const target = join(path, 'target')
+  const { cache, port } = await startCache(target, ['--dedup'])
+  const to = { kind: 'tcp', host: '127.0.0.1', port: Number(port), credentials: undefined } as const
+  const { signal } = new AbortController()
+  const connect = (stop: AbortSignal) => connectEndpoint(to, 5000, stop)
+  const tuning = { unchecked: false, dedup: () => {} }
+  const round = async (word: string): Promise<Chain> => {
+    const [chain, { server, answer }] = [newChain(snapshotId(word)), await criu()]
+    await sendRound(chain, server, { connect, tuning, reserve: 0, timeoutMs: 5000, signal })
+    assert.is(await answer, 4)
+    return chain
+  }
+  const donor = await round('donor')
+  const { id, token } = await round('app')
+  await abandon(donor, connect, signal)
+  const listed = await askCache(target, { ls: true })
+  assert.equal(
+    typeof listed === 'object' &&
+      listed.holdings.map(({ id, state, bytes, shared }) => [id, state, bytes, shared]).slice(0, 2),
+    [
+      ['donor', 'leaving', PAGE_BYTES, 0],
+      ['app', 'chain', EXTENT, PAGES * PAGE_BYTES],
+    ],
+  )
+  const last = putInto(join(path, 'last'), {
+    ...part('', [[0x10, PAGES, pageFlag.parent]]),
+    'inventory.img': inventory,
+  })
+  await sendPart(port, id, last, { under: 1, last: true, token })
+  const restore = fakeRestore(join(target, SERVE_SOCKET))
+  assert.ok((await restore.image('pages-1.img'))?.equals(Buffer.alloc(PAGES * PAGE_BYTES, 1)))
+  restore.close()
+  await cache.stop()
+  remove()
+})
+
 test('a cache that says nothing: the round fails in time, and criu with it', async () => {
-  const { server, answer } = await criu()
   const mute = net.createServer((socket) => void socket.on('error', () => {})).listen(0, '127.0.0.1')
   await once(mute, 'listening')
   const { port } = mute.address() as net.AddressInfo
   const silent = (stop: AbortSignal) =>
     connectEndpoint({ kind: 'tcp', host: '127.0.0.1', port, credentials: undefined }, 5000, stop)
-  const options = { connect: silent, tuning: undefined, reserve: 0, timeoutMs: 300 }
-  const chain = newChain(snapshotId('app'))
-  await rejectsFault('TIMEOUT', sendRound(chain, server, { ...options, signal: new AbortController().signal }))
-  assert.is(await answer, 0)
-  assert.is(chain.under, 0)
+  for (const tuning of [undefined, { unchecked: false, dedup: () => {} }]) {
+    const { server, answer } = await criu()
+    const options = { connect: silent, tuning, reserve: 0, timeoutMs: 300 }
+    const chain = newChain(snapshotId('app'))
+    await rejectsFault('TIMEOUT', sendRound(chain, server, { ...options, signal: new AbortController().signal }))
+    assert.is(await answer, 0)
+    assert.is(chain.under, 0)
+  }
   mute.close()
 })
 

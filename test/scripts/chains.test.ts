@@ -4,8 +4,10 @@ import { connect } from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { PAGE_BYTES } from '../../lib/format/pagemap.ts'
 import { flattenDirectory } from '../../lib/role/flatten.ts'
 import { SERVE_SOCKET } from '../../lib/role/serve.ts'
+import { askCache } from '../../lib/role/stock.ts'
 import { rejectsFault } from '../expect.ts'
 import { chains, splitDump } from '../support/chains.ts'
 import { startCache } from '../support/daemons.ts'
@@ -56,6 +58,42 @@ test('three pre-dumps and a dump by each CRIU: pulled into a directory, and serv
       for (const name of images) assert.ok((await restore.image(name))?.equals(readFileSync(join(pulled, name))), name)
       restore.close()
       await cache.says(new RegExp(`snapshot ${criu} served: [^]*snapshot ${criu} served: `))
+    }
+  }))
+
+/** Bytes in pages that are not zeros. */
+function written(directory: string): number {
+  const images = readdirSync(directory).filter((name) => name.startsWith('pages-'))
+  const bytes = Buffer.concat(images.map((name) => readFileSync(join(directory, name))))
+  const starts = Array.from({ length: bytes.length / PAGE_BYTES }, (_, page) => page * PAGE_BYTES)
+  const zeros = Buffer.alloc(PAGE_BYTES)
+  return starts.filter((at) => !bytes.subarray(at, at + PAGE_BYTES).equals(zeros)).length * PAGE_BYTES
+}
+
+test('rounds that leave out what the cache has: every page is there when the chain that it is of has gone', () =>
+  withCache(['--dedup'], async ({ port, path }) => {
+    const target = join(path, 'target')
+    for (const { criu, directories } of chains()) {
+      const last = directories.at(-1) as string
+      await sendChain(port, 'donor', directories, undefined, true)
+      const spared = await sendChain(port, criu, directories, undefined, true)
+      assert.is(spared.at(-1), written(last))
+      await askCache(target, { ls: false, rm: 'donor' })
+      // Others write where its pages were.
+      await sendPart(port, 'other', directories[0] as string, { under: 0, last: false, token })
+      const pulled = join(path, criu)
+      const ran = await run('restore-from-socket', [
+        '--from',
+        `127.0.0.1:${port}`,
+        '--snapshot',
+        criu,
+        '--to-dir',
+        pulled,
+      ])
+      assert.is(ran.code, 0, ran.stderr)
+      await same(join(path, `flat-${criu}`), last, async (name) => readFileSync(join(pulled, name)))
+      for (const rm of [criu, 'other']) await askCache(target, { ls: false, rm })
+      assert.equal(await askCache(target, { ls: true }), { type: 'listed', total: 0, holdings: [] })
     }
   }))
 

@@ -7,7 +7,7 @@ import { DIGEST_WORDS, MOST_RECALLED, strongDigest, weakDigest } from '../../lib
 import { PAGE_BYTES } from '../../lib/format/pagemap.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { type Offer, openOffers } from '../../lib/store/offer.ts'
-import { EXTENT, openPool, type Pool } from '../../lib/store/pool.ts'
+import { DIGESTS_BYTES, EXTENT, openPool, PAGES, type Pool } from '../../lib/store/pool.ts'
 import { openShelf } from '../../lib/store/shelf.ts'
 import { rejectsFault, throwsFault } from '../expect.ts'
 import { bytesOf } from '../stream/snapshots.ts'
@@ -291,6 +291,42 @@ test('when memory runs out the offer of a silent sender is withdrawn, and it is 
   assert.equal([pool.used, shelf.all], [0, []])
 })
 
+test('an offer that has to go while its pages are taken: those that are taken stay, the next is refused', async () => {
+  const pool = openPool(12 * EXTENT)
+  const shelf = openShelf(pool, { dedup: true, idleMs: 0 })
+  const donor = shelf.receive(snapshotId('donor'))
+  const many = Array.from({ length: 600 }, (_, n) => 1000 + n)
+  put(donor.sink, many)
+  donor.seal()
+  const arriving = shelf.receive(snapshotId('taking'))
+  await digests(arriving.offer as Offer)
+  const addresses = (arriving.offer as Offer)
+    .places(0, 600)
+    .flatMap(([address, bytes]) =>
+      Array.from({ length: bytes / PAGE_BYTES }, (_, n): number => address + n * PAGE_BYTES),
+    )
+  shelf.remove(snapshotId('donor'))
+  const { shared } = arriving.sink.open(pagesImage)
+  const taken: number[] = []
+  const brim = pool.limit - pool.used
+  pool.charge(brim)
+  // Backwards no two are side by side, so that what is noted of them has to grow.
+  const takeAll = (): void => {
+    for (const address of addresses.toReversed()) {
+      shared?.take(address, 1)
+      taken.push(address)
+    }
+  }
+  assert.match(throwsFault('MEMORY', takeAll).message, /had to go/)
+  assert.ok(taken.length >= 64 && taken.length < 600, `${taken.length} were taken`)
+  for (const address of taken) {
+    assert.ok(page(1000 + addresses.indexOf(address)).equals(pool.window(address, PAGE_BYTES)), `${address}`)
+  }
+  pool.charge(-brim)
+  arriving.drop()
+  assert.equal([pool.used, shelf.all], [0, []])
+})
+
 test('where there is no memory for an offer nothing is offered, and nothing fails', async () => {
   const pool = openPool(3 * EXTENT)
   const sink = snapshot(
@@ -298,10 +334,30 @@ test('where there is no memory for an offer nothing is offered, and nothing fail
     Array.from({ length: 200 }, (_, n) => n),
   )
   while (pool.limit - pool.used > 4096) pool.charge(4096)
-  const offer = openOffers(pool).open(() => placesOf(sink))
+  const others = pool.used - sink.held
+  let looked = 0
+  const offer = openOffers(pool).open(() => {
+    looked++
+    return placesOf(sink)
+  })
   assert.equal((await offer.recall(0)).total, 0)
-  offer.close()
+  assert.equal((await offer.recall(0)).total, 0)
+  assert.is(looked, 1, 'who asks again does not make us look again')
   sink.drop()
+  assert.is(pool.used, others, 'and nothing is kept for it')
+  offer.close()
+})
+
+test('what an offer takes is counted, however few pages it has in each extent', async () => {
+  const pool = openPool(64 * EXTENT)
+  const sinks = Array.from({ length: 20 }, (_, n) => snapshot(pool, [n]))
+  const before = pool.used
+  const offer = openOffers(pool).open(() => sinks.flatMap(placesOf))
+  assert.is((await offer.recall(0)).total, 20)
+  assert.ok(pool.used - before >= 20 * (PAGES + DIGESTS_BYTES), `${pool.used - before} bytes`)
+  offer.close()
+  for (const sink of sinks) sink.drop()
+  assert.is(pool.used, 0)
 })
 
 test('more than one answer holds comes in several', async () => {
@@ -322,6 +378,24 @@ test('more than one answer holds comes in several', async () => {
   offer.close()
   sink.drop()
   assert.is(pool.used, 0)
+})
+
+test('a snapshot whose memory is given back as it is read is no donor: somebody else writes there already', async () => {
+  const pool = openPool(64 * EXTENT)
+  const shelf = openShelf(pool, { dedup: true })
+  const [first, writing, asking] = ['first', 'writing', 'asking'].map((id) => shelf.receive(snapshotId(id)))
+  const many = Array.from({ length: 2 * PAGES }, (_, n) => n)
+  put(first?.sink as MemorySnapshot, many)
+  first?.seal()
+  const { images, use, release } = await shelf.find(snapshotId('first'), 0)
+  const done = use()
+  for (const piece of [...(images.get(pagesImage)?.pieces ?? [])]) release(piece)
+  put(writing?.sink as MemorySnapshot, many)
+  assert.is((await asking?.offer?.recall(0))?.total, 0)
+  done()
+  for (const arriving of [writing, asking]) arriving?.drop()
+  shelf.remove(snapshotId('first'))
+  assert.equal([pool.used, shelf.all], [0, []])
 })
 
 test('a chain shares like any other, and its next round replaces what only it needs', async () => {

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { PAGE_BYTES } from '../../lib/format/pagemap.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { EXTENT, type Extent, openPool } from '../../lib/store/pool.ts'
 import { throwsFault } from '../expect.ts'
@@ -116,6 +117,22 @@ test('pages of an extent go back once each, count as free, and the extent is who
 
 /** Bytes of this process that are in memory. */
 const resident = (): number => Number(readFileSync('/proc/self/statm', 'utf8').split(' ')[1]) * 4096
+
+test('who needs pages of an extent, or all for a while, leaves its huge page whole; what is given back meanwhile goes then', () => {
+  const pool = openPool(4 * EXTENT)
+  const extent = pool.take()
+  const address = Number(extent.address)
+  pool.pin(extent)
+  pool.share(address, 2)
+  pool.unpin(extent)
+  pool.unshare(address, 2)
+  assert.is(extent.holes, undefined)
+  pool.share(address, 1)
+  pool.give(extent)
+  assert.is(pool.used, PAGE_BYTES)
+  pool.unshare(address, 1)
+  assert.is(pool.used, 0)
+})
 
 test('what is reserved is faulted in aside, before it is asked for, and again when it was given back', async () => {
   const least = 60 * 2 ** 20

@@ -1,4 +1,5 @@
 /** Pages that are not sent again: a sender and a receiver that offers, whatever either of them says. */
+import { setImmediate as turn } from 'node:timers/promises'
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -7,6 +8,7 @@ import { imageName, snapshotId } from '../../lib/format/names.ts'
 import { DIGEST_WORDS, MOST_OFFERED, MOST_SAME, weakDigest } from '../../lib/format/page-digest.ts'
 import { PAGE_BYTES } from '../../lib/format/pagemap.ts'
 import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
+import { defer } from '../../lib/role/wait.ts'
 import type { MemorySnapshot } from '../../lib/store/memory.ts'
 import { openPool } from '../../lib/store/pool.ts'
 import { openShelf, type Shelf } from '../../lib/store/shelf.ts'
@@ -53,8 +55,10 @@ async function send(
     assert.equal(await reader.expect(), { type: 'snapshot', id })
     return receiveSnapshot(reader, arriving.sink, {
       offer: arriving.offer,
-      onRecall: (first) =>
-        void arriving.offer?.recall(first).then((said) => known.take({ type: 'recalled', offers: true, ...said })),
+      async onRecall(first) {
+        const said = await arriving.offer?.recall(first)
+        if (said !== undefined) known.take({ type: 'recalled', offers: true, ...said })
+      },
     })
   })()
   // CRIU waits at pre-dump until the answers are here.
@@ -233,6 +237,26 @@ test('a sender that names what is not there is refused, and the images with it',
   shelf.remove(snapshotId('donor'))
   assert.ok(used > 0)
   assert.is(pool.used, 0)
+})
+
+test('who asks again and again and reads no answer makes the receiver hold one', async () => {
+  const shelf = openShelf(openPool(2 ** 26), { dedup: true })
+  const arriving = shelf.receive(snapshotId('greedy'))
+  const recall = (offset: number): Frame => ({ type: 'recall', offset })
+  const reader = frameReader(inletOf(stream(recall(0), recall(1), recall(2))))
+  const asked: number[] = []
+  const { promise, resolve } = defer<void>()
+  const onRecall = (from: number): Promise<void> => {
+    asked.push(from)
+    return promise
+  }
+  const receiving = rejectsFault('TRUNCATED', receiveSnapshot(reader, arriving.sink, { onRecall }))
+  for (let turns = 0; turns < 20; turns++) await turn()
+  assert.equal(asked, [0])
+  resolve()
+  await receiving
+  assert.equal(asked, [0, 1, 2])
+  arriving.drop()
 })
 
 test('a page that is not what the sender means is found by the digest of the image', async () => {

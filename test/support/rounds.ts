@@ -10,6 +10,7 @@ import type { MemorySnapshot } from '../../lib/store/memory.ts'
 import { connectEndpoint } from '../../lib/stream/endpoint.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSource, OpenImage } from '../../lib/stream/image.ts'
+import { type Known, openKnown } from '../../lib/stream/known.ts'
 import { sendSnapshot } from '../../lib/stream/send.ts'
 import { fixtures } from './run.ts'
 
@@ -89,12 +90,13 @@ export function pagesOf(
 }
 
 /** The images that lie in a directory, as they are: what it has in a parent is not in them. */
-function sourceOf(directory: string, between?: () => Promise<void>): ImageSource {
+function sourceOf(directory: string, between?: () => Promise<void>, ready?: Promise<void>): ImageSource {
   const images = Object.entries(imagesIn(directory)).sort(
     ([a], [b]) => Number(a === INVENTORY) - Number(b === INVENTORY),
   )
   return {
     images: (async function* (): AsyncGenerator<OpenImage> {
+      await ready
       for (const [name, bytes] of images) {
         yield { name: imageName(name), body: { kind: 'pieces', pieces: [bytes] } }
         await between?.()
@@ -104,7 +106,7 @@ function sourceOf(directory: string, between?: () => Promise<void>): ImageSource
   }
 }
 
-/** Sends one part of a chain, or a plain snapshot, to a cache at that port, and waits until it is sealed, or, as a hand-over, until it is kept. Throws the refusal. */
+/** Sends one part of a chain, or a plain snapshot, without what the cache has if that is to be `known`, to a cache at that port, and waits until it is sealed, or, as a hand-over, until it is kept. Throws the refusal. */
 export async function sendPart(
   port: string,
   id: string,
@@ -112,13 +114,15 @@ export async function sendPart(
   layer?: Layer,
   until?: Until,
   between?: () => Promise<void>,
+  known?: Known,
 ): Promise<void> {
   const { signal } = new AbortController()
   const link = await connectEndpoint({ kind: 'tcp', host: '127.0.0.1', port: Number(port) }, 5000, signal)
   try {
     const reader = frameReader(link.inlet)
     const writer = frameWriter(link.outlet)
-    const sending = sendSnapshot(writer, snapshotId(id), sourceOf(directory, between), {
+    const sending = sendSnapshot(writer, snapshotId(id), sourceOf(directory, between, known?.ready), {
+      known,
       layer,
       until,
       reserve: 4096,
@@ -127,6 +131,7 @@ export async function sendPart(
     for (;;) {
       const frame = await reader.expect()
       if (frame.type === 'refused') throw new Fault(frame.code, frame.reason)
+      if (frame.type === 'recalled') known?.take(frame)
       if (frame.type === 'fate' && frame.fate === 'kept') return
       if (frame.type !== 'sealed') continue
       if (frame.digest !== (await sending).digest) throw new Error('another digest')
@@ -138,14 +143,20 @@ export async function sendPart(
   }
 }
 
-/** Sends the directories of a chain, the oldest first, each as a round and the newest as the last. */
+/** Sends the directories of a chain, the oldest first, each as a round and the newest as the last; with `dedup` returns the bytes that each did without. */
 export async function sendChain(
   port: string,
   id: string,
   directories: readonly string[],
   between?: () => Promise<void>,
-): Promise<void> {
+  dedup = false,
+): Promise<number[]> {
+  const spared: number[] = []
   for (const [under, directory] of directories.entries()) {
-    await sendPart(port, id, directory, { under, last: under === directories.length - 1, token }, undefined, between)
+    const known = dedup ? openKnown(() => {}) : undefined
+    const layer = { under, last: under === directories.length - 1, token }
+    await sendPart(port, id, directory, layer, undefined, between, known)
+    spared.push(known?.spared ?? 0)
   }
+  return spared
 }
