@@ -5,13 +5,11 @@
  * 0700: a failed run leaves nothing, and nobody else reads them.
  */
 import {
-  closeSync,
   createReadStream,
   lstatSync,
   mkdtempSync,
-  openSync,
   readdirSync,
-  readSync,
+  readFileSync,
   renameSync,
   rmSync,
   statSync,
@@ -132,24 +130,11 @@ const SMALL_FILE = 2 ** 16
 /** One file in pieces. Throws `IO`. */
 export async function* piecesOf(file: string): AsyncGenerator<Buffer> {
   try {
-    const beginning = beginningOf(file)
-    if (beginning.length > 0) yield beginning
-    if (beginning.length < SMALL_FILE) return
-    yield* createReadStream(file, { start: SMALL_FILE, highWaterMark: MOST_DATA }) as AsyncIterable<Buffer>
+    const small = statSync(file).size <= SMALL_FILE ? readFileSync(file) : undefined
+    if (small === undefined) yield* createReadStream(file, { highWaterMark: MOST_DATA }) as AsyncIterable<Buffer>
+    else if (small.length > 0) yield small
   } catch (cause) {
     ioFault(file)(cause)
-  }
-}
-
-function beginningOf(file: string): Buffer {
-  const fd = openSync(file, 'r')
-  try {
-    const room = Buffer.allocUnsafe(SMALL_FILE)
-    let filled = 0
-    for (let got = -1; got !== 0; filled += got) got = readSync(fd, room, filled, SMALL_FILE - filled, null)
-    return room.subarray(0, filled)
-  } finally {
-    closeSync(fd)
   }
 }
 

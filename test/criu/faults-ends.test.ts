@@ -111,7 +111,9 @@ function sourceFaults({ row }: Matrix): void {
         await proxyRun.stop(signal)
       },
       end: 'stays',
-      ...(signal === 'SIGKILL' && { leaves: /^(streamer-capture\.sock|img-proxy\.sock|post-dump|\d+\.post-dump\.(held|lock))$/ }),
+      ...(signal === 'SIGKILL' && {
+        leaves: /^(streamer-capture\.sock|img-proxy\.sock|post-dump|\d+\.post-dump\.(held|lock))$/,
+      }),
     })
     row(`the proxy gets ${signal} when the target is ready`, {
       trouble: stall('ready', 'target'),
@@ -133,7 +135,9 @@ function sourceFaults({ row }: Matrix): void {
         await proxyRun.stop(signal)
       },
       end: 'stays',
-      ...(signal === 'SIGKILL' && { leaves: /^(streamer-capture\.sock|img-proxy\.sock|post-dump|\d+\.p(re|ost)-dump\.(held|lock))$/ }),
+      ...(signal === 'SIGKILL' && {
+        leaves: /^(streamer-capture\.sock|img-proxy\.sock|post-dump|\d+\.p(re|ost)-dump\.(held|lock))$/,
+      }),
     })
   }
 
