@@ -11,6 +11,7 @@
  */
 import { appendFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import {
   decodeLocalReply,
@@ -54,7 +55,7 @@ export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes',
   const nowhere = words ? 'null' : ''
 
   async function connect(name: string, of: string, mode: number): Promise<Fd> {
-    const socket = connectUnix(path)
+    const socket = await connectBlocking(path)
     said.push('connect')
     const message = encodeLocalImage({ name, snapshot: of, mode })
     said.push(`> ${message.toString('hex')}`)
@@ -155,6 +156,18 @@ export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes',
     },
   }
   return self
+}
+
+/** Waits where the listener has no place, as connect(2) of criu does. */
+async function connectBlocking(path: string): Promise<Fd> {
+  for (;;) {
+    try {
+      return connectUnix(path)
+    } catch (error) {
+      if (!String(error).includes('EWOULDBLOCK')) throw error
+      await setTimeout(5)
+    }
+  }
 }
 
 function idsIn(bytes: Buffer): string[] {
