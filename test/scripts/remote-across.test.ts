@@ -1,6 +1,6 @@
 /** criu --remote at both ends of its own wire: dumps by img-proxy.sock, `--wire criu-remote`, an image-cache of that time or ours. */
 import { spawn } from 'node:child_process'
-import { mkdirSync, readFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -8,11 +8,11 @@ import { encodeSnapshotId } from '../../lib/format/remote.ts'
 import { DUMP_SOCKET, RESTORE_SOCKET } from '../../lib/role/remote.ts'
 import { within } from '../expect.ts'
 import { chains } from '../support/chains.ts'
-import { type Daemons, daemons, startProxy } from '../support/daemons.ts'
+import { type Daemons, daemons, startCache, startProxy } from '../support/daemons.ts'
 import { type Form, imagesOf } from '../support/fake-remote-criu.ts'
 import { originalCache, type Received } from '../support/original.ts'
 import { imagesIn } from '../support/rounds.ts'
-import { type Ran, root, run, temporary } from '../support/run.ts'
+import { eventually, type Ran, root, run, temporary } from '../support/run.ts'
 
 const test = suite('scripts/remote across')
 
@@ -175,6 +175,59 @@ test('a client without pre-dumps, that dies in the middle of a dump, leaves no i
   })
   assert.is(came.flaw, undefined)
   assert.not.ok(names(came).some((key) => key.endsWith('inventory.img')))
+})
+
+const descriptors = (proxy: Daemons['proxy']): number => readdirSync(`/proc/${proxy.child.pid}/fd`).length
+
+test('an image-cache that is gone between two rounds ends the chain; no descriptor is left of it', async () => {
+  const { path, remove } = temporary()
+  const target = join(path, 'target')
+  const first = await startCache(target, remote)
+  const proxy = await startProxy(path, first.port, [...remote, '--timeout', '1'])
+  const fds = descriptors(proxy)
+  let second: Awaited<ReturnType<typeof startCache>> | undefined
+  try {
+    await dumping(path, proxy, 'pipes', async ({ part }) => {
+      await part(0)
+      await first.cache.stop()
+      await part(1)
+      await within(proxy.says(/the pre-dump of .*r2" failed: the image-cache closed the connection/))
+      await part(0)
+      await within(proxy.says(/the pre-dump of .*r1" failed: cannot connect/))
+      second = await startCache(target, remote, first.port)
+      assert.is((await part(ids.length - 1)).code, 0)
+      await within(proxy.says(/r4 sent: \d+ images/))
+    })
+    await eventually(() => (descriptors(proxy) <= fds ? true : undefined), 'the end of all descriptors', 5000)
+  } finally {
+    await Promise.all([proxy.stop(), second?.cache.stop()])
+    remove()
+  }
+})
+
+test('a cache that speaks our wire is no such cache', async () => {
+  const both = await daemons({ proxy: remote })
+  try {
+    await dumping(both.source, both.proxy, 'pipes', async ({ part }) => {
+      await part(0)
+      await within(both.proxy.says(/r1" failed: the other end speaks|round 1:/))
+      await part(1)
+      await within(both.proxy.says(/failed: the other end speaks, as no image-cache of criu --remote does/))
+    })
+  } finally {
+    await both.stop()
+  }
+})
+
+test('SIGTERM while a chain waits for its next round: the connection ends, and no socket is left', async () => {
+  const came = await original(true, 'pipes', async ({ proxy, part }) => {
+    await part(0)
+    const source = proxy.child.spawnargs.at(proxy.child.spawnargs.indexOf('-D') + 1) as string
+    assert.is((await within(proxy.stop())).code, 143)
+    assert.equal(readdirSync(source), [])
+  })
+  assert.is(came.flaw, undefined)
+  assert.not.ok(names(came).some((key) => key.endsWith(' parent')))
 })
 
 test.after(() => places.remove())
