@@ -21,11 +21,20 @@ const D = '/tmp/d'
 
 type Heard = Exclude<RemoteWireEvent, { kind: 'bytes' | 'imageEnd' }> | { kind: 'body'; hex: string }
 
+/** A decoder that goes round in circles fails by name, and not by its memory. */
+function* eventsOf(decoder: RemoteWireDecoder, chunk: Uint8Array): Generator<RemoteWireEvent> {
+  let count = 0
+  for (const event of decoder.push(chunk)) {
+    if (++count > chunk.length + 100) throw new Error(`${count} events of ${chunk.length} bytes`)
+    yield event
+  }
+}
+
 function hear(chunks: Iterable<Uint8Array>, decoder: RemoteWireDecoder = remoteWireDecoder(), ends = true): Heard[] {
   const heard: Heard[] = []
   let body: Buffer[] = []
   for (const chunk of chunks) {
-    for (const event of decoder.push(chunk)) {
+    for (const event of eventsOf(decoder, chunk)) {
       if (event.kind === 'bytes') body.push(Buffer.from(event.bytes))
       else if (event.kind === 'imageEnd') {
         heard.push({ kind: 'body', hex: Buffer.concat(body).toString('hex') })
@@ -118,7 +127,7 @@ test('sizes above 2 and 4 GiB are counted, and not as an int', () => {
   let bytes = 0
   let ended = 0
   const take = (piece: Uint8Array): void => {
-    for (const event of decoder.push(piece)) {
+    for (const event of eventsOf(decoder, piece)) {
       if (event.kind === 'bytes') bytes += event.bytes.length
       if (event.kind === 'imageEnd') ended++
     }
