@@ -4,12 +4,18 @@ import { Fault, type FaultCode } from '../lib/fault.ts'
 
 /** Longer than anything here takes: a test that hangs fails. */
 const LIMIT_MS = 30_000
+/** Where everything else that the test does is over in a moment. */
+const SOON_MS = 10_000 * Number(process.env.FERRY_SLOWER ?? 1)
 
 /** The result of `work`; an error if it does not come. */
-export async function within<Result>(work: Promise<Result>, what = 'what the test waits for'): Promise<Result> {
+export async function within<Result>(
+  work: Promise<Result>,
+  what = 'what the test waits for',
+  limitMs = LIMIT_MS,
+): Promise<Result> {
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<never>((_resolve, reject) => {
-    timer = setTimeout(() => reject(new Error(`${what} did not come within ${LIMIT_MS / 1000} s`)), LIMIT_MS)
+    timer = setTimeout(() => reject(new Error(`${what} did not come within ${limitMs / 1000} s`)), limitMs)
   })
   try {
     return await Promise.race([work, late])
@@ -64,6 +70,11 @@ export function onlyFaults<Result>(decode: () => Result): Result | undefined {
     if (!(error instanceof Fault)) throw error
     return undefined
   }
+}
+
+/** A daemon whose `says` has an end that comes long before that of the test. */
+export function impatient<Daemon extends { says(pattern: RegExp): Promise<RegExpExecArray> }>(daemon: Daemon): Daemon {
+  return { ...daemon, says: (pattern) => within(daemon.says(pattern), `what says ${pattern}`, SOON_MS) }
 }
 
 /** A few turns of the event loop: for showing that something does not happen. */

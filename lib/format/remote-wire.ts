@@ -28,7 +28,7 @@ const LIST = 'parent'
 const listPlaces = ['', 'null'] as const
 
 export type RemoteWireEvent =
-  /** A dump has begun, with this `-D`. */
+  /** A dump with this `-D`: it has begun, or its first image comes, of a proxy that sends the list with the last dump. */
   | { kind: 'push'; snapshot: string }
   /** From here on images are those of this dump, which was pushed; no others of those before it come. */
   | { kind: 'snapshot'; snapshot: string }
@@ -93,12 +93,22 @@ export function remoteWireDecoder(): RemoteWireDecoder {
 
   function* select(snapshot: string): Generator<RemoteWireEvent> {
     if (pushed[current] === snapshot) return
-    const at = pushed.indexOf(snapshot)
+    let at = pushed.indexOf(snapshot)
+    if (at < 0 && told === 0) {
+      at = pushed.length
+      yield add(snapshot)
+    }
     if (at < 0) throw wrong(`an image of ${printable(snapshot)}, which is not on the list of snapshots`, LOST)
     if (at < current) throw wrong(`an image of ${printable(snapshot)} comes after those of a later dump`)
     current = at
     sizes = new Map()
     yield { kind: 'snapshot', snapshot }
+  }
+
+  function add(snapshot: string): RemoteWireEvent {
+    if (pushed.length > MOST_ROUNDS) throw tooMany(pushed.length + 1)
+    pushed.push(snapshot)
+    return { kind: 'push', snapshot }
   }
 
   function image(name: ImageName, size: number, append: boolean): RemoteWireEvent {
@@ -136,14 +146,14 @@ export function remoteWireDecoder(): RemoteWireDecoder {
     // A dump that is tried again takes the place of the one that failed.
     if (listed.length > told && listed.at(-1) === pushed[current]) sizes = new Map()
     told = Math.max(told, listed.length)
+    if (withoutRepeats(listed).length < pushed.length) throw wrong('a dump whose images came is not on the list', LOST)
     for (const [at, snapshot] of withoutRepeats(listed).entries()) {
       if (at < pushed.length && pushed[at] !== snapshot) throw wrong('the list of snapshots is another one now', LOST)
       if (at < pushed.length) continue
       if (pushed.includes(snapshot)) {
         throw wrong(`an earlier dump has the directory ${printable(snapshot)} too`, 'give every dump a -D of its own')
       }
-      pushed.push(snapshot)
-      yield { kind: 'push', snapshot }
+      yield add(snapshot)
     }
   }
 
@@ -170,7 +180,8 @@ export function remoteWireDecoder(): RemoteWireDecoder {
       }
     },
     end() {
-      if (open === undefined && !inEntry) return
+      if (open === undefined && !inEntry && (told > 0 || pushed.length === 0)) return
+      if (open === undefined && !inEntry) throw wrong('the stream ended without the list of snapshots')
       const where = open === undefined ? 'an entry' : 'name' in open ? `image ${open.name}` : 'the list of snapshots'
       throw new Fault('TRUNCATED', `criu --remote: the stream ended in the middle of ${where}`, {
         hint: 'the image-proxy was stopped or the link was cut',
@@ -189,9 +200,13 @@ function snapshotsOf(list: Buffer): string[] {
     else throw wrong('the list of snapshots is cut')
   }
   if (snapshots.length > MOST_ROUNDS + 1) {
-    throw new Fault('LIMIT', `a chain of ${snapshots.length} dumps, at most ${MOST_ROUNDS + 1} are allowed`)
+    throw tooMany(snapshots.length)
   }
   return snapshots
+}
+
+function tooMany(dumps: number): Fault {
+  return new Fault('LIMIT', `a chain of ${dumps} dumps, at most ${MOST_ROUNDS + 1} are allowed`)
 }
 
 function withoutRepeats(snapshots: readonly string[]): string[] {
@@ -203,12 +218,14 @@ export function encodeImageEntry(snapshot: string, name: ImageName, size: number
   return encodeRemoteImage({ name, snapshot, mode: openMode.write, size })
 }
 
-/** Tells that a dump begins, after those `before`, to caches of every age. Each part is for one write. */
-export function encodePush(before: readonly string[], snapshot: string): Buffer[] {
-  const body = encodeSnapshotId(snapshot)
-  const size = before.reduce((sum, each) => sum + encodeSnapshotId(each).length, body.length)
+/**
+ * The whole list of snapshots, the oldest first, for caches of every age. Each part is for one write. To be said once: where a list is added to, those
+ * from May 2018 on forget what there was, and those before do not, so that they disagree about the bytes that follow.
+ */
+export function encodeList(snapshots: readonly string[]): Buffer[] {
+  const body = Buffer.concat(snapshots.map(encodeSnapshotId))
   const entry = (place: string): Buffer =>
-    encodeRemoteImage({ name: LIST, snapshot: place, mode: openMode.append, size })
+    encodeRemoteImage({ name: LIST, snapshot: place, mode: openMode.append, size: body.length })
   return listPlaces.flatMap((place) => [entry(place), body])
 }
 

@@ -129,7 +129,7 @@ function waiting(source: ImageSource, ready: Promise<void>): ImageSource {
   return { images: images(), destroy: (reason) => source.destroy(reason) }
 }
 
-function pagesOf({ images }: Snapshot): number {
+export function pagesOf({ images }: Snapshot): number {
   const pages = images.filter(({ name }) => name.startsWith('pages-'))
   return pages.reduce((sum, { size }) => sum + size, 0) / PAGE_BYTES
 }

@@ -37,7 +37,7 @@ import { type Owed, readOwed } from './owed.ts'
 import { openPagePort, type PagePort, splitDump } from './page-port.ts'
 import { type PageServer, pageServer } from './page-server.ts'
 import { openRemoteDumps, type RemoteDumps } from './remote-dumps.ts'
-import type { Deliver } from './remote-proxy.ts'
+import type { DeliverPlace, Delivery } from './remote-proxy.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 import { openWorkDir } from './workdir.ts'
 
@@ -53,8 +53,8 @@ export interface ProxyOptions {
   tuning?: Tuning
   /** The port for criu --page-server; 0: the kernel chooses; none if undefined. */
   pagePort: number | undefined
-  /** How a dump by the stream goes to the cache: by our wire if undefined, as rounds and verdicts do. */
-  deliver?: Deliver | undefined
+  /** How dumps and their rounds go to the cache: by our wire if undefined. */
+  deliver?: Delivery | undefined
   /** How long the cache may be out of reach, and how long it may take to do what `until` says. */
   timeoutMs: number
   report: Report
@@ -90,8 +90,12 @@ export async function proxy(options: ProxyOptions): Promise<never> {
       directory: work.path,
       chains,
       newId: () => options.id ?? freshId(),
-      sendRound: (taken, source, tree, images) => forwardRound(taken, source, { tree, images }, options),
-      sendDump: (criu, id, layer) => send(criu, id, work.path, options, tally, layer),
+      sendRound: (taken, source, round) => forwardRound(taken, source, round, options, tally),
+      async sendDump(criu, id, dump) {
+        if (options.deliver === undefined) return send(criu, id, work.path, options, tally, dump.layer)
+        await options.deliver.dump(criu, dump, placeOf(work.path, options, tally))
+        return true
+      },
       abandon: (chain) => abandonIfLeft(chain, options),
       track,
       report,
@@ -163,11 +167,14 @@ async function forward(
     throw splitDump()
   }
   if (options.deliver === undefined) return void (await send(criu, id, directory, options, tally).finally(breakOff))
-  const { report, signal } = options
+  await options.deliver.dump(criu, { command }, placeOf(directory, options, tally))
+}
+
+function placeOf(gates: string, { report, signal }: ProxyOptions, tally: Tally): DeliverPlace {
   const onBytes = (bytes: number): void => {
     tally.sent += bytes
   }
-  await options.deliver(criu, command, { gates: directory, report, signal, onBytes })
+  return { gates, report, signal, onBytes }
 }
 
 /** One dump, or one round before it, by the page server. */
@@ -183,7 +190,7 @@ async function forwardPages(
   const taken = chains.take(tree, before, () => id)
   const { chain } = taken
   const server = pageServer(socket, { hasParent: (name) => chain.pagemaps.has(name) })
-  if (action === 'pre-dump') return forwardRound(taken, server, { tree, images }, options)
+  if (action === 'pre-dump') return forwardRound(taken, server, { tree, images, snapshots: [] }, options, tally)
   const criu = openProcess(pid)
   const remove = (): void => {
     server.destroy(new Fault('ABORTED', 'over'))
@@ -206,13 +213,17 @@ async function forwardPages(
 async function forwardRound(
   { chain, keep }: Taken,
   source: PageServer,
-  { tree, images }: { tree: number; images: string },
+  { tree, images, snapshots }: { tree: number; images: string; snapshots: readonly string[] },
   options: ProxyOptions,
+  tally: Tally,
 ): Promise<void> {
-  const { timeoutMs, tuning, report, signal } = options
+  const { timeoutMs, tuning, report, signal, deliver } = options
   const connect = connector(options)
   const reserve = chain.under === 0 ? memoryOfTree(tree) : 0
-  const sending = sendRound(chain, source, { connect, tuning, reserve, timeoutMs, signal })
+  const sending =
+    deliver === undefined
+      ? sendRound(chain, source, { connect, tuning, reserve, timeoutMs, signal })
+      : deliver.round(chain, source, snapshots, placeOf('', options, tally))
   const { pages, ms } = await sending.catch(async (error: unknown) => {
     await abandonIfLeft(chain, options)
     throw error
@@ -262,7 +273,8 @@ function connector({ connections, cache, timeoutMs }: ProxyOptions): (stop: Abor
 }
 
 /** The cache keeps rounds until it hears that no dump follows. */
-async function abandonAt(chain: Chain, { cache }: ProxyOptions): Promise<void> {
+async function abandonAt(chain: Chain, { cache, deliver }: ProxyOptions): Promise<void> {
+  if (deliver !== undefined) return deliver.abandon(chain)
   const soon = AbortSignal.timeout(DELIVERY_MS)
   await abandon(chain, (stop) => connectEndpoint(cache, DELIVERY_MS, stop), soon)
 }

@@ -30,15 +30,26 @@ export interface RemoteDumpsOptions {
   directory: string
   chains: Chains
   newId: () => SnapshotId
-  /** Sends a pre-dump and keeps the chain as that of `directory`. Throws what went wrong; the chain is over then. */
-  sendRound(taken: Taken, source: PageServer, tree: number, directory: string): Promise<void>
+  /** Sends a pre-dump and keeps the chain as that of `images`. Throws what went wrong; the chain is over then. */
+  sendRound(taken: Taken, source: PageServer, round: { tree: number; images: string } & Listed): Promise<void>
   /** Hands over a dump. Returns whether the target has it. */
-  sendDump(criu: Approach, id: SnapshotId, layer: ReturnType<typeof nextLayer> | undefined): Promise<boolean>
+  sendDump(criu: Approach, id: SnapshotId, dump: RemoteDump): Promise<boolean>
   /** Tells the target that no layer follows. */
   abandon(chain: Chain): Promise<void>
   /** Work that is waited for at the end, and whose failure is reported. */
   track(work: Promise<void>, what: string): void
   report: Report
+}
+
+interface Listed {
+  /** Its snapshot id, after those of the rounds before it. */
+  snapshots: readonly string[]
+}
+
+export interface RemoteDump extends Listed {
+  layer: ReturnType<typeof nextLayer> | undefined
+  /** Whose last part it is. */
+  chain: Chain | undefined
 }
 
 export interface RemoteDumps {
@@ -148,8 +159,10 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     return chains.take(tree, undefined, options.newId)
   }
 
-  function nameIt({ images, snapshot }: Dump, rounds: readonly Round[]): void {
-    images.name(encodeIds([...rounds.map((round) => round.snapshot), snapshot]))
+  function nameIt({ images, snapshot }: Dump, rounds: readonly Round[]): string[] {
+    const snapshots = [...rounds.map((round) => round.snapshot), snapshot]
+    images.name(encodeIds(snapshots))
+    return snapshots
   }
 
   async function forwardRound(dump: Dump, know: (rounds: readonly Round[]) => void): Promise<void> {
@@ -157,9 +170,10 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     const taken = await takeChain(dump, tree)
     const rounds = roundsOf.get(taken.chain) ?? []
     know([...rounds])
-    nameIt(dump, rounds)
+    const snapshots = nameIt(dump, rounds)
     // Nobody waits for an answer.
-    await options.sendRound(taken, { ...roundOf(dump.images), answerClose: async () => {} }, tree, REMOTE)
+    const source = { ...roundOf(dump.images), answerClose: async () => {} }
+    await options.sendRound(taken, source, { tree, images: REMOTE, snapshots })
     roundsOf.set(taken.chain, withRound(rounds, dump))
   }
 
@@ -170,7 +184,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     const taken = command && (await takeChain(dump, command.tree))
     const rounds = (taken && roundsOf.get(taken.chain)) ?? []
     know(rounds)
-    nameIt(dump, rounds)
+    const snapshots = nameIt(dump, rounds)
     const gate = closedGate(directory, pid, 'pre-dump')
     const first = await Promise.race([gate.held, images.begun]).catch(() => undefined)
     void images.begun.then(gate.remove)
@@ -187,8 +201,14 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     }
     const chained = taken !== undefined && taken.chain.under > 0
     const layer = chained ? nextLayer(taken.chain, true) : undefined
-    const sent = await options.sendDump(criu, taken?.chain.id ?? options.newId(), layer).finally(gate.remove)
-    if (!sent && chained) await options.abandon(taken.chain).catch(() => {})
+    const id = taken?.chain.id ?? options.newId()
+    let sent = false
+    try {
+      sent = await options.sendDump(criu, id, { snapshots, layer, chain: taken?.chain })
+    } finally {
+      gate.remove()
+      if (!sent && chained) await options.abandon(taken.chain).catch(() => {})
+    }
   }
 
   async function hear(socket: Fd, pid: number): Promise<void> {

@@ -1,8 +1,8 @@
 /**
  * The image-proxy's end of the wire of `criu --remote`: a criu that dumps to us, sent to an image-cache of that time (`--wire criu-remote`).
  *
- * Every dump has a connection of its own, as such a cache takes only one, and is over with its end. The cache never answers. So the tasks are let go when our kernel has taken
- * all bytes for it, and nobody can say whether they have arrived.
+ * Such a cache takes one connection, and is over with its end: so a dump and all rounds before it share one, which waits between them.
+ * The cache never answers. So the tasks are let go when our kernel has taken all bytes for it, and nobody can say whether they have arrived.
  */
 import { Fault } from '../fault.ts'
 import { printable } from '../format/names.ts'
@@ -11,16 +11,33 @@ import { openProcess } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import { memorySnapshot } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
-import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
+import type { Endpoint } from '../stream/endpoint.ts'
+import type { ImageSource } from '../stream/image.ts'
 import type { Approach } from './approach.ts'
 import type { CriuCommand } from './criu-command.ts'
 import { closedGate } from './gate.ts'
-import { whenConnected } from './line.ts'
+import { type Chain, pagesOf, type Sent } from './layers.ts'
+import { openRemoteLine, type RemoteLine } from './remote-line.ts'
 import { sendDump } from './remote-sink.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 
-/** Sends what one criu dumps, and lets it go. Throws what went wrong; criu has failed then, unless it had written all. */
-export type Deliver = (criu: Approach, command: CriuCommand | undefined, place: DeliverPlace) => Promise<void>
+export interface Delivery {
+  /** Sends what one criu dumps, and lets it go. Throws what went wrong; criu has failed then, unless it had written all. */
+  dump(criu: Approach, whose: Whose, place: DeliverPlace): Promise<void>
+  /** Sends a pre-dump, whose snapshot id is the last of these. Throws what went wrong; the chain is over then. */
+  round(chain: Chain, source: ImageSource, snapshots: readonly string[], place: DeliverPlace): Promise<Sent>
+  /** No dump follows. */
+  abandon(chain: Chain): Promise<void>
+}
+
+export interface Whose {
+  /** Undefined where the criu cannot be seen. */
+  command?: CriuCommand | undefined
+  /** Its snapshot id, after those of the rounds before it; found by its command line if undefined. */
+  snapshots?: readonly string[]
+  /** Whose last part it is. */
+  chain?: Chain | undefined
+}
 
 export interface DeliverPlace {
   /** Where our action script is. */
@@ -34,7 +51,7 @@ export interface RemoteDelivery {
   cache: Endpoint
   /** Most bytes of memory for images that are not sent yet. */
   maxMemory: number
-  /** The snapshot id that the cache gets; the `-D` of the criu that dumps if undefined. */
+  /** The snapshot id of what comes by the stream; the `-D` of the criu that dumps if undefined. */
   snapshot: string | undefined
   /** How long the cache may be out of reach, or take nothing. */
   timeoutMs: number
@@ -47,75 +64,101 @@ function checkSnapshot(text: string): void {
 }
 
 /** Throws `USAGE` for what cannot be the id of a snapshot. */
-export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: RemoteDelivery): Deliver {
+export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: RemoteDelivery): Delivery {
   if (snapshot !== undefined) checkSnapshot(snapshot)
   const pool = openPool(maxMemory)
-  return async (criu, command, { gates, report, signal, onBytes }) => {
-    const begun = performance.now()
-    const gate = closedGate(gates, criu.pid, 'post-dump')
-    const task = openProcess(criu.pid)
-    let atGate = false
-    const whenHeld = gate.held.then(() => {
-      atGate = true
-    })
-    whenHeld.catch(() => {})
-    const stop = new AbortController()
-    const outside = (): void => stop.abort(signal.reason)
-    signal.addEventListener('abort', outside)
-    const connecting = connectEndpoint(cache, timeoutMs, stop.signal)
-    connecting.catch((reason: unknown) => stop.abort(reason))
-    const outlet = whenConnected(connecting, timeoutMs, stop)
-    const cut = (): void => void connecting.then((link) => link.destroy(stop.signal.reason as Error)).catch(() => {})
-    stop.signal.addEventListener('abort', () => setTimeout(cut, GRACE_MS).unref())
-    const source = criu.images({ complete: whenHeld, taken: async () => {} })
-    try {
+  /** Of chains whose dump is still to come. */
+  const lines = new Map<Chain, RemoteLine>()
+
+  /** Who takes it closes it. */
+  function takeLine(chain: Chain | undefined): RemoteLine {
+    const held = chain && lines.get(chain)
+    if (chain !== undefined) lines.delete(chain)
+    return held ?? openRemoteLine(cache, timeoutMs)
+  }
+
+  return {
+    async dump(criu, { command, snapshots, chain }, { gates, report, signal, onBytes }) {
+      const begun = performance.now()
+      const gate = closedGate(gates, criu.pid, 'post-dump')
+      const line = takeLine(chain)
+      const task = openProcess(criu.pid)
+      let atGate = false
+      const whenHeld = gate.held.then(() => {
+        atGate = true
+      })
+      whenHeld.catch(() => {})
+      const heedNoMore = line.heed(signal)
+      const source = criu.images({ complete: whenHeld, taken: async () => {} })
       const memory = memorySnapshot(pool)
       try {
         if (criu.bytes !== undefined) {
-          Promise.all([connecting, memory.reserve(criu.bytes)]).then(criu.open, () => {})
+          Promise.all([line.connected, memory.reserve(criu.bytes)]).then(criu.open, () => {})
         }
-        const id = snapshot ?? idOf(command)
-        const sent = await sendDump(outlet, memory, source, {
+        const ids = snapshots ?? [snapshot ?? idOf(command)]
+        const id = ids.at(-1) as string
+        const sent = await sendDump(line.outlet, memory, source, {
           snapshot: id,
-          signal: stop.signal,
+          before: ids.slice(0, -1),
+          signal: line.signal,
           onBytes,
           onTaken() {
             // Where it does not wait for us it kills the tasks now, and a signal comes too late.
-            if (!atGate) signal.removeEventListener('abort', outside)
+            if (!atGate) heedNoMore()
           },
           confirm() {
             if (criu.bytes !== undefined && !atGate) throw unfinished()
           },
         })
-        await outlet.finish()
+        await line.finish()
         gate.open()
         // Its script must find the gate open, and not gone.
         if (atGate) await task?.ended
         const ms = performance.now() - begun
         report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: false })
+      } catch (error) {
+        gate.shut()
+        source.destroy(error as Error)
+        throw line.signal.aborted ? line.signal.reason : error
       } finally {
+        heedNoMore()
+        gate.remove()
+        criu.remove()
+        task?.close()
+        memory.drop()
+        // Whoever restores there waits until the stream ends; after a failure it finds no inventory.img.
+        await line.close()
+        reportSmallPipes(report)
+      }
+    },
+
+    async round(chain, source, snapshots, { signal, onBytes }) {
+      const begun = performance.now()
+      const line = takeLine(chain)
+      const heedNoMore = line.heed(signal)
+      const memory = memorySnapshot(pool)
+      try {
+        const options = { snapshot: snapshots.at(-1) as string, round: true, signal: line.signal, onBytes }
+        const sent = await sendDump(line.outlet, memory, source, options)
+        line.signal.throwIfAborted()
+        chain.under++
+        lines.set(chain, line)
+        return { pages: pagesOf(sent), ms: performance.now() - begun }
+      } catch (error) {
+        const reason = line.signal.aborted ? line.signal.reason : error
+        await line.close()
+        throw reason
+      } finally {
+        heedNoMore()
         memory.drop()
       }
-    } catch (error) {
-      gate.shut()
-      source.destroy(error as Error)
-      // Whoever restores there waits until the stream ends; it finds no inventory.img.
-      if (!stop.signal.aborted) await outlet.finish().catch(() => {})
-      throw stop.signal.aborted ? stop.signal.reason : error
-    } finally {
-      signal.removeEventListener('abort', outside)
-      stop.abort(new Fault('ABORTED', 'over'))
-      cut()
-      gate.remove()
-      criu.remove()
-      task?.close()
-      reportSmallPipes(report)
-    }
+    },
+
+    async abandon(chain) {
+      if (lines.has(chain)) await takeLine(chain).close()
+    },
   }
 }
-
-/** How long what is under way on the link may take when the dump has failed. */
-const GRACE_MS = 500
 
 function idOf(command: CriuCommand | undefined): string {
   if (command !== undefined) return command.images

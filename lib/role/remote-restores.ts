@@ -139,11 +139,14 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
       () => leave(new Fault('LINK', 'the restore left before its snapshot was here')),
       () => {},
     )
-    void shelf.failures.told().then(() => leave(new Fault('FAILED_DUMP', 'the dump that was on its way failed')))
+    const forget = shelf.failures.next(() => leave(new Fault('FAILED_DUMP', 'the dump that was on its way failed')))
     if (!shelf.has(id))
       report({ event: 'waiting', what: id ?? `a snapshot for ${printable(snapshot ?? 'criu --remote')}` })
     const waiting = AbortSignal.any([stop.signal, options.signal])
-    return shelf.find(id, timeoutMs, waiting, early, fits).finally(gone.forget)
+    return shelf.find(id, timeoutMs, waiting, early, fits).finally(() => {
+      gone.forget()
+      forget()
+    })
   }
 
   async function hear(socket: Fd): Promise<void> {

@@ -6,18 +6,20 @@
  * written the last.
  *
  * inventory.img goes last, when the dump is known to be good as far as can be known: without it nothing can be restored, and that is the only way
- * to take back what was sent.
+ * to take back what was sent. Of a chain the list of snapshots goes with the last dump, for it can be sent only once
+ * (lib/format/remote-wire.ts): rounds that no dump follows are on no list.
  */
 import { Fault } from '../fault.ts'
 import { type ImageEntry, MOST_IMAGES } from '../format/list.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
-import { encodeImageEntry, encodePush } from '../format/remote-wire.ts'
+import { encodeImageEntry, encodeList } from '../format/remote-wire.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { MemorySnapshot, MemoryWriter, StoredImage } from '../store/memory.ts'
 import type { ImageBody, ImageSource } from '../stream/image.ts'
 import type { Outlet } from '../stream/link.ts'
 import { type PipeReader, pipeReader } from '../stream/pipe-reader.ts'
 import { type Snapshot, summarize } from '../stream/send.ts'
+import { IDS } from './remote.ts'
 
 /** Bytes that are given to the link at once. */
 const MOST_SENT = 2 ** 20
@@ -25,9 +27,9 @@ const MOST_SENT = 2 ** 20
 export interface SendDumpOptions {
   /** The `-D` of the criu that dumps, by which a restore finds it. */
   snapshot: string
-  /** Those of the dumps before it on this connection, the oldest first. */
+  /** Those of the rounds that this connection has brought before it, the oldest first. */
   before?: readonly string[]
-  /** Other dumps follow: it needs no inventory.img. */
+  /** A dump follows, which brings the list of snapshots: this needs no inventory.img. */
   round?: boolean
   /** Called when every image is out of CRIU's pipes. */
   onTaken?: () => void
@@ -122,7 +124,7 @@ export async function sendDump(
   }
 
   async function push(): Promise<void> {
-    for (const part of encodePush(before, snapshot)) await outlet.send(part)
+    for (const part of encodeList([...before, snapshot])) await outlet.send(part)
   }
 
   function track(task: Promise<void>): void {
@@ -133,9 +135,13 @@ export async function sendDump(
   signal.addEventListener('abort', outside)
   try {
     signal.throwIfAborted()
-    last = push()
-    track(last)
+    if (!round) {
+      last = push()
+      track(last)
+    }
     for await (const { name, body } of source.images) {
+      // The list says it.
+      if (name === IDS && body.kind === 'pieces') continue
       if (names.has(name) || names.size >= MOST_IMAGES) {
         if (body.kind === 'pipe') closeFd(body.fd)
         throw new Fault('CRIU_PROTOCOL', `image ${name} is opened twice, or is one too many`)

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { encodeRemoteImage, openMode } from '../../lib/format/remote.ts'
-import { within } from '../expect.ts'
+import { impatient, within } from '../expect.ts'
 import { chains } from '../support/chains.ts'
 import { type Daemons, daemons, startCache, startProxy } from '../support/daemons.ts'
 import { fakeDump, fakeRestore } from '../support/fake-criu.ts'
@@ -33,7 +33,8 @@ interface Hearing {
 /** A cache of ours that hears an image-proxy. */
 async function hearing(body: (hearing: Hearing) => Promise<void>, options: string[] = []): Promise<void> {
   const { path, remove } = temporary()
-  const { cache, port } = await startCache(path, [...remote, ...options])
+  const { cache: started, port } = await startCache(path, [...remote, ...options])
+  const cache = impatient(started)
   try {
     await body({
       port,
@@ -133,7 +134,7 @@ test('an entry that is wrong ends its connection, and no restore waits for it fo
       // The cache closes it.
       await within(proxy.end())
       await cache.says(/failed: criu --remote: a message that has 4294967295 bytes/)
-      assert.is(await parked, 'closed')
+      assert.is(await within(parked, 'the end of the parked restore', 10_000), 'closed')
       const next = await originalProxy(port)
       next.push(snapshot)
       for (const [name, bytes] of real) next.image(snapshot, name, bytes)
@@ -188,7 +189,7 @@ const names = (received: { images: Map<string, Buffer> }): string[] => [...recei
 async function sending(body: (proxy: Daemons['proxy'], socket: string) => Promise<void>, options: string[] = []) {
   const { path, remove } = temporary()
   const cache = await originalCache()
-  const proxy = await startProxy(path, cache.port, [...remote, '--snapshot', snapshot, ...options])
+  const proxy = impatient(await startProxy(path, cache.port, [...remote, '--snapshot', snapshot, ...options]))
   try {
     await body(proxy, join(path, 'streamer-capture.sock'))
     return await within(cache.received, 'the end of the stream')

@@ -9,7 +9,6 @@
  *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --socket PATH --replay FILE
  *     node --import tsx test/support/fake-remote-criu.ts restore -D DIR --remote --into DIRECTORY --socket PATH
  */
-
 import { appendFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -50,25 +49,13 @@ export interface FakeRemote {
   finish(of: 'dump' | 'restore'): Promise<void>
 }
 
-/** criu waits where the queue of connections is full. */
-async function connectPatiently(path: string): Promise<Fd> {
-  for (;;) {
-    try {
-      return connectUnix(path)
-    } catch (error) {
-      if (!/EAGAIN|EWOULDBLOCK/.test((error as Error).message)) throw error
-      await setTimeout(5)
-    }
-  }
-}
-
 /** At img-proxy.sock or img-cache.sock. */
 export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes', words = false): FakeRemote {
   const said: string[] = []
   const nowhere = words ? 'null' : ''
 
   async function connect(name: string, of: string, mode: number): Promise<Fd> {
-    const socket = await connectPatiently(path)
+    const socket = await connectBlocking(path)
     said.push('connect')
     const message = encodeLocalImage({ name, snapshot: of, mode })
     said.push(`> ${message.toString('hex')}`)
@@ -169,6 +156,18 @@ export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes',
     },
   }
   return self
+}
+
+/** Waits where the listener has no place, as connect(2) of criu does. */
+async function connectBlocking(path: string): Promise<Fd> {
+  for (;;) {
+    try {
+      return connectUnix(path)
+    } catch (error) {
+      if (!String(error).includes('EWOULDBLOCK')) throw error
+      await setTimeout(5)
+    }
+  }
 }
 
 function idsIn(bytes: Buffer): string[] {

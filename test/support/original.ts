@@ -61,15 +61,15 @@ export interface OriginalCache {
   close(): void
 }
 
-/** Takes one connection. */
-export async function originalCache(): Promise<OriginalCache> {
+/** Takes one connection. `forgets`: what is added takes the place of what there is, as with those from May 2018 on. */
+export async function originalCache(forgets = false): Promise<OriginalCache> {
   const server = net.createServer({ pauseOnConnect: true }).listen(0, '127.0.0.1')
   await once(server, 'listening')
   const received = once(server, 'connection').then(async ([socket]) => {
     server.close()
     const fd = takeFd(socket as net.Socket)
     try {
-      return await receive(fd)
+      return await receive(fd, forgets)
     } finally {
       closeFd(fd)
     }
@@ -77,7 +77,7 @@ export async function originalCache(): Promise<OriginalCache> {
   return { port: String((server.address() as net.AddressInfo).port), received, close: () => void server.close() }
 }
 
-async function receive(fd: Fd): Promise<Received> {
+async function receive(fd: Fd, forgets: boolean): Promise<Received> {
   const images = new Map<string, Buffer>()
   for (;;) {
     const length = Buffer.alloc(4)
@@ -90,8 +90,10 @@ async function receive(fd: Fd): Promise<Received> {
     const { name, snapshot, mode, size } = decodeRemoteImage(body)
     const key = `${snapshot} ${name}`
     if (size === 0) return { images, flaw: `${key} has no bytes: all that follows is taken for it` }
-    const before = mode === openMode.append ? (images.get(key) ?? Buffer.alloc(0)) : Buffer.alloc(0)
+    const keeps = (mode === openMode.append) !== forgets
+    const before = (keeps && images.get(key)) || Buffer.alloc(0)
     const parts = [before]
+    if (size < before.length) return { images, flaw: `${key} becomes shorter` }
     for (let left = size - before.length; left > 0; ) {
       const part = Buffer.alloc(Math.min(left, 4096))
       const came = await readSome(fd, part)
