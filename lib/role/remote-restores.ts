@@ -44,6 +44,8 @@ export interface RemoteRestores {
 
 interface Restore {
   readonly pid: number
+  /** It has asked for the list, which each does once. */
+  listed: boolean
   /** Its `-D`, as soon as that is known. */
   snapshot: string | undefined
   readonly found: Promise<Sealed>
@@ -83,6 +85,7 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
     const [over, found] = [defer<void>(), defer<Sealed>()]
     const restore: Restore = {
       pid,
+      listed: false,
       snapshot,
       found: found.promise,
       reader: { form: undefined },
@@ -159,9 +162,12 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
       if (request.kind !== 'pull' && request.kind !== 'read') throw odd('an image is written to the cache')
       const snapshot = request.kind === 'read' ? request.snapshot : restoredFrom(pid)
       let restore = restoreOf(pid, snapshot)
-      // Each restore asks for the list once.
-      if (request.kind === 'pull' && restore?.pid === pid) restore.over()
-      if (request.kind === 'pull' || restore === undefined) restore = begin(pid, snapshot, socket)
+      if (request.kind === 'pull' && (restore?.pid !== pid || restore.listed)) {
+        if (restore?.pid === pid) restore.over()
+        restore = undefined
+      }
+      restore ??= begin(pid, snapshot, socket)
+      restore.listed ||= request.kind === 'pull'
       ours = false
       const giving = give(socket, request, restore).finally(() => restore.giving.delete(giving))
       restore.giving.add(giving)
