@@ -15,6 +15,7 @@ import { type ImageName, INVENTORY } from '../format/names.ts'
 import { encodeImageEntry, encodeList } from '../format/remote-wire.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { MemorySnapshot, MemoryWriter, StoredImage } from '../store/memory.ts'
+import { writeInto } from '../store/piece-writer.ts'
 import type { ImageBody, ImageSource } from '../stream/image.ts'
 import type { Outlet } from '../stream/link.ts'
 import { type PipeReader, pipeReader } from '../stream/pipe-reader.ts'
@@ -174,13 +175,7 @@ async function fillFromPieces(
 ): Promise<number> {
   let size = 0
   for await (const piece of pieces) {
-    for (let at = 0; at < piece.length; ) {
-      const room = writer.room(piece.length - at)
-      const part = piece.subarray(at, at + room.length)
-      room.set(part)
-      writer.wrote(part.length)
-      at += part.length
-    }
+    writeInto(writer, piece)
     size += piece.length
   }
   return size

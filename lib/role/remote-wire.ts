@@ -18,6 +18,7 @@ import { encodeSnapshotId } from '../format/remote.ts'
 import { type RemoteWireEvent, remoteWireDecoder } from '../format/remote-wire.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
 import type { MemoryWriter } from '../store/memory.ts'
+import { writeInto } from '../store/piece-writer.ts'
 import type { Arriving } from '../store/shelf.ts'
 import type { Inlet } from '../stream/link.ts'
 import type { Line } from '../stream/resuming-receiver.ts'
@@ -115,17 +116,6 @@ function openConversation(id: SnapshotId, { shelf, options }: House): Conversati
     })
   }
 
-  function write(bytes: Uint8Array): void {
-    const { writer } = image as NonNullable<typeof image>
-    for (let at = 0; at < bytes.length; ) {
-      const some = writer.room(bytes.length - at)
-      const part = bytes.subarray(at, at + some.length)
-      some.set(part)
-      writer.wrote(part.length)
-      at += part.length
-    }
-  }
-
   function close(): void {
     const { name, bytes, writer, append } = image as NonNullable<typeof image>
     const before = sink().images.get(name)
@@ -156,7 +146,7 @@ function openConversation(id: SnapshotId, { shelf, options }: House): Conversati
           image = { ...event, writer: sink().open(event.name) }
           break
         case 'bytes':
-          write(event.bytes)
+          writeInto((image as NonNullable<typeof image>).writer, event.bytes)
           break
         case 'imageEnd':
           close()
@@ -171,7 +161,7 @@ function openConversation(id: SnapshotId, { shelf, options }: House): Conversati
       }
       const ids = Buffer.concat(pushed.map(encodeSnapshotId))
       image = { name: IDS, bytes: ids.length, writer: sink().open(IDS), append: false }
-      write(ids)
+      writeInto(image.writer, ids)
       close()
       layer.last = true
       await seal()

@@ -16,6 +16,7 @@ import { pagemapPattern } from './chain.ts'
 import { named, pagesName } from './flat-pages.ts'
 import { inTurns } from './in-turns.ts'
 import type { MemorySnapshot, MemoryWriter, Piece, Place, Places, StoredImage } from './memory.ts'
+import { writeInto } from './piece-writer.ts'
 import { EXTENT } from './pool.ts'
 
 export interface FlatMemory {
@@ -135,13 +136,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
     const writer = sink.open(name)
     let size = 0
     for (const part of parts) {
-      for (let at = 0; at < part.length; ) {
-        const room = writer.room(part.length - at)
-        const some = part.subarray(at, at + room.length)
-        room.set(some)
-        writer.wrote(some.length)
-        at += some.length
-      }
+      writeInto(writer, part)
       size += part.length
       yield
     }

@@ -36,3 +36,14 @@ export function pieceWriter(
 export function first({ address, window }: Piece, bytes: number): Piece {
   return { address, window: window.subarray(0, bytes) }
 }
+
+/** Bytes that lie somewhere else, into an image. */
+export function writeInto(writer: MemoryWriter, bytes: Uint8Array): void {
+  for (let at = 0; at < bytes.length; ) {
+    const room = writer.room(bytes.length - at)
+    const part = bytes.subarray(at, at + room.length)
+    room.set(part)
+    writer.wrote(part.length)
+    at += part.length
+  }
+}

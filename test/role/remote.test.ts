@@ -10,6 +10,7 @@ import { sendFd, socketPair } from '../../lib/kernel/unix.ts'
 import { encodeIds, giveImage, IDS, idsOf, type Reader } from '../../lib/role/remote.ts'
 import { remoteImages } from '../../lib/role/remote-images.ts'
 import { memorySnapshot, type StoredImage } from '../../lib/store/memory.ts'
+import { writeInto } from '../../lib/store/piece-writer.ts'
 import { openPool } from '../../lib/store/pool.ts'
 import { pipeReader } from '../../lib/stream/pipe-reader.ts'
 import { waits, within } from '../expect.ts'
@@ -23,13 +24,7 @@ function imageOf(bytes: Buffer): StoredImage {
   const snapshot = memorySnapshot(openPool(16 * 2 ** 20))
   const name = imageName('a.img')
   const writer = snapshot.open(name)
-  for (let at = 0; at < bytes.length; ) {
-    const room = writer.room(bytes.length - at)
-    const some = bytes.subarray(at, at + room.length)
-    room.set(some)
-    writer.wrote(some.length)
-    at += some.length
-  }
+  writeInto(writer, bytes)
   writer.end({ name, size: bytes.length, digest: 0n })
   return snapshot.images.get(name) as StoredImage
 }

@@ -7,6 +7,7 @@ import { encodePagemap, PAGE_BYTES, type PagemapEntry, pageFlag, readPagemap } f
 import type { Layer } from '../../lib/format/wire.ts'
 import type { Until } from '../../lib/format/words.ts'
 import type { MemorySnapshot } from '../../lib/store/memory.ts'
+import { writeInto } from '../../lib/store/piece-writer.ts'
 import { connectEndpoint } from '../../lib/stream/endpoint.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSource, OpenImage } from '../../lib/stream/image.ts'
@@ -49,13 +50,7 @@ export function putInto(directory: string, images: Images): string {
 export function put(sink: Pick<MemorySnapshot, 'open'>, images: Images): void {
   for (const [name, bytes] of Object.entries(images)) {
     const writer = sink.open(imageName(name))
-    for (let at = 0; at < bytes.length; ) {
-      const room = writer.room(bytes.length - at)
-      const some = bytes.subarray(at, at + room.length)
-      room.set(some)
-      writer.wrote(some.length)
-      at += some.length
-    }
+    writeInto(writer, bytes)
     writer.end({ name: imageName(name), size: bytes.length, digest: 0n })
   }
 }
