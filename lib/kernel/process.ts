@@ -32,6 +32,12 @@ export function openProcess(pid: number): Process | undefined {
   }
 }
 
+/** Resolves when it has ended; never where `process` is of a number that cannot be seen from here. */
+export function endOf(pid: number, process: Process | undefined): Promise<void> {
+  if (process !== undefined) return process.ended
+  return pid > 0 && !isRunning(pid) ? Promise.resolve() : new Promise(() => {})
+}
+
 /** The processes that `tracer` holds with ptrace: the frozen tree, while a criu dumps it. */
 export function tracedBy(tracer: number): number[] {
   if (tracer < 1) return []

@@ -8,7 +8,7 @@
 import { Fault } from '../fault.ts'
 import { type ImageName, printable, type SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { memoryOfTree, openProcess, type Process, parentOf } from '../kernel/process.ts'
+import { endOf, memoryOfTree, openProcess, type Process, parentOf } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { acceptNow, acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
@@ -133,11 +133,10 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
 
   async function whenEnded(dump: Dump, criu: Process | undefined): Promise<void> {
     try {
-      await criu?.ended
+      await endOf(dump.pid, criu)
     } catch {
       return
     }
-    if (criu === undefined) return
     await heard(dump.pid)
     dump.over()
     await dump.settled

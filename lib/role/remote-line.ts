@@ -14,6 +14,8 @@ export interface RemoteLine {
   heed(signal: AbortSignal): () => void
   /** All was sent. Throws `signal`'s reason if the cache has gone before. */
   finish(): Promise<void>
+  /** What is told of `error`, which something that used the connection threw. */
+  reasonOf(error: unknown): unknown
   /** Ends the stream, if that is to be seen there still, and releases it. */
   close(): Promise<void>
 }
@@ -34,7 +36,7 @@ export function openRemoteLine(cache: Endpoint, timeoutMs: number): RemoteLine {
 
   async function watch(link: Link): Promise<void> {
     isConnected = true
-    const said = await link.inlet.read(Buffer.alloc(1))
+    const said = await link.inlet.read(Buffer.alloc(1)).catch(broken)
     if (!finished) throw said === 0 ? gone() : talkative()
   }
   connecting.then(watch).catch((reason: unknown) => stop.abort(reason))
@@ -55,12 +57,22 @@ export function openRemoteLine(cache: Endpoint, timeoutMs: number): RemoteLine {
       finished = true
       await outlet.finish()
     },
+    reasonOf(error) {
+      if (signal.aborted) return signal.reason
+      return isConnected && error instanceof Fault && error.code === 'LINK' ? gone() : error
+    },
     async close() {
       if (isConnected && !signal.aborted) await outlet.finish().catch(() => {})
       stop.abort(new Fault('ABORTED', 'over'))
       cut()
     },
   }
+}
+
+/** One that ends with bytes of ours unread says so by breaking the connection. */
+function broken(error: unknown): number {
+  if (error instanceof Fault && error.code === 'LINK') return 0
+  throw error
 }
 
 function gone(): Fault {

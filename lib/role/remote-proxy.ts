@@ -119,7 +119,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
       } catch (error) {
         gate.shut()
         source.destroy(error as Error)
-        throw line.signal.aborted ? line.signal.reason : error
+        throw line.reasonOf(error)
       } finally {
         heedNoMore()
         gate.remove()
@@ -145,7 +145,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
         lines.set(chain, line)
         return { pages: pagesOf(sent), ms: performance.now() - begun }
       } catch (error) {
-        const reason = line.signal.aborted ? line.signal.reason : error
+        const reason = line.reasonOf(error)
         await line.close()
         throw reason
       } finally {

@@ -13,7 +13,7 @@ import { Fault } from '../fault.ts'
 import { printable } from '../format/names.ts'
 import { ENOENT, type RemoteRequest } from '../format/remote.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { openProcess, type Process, parentOf } from '../kernel/process.ts'
+import { endOf, openProcess, parentOf } from '../kernel/process.ts'
 import { closeFd, hungUp } from '../kernel/readiness.ts'
 import { writeAll } from '../kernel/transfer.ts'
 import { acceptUnix, peerPid } from '../kernel/unix.ts'
@@ -118,9 +118,9 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
       const begun = performance.now()
       restore.snapshot ??= idsOf(found.images).at(-1) ?? found.id
       know(found)
-      await Promise.race([over, ended(criu)])
+      await Promise.race([over, endOf(pid, criu)])
       await lead.finish()
-      await Promise.all(restore.giving)
+      await Promise.allSettled(restore.giving)
       const ms = performance.now() - begun
       report({ event: 'served', id: found.id, images: served.images.length, bytes: served.bytes, ms })
     } finally {
@@ -222,9 +222,4 @@ async function give(
   } finally {
     if (ours) closeFd(socket)
   }
-}
-
-/** Never, for one that cannot be seen. */
-function ended(criu: Process | undefined): Promise<void> {
-  return criu?.ended ?? new Promise(() => {})
 }

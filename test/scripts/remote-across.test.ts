@@ -179,31 +179,37 @@ test('a client without pre-dumps, that dies in the middle of a dump, leaves no i
 
 const descriptors = (proxy: Daemons['proxy']): number => readdirSync(`/proc/${proxy.child.pid}/fd`).length
 
-test('an image-cache that is gone between two rounds ends the chain; no descriptor is left of it', async () => {
-  const { path, remove } = temporary()
-  const target = join(path, 'target')
-  const first = await startCache(target, remote)
-  const proxy = await startProxy(path, first.port, [...remote, '--timeout', '1'])
-  const fds = descriptors(proxy)
-  let second: Awaited<ReturnType<typeof startCache>> | undefined
-  try {
-    await dumping(path, proxy, 'pipes', async ({ part }) => {
-      await part(0)
-      await first.cache.stop()
-      await part(1)
-      await within(proxy.says(/the pre-dump of .*r2" failed: the image-cache closed the connection/))
-      await part(0)
-      await within(proxy.says(/the pre-dump of .*r1" failed: cannot connect/))
-      second = await startCache(target, remote, first.port)
-      assert.is((await part(ids.length - 1)).code, 0)
-      await within(proxy.says(/r4 sent: \d+ images/))
-    })
-    await eventually(() => (descriptors(proxy) <= fds ? true : undefined), 'the end of all descriptors', 5000)
-  } finally {
-    await Promise.all([proxy.stop(), second?.cache.stop()])
-    remove()
-  }
-})
+for (const [how, unread] of [
+  ['between two rounds', false],
+  ['with bytes of the first round unread', true],
+] as const) {
+  test(`an image-cache that is gone ${how} ends the chain; no descriptor is left of it`, async () => {
+    const { path, remove } = temporary()
+    const target = join(path, 'target')
+    const first = await startCache(target, remote)
+    const proxy = await startProxy(path, first.port, [...remote, '--timeout', '1'])
+    const fds = descriptors(proxy)
+    let second: Awaited<ReturnType<typeof startCache>> | undefined
+    try {
+      await dumping(path, proxy, 'pipes', async ({ part }) => {
+        if (unread) first.cache.child.kill('SIGSTOP')
+        await part(0)
+        await first.cache.stop(unread ? 'SIGKILL' : 'SIGTERM')
+        await part(1)
+        await within(proxy.says(/the pre-dump of .*r2" failed: the image-cache closed the connection/))
+        await part(0)
+        await within(proxy.says(/the pre-dump of .*r1" failed: cannot connect/))
+        second = await startCache(target, remote, first.port)
+        assert.is((await part(ids.length - 1)).code, 0)
+        await within(proxy.says(/r4 sent: \d+ images/))
+      })
+      await eventually(() => (descriptors(proxy) <= fds ? true : undefined), 'the end of all descriptors', 5000)
+    } finally {
+      await Promise.all([proxy.stop(), second?.cache.stop()])
+      remove()
+    }
+  })
+}
 
 test('a cache that speaks our wire is no such cache', async () => {
   const both = await daemons({ proxy: remote })

@@ -367,6 +367,33 @@ test('a pre-dump that is killed ends its chain: the next dump has no parent', as
   }
 })
 
+test('a criu that is gone before anybody has heard it is over all the same', async () => {
+  const task = tree()
+  const { proxy, cache } = here
+  try {
+    const failed = next(proxy, /snapshot .* failed: criu ended before/)
+    proxy.child.kill('SIGSTOP')
+    const dead = fresh()
+    await task.dump('pre-dump', dead, directoryOf('one', [[1, 3, present]]), ['--die', '--unheard'])
+    proxy.child.kill('SIGCONT')
+    await failed
+    const snapshot = fresh()
+    const done = next(cache, /snapshot \S+ handed over/)
+    await dumpOf(dumper(snapshot), { 'a.img': pattern(100) })
+    await done
+    const served = next(cache, /served: 0 images|a restore of .* failed: the restore left before/)
+    cache.child.kill('SIGSTOP')
+    await criu(['restore', '-D', snapshot, '--remote', '--unheard', '--socket', join(here.target, RESTORE_SOCKET)])
+    cache.child.kill('SIGCONT')
+    await served
+    await expectImages(restorer(snapshot), { 'a.img': pattern(100) })
+  } finally {
+    proxy.child.kill('SIGCONT')
+    cache.child.kill('SIGCONT')
+    task.kill()
+  }
+})
+
 test('the same -D again begins a new chain, and its newest dump is the one that is restored', async () => {
   const task = tree()
   const id = fresh()

@@ -5,9 +5,9 @@
  *
  * As a program it is a process of its own with a command line like criu's, for who dumps what is known by process:
  *
- *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --images FROM --socket PATH [--form pipes|socket] [--read NAME=SNAPSHOT] [--clobber NAME=SNAPSHOT] [--die] [--record FILE]
+ *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --images FROM --socket PATH [--form pipes|socket] [--read NAME=SNAPSHOT] [--clobber NAME=SNAPSHOT] [--die [--unheard]] [--record FILE]
  *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --socket PATH --replay FILE
- *     node --import tsx test/support/fake-remote-criu.ts restore -D DIR --remote --into DIRECTORY --socket PATH
+ *     node --import tsx test/support/fake-remote-criu.ts restore -D DIR --remote --into DIRECTORY --socket PATH [--unheard]
  */
 import { appendFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -265,6 +265,8 @@ const options = {
   clobber: { type: 'string' },
   /** Ends in the middle of its pages, as one that is killed does. */
   die: { type: 'boolean', default: false },
+  /** Ends so without having waited for any answer; a restore does so after its first question. */
+  unheard: { type: 'boolean', default: false },
 } as const
 
 async function program(args: string[]): Promise<void> {
@@ -278,6 +280,11 @@ async function program(args: string[]): Promise<void> {
   }
   if (values.replay !== undefined) return sayAgain(socket, readFileSync(values.replay, 'utf8').trim().split('\n'))
   if (action === 'restore') {
+    if (values.unheard) {
+      criu.pull().catch(() => {})
+      await setTimeout(50)
+      process.kill(process.pid, 'SIGKILL')
+    }
     const [id] = ((await criu.pull()) ?? []).filter((one) => one === dir)
     if (id === undefined) throw new Error('could not find current snapshot id')
     mkdirSync(into, { recursive: true })
@@ -290,6 +297,7 @@ async function program(args: string[]): Promise<void> {
   }
   if (die) {
     await criu.push()
+    if (!values.unheard) await criu.pull()
     const pages = imagesOf(images, true).find(([name]) => name.startsWith('pages-'))
     await criu.write(pages?.[0] ?? '', (pages?.[1] ?? Buffer.alloc(0)).subarray(0, 4096))
     process.kill(process.pid, 'SIGKILL')

@@ -40,6 +40,8 @@ export interface Running {
 const SLOWER = Number(process.env.FERRY_SLOWER ?? 1)
 /** Longer than anything here takes; a test that hangs fails. */
 const LIMIT_MS = 120_000 * SLOWER
+/** Shorter than the tests' own limits: what was said instead tells why. */
+const LONG_SILENCE_MS = 25_000
 
 function environment(extra: Record<string, string> = {}): NodeJS.ProcessEnv {
   return { ...process.env, ...extra, PATH: `${join(root, 'scripts', 'bin')}:${process.env.PATH}` }
@@ -79,11 +81,16 @@ export function start(program: string, args: readonly string[], options: RunOpti
     ended,
     says: (pattern) =>
       new Promise((resolve, reject) => {
+        const tell = setTimeout(
+          () => console.error(`${program} has not said ${pattern}, but:\n${stderr.slice(-2000)}`),
+          LONG_SILENCE_MS,
+        ).unref()
         const look = (): void => {
           const match = pattern.exec(stderr)
           if (match !== null) resolve(match)
           else if (over) reject(new Error(`${program} ended without saying ${pattern}:\n${stderr}`))
           else return
+          clearTimeout(tell)
           listeners.delete(look)
         }
         listeners.add(look)
