@@ -14,7 +14,7 @@ export interface CriuCommand {
   images: string
   /** The directory of the dump before, where it looks whether a number means another process now. */
   before: string | undefined
-  /** It sends images by `--stream` and pages by `--page-server`: neither end gets all of them. */
+  /** It sends images by `--stream` and pages by `--page-server`. */
   splits: boolean
 }
 

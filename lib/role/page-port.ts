@@ -42,16 +42,8 @@ function whose({ remoteAddress = '', remotePort = 0, localAddress = '', localPor
   const command = loopbackPeers(ends, [0, process.geteuid?.()])
     .map(criuCommand)
     .find((found) => found !== undefined)
-  if (command?.splits === true) throw splitDump()
   if (command !== undefined) return command
   throw new Fault('REFUSED', 'whoever connected to the page server port is no criu that dumps', {
     hint: 'start it from the command line, as root, in the namespaces of this proxy',
-  })
-}
-
-/** A dump whose images take two ways to us: neither is complete. */
-export function splitDump(): Fault {
-  return new Fault('REFUSED', 'criu sends images by --stream and pages by --page-server, and nobody gets all of them', {
-    hint: 'leave one of the two away',
   })
 }

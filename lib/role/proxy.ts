@@ -15,7 +15,7 @@ import { PAGE_BYTES } from '../format/pagemap.ts'
 import type { Until } from '../format/words.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { memoryOfTree, openProcess } from '../kernel/process.ts'
-import { acceptUnix } from '../kernel/unix.ts'
+import { acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
 import { connectMany } from '../stream/joining.ts'
@@ -34,11 +34,12 @@ import { conclude } from './ending.ts'
 import { clearGates, writeScript } from './gate.ts'
 import { abandon, type Chain, lastLayer, nextLayer, sendRound } from './layers.ts'
 import { type Owed, readOwed } from './owed.ts'
-import { openPagePort, type PagePort, splitDump } from './page-port.ts'
+import { openPagePort, type PagePort } from './page-port.ts'
 import { type PageServer, pageServer } from './page-server.ts'
 import { openRemoteDumps, type RemoteDumps } from './remote-dumps.ts'
 import type { DeliverPlace, Delivery } from './remote-proxy.ts'
 import { reportSmallPipes } from './small-pipes.ts'
+import { type Half, openSplits } from './split.ts'
 import { openWorkDir } from './workdir.ts'
 
 export interface ProxyOptions {
@@ -77,6 +78,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   const tally = { sent: 0 }
   const over = (chain: Chain): void => track(abandonAt(chain, options), `the chain of snapshot ${chain.id}`)
   const chains = openChains(over)
+  const splits = openSplits(options.pagePort !== undefined)
   let port: PagePort | undefined
   let remote: RemoteDumps | undefined
   try {
@@ -105,7 +107,9 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     if (options.pagePort !== undefined) {
       const take = (socket: Fd, command: CriuCommand): void =>
         track(
-          forwardPages(socket, command, chains, work.path, options, tally),
+          command.splits
+            ? splits.pages(command.pid, socket)
+            : forwardPages(socket, command, chains, work.path, options, tally),
           `the ${command.action} of ${command.tree}`,
         )
       const refuse = (fault: Fault): void => report({ event: 'failed', what: 'a connection', fault })
@@ -118,7 +122,8 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     for (;;) {
       const socket = await acceptUnix(work.listener)
       const id = options.id ?? freshId()
-      track(forward(socket, id, chains, work.path, options, tally), `snapshot ${id}`)
+      const half = splits.stream(peerPid(socket))
+      track(forward(socket, id, half, chains, work.path, options, tally).finally(half.end), `snapshot ${id}`)
     }
   } finally {
     port?.close()
@@ -150,22 +155,19 @@ interface Tally {
 async function forward(
   socket: Fd,
   id: SnapshotId,
+  half: Half,
   chains: Chains,
   directory: string,
   options: ProxyOptions,
   tally: Tally,
 ): Promise<void> {
-  const criu = await approach(socket, directory, options.signal)
-  if (criu === undefined) return
+  const approaching = await approach(socket, directory, options.signal)
+  if (approaching === undefined) return
   // It may clear the kernel's marks of changed pages, at a moment that we do not see.
-  const command = criuCommand(criu.pid)
+  const command = criuCommand(approaching.pid)
   const breakOff = (): void => chains.breakOff(command?.tree)
   breakOff()
-  if (command?.splits === true) {
-    criu.remove()
-    criu.images().destroy(splitDump())
-    throw splitDump()
-  }
+  const criu = command?.splits === true ? half.join(approaching) : approaching
   if (options.deliver === undefined) return void (await send(criu, id, directory, options, tally).finally(breakOff))
   await options.deliver.dump(criu, { command }, placeOf(directory, options, tally))
 }

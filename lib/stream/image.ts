@@ -6,7 +6,8 @@ import type { Fd } from '../kernel/fd.ts'
 export type ImageBody =
   /** `begun`: what was read of it already. */
   | { kind: 'pipe'; fd: Fd; begun?: Uint8Array }
-  | { kind: 'pieces'; pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array> }
+  /** `meanwhile`: they come while other images do, which do not wait for their end. */
+  | { kind: 'pieces'; pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array>; meanwhile?: boolean }
 
 /** One image as it is opened. Several may be open at a time. */
 export interface OpenImage {

@@ -162,7 +162,7 @@ export async function sendSnapshot(
       names.add(image.name)
       const done = track(sendImage(sender, image))
       // CRIU holds several pipes open and needs them all read; what merely lies there goes out in order.
-      if (image.body.kind === 'pieces') await done
+      if (image.body.kind === 'pieces' && !image.body.meanwhile) await done
     }
     stop.signal.throwIfAborted()
     // The link may not take the rest for long.

@@ -14,7 +14,7 @@ const test = suite('page port')
 const load = patternLoad(8)
 
 /** The oldest has another layout of records. */
-const oldest = join(root, '.criu', 'trixie', 'criu')
+const [oldest, newer] = ['trixie', 'sid'].map((suite) => join(root, '.criu', suite, 'criu')) as [string, string]
 
 async function pageProxy(stage: Stage, port: string, ...options: string[]): Promise<{ proxy: Running; pages: string }> {
   const proxy = await stage.proxy(port, '--page-server-port', '0', ...options)
@@ -62,16 +62,51 @@ function pagePort(criu: string): void {
       await stage.stayed()
     }))
 
-  test('images by the stream and pages by the page server: neither end has all, and the process runs on', () =>
-    staged(criu, load, async (stage) => {
-      const { port } = await stage.cache('--restore')
-      const { proxy, pages } = await pageProxy(stage, port)
-      const both = ['--stream', '-D', stage.source, '--action-script', join(stage.source, 'post-dump')]
-      const dumped = await dump(existsSync(oldest) ? oldest : criu, stage, pages, ...both).ended
-      assert.not(dumped.code === 0)
-      if (existsSync(oldest)) await proxy.says(/criu sends images by --stream and pages by --page-server/)
-      await stage.stayed()
-    }))
+  const both = ({ source }: Stage, ...more: string[]): string[] => ['--stream', '-D', source, ...more]
+  const withScript = (stage: Stage): string[] => both(stage, '--action-script', join(stage.source, 'post-dump'))
+
+  if (existsSync(oldest)) {
+    const ways = [
+      [oldest, 'CRIU 4.1', true],
+      [oldest, 'CRIU 4.1, without our script', false],
+      ...(existsSync(newer) ? [[newer, 'CRIU 4.2', true] as const] : []),
+    ] as const
+    for (const [path, how, scripted] of ways) {
+      test(`images by the stream and pages by the page server are one dump: ${how}`, () =>
+        staged(criu, load, async (stage) => {
+          const { cache, port } = await stage.cache('--restore')
+          const { proxy, pages } = await pageProxy(stage, port, ...(scripted ? ['--until', 'running'] : []))
+          const dumped = await dump(path, stage, pages, ...(scripted ? withScript(stage) : both(stage))).ended
+          assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
+          await cache.says(/restored in/)
+          await stage.arrived()
+          if (scripted) await proxy.says(/handed over: the source is gone, it runs on the target/)
+        }))
+    }
+
+    test('images by the stream, and pages to a proxy that gets no others: the process runs on', () =>
+      staged(criu, load, async (stage) => {
+        const { port } = await stage.cache('--restore')
+        const streamed = await stage.proxy(port)
+        const other = start('proxy', ['--port', port, '-D', join(stage.folder, 'other'), '--page-server-port', '0'])
+        const [, pages = ''] = await other.says(/listening on 127\.0\.0\.1:(\d+)/)
+        const dumped = await dump(oldest, stage, pages, ...withScript(stage)).ended
+        assert.not(dumped.code === 0)
+        for (const proxy of [streamed, other]) await proxy.says(/and not all of them come here/)
+        await other.stop()
+        await stage.stayed()
+      }))
+
+    test('images by the stream, pages by the page server, and a cache without room: the process runs on', () =>
+      staged(criu, load, async (stage) => {
+        const { port } = await stage.cache('--max-memory', '4M')
+        const { proxy, pages } = await pageProxy(stage, port)
+        const dumped = await dump(oldest, stage, pages, ...withScript(stage)).ended
+        assert.not(dumped.code === 0)
+        await proxy.says(/failed: the target refused: the memory for images is full/)
+        await stage.stayed()
+      }))
+  } else console.log('skipped: CRIU 4.1 is not there, and newer ones refuse --stream with --page-server')
 
   const tracks = spawnSync(criu, ['check', '--feature', 'mem_dirty_track']).status === 0
   if (tracks) console.log('skipped: this kernel tracks changed pages; pre-copy itself is played in the virtual machine')
