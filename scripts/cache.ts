@@ -18,7 +18,7 @@ import { askCache } from '../lib/role/stock.ts'
 import { checkNetwork, inheritedEndpoint, inheritedListener } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: cache --port N -D DIR [OPTIONS] [-- CRIU OPTIONS]
-       cache -D DIR --ls [--json] | --rm ID | --let-run ID | --drop ID
+       cache -D DIR --ls [--json] | --rm ID | --pin ID | --unpin ID | --let-run ID | --drop ID
 
 The image-cache, a daemon on the target host: keeps the snapshots of proxies in memory
 for criu restore --stream -D DIR and restore-from-socket, which wait for theirs.

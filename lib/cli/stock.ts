@@ -7,6 +7,8 @@ export const stockOptions = {
   ls: { type: 'boolean', default: false },
   json: { type: 'boolean', default: false },
   rm: { type: 'string' },
+  pin: { type: 'string' },
+  unpin: { type: 'string' },
   restore: { type: 'boolean', default: false },
   'release-early': { type: 'boolean', default: false },
   keep: { type: 'boolean', default: false },
@@ -23,12 +25,16 @@ export const stockHelp = `      --restore        restore every process that is h
       --ls             list what the cache in DIR holds: id, state, memory, age; --json: as
                        one JSON object
       --rm ID          have it drop a snapshot or an unfinished chain; not one whose process
-                       may be lost with it`
+                       may be lost with it
+      --pin ID         have it keep this one: as --keep does, and when memory runs out
+      --unpin ID       no longer; it is not dropped by that`
 
 interface StockValues {
   ls: boolean
   json: boolean
   rm?: string | undefined
+  pin?: string | undefined
+  unpin?: string | undefined
   keep: boolean
   dedup: boolean
   'let-run'?: string | undefined
@@ -41,13 +47,15 @@ export function checkStock({
   ls,
   json,
   rm,
+  pin,
+  unpin,
   keep,
   dedup,
   drop,
   'let-run': letRun,
   'release-early': early,
 }: StockValues) {
-  atMostOne({ '--ls': ls, '--rm': rm, '--let-run': letRun, '--drop': drop })
+  atMostOne({ '--ls': ls, '--rm': rm, '--pin': pin, '--unpin': unpin, '--let-run': letRun, '--drop': drop })
   atMostOne({ '--keep': keep, '--release-early': early })
   if (json && !ls) throw new Fault('USAGE', '--json is for --ls', { hint: 'add --ls' })
   return { keep, dedup, releaseEarly: early }
@@ -56,6 +64,7 @@ export function checkStock({
 interface Listed {
   id: string
   state: 'arriving' | 'sealed' | 'undecided' | 'restoring' | 'held' | 'owning' | 'kept' | 'leaving' | 'chain' | 'taken'
+  pinned: boolean
   count: number
   bytes: number
   shared: number
@@ -90,9 +99,10 @@ export function printStock(stock: Stock, json: boolean): void {
 
 /** A line each. */
 export function asText({ total, holdings }: Stock): string {
-  const rows = holdings.map(({ id, state, count, bytes, shared, seconds }) => [
+  const rows = holdings.map(({ id, state, pinned, count, bytes, shared, seconds }) => [
     id,
-    state === 'chain' ? `chain of ${many(count, 'round')}` : `${words[state]}, ${many(count, 'image')}`,
+    (state === 'chain' ? `chain of ${many(count, 'round')}` : `${words[state]}, ${many(count, 'image')}`) +
+      (pinned ? ', pinned' : ''),
     formatSize(bytes) + (shared > 0 ? ` and ${formatSize(shared)} shared` : ''),
     `${seconds} s`,
   ])
@@ -107,8 +117,8 @@ export function asText({ total, holdings }: Stock): string {
 
 /** One object, without the end of a line. */
 export function asJson({ total, holdings }: Stock): string {
-  const snapshots = holdings.map(({ id, state, count, bytes, shared, seconds }) => ({
-    ...{ id, state, [state === 'chain' ? 'rounds' : 'images']: count, bytes, shared, seconds },
+  const snapshots = holdings.map(({ id, state, pinned, count, bytes, shared, seconds }) => ({
+    ...{ id, state, pinned, [state === 'chain' ? 'rounds' : 'images']: count, bytes, shared, seconds },
   }))
   return JSON.stringify({ version: SCHEMA, total, snapshots })
 }

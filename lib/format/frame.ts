@@ -37,6 +37,7 @@ export const frameType = {
   recall: 29,
   recalled: 30,
   same: 31,
+  pin: 32,
 } as const
 export type FrameName = keyof typeof frameType
 export type FrameType = (typeof frameType)[FrameName]
@@ -97,3 +98,4 @@ export type Frame =
   | { type: 'list' }
   | { type: 'listed'; total: number; holdings: Holding[] }
   | { type: 'remove'; id: SnapshotId }
+  | { type: 'pin'; id: SnapshotId; pinned: boolean }

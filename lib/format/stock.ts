@@ -30,6 +30,8 @@ export type StockState = (typeof stockStates)[number]
 export interface Holding {
   id: SnapshotId
   state: StockState
+  /** It stays when its process runs. */
+  pinned: boolean
   /** Rounds of a chain, else images. */
   count: number
   /** Of memory that it brought, and that is still here. */
@@ -46,13 +48,20 @@ const NUMBERS = 1 + 4 + 8 + 8 + 4
 /** Bytes of the longest list. */
 export const LONGEST_STOCK = 4 + MOST_LISTED * (1 + LONGEST_ID + NUMBERS)
 const MOST_U32 = 2 ** 32 - 1
+/** Beside the state. */
+const PINNED = 0x80
 
 /** The first `MOST_LISTED` of them; `total` are there. */
 export function encodeStock(total: number, holdings: readonly Holding[]): Buffer {
-  const parts = holdings.slice(0, MOST_LISTED).map(({ id, state, count, bytes, shared, seconds }) => {
+  const parts = holdings.slice(0, MOST_LISTED).map(({ id, state, pinned, count, bytes, shared, seconds }) => {
     const sizes = numbers(BigInt(bytes), BigInt(shared))
     const counts = [u32(count), sizes, u32(Math.min(Math.floor(seconds), MOST_U32))]
-    return Buffer.concat([Buffer.of(id.length), Buffer.from(id), Buffer.of(stockStates.indexOf(state)), ...counts])
+    return Buffer.concat([
+      Buffer.of(id.length),
+      Buffer.from(id),
+      Buffer.of(stockStates.indexOf(state) + (pinned ? PINNED : 0)),
+      ...counts,
+    ])
   })
   return Buffer.concat([u32(total), ...parts])
 }
@@ -65,9 +74,11 @@ export function decodeStock(body: Buffer): { total: number; holdings: Holding[] 
     const id = at + 1
     const end = id + body.readUInt8(at)
     if (end + NUMBERS > body.length) throw new Fault('FORMAT', 'damaged list of snapshots')
+    const state = body.readUInt8(end)
     holdings.push({
       id: snapshotId(body.toString('latin1', id, end)),
-      state: oneOf(stockStates, body.readUInt8(end), 'listed'),
+      state: oneOf(stockStates, state % PINNED, 'listed'),
+      pinned: state >= PINNED,
       count: body.readUInt32LE(end + 1),
       bytes: readCount(body, end + 5),
       shared: readCount(body, end + 13),

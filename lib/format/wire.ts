@@ -76,6 +76,7 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   list: [CRC_BYTES, CRC_BYTES],
   listed: [4 + CRC_BYTES, LONGEST_STOCK + CRC_BYTES],
   remove: [1 + CRC_BYTES, LONGEST_ID + CRC_BYTES],
+  pin: [2 + CRC_BYTES, 1 + LONGEST_ID + CRC_BYTES],
   recall: [CRC_BYTES, CRC_BYTES],
   recalled: [5 + CRC_BYTES, LONGEST_RECALLED + CRC_BYTES],
   same: [SAME_BYTES + CRC_BYTES, SAME_BYTES + CRC_BYTES],
@@ -110,6 +111,8 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
     case 'snapshot':
     case 'remove':
       return Buffer.from(frame.id)
+    case 'pin':
+      return Buffer.concat([Buffer.of(Number(frame.pinned)), Buffer.from(frame.id)])
     case 'image':
       return Buffer.from(frame.name)
     case 'packed':
@@ -202,6 +205,12 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
     case 'snapshot':
     case 'remove':
       return { type, id: snapshotId(body.toString('latin1')) }
+    case 'pin':
+      return {
+        type,
+        pinned: oneOf([false, true], body.readUInt8(0), type),
+        id: snapshotId(body.toString('latin1', 1)),
+      }
     case 'image':
       return { type, channel, name: imageName(body.toString('latin1')) }
     case 'packed': {

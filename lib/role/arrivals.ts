@@ -117,7 +117,7 @@ export function openArrivals(
 
   /** Its images are like any other's: nothing depends on who restores them. */
   function isArchive({ id, state }: Arrival): boolean {
-    return state === 'dropped' || (keep && state === 'running' && shelf.has(id))
+    return state === 'dropped' || (state === 'running' && shelf.has(id))
   }
 
   function forgetOldest(): void {
@@ -133,7 +133,7 @@ export function openArrivals(
     tokens.set(id, token)
     const arrival = openArrival(id, (outcome) => {
       if (outcome === 'copied') shelf.decide(id, true)
-      else if (outcome === 'running' && keep) shelf.decide(id, false)
+      else if (outcome === 'running' && (keep || shelf.pinned.has(id))) shelf.decide(id, false)
       else shelf.remove(id)
       forgetOldest()
     })
@@ -217,7 +217,7 @@ export function openArrivals(
       throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
     },
     refuseIfRunning(id) {
-      if (id === undefined || arrivals.get(id)?.state !== 'running' || (keep && shelf.has(id))) return
+      if (id === undefined || arrivals.get(id)?.state !== 'running' || shelf.has(id)) return
       throw new Fault('EXISTS', `snapshot ${id} was handed over, and runs`, {
         hint: 'one snapshot becomes one process',
       })

@@ -39,10 +39,11 @@ export function holdings({ shelf, arrivals }: Pick<House, 'shelf' | 'arrivals'>)
   return [
     ...all.map(({ id, state, count, sink, since }) => ({
       ...{ id, count, bytes: sink.held, shared: sink.shared, seconds: (now - since) / 1000 },
+      pinned: shelf.pinned.has(id) && state !== 'leaving',
       state: state === 'sealed' ? stateOf(arrivals.get(id)) : state,
     })),
     ...copies.map(({ id, state, since }) => ({
-      ...{ id, count: 0, bytes: 0, shared: 0, seconds: (now - since) / 1000 },
+      ...{ id, count: 0, bytes: 0, shared: 0, seconds: (now - since) / 1000, pinned: false },
       state: handedOver[state],
     })),
   ].sort((a, b) => b.seconds - a.seconds)
@@ -63,15 +64,33 @@ function hasTasks(state: TargetState): boolean {
  * `MISSING`, and `REFUSED` for one whose process may be lost with it.
  */
 export function removeHolding(id: SnapshotId, house: House): void {
-  const found = holdings(house).find((each) => each.id === id && each.state !== 'leaving')
-  if (found === undefined) throw new Fault('MISSING', `no snapshot ${id} is here`)
+  const found = holding(id, house)
   const reason = refusalFor(found, house.options.directory)
   if (reason !== undefined) throw new Fault('REFUSED', reason)
   if (found.state === 'chain') house.shelf.removeChain(id)
   else house.shelf.remove(id)
 }
 
-function refusalFor({ id, state }: Holding, directory: string): string | undefined {
+/** What is held by that id, and not removed. Throws `MISSING`. */
+export function holding(id: SnapshotId, house: House): Holding {
+  const found = holdings(house).find((each) => each.id === id && each.state !== 'leaving')
+  if (found === undefined) throw new Fault('MISSING', `no snapshot ${id} is here`)
+  return found
+}
+
+/** From now on it stays when its process runs, and when memory runs out; or no longer does. Throws `MISSING`, `REFUSED` where nothing stays. */
+export function pinHolding(id: SnapshotId, pinned: boolean, house: House): void {
+  const { shelf, options } = house
+  holding(id, house)
+  if (!shelf.all.some((each) => each.id === id && each.state !== 'leaving'))
+    throw new Fault('MISSING', `of snapshot ${id} no images are here`)
+  if (!pinned) return void shelf.pinned.delete(id)
+  if (options.releaseEarly) throw new Fault('REFUSED', 'a cache with --release-early keeps nothing that is restored')
+  shelf.pinned.add(id)
+}
+
+function refusalFor({ id, state, pinned }: Holding, directory: string): string | undefined {
+  if (pinned) return `snapshot ${id} is pinned: cache -D ${directory} --unpin ${id}`
   switch (state) {
     case 'arriving':
       return `snapshot ${id} still arrives: its source can end that`
@@ -115,19 +134,26 @@ async function dropHolding(directory: string, id: SnapshotId): Promise<void> {
   if (answer.type !== 'fate' || answer.fate !== 'dropped') throw unexpected(answer)
 }
 
-type Wishes = Parameters<typeof saidByHand>[0] & { ls: boolean; rm?: string }
+async function pin(directory: string, id: string, pinned: boolean): Promise<void> {
+  const answer = await asked(directory, { type: 'pin', id: snapshotId(id, 'USAGE'), pinned })
+  if (answer.type !== 'listed' || answer.holdings[0]?.pinned !== pinned) throw unexpected(answer)
+}
+
+type Wishes = Parameters<typeof saidByHand>[0] & { ls: boolean; rm?: string; pin?: string; unpin?: string }
 
 /**
  * Asks the cache that runs in `directory` what the options ask for. Returns a list where that was it, and undefined where they ask for
- * nothing: then a cache is to be. Throws `MISSING` where none runs, what `removeHolding` and `decideByHand` throw, and `USAGE`.
+ * nothing: then a cache is to be. Throws `MISSING` where none runs, what `removeHolding`, `pinHolding` and `decideByHand` throw, and `USAGE`.
  */
 export async function askCache(
   directory: string,
-  { ls, rm, ...verdicts }: Wishes,
+  { ls, rm, pin: pinned, unpin, ...verdicts }: Wishes,
 ): Promise<Stock | 'done' | undefined> {
   const said = saidByHand(verdicts)
   if (ls) return listHoldings(directory)
   if (rm !== undefined) await dropHolding(directory, snapshotId(rm, 'USAGE'))
+  else if (pinned !== undefined) await pin(directory, pinned, true)
+  else if (unpin !== undefined) await pin(directory, unpin, false)
   else if (said !== undefined) await decideByHand(directory, CACHE_SOCKET, said)
   else return undefined
   return 'done'

@@ -19,7 +19,7 @@ import { give } from './giving.ts'
 import type { TargetState } from './handover.ts'
 import { asFault, refusalOf } from './refusal.ts'
 import { rehearse } from './rehearsal.ts'
-import { holdings, removeHolding } from './stock.ts'
+import { holding, holdings, pinHolding, removeHolding } from './stock.ts'
 
 /** One conversation. */
 export interface Talk {
@@ -68,7 +68,7 @@ export async function answer(
     } else if (frame.type === 'verdict') {
       if (!trusted) house.arrivals.believe(frame.id, frame.token)
       await obey(frame, writer, house.arrivals)
-    } else if (frame.type === 'list' || frame.type === 'remove') {
+    } else if (frame.type === 'list' || frame.type === 'remove' || frame.type === 'pin') {
       if (!trusted) throw new Fault('REFUSED', `a ${frame.type} frame is for the cache's own host`)
       await writer.send(stockAnswer(frame, house))
     } else if (frame.type === 'resume') {
@@ -88,10 +88,14 @@ export async function answer(
   }
 }
 
-function stockAnswer(frame: Extract<Frame, { type: 'list' | 'remove' }>, house: House): Frame {
+function stockAnswer(frame: Extract<Frame, { type: 'list' | 'remove' | 'pin' }>, house: House): Frame {
   if (frame.type === 'remove') {
     removeHolding(frame.id, house)
     return { type: 'fate', fate: 'dropped' }
+  }
+  if (frame.type === 'pin') {
+    pinHolding(frame.id, frame.pinned, house)
+    return { type: 'listed', total: 1, holdings: [holding(frame.id, house)] }
   }
   const all = holdings(house)
   return { type: 'listed', total: all.length, holdings: all }

@@ -30,8 +30,8 @@ export interface Rounds {
    */
   take(id: SnapshotId, layer: Layer): Growing
   put(id: SnapshotId, chain: Growing): void
-  /** Forgets the one that was idle longest, if that was for at least `ms`. */
-  dropIdle(ms: number): { id: SnapshotId; ms: number } | undefined
+  /** Forgets the one that was idle longest, if that was for at least `ms`, of those that are not `spared`. */
+  dropIdle(ms: number, spared: ReadonlySet<SnapshotId>): { id: SnapshotId; ms: number } | undefined
   /** Forgets it, and gives its memory back. Returns whether it was there. */
   drop(id: SnapshotId): boolean
 }
@@ -67,8 +67,8 @@ export function openRounds(pool: Pool, onDropped: (id: SnapshotId, chain: Growin
       chain.since = performance.now()
       chains.set(id, chain)
     },
-    dropIdle(ms) {
-      const [oldest] = [...chains].sort(([, a], [, b]) => a.since - b.since)
+    dropIdle(ms, spared) {
+      const [oldest] = [...chains].filter(([id]) => !spared.has(id)).sort(([, a], [, b]) => a.since - b.since)
       if (oldest === undefined) return undefined
       const [id, { since }] = oldest
       const idle = performance.now() - since

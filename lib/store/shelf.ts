@@ -59,6 +59,8 @@ export interface Arriving {
 export interface Shelf {
   /** How many snapshots are sealed, how many chains wait for their next part, and how many wait for a snapshot. */
   readonly counts: { snapshots: number; chains: number; parked: number }
+  /** Of what is here, those that no shortage of memory and no restore takes away. One that goes otherwise is none of them. */
+  readonly pinned: Set<SnapshotId>
   /** Everything that has memory here, or will have. */
   readonly all: Lying[]
   /** Throws `EXISTS` if a snapshot of that id is here or on its way: nothing that was sealed is ever replaced. Throws `MEMORY`. */
@@ -117,9 +119,10 @@ export function openShelf(
   const offers = dedup ? openOffers(pool) : undefined
   const waiters = openWaiters(now)
   const failures = openNews()
+  const pinned = new Set<SnapshotId>()
   const whatever = (): boolean => true
   pool.relief = () => {
-    const dropped = chains.dropIdle(idleMs)
+    const dropped = chains.dropIdle(idleMs, pinned)
     if (dropped !== undefined) onDropped?.(dropped.id, dropped.ms)
     return dropped !== undefined || offers?.withdrawIdle(idleMs) === true
   }
@@ -256,6 +259,7 @@ export function openShelf(
           over = true
           offer?.close()
           sink.drop()
+          pinned.delete(id)
           arriving.delete(id)
           leaving.add(remains(id, sink))
           waiters.wake()
@@ -264,6 +268,7 @@ export function openShelf(
       }
     },
     failures,
+    pinned,
     has: (id) => now({ id, early: false, fits: whatever, since: performance.now() }) !== undefined,
     find: (id, timeoutMs, signal, early = false, fits = whatever) =>
       waiters.wait({ id, early, fits, since: performance.now() }, timeoutMs, signal),
@@ -277,6 +282,7 @@ export function openShelf(
     remove(id) {
       const entry = sealed.get(id)
       sealed.delete(id)
+      pinned.delete(id)
       if (entry !== undefined) {
         entry.removed = true
         dropIfUnused(entry)
@@ -284,6 +290,9 @@ export function openShelf(
       }
       waiters.wake()
     },
-    removeChain: (id) => chains.drop(id),
+    removeChain(id) {
+      pinned.delete(id)
+      return chains.drop(id)
+    },
   }
 }

@@ -181,6 +181,7 @@ export async function receiveSnapshot(
       case 'list':
       case 'listed':
       case 'remove':
+      case 'pin':
         throw unexpected(frame)
     }
   }

@@ -6,16 +6,16 @@ import { throwsFault } from '../expect.ts'
 const test = suite('cli/stock')
 
 const holdings = [
-  { id: 'web-1', state: 'sealed', count: 12, bytes: 3 * 2 ** 30, shared: 0, seconds: 3600 },
-  { id: 'c', state: 'chain', count: 1, bytes: 0, shared: 0, seconds: 0 },
-  { id: 'db', state: 'undecided', count: 1, bytes: 512, shared: 8192, seconds: 7 },
+  { id: 'web-1', state: 'sealed', pinned: false, count: 12, bytes: 3 * 2 ** 30, shared: 0, seconds: 3600 },
+  { id: 'c', state: 'chain', pinned: true, count: 1, bytes: 0, shared: 0, seconds: 0 },
+  { id: 'db', state: 'undecided', pinned: false, count: 1, bytes: 512, shared: 8192, seconds: 7 },
 ] as const
 
 test('a line each, in columns', () => {
   assert.is(
     asText({ total: 5, holdings }),
     `web-1  sealed, 12 images               3.00 GiB                   3600 s
-c      chain of 1 round                0 B                        0 s
+c      chain of 1 round, pinned        0 B                        0 s
 db     waits for its verdict, 1 image  512 B and 8.00 KiB shared  7 s
 and 2 more
 `,
@@ -28,9 +28,9 @@ test('one JSON object with its version', () => {
     version: 1,
     total: 3,
     snapshots: [
-      { id: 'web-1', state: 'sealed', images: 12, bytes: 3 * 2 ** 30, shared: 0, seconds: 3600 },
-      { id: 'c', state: 'chain', rounds: 1, bytes: 0, shared: 0, seconds: 0 },
-      { id: 'db', state: 'undecided', images: 1, bytes: 512, shared: 8192, seconds: 7 },
+      { id: 'web-1', state: 'sealed', pinned: false, images: 12, bytes: 3 * 2 ** 30, shared: 0, seconds: 3600 },
+      { id: 'c', state: 'chain', pinned: true, rounds: 1, bytes: 0, shared: 0, seconds: 0 },
+      { id: 'db', state: 'undecided', pinned: false, images: 1, bytes: 512, shared: 8192, seconds: 7 },
     ],
   })
 })
@@ -43,6 +43,9 @@ test('what does not go together', () => {
     { ls: true, rm: 'x' },
     { rm: 'x', drop: 'x' },
     { ls: true, 'let-run': 'x' },
+    { pin: 'x', unpin: 'x' },
+    { pin: 'x', rm: 'x' },
+    { unpin: 'x', ls: true },
     { json: true },
     { keep: true, 'release-early': true },
   ]) {

@@ -29,6 +29,11 @@ async function withHosts(body: (hosts: [Host, Host]) => Promise<void>): Promise<
   }
 }
 
+function inside({ folder }: Stage, { enter }: Host, program: string, args: string[]) {
+  const [nsenter = '', ...options] = enter
+  return run(nsenter, [...options, program, ...args], { cwd: folder })
+}
+
 function keeping(criu: string): void {
   test('--keep: the cache restores one copy, and two more hosts take theirs from the same snapshot', () =>
     staged(criu, load, (stage) =>
@@ -42,14 +47,10 @@ function keeping(criu: string): void {
         await cache.says(/restored in/)
         assert.equal(await held(stage), ['web-1 kept'])
 
-        const inside = ({ enter }: Host, program: string, args: string[]) => {
-          const [nsenter = '', ...options] = enter
-          return run(nsenter, [...options, program, ...args], { cwd: stage.folder })
-        }
-        const plain = await inside(second, criu, ['restore', '--stream', '-d', '-D', stage.target])
+        const plain = await inside(stage, second, criu, ['restore', '--stream', '-d', '-D', stage.target])
         assert.is(plain.code, 0, plain.stderr + cache.stderr())
         const from = ['--from', `127.0.0.1:${port}`, '--snapshot', 'web-1', '-D', join(stage.folder, 'third')]
-        const pulled = await inside(third, command('restore-from-socket'), from)
+        const pulled = await inside(stage, third, command('restore-from-socket'), from)
         assert.is(pulled.code, 0, pulled.stderr + cache.stderr())
 
         const copies = [stage.host, second, third].map((host) => host.outerPid(stage.load.pid))
@@ -59,8 +60,32 @@ function keeping(criu: string): void {
         assert.equal(await held(stage), ['web-1 kept'])
         assert.is(await askCache(stage.target, { ls: false, rm: 'web-1' }), 'done')
         assert.equal(await held(stage), [])
-        const late = await inside(third, command('restore-from-socket'), from)
+        const late = await inside(stage, third, command('restore-from-socket'), from)
         assert.match(late.stderr, /snapshot web-1 was handed over, and runs/)
+      }),
+    ))
+
+  test('--pin in a cache without --keep: that snapshot stays when its process runs, and a second host gets a copy', () =>
+    staged(criu, load, (stage) =>
+      withHosts(async ([second]) => {
+        const { cache, port } = await stage.cache()
+        const proxy = await stage.proxy(port, '--until', 'running', '--snapshot', 'web-1')
+        const dumping = stage.dump()
+        await cache.says(/snapshot web-1 sealed/)
+        assert.is(await askCache(stage.target, { ls: false, pin: 'web-1' }), 'done')
+        const script = ['--action-script', join(stage.target, 'post-restore')]
+        const restoring = stage.there(criu, ['restore', '--stream', '-d', '-D', stage.target, ...script])
+        assert.is((await dumping.ended).code, 0, proxy.stderr() + cache.stderr())
+        assert.is((await restoring.ended).code, 0)
+        await stage.arrived()
+        assert.equal(await held(stage), ['web-1 kept'])
+        const copy = await inside(stage, second, criu, ['restore', '--stream', '-d', '-D', stage.target])
+        assert.is(copy.code, 0, copy.stderr + cache.stderr())
+        await stage.load.whole(second.outerPid(stage.load.pid))
+        await rejectsFault('REFUSED', askCache(stage.target, { ls: false, rm: 'web-1' }))
+        assert.is(await askCache(stage.target, { ls: false, unpin: 'web-1' }), 'done')
+        assert.is(await askCache(stage.target, { ls: false, rm: 'web-1' }), 'done')
+        assert.equal(await held(stage), [])
       }),
     ))
 

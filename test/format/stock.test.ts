@@ -9,11 +9,12 @@ const test = suite('format/stock')
 
 const most = (name: string): Holding => ({
   id: snapshotId(name.padEnd(64, 'x')),
-  ...{ state: 'chain', count: 2 ** 32 - 1, shared: 4096, bytes: LARGEST_IMAGE, seconds: 2 ** 32 - 1 },
+  ...{ state: 'chain', pinned: false, count: 2 ** 32 - 1, shared: 4096, bytes: LARGEST_IMAGE, seconds: 2 ** 32 - 1 },
 })
 
 test('every state and the largest numbers, both ways', () => {
-  const holdings = [...stockStates.map((state) => ({ ...most(state), state })), most('last')]
+  const states = [false, true].flatMap((pinned) => stockStates.map((state) => ({ ...most(state), state, pinned })))
+  const holdings = [...states, most('last')]
   assert.equal(decodeStock(encodeStock(holdings.length, holdings)), { total: holdings.length, holdings })
   assert.equal(decodeStock(encodeStock(0, [])), { total: 0, holdings: [] })
   const old = decodeStock(encodeStock(1, [{ ...most('a'), seconds: 2 ** 33 + 0.5 }]))
@@ -39,7 +40,8 @@ test('damage is refused: cut anywhere, a wrong total, an unknown state, a number
     return copy
   }
   for (const total of [0, 1, 3]) throwsFault('FORMAT', () => decodeStock(changed(0, total)), `total ${total}`)
-  for (const state of [10, 255]) throwsFault('FORMAT', () => decodeStock(changed(4 + 65, state)), `state ${state}`)
+  for (const state of [10, 127, 138, 255])
+    throwsFault('FORMAT', () => decodeStock(changed(4 + 65, state)), `state ${state}`)
   throwsFault('LIMIT', () => decodeStock(changed(4 + 65 + 5, 1)))
   throwsFault('NAME', () => decodeStock(changed(5, 0x2f)))
   const short = encodeStock(1, [{ ...most('a'), id: snapshotId('a') }]).subarray(4)

@@ -112,11 +112,11 @@ const pinned: [frame: Frame, hex: string][] = [
       type: 'listed',
       total: 2,
       holdings: [
-        { id, state: 'sealed', count: 12, bytes: 0x0123456789ab, shared: 0x1000, seconds: 33 },
-        { id: snapshotId('c'), state: 'chain', count: 3, bytes: 0, shared: 0, seconds: 0 },
+        { id, state: 'sealed', pinned: true, count: 12, bytes: 0x0123456789ab, shared: 0x1000, seconds: 33 },
+        { id: snapshotId('c'), state: 'chain', pinned: false, count: 3, bytes: 0, shared: 0, seconds: 0 },
       ],
     },
-    '1b000000 00000000 0000000000000000 42000000 663b7cec 02000000 05 7765622d31 01 0c000000 ab89674523010000 0010000000000000 21000000 01 63 08 03000000 0000000000000000 0000000000000000 00000000 3669b563',
+    '1b000000 00000000 0000000000000000 42000000 663b7cec 02000000 05 7765622d31 81 0c000000 ab89674523010000 0010000000000000 21000000 01 63 08 03000000 0000000000000000 0000000000000000 00000000 df9312eb',
   ],
   [{ type: 'recall', offset: 0x8000 }, '1d000000 00000000 0080000000000000 04000000 cd94c1a1 00000000'],
   [
@@ -127,6 +127,7 @@ const pinned: [frame: Frame, hex: string][] = [
     { type: 'same', channel: 2, offset: 8192, source: 0, first: 0x0102030405, pages: 256 },
     '1f000000 02000000 0020000000000000 14000000 f52acb4d 00000000 0504030201000000 00010000 ebb668cc',
   ],
+  [{ type: 'pin', id, pinned: true }, '20000000 00000000 0000000000000000 0a000000 e22b947a 01 7765622d31 730c3307'],
   [{ type: 'remove', id }, '1c000000 00000000 0000000000000000 09000000 c9422d41 7765622d31 68898fbb'],
 ]
 
@@ -260,6 +261,7 @@ test('a length outside of its limits is refused from the header alone', () => {
     list: [4, 4],
     listed: [8, 4 + 4096 * 90 + 4],
     remove: [5, 68],
+    pin: [6, 69],
     recall: [4, 4],
     recalled: [9, 9 + 2 ** 15 * 20],
     same: [20, 20],

@@ -12,7 +12,7 @@ import type { Holding } from '../../lib/format/stock.ts'
 import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
 import { askCache } from '../../lib/role/stock.ts'
 import { defer } from '../../lib/role/wait.ts'
-import { rejectsFault } from '../expect.ts'
+import { rejectsFault, within } from '../expect.ts'
 import { startCache, startProxy } from '../support/daemons.ts'
 import { dumpAll, fakeDump } from '../support/fake-criu.ts'
 import { inventory, pageOf, part, putInto, sendChain, sendPart, token } from '../support/rounds.ts'
@@ -156,7 +156,7 @@ test('a list, and what is dropped by hand: a snapshot, a chain; not what arrives
       /^web-1 {2}sealed, 3 images {3}2\.00 MiB {2}\d s\njob {4}chain of 2 rounds {2}\S+ MiB {2}\d s\n$/,
     )
     const [web, job] = await held()
-    assert.equal(web, { id: 'web-1', state: 'sealed', count: 3, bytes: 2 ** 21 })
+    assert.equal(web, { id: 'web-1', state: 'sealed', pinned: false, count: 3, bytes: 2 ** 21 })
     const json = JSON.parse((await ask('--ls', '--json')).stdout.toString())
     assert.equal([json.version, json.total, json.snapshots[1].rounds], [1, 2, 2])
     assert.equal([job?.id, job?.state, job?.count], ['job', 'chain', 2])
@@ -187,10 +187,69 @@ test('a list, and what is dropped by hand: a snapshot, a chain; not what arrives
     assert.match(nobody.stderr, /^cache: error: no cache runs in /)
   }))
 
-test('a client over TCP can neither list nor drop', () =>
+test('what is pinned is not dropped, by hand or when memory runs out, until it is pinned no more', () =>
+  withCache(['--max-memory', '16M', '--timeout', '1'], async ({ port, path, ask, held, cache }) => {
+    const images = { ...part('a', [[0, 3, present]]), 'inventory.img': inventory }
+    const directory = putInto(join(path, 'a'), images)
+    await sendPart(port, 'job', directory, { under: 0, last: false, token })
+    await sendPart(port, 'web-1', directory)
+    for (const id of ['job', 'web-1']) {
+      const pinned = await ask('--pin', id)
+      assert.equal([pinned.code, pinned.stderr, pinned.stdout.length], [0, '', 0])
+      const refused = await ask('--rm', id)
+      assert.is(refused.code, 1)
+      assert.match(refused.stderr, new RegExp(`^cache: error: snapshot ${id} is pinned: cache -D .* --unpin ${id}\n$`))
+    }
+    assert.equal(
+      (await held()).map(({ id, state, pinned }) => [id, state, pinned]),
+      [
+        ['job', 'chain', true],
+        ['web-1', 'sealed', true],
+      ],
+    )
+    assert.match(
+      (await ask('--ls')).stdout.toString(),
+      /^job {4}chain of 1 round, pinned .*\nweb-1 {2}sealed, 3 images, pinned /,
+    )
+    for (const option of ['--pin', '--unpin']) {
+      const unknown = await ask(option, 'nobody')
+      assert.equal([unknown.code, unknown.stderr], [1, 'cache: error: no snapshot nobody is here\n'])
+    }
+    await setTimeout(1100)
+    const large = putInto(join(path, 'large'), { ...part('large', [[0, 3000, present]]), 'inventory.img': inventory })
+    await rejectsFault('MEMORY', sendPart(port, 'large', large))
+    assert.is((await held()).length, 2)
+    assert.is((await ask('--unpin', 'job')).code, 0)
+    await sendPart(port, 'large', large)
+    await within(cache.says(/the unfinished chain job failed/), 'a word about job')
+    assert.is((await ask('--unpin', 'web-1')).code, 0)
+    assert.is((await ask('--rm', 'web-1')).code, 0)
+    assert.equal(
+      (await held()).map(({ id }) => id),
+      ['large'],
+    )
+    await sendPart(port, 'web-1', directory)
+    assert.is((await held()).at(-1)?.pinned, false, 'a pin outlives what it was of')
+  }))
+
+test('nothing is pinned in a cache that gives memory back while it restores', () =>
+  withCache(['--release-early', '--restore'], async ({ port, path, ask }) => {
+    await sendPart(port, 'web-1', putInto(join(path, 'a'), { 'inventory.img': inventory }))
+    const refused = await ask('--pin', 'web-1')
+    assert.equal(
+      [refused.code, refused.stderr],
+      [1, 'cache: error: a cache with --release-early keeps nothing that is restored\n'],
+    )
+  }))
+
+test('a client over TCP can neither list, nor drop, nor pin', () =>
   withCache([], async ({ port, path, held }) => {
     await sendPart(port, 'web-1', putInto(join(path, 'a'), { 'inventory.img': inventory }))
-    for (const frame of [{ type: 'list' }, { type: 'remove', id: snapshotId('web-1') }] as Frame[]) {
+    for (const frame of [
+      { type: 'list' },
+      { type: 'remove', id: snapshotId('web-1') },
+      { type: 'pin', id: snapshotId('web-1'), pinned: true },
+    ] as Frame[]) {
       const socket = net.connect(Number(port), '127.0.0.1')
       socket.end(Buffer.concat([encodePreamble(), encodeFrame(frame)]))
       let heard = ''
