@@ -291,8 +291,9 @@ export function openShelf(
       waiters.wake()
     },
     removeChain(id) {
-      pinned.delete(id)
-      return chains.drop(id)
+      const dropped = chains.drop(id)
+      if (dropped) pinned.delete(id)
+      return dropped
     },
   }
 }
