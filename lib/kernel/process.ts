@@ -1,7 +1,7 @@
 /** Processes that are not our children: who they are, and when they end. A pidfd is not fooled by a number that is used again. */
-import { readdirSync, readFileSync } from 'node:fs'
+import { closeSync, constants, openSync, readdirSync, readFileSync } from 'node:fs'
 import { asFd } from './fd.ts'
-import { pidfdOpen, pidfdSendSignal, SIGKILL } from './libc.ts'
+import { flock, LOCK_EX, LOCK_NB, pidfdOpen, pidfdSendSignal, SIGKILL } from './libc.ts'
 import { closeFd, readable } from './readiness.ts'
 
 export interface Process {
@@ -100,6 +100,28 @@ function threadsOf(pid: number): string[] {
 /** Its children, and theirs. */
 export function descendants(pid: number): number[] {
   return childrenOf(pid).flatMap((child) => [child, ...descendants(child)])
+}
+
+/**
+ * The marks of changed pages of the process and its descendants are the caller's until he calls what is returned; undefined where they are another's.
+ * Only among those who ask this way: flock(2) of the file by which the marks are cleared, which nobody but the processes' owner can open.
+ */
+export function lockMarks(root: number): (() => void) | undefined {
+  const locked: number[] = []
+  const release = (): void => {
+    for (const fd of locked.splice(0)) closeSync(fd)
+  }
+  for (const pid of [root, ...descendants(root)]) {
+    try {
+      locked.push(openSync(`/proc/${pid}/clear_refs`, constants.O_WRONLY))
+    } catch {
+      continue
+    }
+    if (flock(asFd(locked.at(-1) as number), LOCK_EX | LOCK_NB) >= 0) continue
+    release()
+    return undefined
+  }
+  return release
 }
 
 /** Whether it does something of its own at SIGTERM. */

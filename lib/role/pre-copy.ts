@@ -13,7 +13,7 @@ import { PAGE_BYTES } from '../format/pagemap.ts'
 import { decodeDumpStats } from '../format/stats.ts'
 import type { Until } from '../format/words.ts'
 import { setBlocking } from '../kernel/fd.ts'
-import { isRunning, memoryOfTree } from '../kernel/process.ts'
+import { isRunning, lockMarks, memoryOfTree } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { socketPair } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
@@ -74,10 +74,27 @@ export async function preCopy(options: PreCopyOptions, target: Target): Promise<
   checkCriuOptions(criuOptions)
   refuseLeaving(criuOptions, 'pre-copy', 'for a copy use a proxy: criu dump --stream -R')
   if (!isRunning(pid)) throw new Fault('MISSING', `no process ${pid}`, { hint: 'look with: ps -e' })
-  await withWay(target, async (way) => {
-    remind(way)
-    await copyAll(options, way)
-  })
+  const release = lockMarks(pid)
+  if (release === undefined) throw copiedAlready(pid)
+  try {
+    await withWay(target, async (way) => {
+      remind(way)
+      await copyAll(options, way)
+    })
+  } finally {
+    release()
+  }
+}
+
+/** Each would clear the marks that the other needs, and neither would notice. */
+function copiedAlready(pid: number): Fault {
+  return new Fault(
+    'EXISTS',
+    `another pre-copy is at work on process ${pid}, or on a tree that shares tasks with its own`,
+    {
+      hint: 'wait until it has ended',
+    },
+  )
 }
 
 /** Delivers the verdict of an earlier hand-over that is still owed. Throws like `settle`. */

@@ -5,6 +5,7 @@ import net from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { lockMarks } from '../../lib/kernel/process.ts'
 import { real } from '../support/criu.ts'
 import { patternLoad } from '../support/loads.ts'
 import { type Running, root, run, start } from '../support/run.ts'
@@ -107,6 +108,21 @@ function pagePort(criu: string): void {
         await stage.stayed()
       }))
   } else console.log('skipped: CRIU 4.1 is not there, and newer ones refuse --stream with --page-server')
+
+  test('a second pre-copy of a process is refused before it does anything', () =>
+    staged(criu, load, async ({ load: { pid }, cache, stayed, folder }) => {
+      const { port } = await cache()
+      const release = lockMarks(pid)
+      const ran = await run('pre-copy', ['-t', String(pid), '--port', port, '-D', join(folder, 'owed')])
+      release?.()
+      assert.is(ran.code, 1)
+      assert.is(
+        ran.stderr,
+        `pre-copy: error: another pre-copy is at work on process ${pid}, or on a tree that shares tasks with its own\npre-copy: hint: wait until it has ended\n`,
+      )
+      assert.not(existsSync(join(folder, 'owed')))
+      await stayed()
+    }))
 
   const tracks = spawnSync(criu, ['check', '--feature', 'mem_dirty_track']).status === 0
   if (tracks) console.log('skipped: this kernel tracks changed pages; pre-copy itself is played in the virtual machine')

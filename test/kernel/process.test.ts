@@ -6,6 +6,7 @@ import {
   commandLine,
   descendants,
   isDying,
+  lockMarks,
   memoryOfTree,
   openProcess,
   startTime,
@@ -14,6 +15,7 @@ import {
 import { reasonOf, waits, within } from '../expect.ts'
 import { endStarted, noTracer, startDying, startOrphan, startSleeper, startTracer } from '../support/dying.ts'
 import { eventually } from '../support/run.ts'
+import { openFds } from './fds.ts'
 
 const test = suite('kernel/process')
 
@@ -109,6 +111,29 @@ test('a task that was killed, and whose tracer lets it go no further, is dying',
   assert.type(startTime(pid), 'number')
   await tracer.end()
   await within(exited)
+})
+
+test('the marks of changed pages are one caller’s, for the whole tree, until he gives them back', async () => {
+  const parent = spawn('sh', ['-c', 'sleep 1000 & echo; wait'], { stdio: ['ignore', 'pipe', 'ignore'] })
+  const pid = parent.pid as number
+  await once(parent.stdout, 'data')
+  const [child = 0] = descendants(pid)
+  const fds = openFds()
+  try {
+    const release = lockMarks(pid)
+    assert.ok(release)
+    assert.is(lockMarks(pid), undefined)
+    assert.is(lockMarks(child), undefined, 'of a task below it')
+    release?.()
+    const below = lockMarks(child)
+    assert.ok(below)
+    assert.is(lockMarks(pid), undefined, 'of a task above it')
+    below?.()
+    lockMarks(pid)?.()
+    assert.is(openFds(), fds)
+  } finally {
+    for (const task of [child, pid]) process.kill(task, 'SIGKILL')
+  }
 })
 
 test('who traces whom', async () => {
