@@ -50,7 +50,8 @@ function holds(directory: string, socket: string): boolean {
   }
 }
 
-function linkOf(path: string): string | undefined {
+/** What it points to; undefined if it is gone. */
+export function linkOf(path: string): string | undefined {
   try {
     return readlinkSync(path)
   } catch {

@@ -1,6 +1,7 @@
 /** What a criu that somebody else started does, read from its command line. */
 import { readdirSync, readlinkSync, realpathSync } from 'node:fs'
 import { isAbsolute, normalize, resolve } from 'node:path'
+import { linkOf } from '../kernel/loopback.ts'
 import { commandLine } from '../kernel/process.ts'
 
 export interface CriuCommand {
@@ -14,7 +15,7 @@ export interface CriuCommand {
   images: string
   /** The directory of the dump before, where it looks whether a number means another process now. */
   before: string | undefined
-  /** It sends images by `--stream` and pages by `--page-server`. */
+  /** It sends images by `--stream` and pages by `--page-server`, as far as its command line says. */
   splits: boolean
 }
 
@@ -62,8 +63,9 @@ function placeOf(pid: number, images: string | undefined, apart: boolean): strin
     if (images !== undefined && isAbsolute(images)) return realpathSync(images)
     if (!apart) return readlinkSync(`/proc/${pid}/cwd`)
     const end = normalize(images ?? '.').replace(/^(\.\.?\/)+|\/$/g, '')
-    const open = readdirSync(`/proc/${pid}/fd`).map((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`))
-    return open.find((path) => path.endsWith(`/${end}`))
+    return readdirSync(`/proc/${pid}/fd`)
+      .map((fd) => linkOf(`/proc/${pid}/fd/${fd}`))
+      .find((path) => path?.endsWith(`/${end}`))
   } catch {
     return undefined
   }

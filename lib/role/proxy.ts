@@ -78,7 +78,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   const tally = { sent: 0 }
   const over = (chain: Chain): void => track(abandonAt(chain, options), `the chain of snapshot ${chain.id}`)
   const chains = openChains(over)
-  const splits = openSplits(options.pagePort !== undefined)
+  const splits = openSplits(options.pagePort !== undefined, signal)
   let port: PagePort | undefined
   let remote: RemoteDumps | undefined
   try {
@@ -107,7 +107,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     if (options.pagePort !== undefined) {
       const take = (socket: Fd, command: CriuCommand): void =>
         track(
-          command.splits
+          command.splits || splits.streams(command.pid)
             ? splits.pages(command.pid, socket)
             : forwardPages(socket, command, chains, work.path, options, tally),
           `the ${command.action} of ${command.tree}`,
@@ -167,7 +167,10 @@ async function forward(
   const command = criuCommand(approaching.pid)
   const breakOff = (): void => chains.breakOff(command?.tree)
   breakOff()
-  const criu = command?.splits === true ? half.join(approaching) : approaching
+  const splits = command?.splits === true
+  // Its options may lie in a file, where we do not see them.
+  if (!splits) half.refuse()
+  const criu = splits ? half.join(approaching) : approaching
   if (options.deliver === undefined) return void (await send(criu, id, directory, options, tally).finally(breakOff))
   await options.deliver.dump(criu, { command }, placeOf(directory, options, tally))
 }

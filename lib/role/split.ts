@@ -19,46 +19,74 @@ import { aborted, type Deferred, defer } from './wait.ts'
 export interface Splits {
   /** The criu of this number has connected to the stream. */
   stream(pid: number): Half
-  /** Its pages come by `socket`, which is closed. Throws `REFUSED` where its stream does not come to us. */
+  /** It streams to us, and has not ended. */
+  streams(pid: number): boolean
+  /** Its pages come by `socket`, which is closed. Throws `REFUSED` where its stream does not come to us, or goes on without pages. */
   pages(pid: number, socket: Fd): Promise<void>
 }
 
 export interface Half {
   /** The same with its pages. Its images throw `REFUSED` where they do not come to us. */
   join(criu: Approach): Approach
+  /** It goes on without pages: those that come, or are here, are refused. */
+  refuse(): void
   /** No more of it comes. */
   end(): void
+}
+
+interface Meeting {
+  readonly server: Deferred<PageServer>
+  /** Pages are here, or none are taken. */
+  closed: boolean
 }
 
 /** CRIU connects to the stream before it does to the page server, and to that before it opens an image: so the other is on its way, or never comes. */
 const MEET_MS = 2000
 
-/** `listens`: whether there is a port for pages. */
-export function openSplits(listens: boolean): Splits {
-  const halves = new Map<number, Deferred<PageServer>>()
+/** `listens`: whether there is a port for pages. Nobody is waited for once `signal` has come. */
+export function openSplits(listens: boolean, signal: AbortSignal): Splits {
+  const meetings = new Map<number, Meeting>()
+  /** Pages that were heard before their stream. */
+  const early = new Map<number, Deferred<void>>()
+
+  async function streamOf(pid: number): Promise<void> {
+    const came = defer<void>()
+    early.set(pid, came)
+    await Promise.race([came.promise, setTimeout(MEET_MS, undefined, { ref: false, signal })]).catch(() => {})
+    if (early.get(pid) === came) early.delete(pid)
+  }
 
   return {
     stream(pid) {
-      const pages = defer<PageServer>()
-      if (listens) halves.set(pid, pages)
-      else pages.reject(splitDump())
+      const meeting: Meeting = { server: defer(), closed: !listens }
+      const { server } = meeting
+      if (!listens) server.reject(splitDump())
+      meetings.set(pid, meeting)
+      early.get(pid)?.resolve()
+      const refuse = (): void => {
+        meeting.closed = true
+        server.reject(splitDump())
+        server.promise.then((pages) => pages.destroy(splitDump())).catch(() => {})
+      }
       return {
-        join: (criu) => ({ ...criu, images: (handOver) => joined(criu.images(handOver), pages.promise) }),
+        join: (criu) => ({ ...criu, images: (handOver) => joined(criu.images(handOver), server.promise) }),
+        refuse,
         end() {
-          if (halves.get(pid) === pages) halves.delete(pid)
-          pages.reject(splitDump())
-          pages.promise.then((server) => server.destroy(new Fault('ABORTED', 'over'))).catch(() => {})
+          if (meetings.get(pid) === meeting) meetings.delete(pid)
+          refuse()
         },
       }
     },
+    streams: (pid) => meetings.has(pid),
     async pages(pid, socket) {
-      if (!halves.has(pid)) await setTimeout(MEET_MS, undefined, { ref: false })
-      const half = halves.get(pid)
-      if (half === undefined) {
+      if (!meetings.has(pid)) await streamOf(pid)
+      const meeting = meetings.get(pid)
+      if (meeting === undefined || meeting.closed) {
         closeFd(socket)
         throw splitDump()
       }
-      half.resolve(pageServer(socket, { hasParent: () => false }))
+      meeting.closed = true
+      meeting.server.resolve(pageServer(socket, { hasParent: () => false }))
     },
   }
 }
@@ -69,7 +97,7 @@ export function splitDump(): Fault {
     'REFUSED',
     'criu sends images by --stream and pages by --page-server, and not all of them come here',
     {
-      hint: 'both must come to the same proxy, or leave one of the two away',
+      hint: 'both must come to the same proxy, and stand on the command line; or leave one of the two away',
     },
   )
 }

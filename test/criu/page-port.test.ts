@@ -1,6 +1,6 @@
 /** Dumps of a criu that somebody else starts, by the proxy's page server port, with the real CRIU. This kernel may track no changes: then they are full. */
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
@@ -84,6 +84,19 @@ function pagePort(criu: string): void {
           if (scripted) await proxy.says(/handed over: the source is gone, it runs on the target/)
         }))
     }
+
+    test('images by the stream and pages by the page server, as only a file of options says: the process runs on', () =>
+      staged(criu, load, async (stage) => {
+        const { port } = await stage.cache('--restore')
+        const { proxy, pages } = await pageProxy(stage, port, '--until', 'running')
+        const file = join(stage.folder, 'criu.conf')
+        writeFileSync(file, `stream\npage-server\naddress 127.0.0.1\nport ${pages}\n`)
+        const options = ['--config', file, '-D', stage.source, '--action-script', join(stage.source, 'post-dump')]
+        const dumped = await start(oldest, ['dump', '-t', String(stage.load.pid), ...options]).ended
+        assert.not(dumped.code === 0)
+        await proxy.says(/and not all of them come here/)
+        await stage.stayed()
+      }))
 
     test('images by the stream, and pages to a proxy that gets no others: the process runs on', () =>
       staged(criu, load, async (stage) => {

@@ -52,6 +52,21 @@ test('action, tree and directory, in every spelling', async () => {
   remove()
 })
 
+test('a criu that opens and closes files meanwhile', async () => {
+  const { path, remove } = temporary()
+  const busy = 'opendir D, "."; syswrite STDOUT, "\n"; while (1) { open F, "<", "/dev/null"; close F }'
+  const words = ['dump', '-t', '7', '-D', path.slice(1), '-W', '/']
+  const child = spawn('perl', ['-e', busy, '--', ...words], { cwd: path, stdio: ['ignore', 'pipe', 'ignore'] })
+  try {
+    await once(child.stdout, 'data')
+    for (let time = 0; time < 1000; time++) assert.is(criuCommand(child.pid ?? 0)?.directory, path)
+  } finally {
+    child.kill('SIGKILL')
+    await once(child, 'exit')
+    remove()
+  }
+})
+
 test('what it is told besides, in any beginning of an option that getopt takes', async () => {
   const said = async (what: 'splits' | 'before', ...words: string[]) =>
     read(['criu', 'dump', '-t', '7', ...words], '/', '/', what)

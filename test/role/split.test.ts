@@ -46,11 +46,12 @@ const bytes = pattern(4 * PAGE_BYTES)
 /** More than a pipe holds. */
 const large = pattern(2 ** 21)
 const inventory = pattern(50)
+const never = new AbortController().signal
 
 test.before.each(async (context) => {
   context.folder = temporary()
   context.work = openWorkDir(context.folder.path, CAPTURE_SOCKET)
-  context.splits = openSplits(true)
+  context.splits = openSplits(true, never)
   context.stream = fakeDump(join(context.work.path, CAPTURE_SOCKET))
   context.streamed = await acceptUnix(context.work.listener)
   const [paged, pages] = socketPair()
@@ -257,9 +258,58 @@ played('pages that come when the stream is over are refused', async (context) =>
   closeFd(streamed)
 })
 
+played(
+  'one that goes on without pages: those that are here are not answered, and others not waited for',
+  async (context) => {
+    const { splits, stream, streamed, pages, paged } = context
+    const half = splits.stream(PID)
+    assert.ok(splits.streams(PID))
+    await splits.pages(PID, paged)
+    half.refuse()
+    assert.is(await answer(pages, 1), '')
+    const [late, theirs] = socketPair()
+    await rejectsFault('REFUSED', splits.pages(PID, late))
+    assert.is(await answer(theirs, 1), '')
+    half.end()
+    assert.not(splits.streams(PID))
+    stream.close()
+    for (const fd of [pages, theirs, streamed]) closeFd(fd)
+  },
+)
+
+played('pages that are first wait until their stream is there, and no longer', async (context) => {
+  const { splits, stream, streamed, pages, paged } = context
+  const [ours, theirs] = socketPair()
+  const strangers = splits.pages(PID + 1, ours).catch(() => 'refused')
+  const met = splits.pages(PID, paged).then(() => 'met')
+  const { end } = splits.stream(PID)
+  assert.is(await within(Promise.race([strangers, met])), 'met')
+  end()
+  await within(strangers)
+  stream.close()
+  for (const fd of [pages, theirs, streamed]) closeFd(fd)
+})
+
+played('a second connection of the same criu is refused', async (context) => {
+  const { splits, stream, pages, paged } = context
+  const { source, end } = joinedWith(context)
+  const whole = reasonOf(sent(source))
+  await splits.pages(PID, paged)
+  const [again, theirs] = socketPair()
+  await rejectsFault('REFUSED', splits.pages(PID, again))
+  assert.is(await answer(theirs, 1), '')
+  closeFd(theirs)
+  source.destroy(new Fault('ABORTED', 'stopped'))
+  await stream.image('files.img', inventory).catch(() => {})
+  await whole
+  end()
+  closeFd(pages)
+  stream.close()
+})
+
 played('a proxy without a port for pages refuses at the first image', async (context) => {
   const { stream, pages, paged } = context
-  const { source, end } = joinedWith({ ...context, splits: openSplits(false) })
+  const { source, end } = joinedWith({ ...context, splits: openSplits(false, never) })
   const whole = rejectsFault('REFUSED', sent(source))
   await stream.image('files.img', inventory)
   await whole

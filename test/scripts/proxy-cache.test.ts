@@ -58,6 +58,20 @@ test('a client that says nothing does not keep a proxy from its end', async () =
   remove()
 })
 
+test('pages that wait for their stream do not keep a proxy from its end', async () => {
+  const { path, remove } = temporary()
+  const proxy = await startProxy(path, '1', ['--page-server-port', '0'])
+  const [, port = ''] = await proxy.says(/listening on 127\.0\.0\.1:(\d+)/)
+  const words = ['dump', '-t', '7', '-D', path, '--stream', '--page-server']
+  const before = readdirSync(`/proc/${proxy.child.pid}/fd`).length
+  const criu = start('bash', ['-c', `exec 3<>/dev/tcp/127.0.0.1/${port}; read -r -u 3`, ...words])
+  await eventually(() => readdirSync(`/proc/${proxy.child.pid}/fd`).length > before || undefined, 'its connection')
+  assert.is((await proxy.stop()).code, 143)
+  assert.equal(readdirSync(path), [])
+  await criu.ended
+  remove()
+})
+
 test('a restore that comes first waits for the snapshot that is on its way', () =>
   using({}, async ({ dump, restore, cache }) => {
     const early = restore()
