@@ -233,7 +233,7 @@ test('what is pinned is not dropped, by hand or when memory runs out, until it i
   }))
 
 test('nothing is pinned in a cache that gives memory back while it restores', () =>
-  withCache(['--release-early', '--restore'], async ({ port, path, ask }) => {
+  withCache(['--release-early'], async ({ port, path, ask }) => {
     await sendPart(port, 'web-1', putInto(join(path, 'a'), { 'inventory.img': inventory }))
     const refused = await ask('--pin', 'web-1')
     assert.equal(
