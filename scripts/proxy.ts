@@ -5,12 +5,13 @@ import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { inheritedFd } from '../lib/cli/inherited.ts'
 import { main } from '../lib/cli/main.ts'
 import { sendingHelp, sendingOf, sendingOptions } from '../lib/cli/sending.ts'
-import { atMostOne, oneOf, portOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
+import { noneBeside, oneOf, portOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
 import { proxyWireHelp, proxyWireOptions, remoteProxyOf } from '../lib/cli/wire.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { MOST_CONNECTIONS } from '../lib/format/stripes.ts'
 import { untils } from '../lib/format/words.ts'
 import { notify } from '../lib/kernel/notify.ts'
+import { ferryDelivery } from '../lib/role/delivery.ts'
 import { proxy } from '../lib/role/proxy.ts'
 import { remoteDelivery } from '../lib/role/remote-proxy.ts'
 import { checkNetwork, type Endpoint, inheritedEndpoint } from '../lib/stream/endpoint.ts'
@@ -60,16 +61,15 @@ main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, rep
   const directory = required('--dir', dir, 'the directory that criu dump --stream gets as -D')
   const remote = remoteProxyOf(values)
   const id = snapshot === undefined || remote !== undefined ? undefined : snapshotId(snapshot, 'USAGE')
-  atMostOne({ '--port': port, '--ps-socket': psSocket })
-  atMostOne({ '--connections': values.connections, '--ps-socket': psSocket })
+  noneBeside('--ps-socket', psSocket, { '--port': port, '--connections': values.connections })
   const connections = wholeNumber('--connections', values.connections ?? '1', 1, MOST_CONNECTIONS)
   const cache =
     psSocket === undefined ? await onPort() : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
-  const until = oneOf('--until', values.until, untils)
-  const agreed = { id, until, tuning: tuningOf(sendingOf(values), report), timeoutMs: timeoutMs(timeout, 60_000) }
-  const deliver = remote && remoteDelivery({ cache, ...remote, snapshot, timeoutMs: agreed.timeoutMs })
+  const how = { until: oneOf('--until', values.until, untils), tuning: tuningOf(sendingOf(values), report) }
+  const agreed = { cache, connections, ...how, timeoutMs: timeoutMs(timeout, 60_000) }
+  const delivery = remote ? remoteDelivery({ ...agreed, ...remote, snapshot }) : ferryDelivery(agreed)
   const pagePort = portOf('--page-server-port', values['page-server-port'])
-  await proxy({ cache, connections, pagePort, directory, ...agreed, deliver, report, signal, onStatus })
+  await proxy({ delivery, pagePort, directory, id, report, signal, onStatus })
 
   async function onPort(): Promise<Endpoint> {
     const number = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)

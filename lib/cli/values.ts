@@ -42,6 +42,11 @@ export function atMostOne(flags: Record<string, unknown>): void {
   throw new Fault('USAGE', `${given.map(([flag]) => flag).join(' and ')} do not go together`, { hint: 'choose one' })
 }
 
+/** Throws `USAGE` if the flag is given, and one of the others with it. */
+export function noneBeside(flag: string, value: unknown, others: Record<string, unknown>): void {
+  for (const [other, given] of Object.entries(others)) atMostOne({ [flag]: value, [other]: given })
+}
+
 /** The value of a flag that must be there. Throws `USAGE`. */
 export function required(flag: string, value: string | undefined, hint: string): string {
   if (value !== undefined) return value

@@ -1,6 +1,6 @@
 /** Which protocol proxy and cache speak between them, and what does not go with the older one. */
 import { type Memory, memoryOf, memoryOptions } from './memory.ts'
-import { atMostOne, oneOf } from './values.ts'
+import { atMostOne, noneBeside, oneOf } from './values.ts'
 
 const wireOptions = { wire: { type: 'string', default: 'ferry' } } as const
 
@@ -78,7 +78,6 @@ export function isRemoteCache(values: CacheValues): boolean {
 
 function isRemote(values: Values, others: Record<string, unknown>): boolean {
   const remote = oneOf('--wire', values.wire, wires) === 'criu-remote'
-  const all = { ...others, '--tls': values.tls, '--key-file': values['key-file'] }
-  if (remote) for (const [flag, value] of Object.entries(all)) atMostOne({ '--wire criu-remote': true, [flag]: value })
+  noneBeside('--wire criu-remote', remote, { ...others, '--tls': values.tls, '--key-file': values['key-file'] })
   return remote
 }

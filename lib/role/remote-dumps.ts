@@ -15,6 +15,7 @@ import type { Report } from '../progress.ts'
 import type { Approach } from './approach.ts'
 import type { Chains, Taken } from './chains.ts'
 import { type CriuCommand, criuCommand } from './criu-command.ts'
+import type { Cargo, RoundCargo } from './delivery.ts'
 import { closedGate } from './gate.ts'
 import { type Chain, nextLayer } from './layers.ts'
 import type { PageServer } from './page-server.ts'
@@ -31,25 +32,14 @@ export interface RemoteDumpsOptions {
   chains: Chains
   newId: () => SnapshotId
   /** Sends a pre-dump and keeps the chain as that of `images`. Throws what went wrong; the chain is over then. */
-  sendRound(taken: Taken, source: PageServer, round: { tree: number; images: string } & Listed): Promise<void>
+  sendRound(taken: Taken, source: PageServer, round: RoundCargo & { images: string }): Promise<void>
   /** Hands over a dump. Returns whether the target has it. */
-  sendDump(criu: Approach, id: SnapshotId, dump: RemoteDump): Promise<boolean>
-  /** Tells the target that no layer follows. */
+  sendDump(criu: Approach, dump: Cargo): Promise<boolean>
+  /** Tells the target that no layer follows, if it can be told. */
   abandon(chain: Chain): Promise<void>
   /** Work that is waited for at the end, and whose failure is reported. */
   track(work: Promise<void>, what: string): void
   report: Report
-}
-
-interface Listed {
-  /** Its snapshot id, after those of the rounds before it. */
-  snapshots: readonly string[]
-}
-
-export interface RemoteDump extends Listed {
-  layer: ReturnType<typeof nextLayer> | undefined
-  /** Whose last part it is. */
-  chain: Chain | undefined
 }
 
 export interface RemoteDumps {
@@ -154,7 +144,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     const taken = chains.take(tree, REMOTE, options.newId)
     const rounds = roundsOf.get(taken.chain) ?? []
     if (!rounds.some((round) => round.snapshot === snapshot)) return taken
-    await options.abandon(taken.chain).catch(() => {})
+    await options.abandon(taken.chain)
     return chains.take(tree, undefined, options.newId)
   }
 
@@ -203,10 +193,10 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     const id = taken?.chain.id ?? options.newId()
     let sent = false
     try {
-      sent = await options.sendDump(criu, id, { snapshots, layer, chain: taken?.chain })
+      sent = await options.sendDump(criu, { id, snapshots, layer, chain: taken?.chain })
     } finally {
       gate.remove()
-      if (!sent && chained) await options.abandon(taken.chain).catch(() => {})
+      if (!sent && chained) await options.abandon(taken.chain)
     }
   }
 

@@ -8,44 +8,16 @@ import { Fault } from '../fault.ts'
 import { printable } from '../format/names.ts'
 import { LONGEST_STRING } from '../format/remote.ts'
 import { openProcess } from '../kernel/process.ts'
-import type { Report } from '../progress.ts'
 import { memorySnapshot } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
-import type { ImageSource } from '../stream/image.ts'
-import type { Approach } from './approach.ts'
 import type { CriuCommand } from './criu-command.ts'
+import type { Delivery } from './delivery.ts'
 import { closedGate } from './gate.ts'
-import { type Chain, pagesOf, type Sent } from './layers.ts'
+import { type Chain, pagesOf } from './layers.ts'
 import { openRemoteLine, type RemoteLine } from './remote-line.ts'
 import { sendDump } from './remote-sink.ts'
 import { reportSmallPipes } from './small-pipes.ts'
-
-export interface Delivery {
-  /** Sends what one criu dumps, and lets it go. Throws what went wrong; criu has failed then, unless it had written all. */
-  dump(criu: Approach, whose: Whose, place: DeliverPlace): Promise<void>
-  /** Sends a pre-dump, whose snapshot id is the last of these. Throws what went wrong; the chain is over then. */
-  round(chain: Chain, source: ImageSource, snapshots: readonly string[], place: DeliverPlace): Promise<Sent>
-  /** No dump follows. */
-  abandon(chain: Chain): Promise<void>
-}
-
-export interface Whose {
-  /** Undefined where the criu cannot be seen. */
-  command?: CriuCommand | undefined
-  /** Its snapshot id, after those of the rounds before it; found by its command line if undefined. */
-  snapshots?: readonly string[]
-  /** Whose last part it is. */
-  chain?: Chain | undefined
-}
-
-export interface DeliverPlace {
-  /** Where our action script is. */
-  gates: string
-  report: Report
-  signal: AbortSignal
-  onBytes: (bytes: number) => void
-}
 
 export interface RemoteDelivery {
   cache: Endpoint
@@ -78,9 +50,9 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
   }
 
   return {
-    async dump(criu, { command, snapshots, chain }, { gates, report, signal, onBytes }) {
+    async dump(criu, { command, snapshots, chain }, { directory, report, signal, onBytes }) {
       const begun = performance.now()
-      const gate = closedGate(gates, criu.pid, 'post-dump')
+      const gate = closedGate(directory, criu.pid, 'post-dump')
       const line = takeLine(chain)
       const task = openProcess(criu.pid)
       let atGate = false
@@ -116,6 +88,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
         if (atGate) await task?.ended
         const ms = performance.now() - begun
         report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: false })
+        return true
       } catch (error) {
         gate.shut()
         source.destroy(error as Error)
@@ -132,7 +105,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
       }
     },
 
-    async round(chain, source, snapshots, { signal, onBytes }) {
+    async round(chain, source, { snapshots }, { signal, onBytes }) {
       const begun = performance.now()
       const line = takeLine(chain)
       const heedNoMore = line.heed(signal)
@@ -157,6 +130,9 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
     async abandon(chain) {
       if (lines.has(chain)) await takeLine(chain).close()
     },
+
+    // Such a cache takes no verdicts.
+    debts: () => [],
   }
 }
 
