@@ -175,7 +175,7 @@ export function openArrivals(
     try {
       secret = gateDirectory(directory)
       work = openWorkDir(secret.path, SERVE_SOCKET)
-      const found = await shelf.find(id, 0, undefined, true)
+      const found = await shelf.find(id, 0, undefined, { early: true })
       const { images, release } = found
       done = found.use()
       const early = releaseEarly && { onTaken: release }

@@ -23,7 +23,7 @@ export async function give(
   const left = new AbortController()
   const leave = (): void => left.abort(new Fault('LINK', 'the client left before its snapshot was here'))
   first.then(leave, leave)
-  const snapshot = await shelf.find(id, timeoutMs, left.signal, holds)
+  const snapshot = await shelf.find(id, timeoutMs, left.signal, { early: holds })
   const done = snapshot.use()
   let remote: Remote | undefined
   let lead: Lead | undefined

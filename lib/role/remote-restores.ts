@@ -131,25 +131,26 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
   }
 
   async function choose({ snapshot }: Restore, socket: Fd, early: boolean): Promise<Sealed> {
-    const fits = ({ images }: Sealed): boolean => {
+    const fits = (images: Sealed['images']): boolean => {
       const ids = idsOf(images)
       return snapshot === undefined || ids.length === 0 || ids.at(-1) === snapshot
     }
+    // What says nothing of where it was dumped may have been its own, if there is no other.
+    const lost = (images: Sealed['images'], others: boolean): boolean => {
+      const ids = idsOf(images)
+      if (snapshot !== undefined && ids.length > 0) return ids.at(-1) === snapshot
+      return images.size > 0 && !others
+    }
     const gone = hungUp(socket)
     const stop = new AbortController()
-    const leave = (reason: Fault): void => stop.abort(reason)
     gone.happened.then(
-      () => leave(new Fault('LINK', 'the restore left before its snapshot was here')),
+      () => stop.abort(new Fault('LINK', 'the restore left before its snapshot was here')),
       () => {},
     )
-    const forget = shelf.failures.next(() => leave(new Fault('FAILED_DUMP', 'the dump that was on its way failed')))
     if (!shelf.has(id))
       report({ event: 'waiting', what: id ?? `a snapshot for ${printable(snapshot ?? 'criu --remote')}` })
     const waiting = AbortSignal.any([stop.signal, options.signal])
-    return shelf.find(id, timeoutMs, waiting, early, fits).finally(() => {
-      gone.forget()
-      forget()
-    })
+    return shelf.find(id, timeoutMs, waiting, { early, fits, lost }).finally(gone.forget)
   }
 
   async function hear(socket: Fd): Promise<void> {

@@ -26,7 +26,7 @@ export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, o
     if (found !== undefined) return found.images
     arrivals.refuseIfRunning(id)
     if (!shelf.has(id)) report({ event: 'waiting', what: id ?? 'the newest snapshot' })
-    const next = await shelf.find(id, timeoutMs, undefined, gate !== undefined)
+    const next = await shelf.find(id, timeoutMs, undefined, { early: gate !== undefined })
     lead = arrivals.lead(next.id, gate, criu)
     found = next
     done = found.use()

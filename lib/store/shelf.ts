@@ -7,7 +7,6 @@
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { Layer } from '../format/wire.ts'
-import { type News, openNews } from '../stream/news.ts'
 import { type Lying, openLeaving, remains } from './leaving.ts'
 import {
   type MemorySnapshot,
@@ -20,7 +19,7 @@ import {
 import { type Offer, openOffers } from './offer.ts'
 import type { Pool } from './pool.ts'
 import { type Growing, openRounds, unfinished } from './rounds.ts'
-import { openWaiters, type Wish } from './waiters.ts'
+import { openWaiters, type Wants, type Wish } from './waiters.ts'
 
 export interface Sealed {
   readonly id: SnapshotId
@@ -68,18 +67,9 @@ export interface Shelf {
   /** Whether `find` would answer at once. */
   has(id: SnapshotId | undefined): boolean
   /**
-   * The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`, or until `signal`.
-   * `early`: also one that is undecided. `fits`: the newest of those that do.
+   * The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`, or until `signal`, or until it is lost: `FAILED_DUMP`.
    */
-  find(
-    id: SnapshotId | undefined,
-    timeoutMs: number,
-    signal?: AbortSignal,
-    early?: boolean,
-    fits?: (snapshot: Sealed) => boolean,
-  ): Promise<Sealed>
-  /** Tells when the last of those that were on their way has failed. */
-  readonly failures: News
+  find(id: SnapshotId | undefined, timeoutMs: number, signal?: AbortSignal, wants?: Wants): Promise<Sealed>
   /** An undecided snapshot is anybody's now. Where its source runs on, who waits already does not get it: nobody asked for a copy. */
   decide(id: SnapshotId, sourceRuns: boolean): void
   /** Forgets a sealed snapshot, if it is there; its memory goes when nobody reads it any more. */
@@ -118,9 +108,7 @@ export function openShelf(
   const chains = openRounds(pool, (id, { sink, since }) => leaving.add(remains(id, sink, since)))
   const offers = dedup ? openOffers(pool) : undefined
   const waiters = openWaiters(now)
-  const failures = openNews()
   const pinned = new Set<SnapshotId>()
-  const whatever = (): boolean => true
   pool.relief = () => {
     const dropped = chains.dropIdle(idleMs, pinned)
     if (dropped !== undefined) onDropped?.(dropped.id, dropped.ms)
@@ -148,9 +136,10 @@ export function openShelf(
     for (const [id, { sink, rounds, since }] of chains.all) yield { id, state: 'chain', count: rounds, sink, since }
   }
 
-  function now({ id, early, fits, since }: Wish<Sealed>): Sealed | undefined {
+  function now({ id, early, fits, since }: Wish): Sealed | undefined {
     if (id === undefined && arriving.size > 0) return undefined
-    const entry = id === undefined ? [...sealed.values()].findLast(fits) : sealed.get(id)
+    const all = [...sealed.values()]
+    const entry = id === undefined ? all.findLast(({ images }) => fits?.(images) ?? true) : sealed.get(id)
     if (entry === undefined || (entry.undecided && !early) || entry.notBefore > since) return undefined
     return entry
   }
@@ -258,20 +247,18 @@ export function openShelf(
           if (over || sink === undefined) return
           over = true
           offer?.close()
+          arriving.delete(id)
+          waiters.lose(sink.images, arriving.size > 0)
           sink.drop()
           pinned.delete(id)
-          arriving.delete(id)
           leaving.add(remains(id, sink))
           waiters.wake()
-          if (arriving.size === 0) failures.tell()
         },
       }
     },
-    failures,
     pinned,
-    has: (id) => now({ id, early: false, fits: whatever, since: performance.now() }) !== undefined,
-    find: (id, timeoutMs, signal, early = false, fits = whatever) =>
-      waiters.wait({ id, early, fits, since: performance.now() }, timeoutMs, signal),
+    has: (id) => now({ id, since: performance.now() }) !== undefined,
+    find: (id, timeoutMs, signal, wants) => waiters.wait({ ...wants, id, since: performance.now() }, timeoutMs, signal),
     decide(id, sourceRuns) {
       const entry = sealed.get(id)
       if (entry === undefined) return
@@ -285,8 +272,8 @@ export function openShelf(
       pinned.delete(id)
       if (entry !== undefined) {
         entry.removed = true
+        if (entry.undecided) waiters.lose(entry.images, arriving.size > 0)
         dropIfUnused(entry)
-        if (entry.undecided) failures.tell()
       }
       waiters.wake()
     },

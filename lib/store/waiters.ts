@@ -1,14 +1,23 @@
 /** Those who wait for a snapshot that is not there yet. */
 import { Fault } from '../fault.ts'
-import type { SnapshotId } from '../format/names.ts'
+import type { ImageName, SnapshotId } from '../format/names.ts'
+import type { StoredImage } from './stored-image.ts'
 
-/** What somebody wants. */
-export interface Wish<Snapshot> {
+type Images = ReadonlyMap<ImageName, StoredImage>
+
+/** What somebody wants, beside an id. */
+export interface Wants {
+  /** Also one that is undecided. */
+  early?: boolean
+  /** The newest of those that do. */
+  fits?: (images: Images) => boolean
+  /** Whether there is nothing to wait for any more, now that what has brought these images has failed. `others`: more is on its way. */
+  lost?: (images: Images, others: boolean) => boolean
+}
+
+export interface Wish extends Wants {
   /** The newest if undefined. */
   id: SnapshotId | undefined
-  /** Also one that is undecided. */
-  early: boolean
-  fits: (snapshot: Snapshot) => boolean
   /** By performance.now(). */
   since: number
 }
@@ -17,42 +26,51 @@ export interface Waiters<Snapshot> {
   readonly count: number
   /** There may be something for them. */
   wake(): void
+  /** What brought these images has failed: those for whom it was lost get `FAILED_DUMP`. */
+  lose(images: Images, others: boolean): void
   /** Resolves at once if it is there; throws `TIMEOUT` after `timeoutMs`, or the reason of `signal`. */
-  wait(wish: Wish<Snapshot>, timeoutMs: number, signal?: AbortSignal): Promise<Snapshot>
+  wait(wish: Wish, timeoutMs: number, signal?: AbortSignal): Promise<Snapshot>
 }
 
 /** `now` says what there is for a wish. */
-export function openWaiters<Snapshot>(now: (wish: Wish<Snapshot>) => Snapshot | undefined): Waiters<Snapshot> {
-  const waiting = new Map<Wish<Snapshot>, (snapshot: Snapshot) => void>()
+export function openWaiters<Snapshot>(now: (wish: Wish) => Snapshot | undefined): Waiters<Snapshot> {
+  const waiting = new Map<Wish, { found(snapshot: Snapshot): void; giveUp(reason: unknown): void }>()
   return {
     get count() {
       return waiting.size
     },
     wake() {
-      for (const [wish, resolve] of waiting) {
+      for (const [wish, { found }] of waiting) {
         const snapshot = now(wish)
-        if (snapshot === undefined) continue
-        waiting.delete(wish)
-        resolve(snapshot)
+        if (snapshot !== undefined) found(snapshot)
+      }
+    },
+    lose(images, others) {
+      for (const [{ lost }, { giveUp }] of waiting) {
+        if (lost?.(images, others)) giveUp(new Fault('FAILED_DUMP', 'the dump that was on its way failed'))
       }
     },
     wait(wish, timeoutMs, signal) {
       const there = now(wish)
       if (there !== undefined) return Promise.resolve(there)
       return new Promise((resolve, reject) => {
-        const giveUp = (reason: unknown): void => {
+        const over = (): void => {
           clearTimeout(timer)
           waiting.delete(wish)
+        }
+        const found = (snapshot: Snapshot): void => {
+          over()
+          resolve(snapshot)
+        }
+        const giveUp = (reason: unknown): void => {
+          over()
           reject(reason)
         }
         const what = wish.id === undefined ? 'no snapshot' : `no snapshot ${wish.id}`
         const tooLate = new Fault('TIMEOUT', `${what} was sealed within ${timeoutMs / 1000} s`)
         const timer = setTimeout(giveUp, timeoutMs, tooLate)
         signal?.addEventListener('abort', () => giveUp(signal.reason), { once: true })
-        waiting.set(wish, (found) => {
-          clearTimeout(timer)
-          resolve(found)
-        })
+        waiting.set(wish, { found, giveUp })
       })
     },
   }

@@ -2,6 +2,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { gunzipSync } from 'node:zlib'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -267,6 +268,45 @@ test('a dump that failed and says FINISH is not sealed, and whoever waits for it
     }
     assert.not.match(own.cache.stderr(), /snapshot \S+ sealed/)
   } finally {
+    await own.stop()
+  }
+})
+
+test('a dump of another process that fails, and a chain that is given up, refuse nobody who waits for his own', async () => {
+  const own = await daemons()
+  const other = spawn('sleep', ['1000'], { stdio: 'ignore' })
+  const [good, bad] = [fresh(), fresh()]
+  const [target, source] = [join(own.target, RESTORE_SOCKET), join(own.source, DUMP_SOCKET)]
+  const into = join(here.folder, `into-${++count}`)
+  const restore = (snapshot: string): Promise<Ran> =>
+    criu(['restore', '-D', snapshot, '--remote', '--socket', target, '--into', into, '--read', 'pages-1.img'])
+  try {
+    const [patient, hopeless] = [restore(good), restore(bad)]
+    for (const snapshot of [good, bad])
+      await within(own.cache.says(new RegExp(`waiting for a snapshot for "${snapshot}"`)))
+    const dump = fakeRemote(source, bad)
+    await dump.push()
+    await dump.write('core-1.img', pattern(3000))
+    await dump.finish('dump')
+    assert.match((await within(hopeless)).stderr, 'Unexpected error 5')
+    const images = directoryOf('one', [[1, 3, present]])
+    const line = ['pre-dump', '-t', String(other.pid), '-D', fresh(), '--remote', '--images', images]
+    assert.is((await criu([...line, '--socket', source])).code, 0)
+    await within(own.proxy.says(/round 1/))
+    const held = async (): Promise<string> => (await run('cache', ['-D', own.target, '--ls'])).stdout.toString()
+    assert.match(await held(), 'chain of 1 round')
+    other.kill('SIGKILL')
+    await within(
+      (async () => {
+        while ((await held()) !== '') await setTimeout(20)
+      })(),
+      'the end of the chain',
+    )
+    await dumpOf(fakeRemote(source, good), real)
+    assert.is((await within(patient)).code, 0)
+    assert.ok(readFileSync(join(into, 'pages-1.img')).equals(real['pages-1.img'] as Buffer))
+  } finally {
+    other.kill('SIGKILL')
     await own.stop()
   }
 })

@@ -155,7 +155,7 @@ test('an undecided snapshot is for those who may have it early; a copy is not fo
   const arriving = await arrive(shelf, one)
   arriving.seal(true)
   assert.not(shelf.has(one))
-  assert.is((await within(shelf.find(one, LONG, undefined, true))).undecided, true)
+  assert.is((await within(shelf.find(one, LONG, undefined, { early: true }))).undecided, true)
   const leaving = new AbortController()
   const waiting = shelf.find(one, LONG, leaving.signal)
   shelf.decide(one, true)
@@ -170,6 +170,33 @@ test('an undecided snapshot is for those who may have it early; a copy is not fo
   // Or this process would wait as long.
   leaving.abort(new Fault('ABORTED', 'no longer asked for'))
   await rejectsFault('ABORTED', waiting)
+})
+
+test('who waits is told when what it waits for has failed, and by no other failure', async () => {
+  const shelf = openShelf(openPool(8 * EXTENT))
+  const three = snapshotId('three')
+  const seen: [images: string[], others: boolean][] = []
+  const lost = (images: ReadonlyMap<string, unknown>, others: boolean): boolean => {
+    seen.push([[...images.keys()], others])
+    return !others && images.size > 0
+  }
+  const [waiting, patient] = [shelf.find(two, LONG, undefined, { lost }), shelf.find(two, LONG)]
+  shelf.receive(three).drop()
+  const first = await arrive(shelf, one)
+  const second = await arrive(shelf, two)
+  first.drop()
+  assert.ok(await waits(waiting), 'it waits for another one')
+  second.seal(true)
+  shelf.remove(two)
+  await rejectsFault('FAILED_DUMP', waiting)
+  assert.equal(seen, [
+    [[], false],
+    [['inventory.img'], true],
+    [['inventory.img'], false],
+  ])
+  const third = await arrive(shelf, two)
+  third.seal()
+  assert.is((await within(patient)).id, 'two', 'who did not ask for it is told nothing')
 })
 
 test.run()

@@ -1,17 +1,20 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { openNews } from '../../lib/stream/news.ts'
+import { waits, within } from '../expect.ts'
 
 const test = suite('stream/news')
 
-test('whoever waits for the next is called once, and not at all when it was forgotten', () => {
+test('all who wait are told once, and who comes after it waits for the next', async () => {
   const news = openNews()
-  let heard = 0
-  const forget = [1, 2, 3].map(() => news.next(() => heard++))
-  forget[1]?.()
+  const first = [news.told(), news.told()]
+  assert.ok(await waits(Promise.race(first)))
   news.tell()
+  await within(Promise.all(first))
+  const next = news.told()
+  assert.ok(await waits(next))
   news.tell()
-  assert.is(heard, 2)
+  await within(next)
 })
 
 test.run()
