@@ -24,11 +24,14 @@ const TREE = ['-t', '--tree'] as const
 const IMAGES = ['-D', '--images-dir'] as const
 const WORK = ['-W', '--work-dir'] as const
 const PREVIOUS = ['--prev-images-dir', '--prev-images-dir'] as const
+/** The word after one of these is a name of somebody's choice, perhaps that of an action. */
+const NAMED = /^(-[tDWoLr]|--(tree|images-dir|work-dir|prev-images-dir|log-file|libdir|root|pidfile|action-script))$/
 
 /** Undefined for what is no criu that dumps. */
 export function criuCommand(pid: number): CriuCommand | undefined {
   const words = commandLine(pid)
-  const at = words.findIndex((word) => word === 'dump' || word === 'pre-dump')
+  const isAction = (word: string): boolean => word === 'dump' || word === 'pre-dump'
+  const at = words.findIndex((word, at) => isAction(word) && !NAMED.test(words[at - 1] ?? ''))
   const tree = Number(optionOf(words, TREE))
   if (at < 1 || !Number.isSafeInteger(tree) || tree < 1) return undefined
   const images = optionOf(words, IMAGES)

@@ -35,6 +35,8 @@ test('action, tree and directory, in every spelling', async () => {
     [['criu', 'dump', '--tree', '7'], { action: 'dump', ...here }],
     [['criu', 'dump', '-t', '1', '-t', '7', '--images-dir', join(path, '..'), '-D', path], { action: 'dump', ...here }],
     [['criu', 'dump', '-t', '7', '-D', '../it-went-there'], { action: 'dump', ...here }],
+    [['criu', '-D', 'pre-dump', 'dump', '-t', '7'], { action: 'dump', ...here }],
+    [['criu', '--images-dir', 'dump', '-o', 'dump', '-v4', 'pre-dump', '-t', '7'], { action: 'pre-dump', ...here }],
     [['criu', 'dump', '-t', '7', '-D', '/nowhere'], undefined],
     [['criu', 'restore', '-t', '7'], undefined],
     [['criu', 'dump'], undefined],
