@@ -18,6 +18,7 @@ import { closeFd, hungUp } from '../kernel/readiness.ts'
 import { writeAll } from '../kernel/transfer.ts'
 import { acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Sealed } from '../store/shelf.ts'
+import type { Failure, Images } from '../store/waiters.ts'
 import type { House } from './cache.ts'
 import { restoredFrom } from './criu-command.ts'
 import { closedGate, type Gate } from './gate.ts'
@@ -131,15 +132,15 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
   }
 
   async function choose({ snapshot }: Restore, socket: Fd, early: boolean): Promise<Sealed> {
-    const fits = (images: Sealed['images']): boolean => {
+    const fits = (images: Images): boolean => {
       const ids = idsOf(images)
       return snapshot === undefined || ids.length === 0 || ids.at(-1) === snapshot
     }
-    // What says nothing of where it was dumped may have been its own, if there is no other.
-    const lost = (images: Sealed['images'], others: boolean): boolean => {
-      const ids = idsOf(images)
-      if (snapshot !== undefined && ids.length > 0) return ids.at(-1) === snapshot
-      return images.size > 0 && !others
+    /** One that has not said where it was dumped may be ours, unless another one comes. */
+    const lost = ({ id: failed, images, others }: Failure): boolean => {
+      if (id !== undefined) return failed === id
+      const last = idsOf(images).at(-1)
+      return snapshot === undefined || last === undefined ? !others : last === snapshot
     }
     const gone = hungUp(socket)
     const stop = new AbortController()

@@ -19,7 +19,7 @@ import {
 import { type Offer, openOffers } from './offer.ts'
 import type { Pool } from './pool.ts'
 import { type Growing, openRounds, unfinished } from './rounds.ts'
-import { openWaiters, type Wants, type Wish } from './waiters.ts'
+import { type Images, openWaiters, type Wants, type Wish } from './waiters.ts'
 
 export interface Sealed {
   readonly id: SnapshotId
@@ -70,6 +70,8 @@ export interface Shelf {
    * The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`, or until `signal`, or until it is lost: `FAILED_DUMP`.
    */
   find(id: SnapshotId | undefined, timeoutMs: number, signal?: AbortSignal, wants?: Wants): Promise<Sealed>
+  /** What was on its way with that id comes to nothing, however it came: who waits for it waits no longer. */
+  lose(id: SnapshotId): void
   /** An undecided snapshot is anybody's now. Where its source runs on, who waits already does not get it: nobody asked for a copy. */
   decide(id: SnapshotId, sourceRuns: boolean): void
   /** Forgets a sealed snapshot, if it is there; its memory goes when nobody reads it any more. */
@@ -137,11 +139,15 @@ export function openShelf(
   }
 
   function now({ id, early, fits, since }: Wish): Sealed | undefined {
-    if (id === undefined && arriving.size > 0) return undefined
-    const all = [...sealed.values()]
-    const entry = id === undefined ? all.findLast(({ images }) => fits?.(images) ?? true) : sealed.get(id)
+    const fit = (images: Images): boolean => fits?.(images) ?? true
+    if (id === undefined && [...arriving.values()].some(({ sink }) => fit(sink.images))) return undefined
+    const entry = id === undefined ? [...sealed.values()].findLast(({ images }) => fit(images)) : sealed.get(id)
     if (entry === undefined || (entry.undecided && !early) || entry.notBefore > since) return undefined
     return entry
+  }
+
+  function lose(id: SnapshotId, images: Images): void {
+    waiters.lose({ id, images, others: [...arriving.keys()].some((other) => other !== id) })
   }
 
   function refuseTaken(id: SnapshotId): void {
@@ -248,7 +254,7 @@ export function openShelf(
           over = true
           offer?.close()
           arriving.delete(id)
-          waiters.lose(sink.images, arriving.size > 0)
+          if (layer?.last !== false) lose(id, sink.images)
           sink.drop()
           pinned.delete(id)
           leaving.add(remains(id, sink))
@@ -257,6 +263,7 @@ export function openShelf(
       }
     },
     pinned,
+    lose: (id) => lose(id, new Map()),
     has: (id) => now({ id, since: performance.now() }) !== undefined,
     find: (id, timeoutMs, signal, wants) => waiters.wait({ ...wants, id, since: performance.now() }, timeoutMs, signal),
     decide(id, sourceRuns) {
@@ -272,7 +279,7 @@ export function openShelf(
       pinned.delete(id)
       if (entry !== undefined) {
         entry.removed = true
-        if (entry.undecided) waiters.lose(entry.images, arriving.size > 0)
+        if (entry.undecided) lose(id, entry.images)
         dropIfUnused(entry)
       }
       waiters.wake()

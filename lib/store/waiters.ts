@@ -3,16 +3,25 @@ import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { StoredImage } from './stored-image.ts'
 
-type Images = ReadonlyMap<ImageName, StoredImage>
+export type Images = ReadonlyMap<ImageName, StoredImage>
+
+/** A snapshot that was on its way and comes to nothing. */
+export interface Failure {
+  id: SnapshotId
+  /** What there was of it. */
+  images: Images
+  /** Others are on their way still. */
+  others: boolean
+}
 
 /** What somebody wants, beside an id. */
 export interface Wants {
   /** Also one that is undecided. */
   early?: boolean
-  /** The newest of those that do. */
+  /** The newest of those that do, also as far as they have come. */
   fits?: (images: Images) => boolean
-  /** Whether there is nothing to wait for any more, now that what has brought these images has failed. `others`: more is on its way. */
-  lost?: (images: Images, others: boolean) => boolean
+  /** Whether there is nothing to wait for any more. */
+  lost?: (failure: Failure) => boolean
 }
 
 export interface Wish extends Wants {
@@ -26,8 +35,8 @@ export interface Waiters<Snapshot> {
   readonly count: number
   /** There may be something for them. */
   wake(): void
-  /** What brought these images has failed: those for whom it was lost get `FAILED_DUMP`. */
-  lose(images: Images, others: boolean): void
+  /** Those for whom it was lost get `FAILED_DUMP`. */
+  lose(failure: Failure): void
   /** Resolves at once if it is there; throws `TIMEOUT` after `timeoutMs`, or the reason of `signal`. */
   wait(wish: Wish, timeoutMs: number, signal?: AbortSignal): Promise<Snapshot>
 }
@@ -45,9 +54,9 @@ export function openWaiters<Snapshot>(now: (wish: Wish) => Snapshot | undefined)
         if (snapshot !== undefined) found(snapshot)
       }
     },
-    lose(images, others) {
+    lose(failure) {
       for (const [{ lost }, { giveUp }] of waiting) {
-        if (lost?.(images, others)) giveUp(new Fault('FAILED_DUMP', 'the dump that was on its way failed'))
+        if (lost?.(failure)) giveUp(new Fault('FAILED_DUMP', 'the dump that was on its way failed'))
       }
     },
     wait(wish, timeoutMs, signal) {

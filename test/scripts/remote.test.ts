@@ -2,7 +2,6 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { setTimeout } from 'node:timers/promises'
 import { gunzipSync } from 'node:zlib'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -272,41 +271,43 @@ test('a dump that failed and says FINISH is not sealed, and whoever waits for it
   }
 })
 
-test('a dump of another process that fails, and a chain that is given up, refuse nobody who waits for his own', async () => {
+test('a restore that waits is not refused for a round, a chain or a dump that is another one', async () => {
   const own = await daemons()
-  const other = spawn('sleep', ['1000'], { stdio: 'ignore' })
-  const [good, bad] = [fresh(), fresh()]
-  const [target, source] = [join(own.target, RESTORE_SOCKET), join(own.source, DUMP_SOCKET)]
+  const [mine, other] = [fresh(), fresh()]
+  const proxySocket = join(own.source, DUMP_SOCKET)
+  const task = spawn('sleep', ['1000'], { stdio: 'ignore' })
   const into = join(here.folder, `into-${++count}`)
   const restore = (snapshot: string): Promise<Ran> =>
-    criu(['restore', '-D', snapshot, '--remote', '--socket', target, '--into', into, '--read', 'pages-1.img'])
+    criu(['restore', '-D', snapshot, '--remote', '--socket', join(own.target, RESTORE_SOCKET), '--into', into])
   try {
-    const [patient, hopeless] = [restore(good), restore(bad)]
-    for (const snapshot of [good, bad])
+    const [waiting, hopeless] = [restore(mine), restore(other)]
+    for (const snapshot of [mine, other])
       await within(own.cache.says(new RegExp(`waiting for a snapshot for "${snapshot}"`)))
-    const dump = fakeRemote(source, bad)
-    await dump.push()
-    await dump.write('core-1.img', pattern(3000))
-    await dump.finish('dump')
-    assert.match((await within(hopeless)).stderr, 'Unexpected error 5')
     const images = directoryOf('one', [[1, 3, present]])
-    const line = ['pre-dump', '-t', String(other.pid), '-D', fresh(), '--remote', '--images', images]
-    assert.is((await criu([...line, '--socket', source])).code, 0)
-    await within(own.proxy.says(/round 1/))
-    const held = async (): Promise<string> => (await run('cache', ['-D', own.target, '--ls'])).stdout.toString()
-    assert.match(await held(), 'chain of 1 round')
-    other.kill('SIGKILL')
-    await within(
-      (async () => {
-        while ((await held()) !== '') await setTimeout(20)
-      })(),
-      'the end of the chain',
-    )
-    await dumpOf(fakeRemote(source, good), real)
-    assert.is((await within(patient)).code, 0)
-    assert.ok(readFileSync(join(into, 'pages-1.img')).equals(real['pages-1.img'] as Buffer))
+    const round = ['pre-dump', '-t', String(task.pid), '-D', fresh(), '--remote', '--socket', proxySocket]
+    for (const more of [['--die'], []]) await criu([...round, '--images', images, ...more])
+    await within(own.cache.says(/round 1 of snapshot/))
+    task.kill('SIGKILL')
+    await within(own.cache.says(/round 1 of snapshot (\S+) sealed[\s\S]*\1 failed: the source gave up: no other round/))
+    const bad = fakeRemote(proxySocket, other)
+    await bad.push()
+    await bad.write('core-1.img', pattern(3000))
+    await bad.finish('dump')
+    await within(own.cache.says(/failed: the source gave up: the dump did not finish/))
+    assert.match((await within(hopeless)).stderr, 'Unexpected error 5')
+    assert.ok(await waits(waiting), own.cache.stderr())
+    await dumpOf(fakeRemote(proxySocket, mine), real)
+    assert.is((await within(waiting)).code, 0)
+
+    const slow = fakeRemote(proxySocket, other)
+    await slow.push()
+    const open = await slow.open('core-1.img')
+    await within(own.proxy.says(/handed over/))
+    assert.is((await within(restore(mine), 'a snapshot that is here, while another one comes')).code, 0)
+    closeFd(open)
+    await slow.finish('dump')
   } finally {
-    other.kill('SIGKILL')
+    task.kill('SIGKILL')
     await own.stop()
   }
 })

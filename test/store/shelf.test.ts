@@ -4,6 +4,7 @@ import { Fault } from '../../lib/fault.ts'
 import { type SnapshotId, snapshotId } from '../../lib/format/names.ts'
 import { EXTENT, openPool } from '../../lib/store/pool.ts'
 import { type Arriving, openShelf, type Shelf } from '../../lib/store/shelf.ts'
+import type { Failure } from '../../lib/store/waiters.ts'
 import { rejectsFault, throwsFault, waits, within } from '../expect.ts'
 import { entry } from '../stream/snapshots.ts'
 
@@ -174,29 +175,42 @@ test('an undecided snapshot is for those who may have it early; a copy is not fo
 
 test('who waits is told when what it waits for has failed, and by no other failure', async () => {
   const shelf = openShelf(openPool(8 * EXTENT))
-  const three = snapshotId('three')
-  const seen: [images: string[], others: boolean][] = []
-  const lost = (images: ReadonlyMap<string, unknown>, others: boolean): boolean => {
-    seen.push([[...images.keys()], others])
-    return !others && images.size > 0
+  const seen: [string, string[], boolean][] = []
+  const lost = ({ id, images, others }: Failure): boolean => {
+    seen.push([id, [...images.keys()], others])
+    return id === two
   }
   const [waiting, patient] = [shelf.find(two, LONG, undefined, { lost }), shelf.find(two, LONG)]
-  shelf.receive(three).drop()
+  shelf.receive(snapshotId('round'), { under: 0, last: false, token: Buffer.alloc(16) }).drop()
   const first = await arrive(shelf, one)
   const second = await arrive(shelf, two)
   first.drop()
   assert.ok(await waits(waiting), 'it waits for another one')
   second.seal(true)
+  shelf.lose(one)
   shelf.remove(two)
   await rejectsFault('FAILED_DUMP', waiting)
   assert.equal(seen, [
-    [[], false],
-    [['inventory.img'], true],
-    [['inventory.img'], false],
+    ['one', ['inventory.img'], true],
+    ['one', [], false],
+    ['two', ['inventory.img'], false],
   ])
   const third = await arrive(shelf, two)
   third.seal()
   assert.is((await within(patient)).id, 'two', 'who did not ask for it is told nothing')
+})
+
+test('the newest that fits waits for none that does not', async () => {
+  const shelf = openShelf(openPool(8 * EXTENT))
+  const whole = await arrive(shelf, one)
+  whole.seal()
+  const next = shelf.receive(two)
+  const fits = (images: ReadonlyMap<string, unknown>): boolean => images.has('inventory.img')
+  assert.is((await within(shelf.find(undefined, LONG, undefined, { fits }))).id, 'one')
+  const newest = shelf.find(undefined, LONG)
+  assert.ok(await waits(newest))
+  next.drop()
+  assert.is((await within(newest)).id, 'one')
 })
 
 test.run()
