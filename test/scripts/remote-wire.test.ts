@@ -4,10 +4,12 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { encodeRemoteImage, openMode } from '../../lib/format/remote.ts'
-import { impatient, within } from '../expect.ts'
+import { RESTORE_SOCKET } from '../../lib/role/remote.ts'
+import { impatient, reasonOf, within } from '../expect.ts'
 import { chains } from '../support/chains.ts'
 import { type Daemons, daemons, startCache, startProxy } from '../support/daemons.ts'
 import { fakeDump, fakeRestore } from '../support/fake-criu.ts'
+import { fakeRemote } from '../support/fake-remote-criu.ts'
 import { originalCache, originalProxy } from '../support/original.ts'
 import { fixtures, run, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
@@ -27,6 +29,8 @@ const snapshot = '/tmp/dump'
 interface Hearing {
   port: string
   cache: Daemons['cache']
+  /** Where a restore by --remote asks. */
+  restores: string
   image(name: string): Promise<Buffer | undefined>
 }
 
@@ -39,6 +43,7 @@ async function hearing(body: (hearing: Hearing) => Promise<void>, options: strin
     await body({
       port,
       cache,
+      restores: join(path, RESTORE_SOCKET),
       async image(name) {
         const criu = fakeRestore(join(path, 'streamer-serve.sock'))
         const bytes = await within(criu.image(name), name)
@@ -144,6 +149,22 @@ test('an entry that is wrong ends its connection, and no restore waits for it fo
     },
     ['--timeout', '1'],
   ))
+
+for (const [what, images] of [
+  ['before its first image', []],
+  ['without inventory.img', ['core-18177.img']],
+] as const) {
+  test(`a dump that failed ${what} refuses the restore that waits for it, at once`, () =>
+    hearing(async ({ port, cache, restores }) => {
+      const parked = reasonOf(fakeRemote(restores, snapshot).pull())
+      await cache.says(/waiting for/)
+      const proxy = await originalProxy(port)
+      proxy.push(snapshot)
+      for (const name of images) proxy.image(snapshot, name, real.get(name) as Buffer)
+      await proxy.end()
+      assert.match(String(await within(parked, 'the end of the parked restore', 10_000)), 'Unexpected error 5')
+    }))
+}
 
 test('an image that is written again is replaced', () =>
   hearing(async ({ port, cache, image }) => {
