@@ -2,13 +2,14 @@
  * Those who dump with `--remote` on this host: which connection belongs to which dump, when a dump is over, and what it reads.
  *
  * A criu begins with the id of its snapshot (its `-D`), which it pushes to the list, and has a connection for each image then. Whose it is the kernel says.
- * A dump says FINISH, whether it was good or not: only with inventory.img it is one. A pre-dump says nothing, so it is over when its criu has
+ * A dump says FINISH, whether it was good or not: only with inventory.img it is one. One that was killed before it could say so is one if it had
+ * killed its tasks, which it does when all is written: there is no other copy. A pre-dump says nothing, so it is over when its criu has
  * ended, or when another one begins. Either way what has come before is taken first, and images that are still being written are waited for.
  */
 import { Fault } from '../fault.ts'
-import { type ImageName, printable, type SnapshotId } from '../format/names.ts'
+import { type ImageName, INVENTORY, printable, type SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { endOf, memoryOfTree, openProcess, type Process, parentOf } from '../kernel/process.ts'
+import { endOf, isDying, memoryOfTree, openProcess, type Process, parentOf, startTime } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { acceptNow, acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
@@ -90,6 +91,11 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     for (const dump of earlier) dump.over()
     const images = remoteImages()
     const criu = openProcess(pid)
+    const start = command && startTime(command.tree)
+    const hasKilled = (): boolean => {
+      if (command === undefined || start === undefined || !images.names.has(INVENTORY)) return false
+      return startTime(command.tree) !== start || isDying(command.tree)
+    }
     const rounds = defer<readonly Round[]>()
     const isRound = command?.action === 'pre-dump'
     const whenFree = Promise.all(earlier.map((dump) => dump.settled))
@@ -108,7 +114,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
           images.destroy(over)
         })
         .catch(() => {}),
-      over: () => (isRound ? images.end() : images.isOver || images.destroy(unfinished())),
+      over: () => (isRound || hasKilled() ? images.end() : images.isOver || images.destroy(unfinished())),
       release() {
         criu?.close()
         if (dumps.get(pid) === dump) dumps.delete(pid)

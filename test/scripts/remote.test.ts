@@ -95,7 +95,7 @@ function tree(form: Form = 'pipes'): Tree {
       const socket = join(here.source, DUMP_SOCKET)
       const line = [action, '-t', String(pid), '-D', snapshot, '--remote', '--images', images, '--socket', socket]
       const ran = await criu([...line, '--form', form, ...more])
-      if (more.includes('--die')) return {}
+      if (more.includes('--die') || more.includes('--no-finish')) return {}
       assert.is(ran.code, 0, ran.stderr)
       const read: [string, string | null][] = Object.entries(JSON.parse(ran.stdout.toString()))
       return Object.fromEntries(read.map(([what, hex]) => [what, hex === null ? null : Buffer.from(hex, 'hex')]))
@@ -388,6 +388,22 @@ test('a criu that is killed leaves no snapshot, though its pipes end like good o
     const failed = next(here.proxy, /snapshot .* failed: criu ended before its images were complete/)
     await task.dump('dump', fresh(), directoryOf('one', [[1, 3, present]], true), ['--die'])
     await failed
+  } finally {
+    task.kill()
+  }
+})
+
+test('a criu that is killed when it has killed the process, and before FINISH, leaves the only copy: it is sealed', async () => {
+  const task = tree()
+  const snapshot = fresh()
+  try {
+    const done = sealed()
+    await task.dump('dump', snapshot, directoryOf('one', [[1, 3, present]], true), ['--no-finish'])
+    await done
+    await expectImages(restorer(snapshot), {
+      'core-18177.img': real['core-18177.img'] as Buffer,
+      'inventory.img': inventory,
+    })
   } finally {
     task.kill()
   }

@@ -5,7 +5,7 @@
  *
  * As a program it is a process of its own with a command line like criu's, for who dumps what is known by process:
  *
- *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --images FROM --socket PATH [--form pipes|socket] [--read NAME=SNAPSHOT] [--clobber NAME=SNAPSHOT] [--die [--unheard]] [--record FILE]
+ *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --images FROM --socket PATH [--form pipes|socket] [--read NAME=SNAPSHOT] [--clobber NAME=SNAPSHOT] [--die [--unheard]] [--no-finish] [--record FILE]
  *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --socket PATH --replay FILE
  *     node --import tsx test/support/fake-remote-criu.ts restore -D DIR --remote --into DIRECTORY --socket PATH [--unheard]
  */
@@ -265,6 +265,8 @@ const options = {
   clobber: { type: 'string' },
   /** Ends in the middle of its pages, as one that is killed does. */
   die: { type: 'boolean', default: false },
+  /** Kills its tree when all is written, and is killed itself before it says FINISH. */
+  'no-finish': { type: 'boolean', default: false },
   /** Ends so without having waited for any answer; a restore does so after its first question. */
   unheard: { type: 'boolean', default: false },
 } as const
@@ -308,6 +310,10 @@ async function program(args: string[]): Promise<void> {
     await criu.write(name, Buffer.alloc(4096), { snapshot }).catch(() => {})
   }
   for (const asked of values.read) read.set(asked, await criu.read(...(asked.split('=') as [string, string])))
+  if (values['no-finish']) {
+    process.kill(Number(values.tree), 'SIGKILL')
+    process.kill(process.pid, 'SIGKILL')
+  }
   if (action === 'dump') await criu.finish('dump')
   record()
   console.log(
