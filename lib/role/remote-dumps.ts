@@ -99,7 +99,10 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     const rounds = defer<readonly Round[]>()
     const isRound = command?.action === 'pre-dump'
     const whenFree = Promise.all(earlier.map((dump) => dump.settled))
-    const forwarded = whenFree.then(() => (isRound ? forwardRound : forwardDump)(dump, rounds.resolve))
+    const forwarded = whenFree.then(() => {
+      if (!open) throw stopped()
+      return (isRound ? forwardRound : forwardDump)(dump, rounds.resolve)
+    })
     const dump: Dump = {
       pid,
       snapshot,
@@ -199,6 +202,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     const id = taken?.chain.id ?? options.newId()
     let sent = false
     try {
+      if (!open) throw stopped()
       sent = await options.sendDump(criu, { id, snapshots, layer, chain: taken?.chain })
     } finally {
       gate.remove()
@@ -255,9 +259,17 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     close() {
       open = false
       remove()
-      for (const dump of dumps.values()) dump.release()
+      for (const dump of dumps.values()) {
+        // Nobody else waits for the first one.
+        if (dump.images.names.size === 0) dump.images.destroy(stopped())
+        dump.release()
+      }
     },
   }
+}
+
+function stopped(): Fault {
+  return new Fault('ABORTED', 'the proxy was stopped')
 }
 
 /** What `--auto-dedup` would do to the dump before. */

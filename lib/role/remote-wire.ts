@@ -42,8 +42,7 @@ export async function hearRemote({ link }: Line, house: House): Promise<void> {
   } catch (error) {
     house.options.report({ event: 'failed', what: `${link.peer}, snapshot ${id}`, fault: asFault(error) })
     // What came counts as a round until the end; perhaps nothing did.
-    const others = house.shelf.all.some((other) => other.state === 'arriving' && other.id !== id)
-    house.shelf.failures.tell({ id, images: new Map(), others })
+    house.shelf.lose(id)
   } finally {
     conversation.drop()
     link.destroy()

@@ -524,6 +524,18 @@ test('a dump by --stream is restored by --remote, whatever its -D, and the other
   assert.is(refused.code, 0, 'the newest for its -D is that by --stream')
 })
 
+test('SIGTERM before the first image: no proxy waits for it', async () => {
+  const own = await daemons()
+  try {
+    const from = fakeRemote(join(own.source, DUMP_SOCKET), '/tmp/never')
+    await from.push()
+    assert.equal(await within(from.pull()), ['/tmp/never'])
+    assert.is((await within(own.proxy.stop(), 'the end of the proxy', 10_000)).code, 143)
+  } finally {
+    await own.stop()
+  }
+})
+
 test('the recorded migration is answered as it was, word for word', async () => {
   const own = await daemons()
   const task = spawn('sleep', ['1000'], { stdio: 'ignore' })
