@@ -150,9 +150,10 @@ test('an entry that is wrong ends its connection, and no restore waits for it fo
     ['--timeout', '1'],
   ))
 
-for (const [what, images] of [
-  ['before its first image', []],
-  ['without inventory.img', ['core-18177.img']],
+for (const [what, images, more] of [
+  ['before its first image', [], ''],
+  ['without inventory.img', ['core-18177.img'], ''],
+  ['with an entry that is wrong (3.3)', ['core-18177.img', 'inventory.img'], 'ffffffff'],
 ] as const) {
   test(`a dump that failed ${what} refuses the restore that waits for it, at once`, () =>
     hearing(async ({ port, cache, restores }) => {
@@ -161,6 +162,7 @@ for (const [what, images] of [
       const proxy = await originalProxy(port)
       proxy.push(snapshot)
       for (const name of images) proxy.image(snapshot, name, real.get(name) as Buffer)
+      proxy.raw(Buffer.from(more, 'hex'))
       await proxy.end()
       assert.match(String(await within(parked, 'the end of the parked restore', 10_000)), 'Unexpected error 5')
     }))
