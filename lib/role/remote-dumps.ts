@@ -80,7 +80,12 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
       const found = dumps.get(at)
       if (found !== undefined) return found
     }
-    return [...dumps.values()].findLast((dump) => dump.snapshot === snapshot)
+    // A child that has written and is gone: nothing but the -D says whose it was.
+    const same = [...dumps.values()].filter((dump) => dump.snapshot === snapshot)
+    const open = same.filter(({ images }) => !images.isOver)
+    const fault = odd(`an image of ${printable(snapshot ?? '')}, which two dumps at a time have as their -D`)
+    if (open.length > 1) for (const { images } of open) images.destroy(fault)
+    return open.at(-1) ?? same.at(-1)
   }
 
   function begin(pid: number, snapshot: string): Dump {

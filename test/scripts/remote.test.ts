@@ -1,7 +1,9 @@
 /** criu --remote by proxy and cache: both daemons as processes, a client written from the protocol, real sockets and pipes. */
 import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import type { Readable } from 'node:stream'
 import { gunzipSync } from 'node:zlib'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -522,6 +524,27 @@ test('a dump by --stream is restored by --remote, whatever its -D, and the other
   stream.close()
   const refused = await criu([...line, '--read', 'core-1.img'])
   assert.is(refused.code, 0, 'the newest for its -D is that by --stream')
+})
+
+test('two dumps with one -D at a time, and an image of a child that is gone: both fail, and neither gets it', async () => {
+  const snapshot = fresh()
+  const client = (act: string, ...end: string[]): ChildProcess => {
+    const fake = JSON.stringify(join(root, 'test/support/fake-remote-criu.ts'))
+    const words = JSON.stringify([join(here.source, DUMP_SOCKET), snapshot]).slice(1, -1)
+    const code = `import { fakeRemote } from ${fake}; const criu = fakeRemote(${words}); await criu.${act}; console.log(); process.stdin.resume()`
+    const line = ['--import', 'tsx', '--input-type=module', '-e', code]
+    const [program, ...args] = [...end, process.execPath, ...line] as [string, ...string[]]
+    return spawn(program, args, { cwd: root, stdio: ['pipe', 'pipe', 'ignore'] })
+  }
+  const criu = [1, 2].map(() => client('push().then(() => criu.pull())'))
+  try {
+    await within(Promise.all(criu.map(({ stdout }) => once(stdout as Readable, 'data'))))
+    const failed = next(here.proxy, /which two dumps at a time have as their -D[\s\S]*which two dumps at a time/)
+    client("write('netdev-9.img', Buffer.alloc(5))", 'sh', '-c', '"$@" < /dev/null &', 'sh')
+    await failed
+  } finally {
+    for (const process of criu) process.kill('SIGKILL')
+  }
 })
 
 test('SIGTERM before the first image: no proxy waits for it', async () => {
