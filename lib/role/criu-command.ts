@@ -17,6 +17,8 @@ export interface CriuCommand {
   before: string | undefined
   /** It sends images by `--stream` and pages by `--page-server`, as far as its command line says. */
   splits: boolean
+  /** The tasks are to be there after the dump, running or stopped. */
+  leaves: boolean
 }
 
 /** Options of criu with a value, of those that tell the action from a value (criu/config.c, 4.1.1). */
@@ -39,8 +41,18 @@ export function criuCommand(pid: number): CriuCommand | undefined {
   if (directory === undefined) return undefined
   const has = (option: RegExp): boolean => words.some((word) => option.test(word))
   const splits = has(/^--stre/) && has(/^--page-s/)
+  const leaves = has(/^--leave-|^-[dShVjl]*[Rs]/)
   const before = beforeOf(directory, optionOf(words, PREVIOUS))
-  return { pid, action: words[at] as CriuCommand['action'], tree, directory, images: images ?? '.', before, splits }
+  return {
+    pid,
+    action: words[at] as CriuCommand['action'],
+    tree,
+    directory,
+    images: images ?? '.',
+    before,
+    splits,
+    leaves,
+  }
 }
 
 /** The `-D` of a criu that restores, as it was typed; undefined for what is none. */

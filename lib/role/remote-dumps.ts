@@ -208,7 +208,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     let sent = false
     try {
       if (!open) throw stopped()
-      sent = await options.sendDump(criu, { id, snapshots, layer, chain: taken?.chain })
+      sent = await options.sendDump(criu, { id, command, snapshots, layer, chain: taken?.chain })
     } finally {
       gate.remove()
       if (!sent && chained) await options.abandon(taken.chain)

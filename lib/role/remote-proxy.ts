@@ -3,6 +3,7 @@
  *
  * Such a cache takes one connection, and is over with its end: so a dump and all rounds before it share one, which waits between them.
  * The cache never answers. So the tasks are let go when our kernel has taken all bytes for it, and nobody can say whether they have arrived.
+ * Nor is there a verdict that could take a dump back: where criu does not wait for us, its tasks must be dead before inventory.img goes.
  */
 import { Fault } from '../fault.ts'
 import { printable } from '../format/names.ts'
@@ -13,11 +14,14 @@ import { openPool } from '../store/pool.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
 import type { CriuCommand } from './criu-command.ts'
 import type { Delivery } from './delivery.ts'
+import { watched } from './departure.ts'
 import { closedGate } from './gate.ts'
 import { type Chain, pagesOf } from './layers.ts'
 import { openRemoteLine, type RemoteLine } from './remote-line.ts'
 import { sendDump } from './remote-sink.ts'
 import { reportSmallPipes } from './small-pipes.ts'
+import { type Tree, watchTree } from './tree.ts'
+import { aborted } from './wait.ts'
 
 export interface RemoteDelivery {
   cache: Endpoint
@@ -61,7 +65,10 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
       })
       whenHeld.catch(() => {})
       const heedNoMore = line.heed(signal)
-      const source = criu.images({ complete: whenHeld, taken: async () => {} })
+      let tree: Tree | undefined
+      const source = watched(criu.images({ complete: whenHeld, taken: async () => {} }), () => {
+        tree = watchTree(criu.pid)
+      })
       const memory = memorySnapshot(pool)
       try {
         if (criu.bytes !== undefined) {
@@ -78,8 +85,11 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
             // Where it does not wait for us it kills the tasks now, and a signal comes too late.
             if (!atGate) heedNoMore()
           },
-          confirm() {
+          async confirm() {
             if (criu.bytes !== undefined && !atGate) throw unfinished()
+            if (atGate || command?.leaves === true) return
+            // A dump that failed has its inventory.img too, where it failed late enough.
+            if ((await Promise.race([tree?.fate, aborted(line.signal)])) === 'alive') throw ranOn()
           },
         })
         await line.finish()
@@ -98,6 +108,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
         gate.remove()
         criu.remove()
         task?.close()
+        tree?.close()
         memory.drop()
         // Whoever restores there waits until the stream ends; after a failure it finds no inventory.img.
         await line.close()
@@ -140,6 +151,12 @@ function idOf(command: CriuCommand | undefined): string {
   if (command !== undefined) return command.images
   throw new Fault('CRIU', 'cannot see the -D of this criu, by which a restore finds its images', {
     hint: 'run this command in the pid namespace of that criu, or add --snapshot DIR',
+  })
+}
+
+function ranOn(): Fault {
+  return new Fault('FAILED_DUMP', 'criu has ended, and the process that it dumped runs on: the dump failed', {
+    hint: "see the dump's own log; --leave-running, if that was meant, must be on its command line",
   })
 }
 
