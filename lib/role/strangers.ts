@@ -22,6 +22,7 @@ export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, o
   let lead: Lead | undefined
   let done = (): void => {}
   let begun = performance.now()
+  let early = false
   const choose = async (): Promise<Sealed['images']> => {
     if (found !== undefined) return found.images
     arrivals.refuseIfRunning(id)
@@ -30,11 +31,14 @@ export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, o
     lead = arrivals.lead(next.id, gate, criu)
     found = next
     done = found.use()
+    // An archive stays, for whoever asks next.
+    const state = arrivals.get(next.id)?.state
+    early = options.releaseEarly && gate !== undefined && (state === 'restoring' || state === 'reviving')
     begun = performance.now()
     return found.images
   }
   const onTaken = (piece: Piece): void => {
-    if (options.releaseEarly && gate !== undefined && arrivals.get(found?.id) !== undefined) found?.release(piece)
+    if (early) found?.release(piece)
   }
   try {
     if (criu !== undefined && runsScript(criu.pid, script)) gate = closedGate(directory, criu.pid, 'post-restore')

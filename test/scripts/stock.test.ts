@@ -16,7 +16,7 @@ import { rejectsFault, within } from '../expect.ts'
 import { startCache, startProxy } from '../support/daemons.ts'
 import { dumpAll, fakeDump } from '../support/fake-criu.ts'
 import { inventory, pageOf, part, putInto, sendChain, sendPart, token } from '../support/rounds.ts'
-import { eventually, type Ran, run, temporary } from '../support/run.ts'
+import { eventually, type Ran, root, run, temporary } from '../support/run.ts'
 
 const test = suite('what a cache holds')
 
@@ -240,6 +240,26 @@ test('nothing is pinned in a cache that gives memory back while it restores', ()
       [refused.code, refused.stderr],
       [1, 'cache: error: a cache with --release-early keeps nothing that is restored\n'],
     )
+  }))
+
+test('with --release-early a copy that its source left is restored as often as before, and nobody gets what came in its place', () =>
+  withCache(['--release-early', '--snapshot', 'copy'], async ({ port, path, cache, held }) => {
+    const target = join(path, 'target')
+    const sent = (word: string): string =>
+      putInto(join(path, word), { ...part(word, [[0, 2 * PAGES, present]]), 'inventory.img': inventory })
+    await sendPart(port, 'copy', sent('copy'), undefined, 'sealed', undefined, undefined, 'copy')
+    const before = await held()
+    const program = join(root, 'test', 'support', 'restore-image.ts')
+    const args = ['--import', 'tsx', program, target, 'pages-1.img', join(target, 'post-restore')]
+    for (const word of ['another', 'a third']) {
+      const { stdout, stderr } = await run(process.execPath, args)
+      assert.is(stdout.length, 2 * PAGES * PAGE_BYTES, stderr)
+      for (const page of [0, PAGES, 2 * PAGES - 1])
+        assert.ok(stdout.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES).equals(pageOf('copy', page)), `${page}`)
+      await cache.says(/snapshot copy served: 1 images/)
+      await sendPart(port, word.replace(' ', '-'), sent(word))
+    }
+    assert.equal((await held())[0], before[0])
   }))
 
 test('a client over TCP can neither list, nor drop, nor pin', () =>

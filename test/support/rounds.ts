@@ -5,7 +5,7 @@ import { Fault } from '../../lib/fault.ts'
 import { type ImageName, INVENTORY, imageName, snapshotId } from '../../lib/format/names.ts'
 import { encodePagemap, PAGE_BYTES, type PagemapEntry, pageFlag, readPagemap } from '../../lib/format/pagemap.ts'
 import type { Layer } from '../../lib/format/wire.ts'
-import type { Until } from '../../lib/format/words.ts'
+import type { Until, Verdict } from '../../lib/format/words.ts'
 import type { MemorySnapshot } from '../../lib/store/memory.ts'
 import { writeInto } from '../../lib/store/piece-writer.ts'
 import { connectEndpoint } from '../../lib/stream/endpoint.ts'
@@ -110,6 +110,7 @@ export async function sendPart(
   until?: Until,
   between?: () => Promise<void>,
   known?: Known,
+  verdict: Verdict = 'go',
 ): Promise<void> {
   const { signal } = new AbortController()
   const link = await connectEndpoint({ kind: 'tcp', host: '127.0.0.1', port: Number(port) }, 5000, signal)
@@ -131,7 +132,7 @@ export async function sendPart(
       if (frame.type !== 'sealed') continue
       if (frame.digest !== (await sending).digest) throw new Error('another digest')
       if (until === undefined) return
-      await writer.send({ type: 'verdict', verdict: 'go', token, id: snapshotId(id) })
+      await writer.send({ type: 'verdict', verdict, token, id: snapshotId(id) })
     }
   } finally {
     link.destroy()
