@@ -1,4 +1,5 @@
 /** What a cache has let go of, and somebody still reads, or shares pages of. */
+import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { StockState } from '../format/stock.ts'
 import type { MemorySnapshot } from './memory.ts'
@@ -48,4 +49,11 @@ export function openLeaving(): Leaving {
 /** Of one that never was whole, or is no more. */
 export function remains(id: SnapshotId, sink: MemorySnapshot, since = performance.now()): Left {
   return { id, images: sink.images, sink, users: 0, since }
+}
+
+/** For who comes when a restore has begun that was to be the only one. */
+export function spent(id: SnapshotId): Fault {
+  return new Fault('EXISTS', `the memory of snapshot ${id} is given back as it is restored`, {
+    hint: 'start the cache without --release-early for more than one try',
+  })
 }

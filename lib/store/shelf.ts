@@ -7,7 +7,7 @@
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { Layer } from '../format/wire.ts'
-import { type Lying, openLeaving, remains } from './leaving.ts'
+import { type Lying, openLeaving, remains, spent } from './leaving.ts'
 import {
   type MemorySnapshot,
   type MemoryWriter,
@@ -26,7 +26,7 @@ export interface Sealed {
   readonly images: ReadonlyMap<ImageName, StoredImage>
   /** Gives back the memory of a piece that was read, unless others read too; then the snapshot is good for nothing else. */
   release(piece: Piece): void
-  /** Somebody reads it: its memory stays until the returned function is called. */
+  /** Somebody reads it: its memory stays until the returned function is called. Throws `EXISTS` where some of it is gone. */
   use(): () => void
   /** Its source has not said yet what becomes of the tasks: only who can hold a restored copy may have it. */
   readonly undecided: boolean
@@ -231,6 +231,7 @@ export function openShelf(
               sink.release(piece)
             },
             use() {
+              if (entry.released) throw spent(id)
               entry.users++
               return () => {
                 entry.users--

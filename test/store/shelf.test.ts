@@ -133,6 +133,29 @@ test('the longest time-out that the wire carries is waited for', async () => {
   assert.is((await within(patient)).id, 'one')
 })
 
+test('what was given back as it was read is nobody else’s to read', async () => {
+  const shelf = openShelf(openPool(8 * EXTENT))
+  const arriving = shelf.receive(one)
+  const name = 'pages-1.img' as never
+  const writer = arriving.sink.open(name)
+  for (let at = 0; at < 4 * EXTENT; ) {
+    const room = writer.room(EXTENT)
+    room.fill(1)
+    writer.wrote(room.length)
+    at += room.length
+  }
+  writer.end(entry('pages-1.img', Buffer.alloc(0)))
+  arriving.seal()
+  const found = await within(shelf.find(one, LONG))
+  found.use()
+  for (const piece of found.images.get(name)?.pieces ?? []) found.release(piece)
+  const other = await arrive(shelf, two)
+  other.seal()
+  throwsFault('EXISTS', found.use)
+  throwsFault('EXISTS', (await within(shelf.find(one, LONG))).use)
+  shelf.remove(one)
+})
+
 test('what is removed while somebody reads it keeps its memory until the last has read', async () => {
   const pool = openPool(4 * EXTENT)
   const shelf = openShelf(pool)
