@@ -19,8 +19,9 @@ import { type Filling, type Offered, receiveSame } from './same.ts'
 import { type Snapshot, summarize } from './send.ts'
 import { endedIn, fillZeros, type Room, unpacker } from './unpacking.ts'
 
-/** Bytes that are made of packed frames before others get a turn. */
+/** Bytes of images, and as much for each frame as takes about its time, before others get a turn. */
 const MOST_AT_ONCE = 8 * 2 ** 20
+const FRAME_COST = 4096
 /** Images that a sender may have open at the same time; CRIU has 3 or 4. */
 const MOST_OPEN = 64
 
@@ -57,7 +58,7 @@ export async function receiveSnapshot(
   const entries: (ImageEntry | undefined)[] = []
   const { unpack } = unpacker(reader.inlet)
   let grown = 0
-  /** Few bytes of a link make many: others get their turn meanwhile. */
+  /** A link that is faster than we are never makes us wait, and few bytes of it make many: others get their turn meanwhile. */
   const breathe = async (bytes: number): Promise<void> => {
     grown += bytes
     if (grown < MOST_AT_ONCE) return
@@ -79,6 +80,7 @@ export async function receiveSnapshot(
 
   for (;;) {
     const frame = await reader.expect()
+    await breathe(FRAME_COST)
     options.offer?.used()
     switch (frame.type) {
       case 'image': {
@@ -96,6 +98,7 @@ export async function receiveSnapshot(
       }
       case 'data':
         await receiveData(reader, goesOn(open(frame.channel), frame.offset, frame.length), frame.length)
+        await breathe(frame.length)
         break
       case 'packed': {
         const channel = goesOn(open(frame.channel), frame.offset, frame.raw)

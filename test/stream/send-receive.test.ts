@@ -586,6 +586,44 @@ test('a link that is cut ends a sender, wherever it is', async () => {
   assert.is(openFds(), before)
 })
 
+/** A link that always has more: `frames`, and what belongs to them. */
+function endless(bytes: Buffer): Pick<Link['inlet'], 'fill'> {
+  let at = 0
+  return {
+    async fill(into) {
+      if (at + into.length > bytes.length) return false
+      into.set(bytes.subarray(at, at + into.length))
+      at += into.length
+      return true
+    },
+  }
+}
+
+for (const [what, count, length] of [
+  ['large', 32, MOST_DATA],
+  ['tiny', 20_000, 1],
+] as const) {
+  test(`others get their turn while ${what} frames come as fast as they are read`, async () => {
+    const frames: Uint8Array[] = [encodeFrame({ type: 'image', channel: 1, name: imageName('pages-1.img') })]
+    const body = Buffer.alloc(length)
+    for (let n = 0; n < count; n++)
+      frames.push(encodeFrame({ type: 'data', channel: 1, offset: n * length, length }), body)
+    let others = 0
+    let over = false
+    const look = (): void => {
+      others++
+      if (!over) setImmediate(look)
+    }
+    setImmediate(look)
+    const sink = memorySnapshot(openPool(2 ** 26))
+    const reader = frameReader(endless(Buffer.concat(frames)), { started: true })
+    await rejectsFault('TRUNCATED', receiveSnapshot(reader, sink))
+    over = true
+    sink.drop()
+    assert.ok(others >= 4, `${others} turns`)
+  })
+}
+
 test('a receiver waits for no more than its link: closing releases it', async () => {
   const { from, to } = pipeLinks()
   const sink = memorySnapshot(pool)
