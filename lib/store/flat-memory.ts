@@ -42,6 +42,8 @@ interface Flat {
 
 /** So much of a pagemap is read between two looks at the clock: some 3,000 entries. */
 const STEP_BYTES = 2 ** 16
+/** CRIU's has some hundred. It is read in one go. */
+const LARGEST_INVENTORY = 2 ** 16
 /** Others wait for no longer than about this, and for less where nobody waits for us. */
 const LONGEST_TURN_MS = 10
 const LONGEST_ASIDE_MS = 1
@@ -108,6 +110,9 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
   function check(last: boolean): void {
     const inventory = image(INVENTORY)
     if (inventory === undefined) return
+    if (inventory.size > LARGEST_INVENTORY) {
+      throw new Fault('LIMIT', `${INVENTORY} of ${inventory.size} bytes, at most ${LARGEST_INVENTORY} are allowed`)
+    }
     const { preDump } = decodeInventory(Buffer.concat([...windows(inventory.pieces)]))
     if (last && preDump) throw new Fault('FAILED_DUMP', 'a pre-dump has pages and no process: it cannot end a chain')
   }

@@ -165,6 +165,7 @@ const refused: [
     /images of version 3/,
     { 'inventory.img': Buffer.from('16313158020000000803', 'hex') },
   ],
+  ['an inventory that is none', 'LIMIT', /inventory\.img of 65537 bytes/, { 'inventory.img': Buffer.alloc(65_537) }],
 ]
 for (const [what, code, message, images] of refused) {
   for (const [ends, order] of [
