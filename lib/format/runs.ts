@@ -16,25 +16,36 @@ export interface Runs {
   flags: Uint8Array
   /** Of the first page's bytes; 0 where there are none. */
   address: Float64Array
+  charge: Charge
 }
 
 /** Pages at an address. */
 export type Range = [address: number, pages: number]
+/** Counts what runs take; a negative number gives it back. May throw. */
+export type Charge = (bytes: number) => void
 
 /** Steps between two that others get a turn after. */
 const STEPS = 2 ** 14
 const FIRST = 64
+/** Three columns of 8 bytes, and one of 1. */
+const RUN_BYTES = 25
 /** 128 GiB of which no two pages are side by side, in 1.7 GB of ours. */
 const MOST_RUNS = 2 ** 25
 
-function emptyRuns(): Runs {
+function emptyRuns(charge: Charge): Runs {
   return {
     count: 0,
     vaddr: new Float64Array(FIRST),
     pages: new Float64Array(FIRST),
     flags: new Uint8Array(FIRST),
     address: new Float64Array(FIRST),
+    charge,
   }
+}
+
+/** They are of no use any more: what they take beyond the least is given back. */
+export function closeRuns({ vaddr, charge }: Runs): void {
+  charge((FIRST - vaddr.length) * RUN_BYTES)
 }
 
 function push(runs: Runs, vaddr: number, pages: number, flags: number, address: number): void {
@@ -50,6 +61,7 @@ function push(runs: Runs, vaddr: number, pages: number, flags: number, address: 
 function grow(runs: Runs): void {
   const { vaddr, pages, flags, address } = runs
   const most = 2 * vaddr.length
+  runs.charge(vaddr.length * RUN_BYTES)
   runs.vaddr = new Float64Array(most)
   runs.pages = new Float64Array(most)
   runs.flags = new Uint8Array(most)
@@ -64,8 +76,12 @@ function grow(runs: Runs): void {
  * The runs of a pagemap whose pages lie, in order, at these addresses. Those in the parent have no address. Throws `FORMAT`
  * unless there are just as many pages, and what `batches` throws. Yields after each batch.
  */
-export function* runsOf(batches: Iterable<readonly PagemapEntry[]>, ranges: Iterable<Range>): Generator<void, Runs> {
-  const runs = emptyRuns()
+export function* runsOf(
+  batches: Iterable<readonly PagemapEntry[]>,
+  ranges: Iterable<Range>,
+  charge: Charge = () => {},
+): Generator<void, Runs> {
+  const runs = emptyRuns(charge)
   const rest = ranges[Symbol.iterator]()
   let address = 0
   let left = 0
@@ -112,7 +128,7 @@ export function* overlay(
   older: Runs | undefined,
   unused: (address: number, pages: number) => void,
 ): Generator<void, Runs> {
-  const merged = emptyRuns()
+  const merged = emptyRuns(newer.charge)
   const count = older?.count ?? 0
   let below = 0
   /** Pages of the run below that are behind us. */

@@ -11,7 +11,7 @@ import { Fault } from '../fault.ts'
 import { decodeInventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
 import { encodePagemap, PAGE_BYTES, readPagemap } from '../format/pagemap.ts'
-import { entriesOf, overlay, type Range, type Runs, rangesOf, runsOf } from '../format/runs.ts'
+import { closeRuns, entriesOf, overlay, type Range, type Runs, rangesOf, runsOf } from '../format/runs.ts'
 import { pagemapPattern } from './chain.ts'
 import { named, pagesName } from './flat-pages.ts'
 import { inTurns } from './in-turns.ts'
@@ -75,8 +75,9 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
       if (early && image(pages) === undefined) return
       if (brought.has(pages)) throw new Fault('FORMAT', `its pages are in ${pages}, as those of another pagemap are`)
       brought.add(pages)
-      const own = yield* runsOf(batches, ranges(image(pages)))
+      const own = yield* runsOf(batches, ranges(image(pages)), sink.charge)
       const runs = yield* overlay(own, below.get(name)?.runs, (address, pages) => unused.push(address, pages))
+      closeRuns(own)
       flat.set(name, { pagesId, runs })
     } catch (error) {
       throw named(name, error)
@@ -94,8 +95,8 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
       if (pagemapPattern.test(image.name) && !flat.has(image.name)) yield* look(image, false)
     }
     for (const [name, { runs }] of below) {
-      if (flat.has(name)) continue
-      for (const [address, pages] of rangesOf(runs, EXTENT)) unused.push(address, pages)
+      if (!flat.has(name)) for (const [address, pages] of rangesOf(runs, EXTENT)) unused.push(address, pages)
+      closeRuns(runs)
     }
     for (const name of brought) {
       const pages = image(name)

@@ -9,8 +9,9 @@ import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES, pagesPattern } from '../format/pagemap.ts'
 import { populate } from '../kernel/memory.ts'
 import type { ImageSink, ImageWriter } from '../stream/image.ts'
+import { openCharges } from './charges.ts'
 import { lying, pageWriter } from './page-writer.ts'
-import { first, pieceWriter } from './piece-writer.ts'
+import { behind, first, pieceWriter } from './piece-writer.ts'
 import { EXTENT, type Extent, type Pool } from './pool.ts'
 import { openRanges, type Ranges } from './ranges.ts'
 import type { Piece, Places, StoredImage } from './stored-image.ts'
@@ -26,7 +27,7 @@ export interface MemorySnapshot extends ImageSink {
   open(name: ImageName): MemoryWriter
   /** Only complete, verified images. */
   readonly images: ReadonlyMap<ImageName, StoredImage>
-  /** Bytes of memory held, unused ends included; after `drop` what others still need of it. */
+  /** Bytes of memory held, unused ends and what was charged included; after `drop` what others still need of it. */
   readonly held: number
   /** Bytes that it needs of others, or more than once of its own. */
   readonly shared: number
@@ -42,6 +43,8 @@ export interface MemorySnapshot extends ImageSink {
   replace(image: StoredImage): void
   /** An image of pages that are here, in the parts of a chain. */
   lying(places: Places): Pick<StoredImage, 'pieces' | 'places'>
+  /** Counts what is kept of it elsewhere, until `drop`. Throws as `Charges.add` does. */
+  charge(bytes: number): void
   /** Gives pages back, each once; they cannot be read again. */
   discardPages(address: number, pages: number): void
   /** Gives back the extents that only this image holds. */
@@ -83,6 +86,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   /** Pages that we need of others, or once more of our own: until we drop all. */
   const needed = openRanges(pool)
   const lists = new Set<Ranges>()
+  const charges = openCharges(pool)
 
   /** Of the images that come now: what is made ready for them is for no others. */
   let arrival = { open: true }
@@ -233,7 +237,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     },
     complete: giveAhead,
     get held() {
-      let bytes = 0
+      let bytes = charges.bytes
       for (const extent of extents.values()) bytes += heldIn(extent)
       for (const extent of left) {
         const still = heldIn(extent)
@@ -261,6 +265,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
       images.set(image.name, image)
     },
     lying: (places) => lying(pool, places),
+    charge: charges.add,
     discardPages,
     discard({ pieces, spaces }) {
       for (const { address } of spaces ?? pieces) giveOwn(Number(address))
@@ -280,6 +285,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
       shared = undefined
       for (const [address, bytes] of needed) pool.unshare(address, bytes / PAGE_BYTES)
       needed.close()
+      charges.close()
       closeLists()
     },
   }
@@ -287,8 +293,4 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
 
 function heldIn({ holes }: Extent): number {
   return EXTENT - (holes?.count ?? 0) * PAGE_BYTES
-}
-
-function behind({ address, window }: Piece, bytes: number): Piece {
-  return { address: address + BigInt(bytes), window: window.subarray(bytes) }
 }

@@ -37,6 +37,10 @@ export function first({ address, window }: Piece, bytes: number): Piece {
   return { address, window: window.subarray(0, bytes) }
 }
 
+export function behind({ address, window }: Piece, bytes: number): Piece {
+  return { address: address + BigInt(bytes), window: window.subarray(bytes) }
+}
+
 /** Bytes that lie somewhere else, into an image. */
 export function writeInto(writer: MemoryWriter, bytes: Uint8Array): void {
   for (let at = 0; at < bytes.length; ) {

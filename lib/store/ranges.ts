@@ -1,5 +1,6 @@
 /** Where consecutive bytes lie, range after range, in columns: there may be one for every page. */
 import { PAGE_BYTES } from '../format/pagemap.ts'
+import { openCharges } from './charges.ts'
 import { EXTENT, type Pool } from './pool.ts'
 
 export interface Ranges {
@@ -23,12 +24,10 @@ export function openRanges(pool: Pick<Pool, 'charge' | 'zeros'>): Ranges {
   /** Of all bytes up to the range's end. */
   let ends = new Float64Array(FIRST)
   let count = 0
-  let charged = 0
+  const charges = openCharges(pool)
 
   function grow(): void {
-    const more = addresses.length * ENTRY_BYTES
-    pool.charge(more)
-    charged += more
+    charges.add(addresses.length * ENTRY_BYTES)
     const [oldAddresses, oldEnds] = [addresses, ends]
     addresses = new Float64Array(2 * oldAddresses.length)
     ends = new Float64Array(2 * oldEnds.length)
@@ -77,8 +76,7 @@ export function openRanges(pool: Pick<Pool, 'charge' | 'zeros'>): Ranges {
       for (let at = 0; at < count; at++) yield [addresses[at] as number, lengthOf(at)]
     },
     close() {
-      pool.charge(-charged)
-      charged = 0
+      charges.close()
       count = 0
     },
   }
