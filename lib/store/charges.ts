@@ -29,3 +29,23 @@ export function openCharges(pool: Pick<Pool, 'charge'>): Charges {
     },
   }
 }
+
+/** About what it takes to know of an image: one of pages, and any other. */
+const PAGES_IMAGE_BYTES = 4096
+const IMAGE_BYTES = 512
+const PAID_AT_ONCE = 2 ** 18
+
+/** Charges for images, whatever is in them. The first extent of a snapshot pays for the first of them. */
+export function payForImages({ add }: Pick<Charges, 'add'>): { opened(withPages: boolean): void; forgotten(): void } {
+  let known = 0
+  let paid = PAID_AT_ONCE
+  return {
+    opened(withPages) {
+      known += withPages ? PAGES_IMAGE_BYTES : IMAGE_BYTES
+      for (; known > paid; paid += PAID_AT_ONCE) add(PAID_AT_ONCE)
+    },
+    forgotten() {
+      known = 0
+    },
+  }
+}

@@ -9,7 +9,7 @@ import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES, pagesPattern } from '../format/pagemap.ts'
 import { populate } from '../kernel/memory.ts'
 import type { ImageSink, ImageWriter } from '../stream/image.ts'
-import { openCharges } from './charges.ts'
+import { openCharges, payForImages } from './charges.ts'
 import { lying, pageWriter } from './page-writer.ts'
 import { behind, first, pieceWriter } from './piece-writer.ts'
 import { EXTENT, type Extent, type Pool } from './pool.ts'
@@ -87,6 +87,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   const needed = openRanges(pool)
   const lists = new Set<Ranges>()
   const charges = openCharges(pool)
+  const pay = payForImages(charges)
 
   /** Of the images that come now: what is made ready for them is for no others. */
   let arrival = { open: true }
@@ -208,7 +209,9 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   }
 
   function openImage(name: ImageName): MemoryWriter {
-    if (apart && pagesPattern.test(name)) return openPages(name)
+    const withPages = apart && pagesPattern.test(name)
+    pay.opened(withPages)
+    if (withPages) return openPages(name)
     return pieceWriter(spaces(FIRST_PIECE, carve), (entry, pieces) => images.set(name, { ...entry, pieces }))
   }
 
@@ -255,6 +258,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     },
     reopen() {
       images.clear()
+      pay.forgotten()
       closeLists()
       // They lay there.
       for (const { address } of others.splice(1)) giveExtent(Number(address))
