@@ -59,7 +59,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
   let rehearsed = false
   /** Address, pages, address, pages ... */
   const unused: number[] = []
-  /** Images that are read: their own memory goes, or what they left free of it. */
+  /** Images that are read: their own memory goes, or is given back page by page from here on. */
   const read: StoredImage[] = []
   const filled: StoredImage[] = []
 

@@ -12,7 +12,7 @@ import type { ImageSink, ImageWriter } from '../stream/image.ts'
 import { openCharges, payForImages } from './charges.ts'
 import { lying, pageWriter } from './page-writer.ts'
 import { behind, first, pieceWriter } from './piece-writer.ts'
-import { EXTENT, type Extent, type Pool } from './pool.ts'
+import { EXTENT, type Extent, heldIn, type Pool } from './pool.ts'
 import { openRanges, type Ranges } from './ranges.ts'
 import type { Piece, Places, StoredImage } from './stored-image.ts'
 
@@ -49,7 +49,7 @@ export interface MemorySnapshot extends ImageSink {
   discardPages(address: number, pages: number): void
   /** Gives back the extents that only this image holds. */
   discard(image: StoredImage): void
-  /** Gives back what this image did not fill; from here on its pages are nobody's, and are given back one by one. */
+  /** From here on its pages are nobody's, and are given back one by one. */
   trim(image: StoredImage): void
   /** Gives all memory back. Nothing may read the pieces any more. */
   drop(): void
@@ -175,6 +175,11 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     if (pages > 0) discardPages(first * PAGE_BYTES, pages)
   }
 
+  /** Nothing comes behind the first `filled` bytes of a space: of a tree of small processes that is most of the memory. */
+  function leave({ address, window }: Piece, filled: number): void {
+    discardBetween(Number(address) + filled, Number(address) + window.length)
+  }
+
   /** Each next one is larger. */
   function spaces(first: number, carve: (bytes: number) => Piece): (wanted: number) => Piece {
     let next = first
@@ -191,10 +196,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     lists.add(ranges)
     return pageWriter(name, pool, ranges, {
       space: spaces(PAGE_BYTES, carvePages),
-      leave({ address, window }, filled) {
-        const begin = Number(address)
-        if (!owned.has(begin)) discardBetween(begin + filled, begin + window.length)
-      },
+      leave,
       share(address, pages) {
         pool.share(address, pages)
         try {
@@ -212,7 +214,12 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     const withPages = apart && pagesPattern.test(name)
     pay.opened(withPages)
     if (withPages) return openPages(name)
-    return pieceWriter(spaces(FIRST_PIECE, carve), (entry, pieces) => images.set(name, { ...entry, pieces }))
+    return pieceWriter(spaces(FIRST_PIECE, carve), (entry, pieces) => {
+      images.set(name, { ...entry, pieces })
+      const last = pieces.at(-1)
+      const extent = owned.has(Number(last?.address)) && extents.get(Number(last?.address))
+      if (last && extent) leave(extent, last.window.length)
+    })
   }
 
   return {
@@ -275,10 +282,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
       for (const { address } of spaces ?? pieces) giveOwn(Number(address))
     },
     trim({ pieces, spaces }) {
-      for (const { address, window } of spaces ?? pieces) {
-        const begin = Number(address)
-        if (owned.delete(begin)) discardBetween(begin + window.length, begin + EXTENT)
-      }
+      for (const { address } of spaces ?? pieces) owned.delete(Number(address))
     },
     drop() {
       giveAhead()
@@ -293,8 +297,4 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
       closeLists()
     },
   }
-}
-
-function heldIn({ holes }: Extent): number {
-  return EXTENT - (holes?.count ?? 0) * PAGE_BYTES
 }

@@ -163,7 +163,7 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
   function finish(extent: Extent): void {
     const { address, window, holes, digests } = extent
     handed.delete(Number(address))
-    used -= EXTENT - (holes?.count ?? 0) * PAGE_BYTES
+    used -= heldIn(extent)
     if (digests !== undefined) used -= DIGESTS_BYTES
     if (holes !== undefined) allowHuge(address, EXTENT, true)
     free.push({ address, window })
@@ -285,6 +285,10 @@ export const DIGESTS_BYTES = PAGES * (DIGEST_WORDS * 4 + 1 + 4 + 1)
 
 function pageIn(address: number): number {
   return (address % EXTENT) / PAGE_BYTES
+}
+
+export function heldIn({ holes }: Extent): number {
+  return EXTENT - (holes?.count ?? 0) * PAGE_BYTES
 }
 
 /** A huge page must not come back where some of it is discarded. */

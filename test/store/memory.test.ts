@@ -3,6 +3,7 @@ import * as assert from 'uvu/assert'
 import { type ImageName, imageName } from '../../lib/format/names.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { type MemorySnapshot, memorySnapshot, type StoredImage } from '../../lib/store/memory.ts'
+import { writeInto } from '../../lib/store/piece-writer.ts'
 import { EXTENT, openPool } from '../../lib/store/pool.ts'
 import { throwsFault } from '../expect.ts'
 import { bytesOf, contents, entry } from '../stream/snapshots.ts'
@@ -257,6 +258,28 @@ test('images of nothing are not for nothing', () => {
     open('pages', 10_000)
     assert.is(pool.used, used, 'what is forgotten is paid')
     throwsFault('MEMORY', () => open('core', 300_000))
+    sink.drop()
+    assert.is(pool.used, 0)
+  }
+})
+
+test('a tree of small processes takes what its pages take, and not 2 MiB for each', () => {
+  for (const apart of [false, true]) {
+    const pool = openPool(2 ** 30)
+    const sink = memorySnapshot(pool, apart)
+    const bytes = 200 * 1024
+    for (let at = 1; at <= 100; at++) {
+      const name = imageName(`pages-${at}.img`)
+      const writer = sink.open(name)
+      writeInto(writer, Buffer.alloc(bytes, at))
+      writer.end({ name, size: bytes, digest: 0n })
+    }
+    assert.ok(pool.used <= 1.1 * 100 * bytes + EXTENT, `${pool.used}`)
+    assert.is(sink.held, pool.used)
+    for (let at = 1; at <= 100; at++) {
+      const [...pieces] = sink.images.get(imageName(`pages-${at}.img`))?.pieces ?? []
+      assert.ok(Buffer.concat(pieces.map(({ window }) => window)).equals(Buffer.alloc(bytes, at)), `${at}`)
+    }
     sink.drop()
     assert.is(pool.used, 0)
   }

@@ -333,7 +333,7 @@ test('where there is no memory for an offer nothing is offered, and nothing fail
     pool,
     Array.from({ length: 200 }, (_, n) => n),
   )
-  while (pool.limit - pool.used > 4096) pool.charge(4096)
+  while (pool.limit - pool.used > 1024) pool.charge(512)
   const others = pool.used - sink.held
   let looked = 0
   const offer = openOffers(pool).open(() => {
