@@ -202,7 +202,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
         try {
           needed.add(address, pages * PAGE_BYTES)
         } catch (error) {
-          pool.unshare(address, pages)
+          pool.unshare([[address, pages * PAGE_BYTES]])
           throw error
         }
       },
@@ -291,7 +291,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
       extents.clear()
       owned.clear()
       shared = undefined
-      for (const [address, bytes] of needed) pool.unshare(address, bytes / PAGE_BYTES)
+      pool.unshare(needed)
       needed.close()
       charges.close()
       closeLists()

@@ -72,9 +72,9 @@ export interface Pool {
   readonly zeros: number
   /** Whether the address is in it. */
   isZeros(address: number): boolean
-  /** Somebody else needs these pages, of one extent, until as many `unshare`. Throws `MEMORY` where they have gone. */
+  /** Somebody else needs these pages, of one extent, until as many `unshare`; all at a time, for each extent is gone through once. Throws `MEMORY` where they have gone. */
   share(address: number, pages: number): void
-  unshare(address: number, pages: number): void
+  unshare(places: Iterable<[address: number, bytes: number]>): void
   /** All pages of it stay until as many `unpin`. */
   pin(extent: Extent): void
   unpin(extent: Extent): void
@@ -253,9 +253,10 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
       if (gone) throw new Fault('MEMORY', 'pages that are shared had to go: memory was needed')
       need(address, pages, 1)
     },
-    unshare(address, pages) {
-      const extent = need(address, pages, -1)
-      if (extent !== undefined) reclaim(extent, pageIn(address), pages)
+    unshare(places) {
+      const touched = new Set<Extent | undefined>()
+      for (const [address, bytes] of places) touched.add(need(address, bytes / PAGE_BYTES, -1))
+      for (const extent of touched) if (extent !== undefined) reclaim(extent, 0, PAGES)
     },
     pin(extent) {
       shared(extent).pins++
