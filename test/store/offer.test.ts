@@ -148,34 +148,6 @@ test('snapshots that share at random and go at random stay whole, and the pool i
   )
 })
 
-test('pages that were shared one by one go together: it takes no longer than to take them', () => {
-  const count = 2 ** 14
-  const ratio = (): number => {
-    const pool = openPool(2 ** 30)
-    const donor = memorySnapshot(pool, true)
-    const writer = donor.open(pagesImage)
-    for (let at = 0; at < count; at++) {
-      writer.room(PAGE_BYTES)[0] = 1
-      writer.wrote(PAGE_BYTES)
-    }
-    writer.end({ name: pagesImage, size: count * PAGE_BYTES, digest: 0n })
-    const addresses = addressesOf(donor).reverse()
-    const taker = memorySnapshot(pool, true)
-    const begun = performance.now()
-    put(
-      taker,
-      addresses.map((address): Part => [address]),
-    )
-    const taken = performance.now()
-    donor.drop()
-    taker.drop()
-    assert.is(pool.used, 0)
-    return (performance.now() - taken) / (taken - begun)
-  }
-  const ratios = [ratio(), ratio(), ratio(), ratio(), ratio()]
-  assert.ok(Math.min(...ratios) < 1, `${ratios} times as long`)
-})
-
 test('--release-early gives back what nobody else needs, and no more', () => {
   const pool = openPool(64 * EXTENT)
   const first = snapshot(pool, [0, 1, 2, 3])
