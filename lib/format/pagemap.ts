@@ -47,6 +47,8 @@ export const MOST_PAGES = 2 ** 32 - 1
 /** The fields that we know: 1 to this. */
 const FIRST_FIELDS = 1
 const ENTRY_FIELDS = 5
+/** So much of one is read between two looks at the clock: some 3,000 entries. */
+export const PAGEMAP_STEP = 2 ** 16
 /** The encoder gives its entries away in pieces of about this size. */
 const PIECE_BYTES = 2 ** 16
 

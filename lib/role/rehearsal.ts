@@ -8,6 +8,7 @@
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { type ImageName, INVENTORY, imageName, snapshotId } from '../format/names.ts'
+import { encodePagemap, PAGE_BYTES, pageFlag } from '../format/pagemap.ts'
 import { encodeRequest } from '../format/streamer.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
 import { type Fd, makePipe } from '../kernel/fd.ts'
@@ -27,10 +28,16 @@ import { capture } from './capture.ts'
 import { manyLinks } from './line.ts'
 import { serve } from './serve.ts'
 
-/** Some of each: those that fit into one read, and those that do not. */
-const names: readonly ImageName[] = [...['1', '2', '3', '4'].map((name) => imageName(`${name}.img`)), INVENTORY]
+/** Some of each: those that fit into one read, and those that do not; one that is written anew. */
+const [LARGE, PAGEMAP] = [imageName('1.img'), imageName('pagemap-1.img')]
+const names: readonly ImageName[] = [LARGE, imageName('2.img'), imageName('3.img'), PAGEMAP, INVENTORY]
 const LARGEST = 2 ** 17
-const bytesOf = (name: ImageName): number => (name === names[0] ? LARGEST : 100)
+
+function contentsOf(name: ImageName): Buffer {
+  if (name !== PAGEMAP) return Buffer.alloc(name === LARGE ? LARGEST : 100)
+  return Buffer.concat([...encodePagemap(1, [{ vaddr: PAGE_BYTES, pages: 1, flags: pageFlag.present }])])
+}
+
 /** It takes 30 ms; whatever keeps it from its end must not keep the dump. */
 const MOST_MS = 1000
 
@@ -119,7 +126,7 @@ async function dump(socket: Fd): Promise<void> {
     const [out, into] = makePipe()
     await writeAll(socket, encodeRequest(name))
     await sendFd(socket, out)
-    await writeAll(into, Buffer.alloc(bytesOf(name)))
+    await writeAll(into, contentsOf(name))
     closeFd(into)
   }
   closeFd(socket)

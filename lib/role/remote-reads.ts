@@ -12,10 +12,9 @@ import type { Fd } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { writeAll } from '../kernel/transfer.ts'
 import { pagemapPattern } from '../store/chain.ts'
-import type { StoredImage } from '../store/memory.ts'
 import { encodeIds, giveImage, type Reader, reply } from './remote.ts'
 import type { RemoteImages } from './remote-images.ts'
-import { LARGEST_COPIED } from './serve.ts'
+import { copied } from './serve.ts'
 
 /** What later dumps may read of a round. */
 export interface Round {
@@ -71,7 +70,8 @@ export async function give(
     await reply(socket, bytes === undefined ? ENOENT : 0)
     if (bytes === undefined) return
     ours = false
-    await giveImage(socket, stored(request.name, bytes), dump.reader, { images: [], bytes: 0 })
+    const image = { name: request.name, size: bytes.length, digest: 0n, pieces: [...copied([bytes])] }
+    await giveImage(socket, image, dump.reader, { images: [], bytes: 0 })
   } finally {
     if (ours) closeFd(socket)
   }
@@ -86,14 +86,4 @@ function bytesOf(
   if (snapshot === dump.snapshot) return dump.images.kept.get(name)
   const round = rounds.find((one) => one.snapshot === snapshot)
   return round?.kept.get(name) ?? (round?.pages.has(name) ? Buffer.alloc(0) : undefined)
-}
-
-/** In pieces that are copied and not lent: they lie among other things of ours. */
-function stored(name: ImageName, bytes: Buffer): StoredImage {
-  const count = Math.ceil(bytes.length / LARGEST_COPIED)
-  const pieces = Array.from({ length: count }, (_, at) => ({
-    address: 0n,
-    window: bytes.subarray(at * LARGEST_COPIED, (at + 1) * LARGEST_COPIED),
-  }))
-  return { name, size: bytes.length, digest: 0n, pieces }
 }

@@ -28,7 +28,7 @@ import { closeFd } from '../kernel/readiness.ts'
 import { writeAll } from '../kernel/transfer.ts'
 import { receiveWithFds, shutDown } from '../kernel/unix.ts'
 import type { StoredImage } from '../store/memory.ts'
-import { fillPipe, type Served } from './serve.ts'
+import { fillPipe, piecesFor, type Served } from './serve.ts'
 
 /** Where criu looks for them, in its own directory: criu/include/img-remote.h. */
 export const DUMP_SOCKET = 'img-proxy.sock'
@@ -199,7 +199,7 @@ function left(error: unknown): { bytes: number; fds: Fd[] } {
 /** The whole image, and its end, on the socket. Whether it got there. */
 async function writeToSocket(socket: Fd, image: StoredImage): Promise<boolean> {
   try {
-    for (const { window } of image.pieces) await writeAll(socket, window, { socket: true })
+    for (const { window } of await piecesFor(image)) await writeAll(socket, window, { socket: true })
     shutDown(socket)
     return true
   } catch (error) {

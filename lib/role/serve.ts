@@ -6,7 +6,7 @@
  * that do not exist; that is how it finds out. It may leave a pipe half read and ask for the next: so every image is written
  * by a loop of its own, and a reader that closed its pipe early has had enough, which is no error (criu/img-streamer.c, 4.1.1).
  *
- * Extents are lent to the pipe with vmsplice, so that CRIU's read() is the only copy; small pieces are written.
+ * Extents are lent to the pipe with vmsplice, so that CRIU's read() is the only copy; small pieces are written. Pagemaps are written anew, for any release.
  */
 import { Fault } from '../fault.ts'
 import type { ImageName } from '../format/names.ts'
@@ -14,6 +14,8 @@ import { encodeReply } from '../format/streamer.ts'
 import { enlargePipe, type Fd, setNonBlocking } from '../kernel/fd.ts'
 import { closeFd, interrupt } from '../kernel/readiness.ts'
 import { vmspliceAll, writeAll } from '../kernel/transfer.ts'
+import { pagemapPattern } from '../store/chain.ts'
+import { forEveryRelease } from '../store/every-release.ts'
 import type { Piece, StoredImage } from '../store/memory.ts'
 import { spliceAllowed } from '../stream/link.ts'
 import { readPipe, readRequest } from './capture.ts'
@@ -22,7 +24,7 @@ export const SERVE_SOCKET = 'streamer-serve.sock'
 
 /** Smaller pieces, if they are not pages, share pages with other images and are copied. Not tuned. */
 const LEAST_LENT = 64 * 2 ** 10
-export const LARGEST_COPIED = LEAST_LENT / 2
+const LARGEST_COPIED = LEAST_LENT / 2
 /** Bytes that are lent with one call: what a pipe of an unprivileged user holds, and at most 256 pieces. */
 const ENOUGH_LENT = 2 ** 20
 
@@ -100,6 +102,21 @@ function* together(pieces: Iterable<Piece>): Generator<Piece[]> {
   if (lent.length > 0) yield lent
 }
 
+/** Bytes that lie among other things of ours: in pieces that are copied and not lent. */
+export function* copied(parts: Iterable<Uint8Array>): Generator<Piece> {
+  for (const part of parts) {
+    for (let at = 0; at < part.length; at += LARGEST_COPIED) {
+      yield { address: 0n, window: part.subarray(at, at + LARGEST_COPIED) }
+    }
+  }
+}
+
+/** What CRIU gets of an image. */
+export async function piecesFor({ name, pieces }: StoredImage): Promise<Iterable<Piece>> {
+  const parts = pagemapPattern.test(name) ? await forEveryRelease(pieces) : undefined
+  return parts === undefined ? pieces : copied(parts)
+}
+
 /** Writes all of an image into a pipe, and closes it. A reader that has had enough is no error. */
 export async function fillPipe(
   pipe: Fd,
@@ -110,7 +127,7 @@ export async function fillPipe(
   try {
     setNonBlocking(pipe)
     if (image.size > ENOUGH) enlargePipe(pipe)
-    for (const pieces of together(image.pieces)) {
+    for (const pieces of together(await piecesFor(image))) {
       const [first] = pieces
       if (spliceAllowed && first !== undefined && lendable(first)) await vmspliceAll(pieces, pipe)
       else for (const { window } of pieces) await writeAll(pipe, window)

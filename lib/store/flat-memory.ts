@@ -10,14 +10,15 @@ import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { decodeInventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
-import { encodePagemap, PAGE_BYTES, readPagemap } from '../format/pagemap.ts'
+import { encodePagemap, PAGE_BYTES, PAGEMAP_STEP, readPagemap } from '../format/pagemap.ts'
 import { closeRuns, entriesOf, overlay, type Range, type Runs, rangesOf, runsOf } from '../format/runs.ts'
 import { pagemapPattern } from './chain.ts'
 import { named, pagesName } from './flat-pages.ts'
 import { inTurns } from './in-turns.ts'
-import type { MemorySnapshot, MemoryWriter, Piece, Place, Places, StoredImage } from './memory.ts'
+import type { MemorySnapshot, MemoryWriter, Place, Places, StoredImage } from './memory.ts'
 import { writeInto } from './piece-writer.ts'
 import { EXTENT } from './pool.ts'
+import { stepsOf } from './stored-image.ts'
 
 export interface FlatMemory {
   /** Takes an image of the part that comes. */
@@ -40,8 +41,6 @@ interface Flat {
   runs: Runs
 }
 
-/** So much of a pagemap is read between two looks at the clock: some 3,000 entries. */
-const STEP_BYTES = 2 ** 16
 /** CRIU's has some hundred. It is read in one go. */
 const LARGEST_INVENTORY = 2 ** 16
 /** Others wait for no longer than about this, and for less where nobody waits for us. */
@@ -70,7 +69,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
   /** Of a pagemap that has come `early`, the pages may come after it: then it waits for the others. */
   function* look({ name, pieces }: StoredImage, early: boolean): Generator<void, void> {
     try {
-      const { pagesId, batches } = readPagemap(steps(windows(pieces)))
+      const { pagesId, batches } = readPagemap(stepsOf(pieces, PAGEMAP_STEP))
       const pages = pagesName(pagesId)
       if (early && image(pages) === undefined) return
       if (brought.has(pages)) throw new Fault('FORMAT', `its pages are in ${pages}, as those of another pagemap are`)
@@ -114,7 +113,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
     if (inventory.size > LARGEST_INVENTORY) {
       throw new Fault('LIMIT', `${INVENTORY} of ${inventory.size} bytes, at most ${LARGEST_INVENTORY} are allowed`)
     }
-    const { preDump } = decodeInventory(Buffer.concat([...windows(inventory.pieces)]))
+    const { preDump } = decodeInventory(Buffer.concat([...stepsOf(inventory.pieces, LARGEST_INVENTORY)]))
     if (last && preDump) throw new Fault('FAILED_DUMP', 'a pre-dump has pages and no process: it cannot end a chain')
   }
 
@@ -192,16 +191,6 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
       await turn()
       await inTurns(giveBack(), LONGEST_ASIDE_MS)
     },
-  }
-}
-
-function* windows(pieces: Iterable<Piece>): Generator<Uint8Array> {
-  for (const { window } of pieces) yield window
-}
-
-function* steps(windows: Iterable<Uint8Array>): Generator<Uint8Array> {
-  for (const window of windows) {
-    for (let at = 0; at < window.length; at += STEP_BYTES) yield window.subarray(at, at + STEP_BYTES)
   }
 }
 

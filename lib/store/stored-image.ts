@@ -20,3 +20,10 @@ export interface StoredImage extends ImageEntry {
   /** The memory that it fills itself, where that is not its pieces. */
   spaces?: readonly Piece[]
 }
+
+/** Its bytes, at most so many at a time. */
+export function* stepsOf(pieces: Iterable<Piece>, most: number): Generator<Uint8Array> {
+  for (const { window } of pieces) {
+    for (let at = 0; at < window.length; at += most) yield window.subarray(at, at + most)
+  }
+}

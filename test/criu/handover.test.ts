@@ -1,5 +1,5 @@
 /** The hand-over with the real CRIU: one live copy, or a stopped one that is named, whatever breaks. */
-import { readdirSync, rmSync } from 'node:fs'
+import { existsSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
@@ -8,7 +8,7 @@ import { childrenOf, commandLine } from '../../lib/kernel/process.ts'
 import { real } from '../support/criu.ts'
 import { patternLoad } from '../support/loads.ts'
 import { relay } from '../support/relay.ts'
-import { eventually, run, shell, start } from '../support/run.ts'
+import { eventually, root, run, shell, start } from '../support/run.ts'
 import { command, copyOf, originalOf, type Stage, staged } from '../support/stage.ts'
 
 const test = suite('hand-over')
@@ -41,6 +41,20 @@ function handOvers(criu: string): void {
       )
     }),
   )
+
+  const oldest = join(root, '.criu', 'trixie', 'criu')
+  if (existsSync(oldest)) {
+    test(
+      'a target with CRIU 4.1, which does not read the pagemaps of a newer one',
+      play(async (stage) => {
+        const { cache, port } = await stage.cache('--restore', '--criu', oldest)
+        const proxy = await stage.proxy(port, '--until', 'running')
+        const dumped = await stage.dump().ended
+        assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
+        await stage.arrived()
+      }),
+    )
+  } else console.log('skipped: CRIU 4.1 is not there, no target has it')
 
   test(
     'a cache that is the first process of a container: the number of a copy that has ended is free again',

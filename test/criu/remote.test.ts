@@ -16,6 +16,7 @@ import { type Form, fakeRemote } from '../support/fake-remote-criu.ts'
 import { startHost } from '../support/host.ts'
 import { type Load, loads, patternLoad } from '../support/loads.ts'
 import { root, run, shell } from '../support/run.ts'
+import { asServed } from '../support/served.ts'
 
 const test = suite('criu/remote')
 
@@ -92,7 +93,7 @@ function withCriu(criu: string, version: string): void {
       await within(here.cache.says(/served: \d+ images.*\n(.*\n)*.*served: /))
       const stream = here.restore()
       for (const name of names) {
-        const bytes = readFileSync(join(images, name))
+        const bytes = await asServed(name, readFileSync(join(images, name)))
         assert.ok((await within(stream.image(name)))?.equals(bytes), name)
         assert.ok(read.get(name)?.equals(bytes), name)
       }

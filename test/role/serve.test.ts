@@ -4,7 +4,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
 import { type ImageName, imageName } from '../../lib/format/names.ts'
-import { pageFlag } from '../../lib/format/pagemap.ts'
+import { encodePagemap, pageFlag } from '../../lib/format/pagemap.ts'
 import { encodeRequest } from '../../lib/format/streamer.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome } from '../../lib/kernel/transfer.ts'
@@ -14,6 +14,7 @@ import { openWorkDir, type WorkDir } from '../../lib/role/workdir.ts'
 import { flatMemory } from '../../lib/store/flat-memory.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { openPool } from '../../lib/store/pool.ts'
+import { pagemapOf } from '../support/chains.ts'
 import { type FakeRestore, fakeRestore, readToEnd } from '../support/fake-criu.ts'
 import { type Brief, inventory, pageOf, part, put } from '../support/rounds.ts'
 import { fixtures, temporary } from '../support/run.ts'
@@ -167,6 +168,32 @@ test('a flattened image of many thousand ranges arrives whole, and each page is 
   }
   sink.drop()
   assert.is(pool.used, 0)
+})
+
+test('a pagemap is served as every CRIU reads it, and as it is where it is not understood', async ({ work, criu }) => {
+  criu.close()
+  const { present } = pageFlag
+  const entries = Array.from({ length: 20_000 }, (_, at) => ({ vaddr: at * 8192, pages: 1 + (at % 2), flags: present }))
+  const both = Buffer.concat([...encodePagemap(7, entries)])
+  const newest = pagemapOf('4.2', 7, entries)
+  const foreign = Buffer.concat([newest, Buffer.from('04000000' + '08003001', 'hex')])
+  const cut = newest.subarray(0, -1)
+  assert.ok(both.length > 2 ** 18 && !both.equals(newest))
+  const snapshot = await store({
+    'pagemap-1.img': newest,
+    'pagemap-shmem-2.img': pagemapOf('before flags', 7, entries),
+    'pagemap-3.img': foreign,
+    'pagemap-4.img': cut,
+    'pagemap-5.img': Buffer.alloc(0),
+  })
+  const served = acceptUnix(work.listener).then((socket) => serve(socket, async () => snapshot.images))
+  const restore = fakeRestore(join(work.path, SERVE_SOCKET))
+  const expected = { '1': both, 'shmem-2': both, '3': foreign, '4': cut, '5': Buffer.alloc(0) }
+  for (const [which, bytes] of Object.entries(expected)) {
+    assert.ok((await restore.image(`pagemap-${which}.img`))?.equals(bytes), which)
+  }
+  restore.close()
+  await served
 })
 
 test('a pipe closed early is no error and does not count as taken', async ({ criu, served }) => {

@@ -19,6 +19,7 @@ import { dumpAll } from '../support/fake-criu.ts'
 import { type FakeRemote, type Form, fakeRemote } from '../support/fake-remote-criu.ts'
 import { type Brief, type Images, imagesIn, inventory, part, putInto } from '../support/rounds.ts'
 import { fixtures, type Ran, type Running, root, run } from '../support/run.ts'
+import { asServed } from '../support/served.ts'
 import { pattern } from '../support/talk.ts'
 
 const test = suite('scripts/remote')
@@ -65,7 +66,7 @@ async function expectImages(criu: FakeRemote, images: Images): Promise<void> {
   assert.equal(await within(criu.pull()), [criu.snapshot])
   for (const [name, bytes] of Object.entries(images)) {
     const got = await within(criu.read(name), name)
-    assert.ok(got?.equals(bytes), `${name}: ${got?.length} bytes, ${bytes.length} were dumped`)
+    assert.ok(got?.equals(await asServed(name, bytes)), `${name}: ${got?.length} bytes, ${bytes.length} were dumped`)
   }
 }
 
