@@ -2,10 +2,11 @@
 import net from 'node:net'
 import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { loopbackPeers } from '../kernel/loopback.ts'
+import { type Loopback, loopbackPeers } from '../kernel/loopback.ts'
 import { takeFd } from '../stream/endpoint.ts'
 import { listen } from '../stream/listen.ts'
 import { type CriuCommand, criuCommand } from './criu-command.ts'
+import { asFault } from './refusal.ts'
 
 export interface PagePort {
   port: number
@@ -25,25 +26,33 @@ export async function openPagePort(
       take(takeFd(socket), command)
     } catch (error) {
       socket.destroy()
-      if (error instanceof Fault) refuse(error)
-      else throw error
+      refuse(asFault(error))
     }
   })
   const chosen = await listen(server, { host: '127.0.0.1', port })
   return { port: chosen, close: () => void server.close() }
 }
 
-/** Any user of this host may connect. Throws `REFUSED`. */
+/** Any user of this host may connect. Throws `REFUSED`; `IO` where it cannot be seen, as with no descriptor left. */
 function whose({ remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 }: net.Socket): CriuCommand {
   const ends = {
     theirs: { address: remoteAddress, port: remotePort },
     ours: { address: localAddress, port: localPort },
   }
-  const command = loopbackPeers(ends, [0, process.geteuid?.()])
+  const command = peersOf(ends)
     .map(criuCommand)
     .find((found) => found !== undefined)
   if (command !== undefined) return command
   throw new Fault('REFUSED', 'whoever connected to the page server port is no criu that dumps', {
     hint: 'start it from the command line, as root, in the namespaces of this proxy',
   })
+}
+
+function peersOf(ends: Loopback): number[] {
+  try {
+    return loopbackPeers(ends, [0, process.geteuid?.()])
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException
+    throw new Fault('IO', `cannot see who connected to the page server port (${code})`, { cause })
+  }
 }
