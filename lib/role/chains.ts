@@ -4,12 +4,16 @@
  * A dump takes the chain of its tree away, and only a round that the cache has sealed brings it back: whatever fails, or clears the kernel's
  * marks of changed pages behind our back, leaves none, and the next dump begins anew.
  */
+import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
-import { openProcess, parentOf, startTime } from '../kernel/process.ts'
+import { lockMarks, openProcess, parentOf, startTime } from '../kernel/process.ts'
 import { type Chain, newChain } from './layers.ts'
 
 export interface Chains {
-  /** For a dump of this tree that begins now: the chain whose last round left its images in `before`, or a new one. */
+  /**
+   * For a dump of this tree that begins now: the chain whose last round left its images in `before`, or a new one. Throws `EXISTS` where the marks
+   * are another's (see `lockMarks`).
+   */
   take(tree: number, before: string | undefined, newId: () => SnapshotId): Taken
   /** Somebody dumps this tree in another way; or one that we do not know. Those that it is a part of, or that are a part of it, are over too. */
   breakOff(tree: number | undefined): void
@@ -21,6 +25,8 @@ export interface Taken {
   chain: Chain
   /** Its round is sealed, and criu's images are in `directory`: the next dump may go on with it, unless another one began meanwhile. */
   keep(directory: string): void
+  /** It is over: the marks are nobody's, unless it was kept. */
+  end(): void
 }
 
 interface Entry {
@@ -28,7 +34,7 @@ interface Entry {
   /** Of criu's images of its last round; undefined while somebody works on it. */
   directory: string | undefined
   start: number | undefined
-  /** Nobody waits for the tree's end any more. */
+  /** Nobody waits for the tree's end any more, and its marks are anybody's. */
   release(): void
 }
 
@@ -59,8 +65,17 @@ export function openChains(onOver: (chain: Chain) => void): Chains {
   }
 
   function add(tree: number, chain: Chain): Entry {
+    const unlock = lockMarks(tree)
+    if (unlock === undefined) {
+      if (chain.under > 0) onOver(chain)
+      throw taken(tree)
+    }
     const task = openProcess(tree)
-    const entry: Entry = { chain, directory: undefined, start: startTime(tree), release: () => task?.close() }
+    const release = (): void => {
+      task?.close()
+      unlock()
+    }
+    const entry: Entry = { chain, directory: undefined, start: startTime(tree), release }
     entries.set(tree, entry)
     const over = (): void => {
       if (entries.get(tree) === entry) end(tree)
@@ -83,11 +98,20 @@ export function openChains(onOver: (chain: Chain) => void): Chains {
           if (entries.get(tree) === entry) entry.directory = directory
           else onOver(chain)
         },
+        end() {
+          if (entries.get(tree) === entry && entry.directory === undefined) remove(tree)
+        },
       }
     },
     breakOff,
     close: () => breakOff(undefined),
   }
+}
+
+function taken(tree: number): Fault {
+  return new Fault('EXISTS', `a pre-copy, or another proxy, is at work on process ${tree}, or on a part of its tree`, {
+    hint: 'wait until it has ended',
+  })
 }
 
 function related(one: number, other: number): boolean {

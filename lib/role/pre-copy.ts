@@ -92,7 +92,7 @@ function copiedAlready(pid: number): Fault {
     'EXISTS',
     `another pre-copy is at work on process ${pid}, or on a tree that shares tasks with its own`,
     {
-      hint: 'wait until it has ended',
+      hint: 'wait until it has ended; a proxy with rounds of it counts too, until it dumps it or ends',
     },
   )
 }

@@ -14,6 +14,7 @@ import type { SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { openProcess } from '../kernel/process.ts'
+import { closeFd } from '../kernel/readiness.ts'
 import { acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { SENDER_WINDOW } from '../stream/resuming-sender.ts'
@@ -65,11 +66,10 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   const place: DeliveryPlace = { directory: work.path, report, signal, onBytes }
   const chains = openChains((chain) => track(delivery.abandon(chain), `the chain of snapshot ${chain.id}`))
   const splits = openSplits(options.pagePort !== undefined, signal)
-  const takePages = (socket: Fd, command: CriuCommand): Promise<void> => {
-    if (command.splits || splits.streams(command.pid)) return splits.pages(command.pid, socket)
-    const taken = chains.take(command.tree, command.before, newId)
-    return forwardPages(socket, command, taken, delivery, place)
-  }
+  const takePages = (socket: Fd, command: CriuCommand): Promise<void> =>
+    command.splits || splits.streams(command.pid)
+      ? splits.pages(command.pid, socket)
+      : forwardPages(socket, command, () => chains.take(command.tree, command.before, newId), delivery, place)
   let port: PagePort | undefined
   let remote: RemoteDumps | undefined
   try {
@@ -152,11 +152,18 @@ async function forward(
 async function forwardPages(
   socket: Fd,
   command: CriuCommand,
-  taken: Taken,
+  take: () => Taken,
   delivery: Delivery,
   place: DeliveryPlace,
 ): Promise<void> {
   const { pid, action, tree, directory: images } = command
+  let taken: Taken
+  try {
+    taken = take()
+  } catch (error) {
+    closeFd(socket)
+    throw error
+  }
   const { chain } = taken
   const server = pageServer(socket, { hasParent: (name) => chain.pagemaps.has(name) })
   if (action === 'pre-dump') return forwardRound(taken, server, { tree, images, snapshots: [] }, delivery, place)
@@ -174,19 +181,21 @@ async function forwardPages(
     images: (held) => lastLayer(server, images, { ...held, ended }),
     remove,
   }
-  const sent = await delivery.dump(dump, { id: chain.id, command, chain, layer: nextLayer(chain, true) }, place)
+  const cargo = { id: chain.id, command, chain, layer: nextLayer(chain, true) }
+  const sent = await delivery.dump(dump, cargo, place).finally(taken.end)
   if (!sent) await delivery.abandon(chain).catch(() => {})
 }
 
 /** One round, whose other images criu leaves in `images`. Throws what went wrong, and then the chain is over. */
 async function forwardRound(
-  { chain, keep }: Taken,
+  { chain, keep, end }: Taken,
   source: PageServer,
   { images, ...round }: RoundCargo & { images: string },
   delivery: Delivery,
   place: DeliveryPlace,
 ): Promise<void> {
   const { pages, ms } = await delivery.round(chain, source, round, place).catch(async (error: unknown) => {
+    end()
     // The cache may have sealed what we do not know of.
     await delivery.abandon(chain).catch(() => {})
     throw error

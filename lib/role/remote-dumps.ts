@@ -211,6 +211,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
       sent = await options.sendDump(criu, { id, command, snapshots, layer, chain: taken?.chain })
     } finally {
       gate.remove()
+      taken?.end()
       if (!sent && chained) await options.abandon(taken.chain)
     }
   }

@@ -131,10 +131,22 @@ function pagePort(criu: string): void {
       assert.is(ran.code, 1)
       assert.is(
         ran.stderr,
-        `pre-copy: error: another pre-copy is at work on process ${pid}, or on a tree that shares tasks with its own\npre-copy: hint: wait until it has ended\n`,
+        `pre-copy: error: another pre-copy is at work on process ${pid}, or on a tree that shares tasks with its own\npre-copy: hint: wait until it has ended; a proxy with rounds of it counts too, until it dumps it or ends\n`,
       )
       assert.not(existsSync(join(folder, 'owed')))
       await stayed()
+    }))
+
+  test('a dump by the port of a process that a pre-copy is at work on is refused: it would take the marks away', () =>
+    staged(criu, load, async (stage) => {
+      const { port } = await stage.cache('--restore')
+      const { proxy, pages } = await pageProxy(stage, port)
+      const release = lockMarks(stage.load.pid)
+      const dumped = await dump(criu, stage, pages).ended
+      release?.()
+      assert.not(dumped.code === 0)
+      await proxy.says(/a pre-copy, or another proxy, is at work on process/)
+      await stage.stayed()
     }))
 
   const tracks = spawnSync(criu, ['check', '--feature', 'mem_dirty_track']).status === 0

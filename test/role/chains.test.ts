@@ -3,8 +3,10 @@ import { once } from 'node:events'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
+import { lockMarks } from '../../lib/kernel/process.ts'
 import { type Chains, openChains } from '../../lib/role/chains.ts'
 import type { Chain } from '../../lib/role/layers.ts'
+import { throwsFault } from '../expect.ts'
 import { eventually } from '../support/run.ts'
 
 const test = suite('chains')
@@ -96,6 +98,36 @@ test('a dump of a part of the tree, of one that it is a part of, or of one that 
   chains.take(process.pid, undefined, () => snapshotId('whole-2'))
   assert.equal(over, [whole.chain, part])
   chains.breakOff(1 << 21)
+  await end()
+})
+
+test('marks that a pre-copy needs are not taken from it, and those of a chain are not its', async () => {
+  const { over, tree, chains, take, round, end } = scene()
+  const marks = (): boolean => {
+    const release = lockMarks(tree)
+    release?.()
+    return release !== undefined
+  }
+  const unlock = lockMarks(tree)
+  throwsFault('EXISTS', () => take())
+  unlock?.()
+  const first = take()
+  assert.not(marks(), 'while it is dumped')
+  first.end()
+  assert.ok(marks(), 'it has failed')
+  const chain = round()
+  assert.not(marks(), 'between two rounds')
+  assert.is(take().chain, chain)
+  chains.breakOff(tree)
+  assert.ok(marks())
+  const slow = take()
+  const fast = take()
+  slow.end()
+  assert.not(marks(), 'another one works')
+  fast.keep('r1')
+  fast.end()
+  assert.not(marks(), 'it was kept')
+  assert.equal(over, [])
   await end()
 })
 
