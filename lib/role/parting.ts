@@ -95,7 +95,7 @@ function concludeOnce(id: SnapshotId, delivered: Delivered, { keeps, report }: W
 }
 
 /** How long a target may take after a signal, of the time that a command has then. */
-const HURRY_MS = 4000
+const HURRY_MS = 2000
 
 async function payInTime(owed: Owed, { connect, settling, signal, timeoutMs, report }: Way): Promise<Delivered> {
   const stop = new AbortController()

@@ -130,6 +130,8 @@ async function copyAll(options: PreCopyOptions, way: Way): Promise<void> {
     }
     await handOver(copying, options, way)
   } catch (error) {
+    // First: a target that says nothing may cost the rest of our time.
+    place.remove()
     // It has dropped it already, if that was what failed.
     await abandon(copying.chain, way.connect, AbortSignal.timeout(ABANDON_MS)).catch(() => {})
     throw error
@@ -138,8 +140,8 @@ async function copyAll(options: PreCopyOptions, way: Way): Promise<void> {
   }
 }
 
-/** Of the time that a command has after a signal. */
-const ABANDON_MS = 2000
+/** Of the time that a command has after a signal; up to 13 s of it the hand-over takes (departure.ts, parting.ts). */
+const ABANDON_MS = 1000
 
 /** Starts criu on the next layer of the chain. It speaks to `server`. */
 function startLayer(
