@@ -61,7 +61,7 @@ export function checkCriuOptions(options: readonly string[]): void {
     const name = option.startsWith('--') ? (option.split('=')[0] as string) : option.slice(0, 2)
     // getopt takes any beginning of a long option for it.
     const [, hint] =
-      Object.entries(refused).find(([long]) => long === name || (name.length > 5 && long.startsWith(name))) ?? []
+      Object.entries(refused).find(([long]) => long === name || (name.length > 3 && long.startsWith(name))) ?? []
     if (hint !== undefined) throw new Fault('USAGE', `criu option ${name} cannot be used here`, { hint })
   }
 }

@@ -1,6 +1,7 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { leavingOption } from '../../lib/role/criu.ts'
+import { checkCriuOptions, leavingOption } from '../../lib/role/criu.ts'
+import { throwsFault } from '../expect.ts'
 
 const test = suite('criu options')
 
@@ -11,6 +12,13 @@ test('options that leave the tasks are known in every spelling that getopt takes
   ]) {
     assert.is(leavingOption(['--tcp-established', option, '-v4']), option)
   }
+})
+
+test('options that are ours are refused in every beginning that getopt takes for them', () => {
+  for (const option of ['--images-dir=/x', '--im=/x', '--pag', '--lazy', '--la', '--aut', '-D/x', '-t1']) {
+    throwsFault('USAGE', () => checkCriuOptions([option]), option)
+  }
+  checkCriuOptions(['--tcp-established', '--shell-job', '--ext-unix-sk', '--', '-v4', '-o', 'x'])
 })
 
 test('what only looks like one is none', () => {
