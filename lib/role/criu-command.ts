@@ -3,6 +3,7 @@ import { readdirSync, readlinkSync, realpathSync } from 'node:fs'
 import { isAbsolute, normalize, resolve } from 'node:path'
 import { linkOf } from '../kernel/loopback.ts'
 import { commandLine } from '../kernel/process.ts'
+import { leavingOption } from './criu.ts'
 
 export interface CriuCommand {
   pid: number
@@ -41,7 +42,7 @@ export function criuCommand(pid: number): CriuCommand | undefined {
   if (directory === undefined) return undefined
   const has = (option: RegExp): boolean => words.some((word) => option.test(word))
   const splits = has(/^--stre/) && has(/^--page-s/)
-  const leaves = has(/^--leave-|^-[dShVjl]*[Rs]/)
+  const leaves = leavingOption(words) !== undefined
   const before = beforeOf(directory, optionOf(words, PREVIOUS))
   return {
     pid,
@@ -61,12 +62,17 @@ export function restoredFrom(pid: number): string | undefined {
   return words.indexOf('restore') < 1 ? undefined : (optionOf(words, IMAGES) ?? '.')
 }
 
+/** getopt takes any beginning of a long option for it that begins no other: these begin with two dashes and two letters at least. */
+const LEAST_NAME = 4
+
 /** In any spelling that getopt takes; the last one counts. */
 function optionOf(words: readonly string[], [short, long]: readonly [string, string]): string | undefined {
   return words
     .map((word, at) => {
-      if (word === short || word === long) return words[at + 1]
-      if (word.startsWith(`${long}=`)) return word.slice(long.length + 1)
+      const [name = '', ...value] = word.split('=')
+      const isLong = name.length >= LEAST_NAME && long.startsWith(name)
+      if (isLong && value.length > 0) return value.join('=')
+      if (isLong || word === short) return words[at + 1]
       return word.startsWith(short) && !word.startsWith('--') ? word.slice(short.length) : undefined
     })
     .findLast((value) => value !== undefined)

@@ -55,13 +55,15 @@ const refused: Record<string, string> = {
   '--lazy-pages': 'criu --stream cannot serve pages later',
 }
 
-/** Throws `USAGE` for an option that would break the stream. */
-export function checkCriuOptions(options: readonly string[]): void {
+/** Throws `USAGE` for an option that would break the stream; `more`: or what else this command does, and what to do instead. */
+export function checkCriuOptions(options: readonly string[], more: Record<string, string> = {}): void {
   for (const option of options) {
     const name = option.startsWith('--') ? (option.split('=')[0] as string) : option.slice(0, 2)
     // getopt takes any beginning of a long option for it.
     const [, hint] =
-      Object.entries(refused).find(([long]) => long === name || (name.length > 3 && long.startsWith(name))) ?? []
+      Object.entries({ ...refused, ...more }).find(
+        ([long]) => long === name || (name.length > 3 && long.startsWith(name)),
+      ) ?? []
     if (hint !== undefined) throw new Fault('USAGE', `criu option ${name} cannot be used here`, { hint })
   }
 }

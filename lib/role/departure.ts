@@ -84,6 +84,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   whenHeld.catch(() => {})
   const stop = new AbortController()
   const outside = (): void => stop.abort(signal.reason)
+  if (signal.aborted) outside()
   signal.addEventListener('abort', outside)
   const line = options.resumes
     ? manyLinks(id, token, until, connect, timeoutMs)

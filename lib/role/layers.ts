@@ -70,6 +70,7 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
   const { connect, tuning, reserve, timeoutMs, signal } = options
   const stop = new AbortController()
   const outside = (): void => stop.abort(signal.reason)
+  if (signal.aborted) outside()
   signal.addEventListener('abort', outside)
   const over = new Fault('ABORTED', 'over')
   const known = tuning?.dedup && openKnown(tuning.dedup)

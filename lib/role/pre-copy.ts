@@ -71,7 +71,7 @@ interface Layer {
  */
 export async function preCopy(options: PreCopyOptions, target: Target): Promise<void> {
   const { criuOptions, pid } = options
-  checkCriuOptions(criuOptions)
+  checkCriuOptions(criuOptions, ours)
   refuseLeaving(criuOptions, 'pre-copy', 'for a copy use a proxy: criu dump --stream -R')
   if (!isRunning(pid)) throw new Fault('MISSING', `no process ${pid}`, { hint: 'look with: ps -e' })
   const release = lockMarks(pid)
@@ -85,6 +85,9 @@ export async function preCopy(options: PreCopyOptions, target: Target): Promise<
     release()
   }
 }
+
+/** Statistics lie there, by which rounds are weighed. */
+const ours = { '-W': 'the work directory is ours', '--work-dir': 'the work directory is ours' }
 
 /** Each would clear the marks that the other needs, and neither would notice. */
 function copiedAlready(pid: number): Fault {

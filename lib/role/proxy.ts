@@ -110,7 +110,8 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     remote?.close()
     chains.close()
     work.remove()
-    await Promise.all(running)
+    // What ends now may still have something to tell the cache.
+    while (running.size > 0) await Promise.all(running)
     clearGates(work.path)
     rmSync(join(work.path, 'post-dump'), { force: true })
   }

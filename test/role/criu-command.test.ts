@@ -33,6 +33,11 @@ test('action, tree and directory, in every spelling', async () => {
     [['criu', 'pre-dump', '-t7', `-D${path}`, '--page-server'], { action: 'pre-dump', ...here }],
     [['ld.so', '/usr/sbin/criu', 'dump', '--tree=7', `--images-dir=${path}`], { action: 'dump', ...here }],
     [['criu', 'dump', '--tree', '7'], { action: 'dump', ...here }],
+    [['criu', 'dump', '--tre', '7', '--images', path], { action: 'dump', ...here }],
+    [
+      ['criu', 'dump', '--tree=7', `--im=${path}`, '--track-mem', 'x', '--inherit-fd', '3'],
+      { action: 'dump', ...here },
+    ],
     [['criu', 'dump', '-t', '1', '-t', '7', '--images-dir', join(path, '..'), '-D', path], { action: 'dump', ...here }],
     [['criu', 'dump', '-t', '7', '-D', '../it-went-there'], { action: 'dump', ...here }],
     [['criu', '-D', 'pre-dump', 'dump', '-t', '7'], { action: 'dump', ...here }],

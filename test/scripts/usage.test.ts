@@ -70,6 +70,7 @@ const misuse: [line: string, message: RegExp][] = [
   ['pre-copy --port 9997 -t 1 --downtime-goal 0.2', /--downtime-goal wants a number from 0 to 60000/],
   ['pre-copy --port 9997 -t 1 -- -R', /criu option -R and pre-copy do not go together/],
   ['pre-copy --port 9997 -t 1 -- --stream', /criu option --stream cannot be used here/],
+  ['pre-copy --port 9997 -t 1 -- -W /tmp', /criu option -W cannot be used here/],
   ['pre-copy --port 9997 -t 1 --address 192.0.2.1', /plain TCP to or from 192.0.2.1/],
   ['proxy -D x', /--port is missing/],
   ['proxy --port 9997', /--dir is missing/],
