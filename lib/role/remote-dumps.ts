@@ -11,7 +11,6 @@ import { type ImageName, INVENTORY, printable, type SnapshotId } from '../format
 import type { Fd } from '../kernel/fd.ts'
 import { endOf, isDying, memoryOfTree, openProcess, type Process, parentOf, startTime } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
-import { acceptNow, acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import type { Approach } from './approach.ts'
 import type { Chains, Taken } from './chains.ts'
@@ -20,12 +19,11 @@ import type { Cargo, RoundCargo } from './delivery.ts'
 import { closedGate } from './gate.ts'
 import { type Chain, nextLayer } from './layers.ts'
 import type { PageServer } from './page-server.ts'
-import { asFault } from './refusal.ts'
-import { DUMP_SOCKET, encodeIds, MOST_CLIENTS, odd, readFirstWord, readIds } from './remote.ts'
+import { DUMP_SOCKET, encodeIds, odd, readFirstWord, readIds } from './remote.ts'
+import { openClients } from './remote-clients.ts'
 import { type RemoteImages, remoteImages, roundOf, unfinished } from './remote-images.ts'
 import { give, type Reading, type Round, withRound } from './remote-reads.ts'
 import { defer } from './wait.ts'
-import { openWorkDir } from './workdir.ts'
 
 export interface RemoteDumpsOptions {
   /** Where the socket is, and our action script. */
@@ -64,16 +62,11 @@ const REMOTE = 'criu --remote'
 /** Offers the socket. Throws `EXISTS` or `IO`. */
 export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
   const { directory, chains, report } = options
-  const { listener, remove } = openWorkDir(directory, DUMP_SOCKET)
   const dumps = new Map<number, Dump>()
   const roundsOf = new WeakMap<Chain, Round[]>()
   /** First words are heard in the order in which one process says them. */
   const turns = new Map<number, Promise<void>>()
-  let clients = 0
-  let open = true
-
-  const failed = (what: string, error: unknown): void =>
-    void (open && report({ event: 'failed', what, fault: asFault(error) }))
+  const clients = openClients(directory, DUMP_SOCKET, report, inTurn)
 
   function dumpOf(pid: number, snapshot?: string): Dump | undefined {
     for (let at = pid; at > 0; at = parentOf(at) ?? 0) {
@@ -105,7 +98,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     const isRound = command?.action === 'pre-dump'
     const whenFree = Promise.all(earlier.map((dump) => dump.settled))
     const forwarded = whenFree.then(() => {
-      if (!open) throw stopped()
+      if (!clients.areHeard) throw stopped()
       return (isRound ? forwardRound : forwardDump)(dump, rounds.resolve)
     })
     const dump: Dump = {
@@ -149,7 +142,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
 
   /** Everything that this process has said was heard. */
   async function heard(pid: number): Promise<void> {
-    for (let next = acceptNow(listener); next !== undefined; next = acceptNow(listener)) take(next)
+    clients.takeAll()
     await turns.get(pid)
   }
 
@@ -207,7 +200,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     const id = taken?.chain.id ?? options.newId()
     let sent = false
     try {
-      if (!open) throw stopped()
+      if (!clients.areHeard) throw stopped()
       sent = await options.sendDump(criu, { id, command, snapshots, layer, chain: taken?.chain })
     } finally {
       gate.remove()
@@ -235,36 +228,29 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
       } else {
         ours = false
         // Whoever waits for the round before to be safe holds up no other word.
-        void give(socket, request, dumpOf(pid)).catch((error: unknown) => failed('a read of criu --remote', error))
+        void give(socket, request, dumpOf(pid)).catch((error: unknown) =>
+          clients.failed('a read of criu --remote', error),
+        )
       }
     } finally {
       if (ours) closeFd(socket)
     }
   }
 
-  function take(socket: Fd): void {
-    if (clients >= MOST_CLIENTS) return void closeFd(socket)
-    clients++
-    const pid = peerPid(socket)
-    const turn = (turns.get(pid) ?? Promise.resolve())
-      .then(() => hear(socket, pid))
-      .catch((error: unknown) => failed('a client of criu --remote', error))
+  function inTurn(socket: Fd, pid: number): Promise<void> {
+    const heard = (turns.get(pid) ?? Promise.resolve()).then(() => hear(socket, pid))
+    const turn = heard
+      .catch(() => {})
       .finally(() => {
-        clients--
         if (turns.get(pid) === turn) turns.delete(pid)
       })
     turns.set(pid, turn)
+    return heard
   }
-
-  async function listen(): Promise<never> {
-    for (;;) take(await acceptUnix(listener))
-  }
-  listen().catch((error: unknown) => failed(DUMP_SOCKET, error))
 
   return {
     close() {
-      open = false
-      remove()
+      clients.close()
       for (const dump of dumps.values()) {
         // Nobody else waits for the first one.
         if (dump.images.names.size === 0) dump.images.destroy(stopped())

@@ -16,28 +16,16 @@ import type { Fd } from '../kernel/fd.ts'
 import { endOf, openProcess, parentOf } from '../kernel/process.ts'
 import { closeFd, hungUp } from '../kernel/readiness.ts'
 import { writeAll } from '../kernel/transfer.ts'
-import { acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Sealed } from '../store/shelf.ts'
 import type { Failure, Images } from '../store/waiters.ts'
 import type { House } from './cache.ts'
 import { restoredFrom } from './criu-command.ts'
 import { closedGate, type Gate } from './gate.ts'
-import { asFault } from './refusal.ts'
-import {
-  encodeIds,
-  giveImage,
-  idsOf,
-  MOST_CLIENTS,
-  odd,
-  RESTORE_SOCKET,
-  type Reader,
-  readFirstWord,
-  reply,
-} from './remote.ts'
+import { encodeIds, giveImage, idsOf, odd, RESTORE_SOCKET, type Reader, readFirstWord, reply } from './remote.ts'
+import { openClients } from './remote-clients.ts'
 import type { Served } from './serve.ts'
 import { runsScript } from './strangers.ts'
 import { defer } from './wait.ts'
-import { openWorkDir } from './workdir.ts'
 
 export interface RemoteRestores {
   close(): void
@@ -64,13 +52,8 @@ const EIO = 5
 /** Offers the socket. `script`: our action script. Throws `EXISTS` or `IO`. */
 export function openRemoteRestores(script: string, { shelf, arrivals, options }: House): RemoteRestores {
   const { directory, id, timeoutMs, report } = options
-  const { listener, remove } = openWorkDir(directory, RESTORE_SOCKET)
   const restores = new Set<Restore>()
-  let clients = 0
-  let open = true
-
-  const failed = (what: string, error: unknown): void =>
-    void (open && report({ event: 'failed', what, fault: asFault(error) }))
+  const clients = openClients(directory, RESTORE_SOCKET, report, hear)
 
   function restoreOf(pid: number, snapshot?: string): Restore | undefined {
     const all = [...restores].reverse()
@@ -78,7 +61,10 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
       const found = all.find((restore) => restore.pid === at)
       if (found !== undefined) return found
     }
-    return snapshot === undefined ? undefined : all.find((restore) => restore.snapshot === snapshot)
+    if (snapshot !== undefined) return all.find((restore) => restore.snapshot === snapshot)
+    // Of a pid namespace that is hidden from us: whose word it is can only be guessed, where there is one.
+    const hidden = all.filter((restore) => restore.pid === 0)
+    return pid === 0 && hidden.length === 1 ? hidden[0] : undefined
   }
 
   /** `socket`: of its first question. */
@@ -98,7 +84,7 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
     void follow(restore, socket, found.resolve, over.promise)
       .catch((error: unknown) => {
         found.reject(error)
-        failed(`a restore of ${printable(restore.snapshot ?? 'criu --remote')}`, error)
+        clients.failed(`a restore of ${printable(restore.snapshot ?? 'criu --remote')}`, error)
       })
       .finally(() => restores.delete(restore))
     return restore
@@ -154,8 +140,7 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
     return shelf.find(id, timeoutMs, waiting, { early, fits, lost }).finally(gone.forget)
   }
 
-  async function hear(socket: Fd): Promise<void> {
-    const pid = peerPid(socket)
+  async function hear(socket: Fd, pid: number, answered: () => void): Promise<void> {
     let ours = true
     try {
       const request = await readFirstWord(socket)
@@ -171,7 +156,7 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
       restore ??= begin(pid, snapshot, socket)
       restore.listed ||= request.kind === 'pull'
       ours = false
-      const giving = give(socket, request, restore).finally(() => restore.giving.delete(giving))
+      const giving = give(socket, request, restore, answered).finally(() => restore.giving.delete(giving))
       restore.giving.add(giving)
       await giving
     } finally {
@@ -179,23 +164,9 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
     }
   }
 
-  function take(socket: Fd): void {
-    if (clients >= MOST_CLIENTS) return void closeFd(socket)
-    clients++
-    hear(socket)
-      .catch((error: unknown) => failed('a client of criu --remote', error))
-      .finally(() => clients--)
-  }
-
-  async function listen(): Promise<never> {
-    for (;;) take(await acceptUnix(listener))
-  }
-  listen().catch((error: unknown) => failed(RESTORE_SOCKET, error))
-
   return {
     close() {
-      open = false
-      remove()
+      clients.close()
       for (const restore of restores) restore.over()
     },
   }
@@ -206,6 +177,7 @@ async function give(
   socket: Fd,
   request: Extract<RemoteRequest, { kind: 'read' | 'pull' }>,
   restore: Restore,
+  answered: () => void,
 ): Promise<void> {
   const { reader, served } = restore
   let ours = true
@@ -218,6 +190,7 @@ async function give(
     }
     const image = request.snapshot === restore.snapshot ? sealed.images.get(request.name) : undefined
     await reply(socket, image === undefined ? ENOENT : 0)
+    answered()
     if (image === undefined) return
     ours = false
     await giveImage(socket, image, reader, served)

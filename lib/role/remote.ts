@@ -37,8 +37,6 @@ export const RESTORE_SOCKET = 'img-cache.sock'
 /** The image with the ids of a dump and of the rounds before it, the oldest first, as messages. */
 export const IDS = imageName('snapshot-ids')
 
-/** Connections at a time that have not said yet what they are for, or wait: criu has one an image. */
-export const MOST_CLIENTS = 1024
 /** A client that has connected has something to say. */
 export const FIRST_WORD_MS = 10_000
 /** Dumps that one list can name. */

@@ -98,7 +98,7 @@ for (const { criu, directories } of chains()) {
     }))
 }
 
-test('a stream that ends in the middle of an image is not complete', () =>
+test('TCP EOF inside a body is no complete image (3.3)', () =>
   hearing(async ({ port, cache }) => {
     const proxy = await originalProxy(port)
     proxy.push(snapshot)
@@ -127,7 +127,7 @@ test('a stream without inventory.img is no dump, and neither is one that ends wi
     assert.not.match(cache.stderr(), /sealed/)
   }))
 
-test('an entry that is wrong ends its connection, and no restore waits for it for ever', () =>
+test('a header error ends its connection, and parked restores do not hang (3.3)', () =>
   hearing(
     async ({ port, cache, image }) => {
       const parked = image('inventory.img').catch(() => 'closed')

@@ -8,6 +8,8 @@ import { gunzipSync } from 'node:zlib'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { pageFlag } from '../../lib/format/pagemap.ts'
+import { encodeLocalImage, openMode } from '../../lib/format/remote.ts'
+import type { Fd } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
 import { connectUnix } from '../../lib/kernel/unix.ts'
@@ -18,7 +20,7 @@ import { daemons } from '../support/daemons.ts'
 import { dumpAll } from '../support/fake-criu.ts'
 import { type FakeRemote, type Form, fakeRemote } from '../support/fake-remote-criu.ts'
 import { type Brief, type Images, imagesIn, inventory, part, putInto } from '../support/rounds.ts'
-import { fixtures, type Ran, type Running, root, run } from '../support/run.ts'
+import { eventually, fixtures, type Ran, type Running, root, run, start } from '../support/run.ts'
 import { asServed } from '../support/served.ts'
 import { pattern } from '../support/talk.ts'
 
@@ -253,7 +255,7 @@ test('a restore that is started before the dump waits, and finds its id in the l
   }
 })
 
-test('a dump that failed and says FINISH is not sealed, and whoever waits for it is refused', async () => {
+test('a failed dump looks the same as a good one: not sealed, and whoever waits for it is refused (2.2)', async () => {
   const own = await daemons()
   try {
     const back = fakeRemote(join(own.target, RESTORE_SOCKET), '/tmp/bad')
@@ -315,7 +317,7 @@ test('a restore that waits is not refused for a round, a chain or a dump that is
   }
 })
 
-test('FINISH does not overtake an image that is still being written (3.3)', async () => {
+test('FINISH race: it does not overtake an image that is still being written (3.3)', async () => {
   const snapshot = fresh()
   const from = dumper(snapshot)
   await from.push()
@@ -330,7 +332,7 @@ test('FINISH does not overtake an image that is still being written (3.3)', asyn
   await expectImages(restorer(snapshot), { 'pages-1.img': real['pages-1.img'] as Buffer })
 })
 
-test('images of no bytes are there, and those of whole pages end where they end (3.3)', async () => {
+test('zero-size images are there, and those of a size that is a multiple of 4096 end where they end (3.3)', async () => {
   const images: Images = {
     'pages-1.img': Buffer.alloc(0),
     'pages-2.img': pattern(4096),
@@ -346,7 +348,7 @@ test('images of no bytes are there, and those of whole pages end where they end 
   }
 })
 
-test('an image that is written twice is the second one, and an append adds to it (3.3)', async () => {
+test('re-writing an image replaces it: it is the second one, and an append adds to it (3.3)', async () => {
   const snapshot = fresh()
   const done = sealed()
   const from = dumper(snapshot)
@@ -385,7 +387,7 @@ test('large images go on as they come, several at a time, and one of them is not
   await refused
 })
 
-test('a criu that is killed leaves no snapshot, though its pipes end like good ones (3.3)', async () => {
+test('pipe EOF after a dump crash is no complete image: a criu that is killed leaves no snapshot (3.3)', async () => {
   const task = tree()
   try {
     const failed = next(here.proxy, /snapshot .* failed: criu ended before its images were complete/)
@@ -489,7 +491,7 @@ test('a write into the dump before, as --auto-dedup does it, is refused and chan
   }
 })
 
-test('clients that say nothing, leave at once or talk nonsense disturb nobody (3.3)', async () => {
+test('a client that connects and closes, says nothing or talks nonsense: no uninitialised header, and no daemon that waits (3.3)', async () => {
   const [silent, gone, odd] = [1, 2, 3].map(() => connectUnix(join(here.target, RESTORE_SOCKET))) as [
     never,
     never,
@@ -497,12 +499,106 @@ test('clients that say nothing, leave at once or talk nonsense disturb nobody (3
   ]
   closeFd(gone)
   await writeAll(odd, Buffer.alloc(16, 0xff))
+  // At the proxy the words of one process are heard in their order.
+  const path = JSON.stringify(join(here.source, DUMP_SOCKET))
+  const others = `const n = require('net'); n.connect(${path}); n.connect(${path}).destroy(); n.connect(${path}).write('nonsense'); console.log()`
+  const child = spawn(process.execPath, ['-e', others], { stdio: ['ignore', 'pipe', 'ignore'] })
+  try {
+    await once(child.stdout, 'data')
+    const snapshot = fresh()
+    const done = sealed()
+    await dumpOf(dumper(snapshot), { 'a.img': pattern(100) })
+    await done
+    await expectImages(restorer(snapshot), { 'a.img': pattern(100) })
+  } finally {
+    child.kill('SIGKILL')
+    for (const socket of [silent, odd]) closeFd(socket)
+  }
+})
+
+/** As a criu does, which waits where others wait before it. */
+function reached(path: string): Promise<Fd> {
+  return eventually(() => {
+    try {
+      return connectUnix(path)
+    } catch (error) {
+      if (String(error).includes('EWOULDBLOCK')) return undefined
+      throw error
+    }
+  }, `a connection to ${path}`)
+}
+
+test('a client that is gone before its reply: nothing of it is used any more (use after free, 3.3)', async () => {
   const snapshot = fresh()
   const done = sealed()
-  await dumpOf(dumper(snapshot), { 'a.img': pattern(100) })
+  await dumpOf(dumper(snapshot), { 'a.img': pattern(100_000) })
   await done
-  await expectImages(restorer(snapshot), { 'a.img': pattern(100) })
-  for (const socket of [silent, odd]) closeFd(socket)
+  const asked = { name: 'a.img', snapshot, mode: openMode.read }
+  for (let time = 0; time < 20; time++) {
+    const socket = await reached(join(here.target, RESTORE_SOCKET))
+    await writeAll(socket, encodeLocalImage(asked))
+    closeFd(socket)
+  }
+  await expectImages(restorer(snapshot), { 'a.img': pattern(100_000) })
+})
+
+test('a push and then at once a pull: the list has it, and is never missing meanwhile (race, 3.3)', async () => {
+  for (let time = 0; time < 10; time++) {
+    const criu = dumper(fresh())
+    const pushed = criu.push()
+    assert.is((await within(criu.pull()))?.at(-1), criu.snapshot)
+    await pushed
+  }
+})
+
+test('so many that wait are turned away by name, and when they have gone others are heard', async () => {
+  const own = await daemons()
+  const path = join(own.target, RESTORE_SOCKET)
+  const waiting: Fd[] = []
+  try {
+    while (waiting.length < 1025) waiting.push(await reached(path))
+    await within(own.cache.says(/a client of criu --remote failed: 1024 wait at img-cache.sock already/))
+    for (const socket of waiting.splice(0)) closeFd(socket)
+    await dumpOf(fakeRemote(join(own.source, DUMP_SOCKET), '/tmp/after'), { 'a.img': pattern(100) })
+    await within(own.cache.says(/sealed/))
+    await expectImages(fakeRemote(path, '/tmp/after'), { 'a.img': pattern(100) })
+  } finally {
+    for (const socket of waiting) closeFd(socket)
+    await own.stop()
+  }
+})
+
+test('a restore from a pid namespace that the cache cannot see ends with its FINISH', async () => {
+  const target = join(here.folder, `hidden-${++count}`)
+  const cache = start('unshare', [
+    '--pid',
+    '--fork',
+    '--mount-proc',
+    '--kill-child',
+    'cache',
+    '--port',
+    '0',
+    '-D',
+    target,
+  ])
+  try {
+    const [, port = ''] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
+    const proxy = start('proxy', ['--port', port, '-D', `${target}-source`])
+    try {
+      await proxy.says(/streamer-capture/)
+      await dumpOf(fakeRemote(join(`${target}-source`, DUMP_SOCKET), '/tmp/hidden'), { 'a.img': pattern(100) })
+      await within(cache.says(/sealed/))
+      const back = fakeRemote(join(target, RESTORE_SOCKET), '/tmp/hidden')
+      await expectImages(back, { 'a.img': pattern(100) })
+      await within(back.finish('restore'))
+      await within(cache.says(/served: 1 images/))
+    } finally {
+      await proxy.stop()
+    }
+  } finally {
+    cache.child.kill('SIGKILL')
+    await cache.ended
+  }
 })
 
 test('a dump by --stream is restored by --remote, whatever its -D, and the other way round', async () => {
