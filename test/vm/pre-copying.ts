@@ -53,18 +53,30 @@ function preCopy({ folder, load }: Stage, criu: string, port: string): Running {
   return start('pre-copy', ['-v', '-t', String(load.pid), '--port', port, ...place], { cwd: folder })
 }
 
-/** By pre-copy, to a cache that restores with the CRIU of `target`. */
-async function byCommand(criu: string, load: Load, target: string): Promise<string> {
+/** The same way at once: a copy of all of it to the cache, held until that has sealed it. */
+async function sentWhole(stage: Stage, port: string): Promise<string> {
+  const proxy = await stage.proxy(port)
+  const directory = join(stage.folder, 'whole')
+  mkdirSync(directory)
+  await ended(stage.dump('-R', '-W', directory), proxy)
+  await proxy.says(/the source runs on/)
+  await proxy.stop()
+  return `, and to the cache for ${frozenMs(directory).toFixed(0)} ms`
+}
+
+/** By pre-copy, to a cache that restores with the CRIU of `target`. `compared`: with a dump of all by the same way, too. */
+async function byCommand(criu: string, load: Load, target: string, compared = false): Promise<string> {
   let figures = ''
   await staged(criu, load, async (stage) => {
     const { cache, port } = await stage.cache('--restore', '--criu', target)
     const whole = await fullDump(criu, stage.load.pid, stage.folder)
+    const sent = compared ? await sentWhole(stage, port) : ''
     const stderr = await ended(preCopy(stage, criu, port), cache)
     await restored(cache)
     await stage.arrived()
     const [one = { rounds: [], last: 0 }] = moved(stderr)
     const [, frozen = ''] = /frozen for ([\d.]+) s/.exec(stderr) ?? []
-    figures = `${shrunk(one)}; frozen for ${(1000 * Number(frozen)).toFixed(0)} ms, a whole dump to tmpfs for ${whole.frozen.toFixed(0)} ms`
+    figures = `${shrunk(one)}; frozen for ${(1000 * Number(frozen)).toFixed(0)} ms, a whole dump to tmpfs for ${whole.frozen.toFixed(0)} ms${sent}`
   })
   return figures
 }
@@ -72,7 +84,7 @@ async function byCommand(criu: string, load: Load, target: string): Promise<stri
 const command: Scenario = {
   releases: ['trixie'],
   name: `pre-copy: three rounds of a process of 256 MiB of which ${PERCENT} % change, and the hand-over`,
-  play: (criu) => byCommand(criu, dirtyingLoad(256, PERCENT), criu),
+  play: (criu) => byCommand(criu, dirtyingLoad(256, PERCENT), criu, true),
 }
 
 /** Its own images an older CRIU would not restore: nr_pages is in another field. */
