@@ -79,6 +79,8 @@ export interface House {
   options: CacheOptions
   /** Snapshots on their way whose sender may come back over another link. */
   lines: Map<SnapshotId, Line>
+  /** Rounds on their way: their tasks run, and who sends them may have fallen silent. */
+  rounds: Map<SnapshotId, { link: Link; over: Promise<void> }>
   /** Connections that wait for those that they belong to. */
   groups: Groups
 }
@@ -108,7 +110,14 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const arrivals = openArrivals(shelf, { ...options, directory: work.path })
   const patienceMs = FIRST_FRAME_MS
   const groups = openGroups(patienceMs, (link, count) => admit(link, { patienceMs, joined: true }, count))
-  const house: House = { shelf, arrivals, options: { ...options, directory: work.path }, lines: new Map(), groups }
+  const house: House = {
+    shelf,
+    arrivals,
+    options: { ...options, directory: work.path },
+    lines: new Map(),
+    rounds: new Map(),
+    groups,
+  }
   const links = new Map<Link, number>()
   const open = (): number => [...links.values()].reduce((sum, connections) => sum + connections, 0)
   const server = net.createServer({

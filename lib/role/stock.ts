@@ -60,11 +60,18 @@ function hasTasks(state: TargetState): boolean {
 }
 
 /**
- * Drops a snapshot or an unfinished chain. One that is read is gone for all others at once, its memory with its last reader. Throws
+ * Drops a snapshot or an unfinished chain, also one whose next round is on its way. One that is read is gone for all others at once, its memory with its last reader. Throws
  * `MISSING`, and `REFUSED` for one whose process may be lost with it.
  */
-export function removeHolding(id: SnapshotId, house: House): void {
+export async function removeHolding(id: SnapshotId, house: House): Promise<void> {
   const found = holding(id, house)
+  const round = house.rounds.get(id)
+  if (round !== undefined && !found.pinned) {
+    round.link.destroy(new Fault('REFUSED', 'it was removed by hand'))
+    await round.over
+    // It may have been complete already.
+    return void house.shelf.removeChain(id)
+  }
   const reason = refusalFor(found, house.options.directory)
   if (reason !== undefined) throw new Fault('REFUSED', reason)
   if (found.state === 'chain') house.shelf.removeChain(id)

@@ -20,6 +20,7 @@ import type { TargetState } from './handover.ts'
 import { asFault, refusalOf } from './refusal.ts'
 import { rehearse } from './rehearsal.ts'
 import { holding, holdings, pinHolding, removeHolding } from './stock.ts'
+import { defer } from './wait.ts'
 
 /** One conversation. */
 export interface Talk {
@@ -70,7 +71,7 @@ export async function answer(
       await obey(frame, writer, house.arrivals)
     } else if (frame.type === 'list' || frame.type === 'remove' || frame.type === 'pin') {
       if (!trusted) throw new Fault('REFUSED', `a ${frame.type} frame is for the cache's own host`)
-      await writer.send(stockAnswer(frame, house))
+      await writer.send(await stockAnswer(frame, house))
     } else if (frame.type === 'resume') {
       what = `snapshot ${frame.id}`
       const broken = house.lines.get(frame.id)
@@ -88,9 +89,9 @@ export async function answer(
   }
 }
 
-function stockAnswer(frame: Extract<Frame, { type: 'list' | 'remove' | 'pin' }>, house: House): Frame {
+async function stockAnswer(frame: Extract<Frame, { type: 'list' | 'remove' | 'pin' }>, house: House): Promise<Frame> {
   if (frame.type === 'remove') {
-    removeHolding(frame.id, house)
+    await removeHolding(frame.id, house)
     return { type: 'fate', fate: 'dropped' }
   }
   if (frame.type === 'pin') {
@@ -127,12 +128,13 @@ async function linger(link: Link, say = async (): Promise<void> => {}): Promise<
 
 async function take(
   { id, reader, writer, line, link }: Talk & { id: SnapshotId },
-  { shelf, arrivals, options, lines }: House,
+  { shelf, arrivals, options, lines, rounds }: House,
 ): Promise<void> {
   const { report } = options
   const begun = performance.now()
   arrivals.refuseIfOpen(id)
   const arriving = shelf.receive(id)
+  const over = defer<void>()
   let round: number | undefined
   let until: Until | undefined
   let shown: Buffer | undefined
@@ -155,7 +157,10 @@ async function take(
       },
       onLayer(layer) {
         arriving.join(layer)
-        if (!layer.last) round = layer.under + 1
+        if (!layer.last) {
+          round = layer.under + 1
+          rounds.set(id, { link, over: over.promise })
+        }
         if (shown !== undefined) lines.set(id, line)
       },
     })
@@ -176,6 +181,8 @@ async function take(
     })
   } finally {
     arriving.drop()
+    if (rounds.get(id)?.link === link) rounds.delete(id)
+    over.resolve()
   }
   const arrival = arrivals.get(id)
   if (arrival === undefined || until === undefined) return writer.send({ type: 'sealed', digest })

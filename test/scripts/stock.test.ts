@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { snapshotId } from '../../lib/format/names.ts'
+import { imageName, snapshotId } from '../../lib/format/names.ts'
 import { PAGE_BYTES, pageFlag, readPagemap } from '../../lib/format/pagemap.ts'
 import { encodePreamble } from '../../lib/format/preamble.ts'
 import type { Holding } from '../../lib/format/stock.ts'
@@ -169,6 +169,20 @@ test('a list, and what is dropped by hand: a snapshot, a chain; not what arrives
       [refused.code, refused.stderr],
       [1, 'cache: error: snapshot late still arrives: its source can end that\n'],
     )
+    const round = net.connect(Number(port), '127.0.0.1')
+    const frames: Frame[] = [
+      { type: 'snapshot', id: snapshotId('silent') },
+      { type: 'layer', under: 0, last: false, token },
+      { type: 'image', channel: 1, name: imageName('pages-1.img') },
+    ]
+    round.write(Buffer.concat([encodePreamble(), ...frames.map((frame) => encodeFrame(frame))]))
+    round.on('error', () => {})
+    while ((await held()).length < 4);
+    const silent = await ask('--rm', 'silent')
+    assert.equal([silent.code, silent.stderr], [0, ''], 'the tasks of a round run')
+    assert.is((await held()).length, 3)
+    round.destroy()
+
     const unknown = await ask('--rm', 'nobody')
     assert.equal([unknown.code, unknown.stderr], [1, 'cache: error: no snapshot nobody is here\n'])
     for (const id of ['web-1', 'job']) {
