@@ -14,7 +14,8 @@ import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { decodeDumpStats } from '../format/stats.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { isRunning } from '../kernel/process.ts'
-import { acceptSpeaker, acceptUnix } from '../kernel/unix.ts'
+import { closeFd } from '../kernel/readiness.ts'
+import { acceptSpeaker, acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { chainOf, chainSource } from '../store/chain.ts'
 import { directorySource } from '../store/directory.ts'
@@ -26,6 +27,7 @@ import type { Tuning } from '../stream/tuning.ts'
 import { type Approach, approach } from './approach.ts'
 import { CAPTURE_SOCKET, capture } from './capture.ts'
 import { type CriuRun, checkCriuOptions, startCriu } from './criu.ts'
+import { criuCommand } from './criu-command.ts'
 import { closedGate, writeScript } from './gate.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 import { aborted } from './wait.ts'
@@ -145,16 +147,26 @@ function openedBeside(secret: { remove: () => void }, directory: string | undefi
   }
 }
 
-/** Waits in `directory` for a `criu dump --stream` that somebody else starts. Throws `LINK`, `FAILED_DUMP`, `IO`. */
+/** Waits in `directory` for a `criu dump --stream` that somebody else starts. Throws `LINK`, `FAILED_DUMP`, `IO`, and `REFUSED` for an incremental one. */
 export async function dumpFromListener(link: Link, options: DumpOptions): Promise<void> {
   const work = openWorkDir(options.directory, CAPTURE_SOCKET)
   try {
     options.report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     const socket = await Promise.race([acceptSpeaker(work.listener), aborted(options.signal)])
+    refuseIncremental(socket)
     await send(capture(socket), link, options)
   } finally {
     work.remove()
   }
+}
+
+/** CRIU 4.3 sends only what changed since another dump by --stream, too; nobody on our way would notice before its tasks are gone. */
+function refuseIncremental(socket: Fd): void {
+  if (criuCommand(peerPid(socket))?.before === undefined) return
+  closeFd(socket)
+  throw new Fault('REFUSED', 'criu dumps with --prev-images-dir: pages of the dump before would be missing', {
+    hint: 'dump without it; for rounds before a dump: pre-copy, or proxy --page-server-port',
+  })
 }
 
 /** Streams the images of an existing directory, an incremental dump flattened. Throws `MISSING`, `FAILED_DUMP`, `LINK`, `IO`. */

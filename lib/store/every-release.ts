@@ -4,13 +4,10 @@ import { encodePagemap, PAGEMAP_STEP, readPagemap } from '../format/pagemap.ts'
 import { inTurns } from './in-turns.ts'
 import { type Piece, stepsOf } from './stored-image.ts'
 
-/** Others wait for no longer than about this. */
-const LONGEST_TURN_MS = 10
-
 /** The pagemap image in these pieces with both counts in each entry; undefined for one that is not understood, which is good as it is for who does. */
 export async function forEveryRelease(pieces: Iterable<Piece>): Promise<Iterable<Uint8Array> | undefined> {
   try {
-    await inTurns(readThrough(pieces), LONGEST_TURN_MS)
+    await inTurns(readThrough(pieces))
   } catch (error) {
     if (error instanceof Fault) return undefined
     throw error

@@ -8,8 +8,7 @@
  */
 import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
-import { decodeInventory } from '../format/inventory.ts'
-import { type ImageName, INVENTORY } from '../format/names.ts'
+import type { ImageName } from '../format/names.ts'
 import { encodePagemap, PAGE_BYTES, PAGEMAP_STEP, readPagemap } from '../format/pagemap.ts'
 import { closeRuns, entriesOf, overlay, type Range, type Runs, rangesOf, runsOf } from '../format/runs.ts'
 import { pagemapPattern } from './chain.ts'
@@ -19,6 +18,7 @@ import type { MemorySnapshot, MemoryWriter, Place, Places, StoredImage } from '.
 import { writeInto } from './piece-writer.ts'
 import { EXTENT } from './pool.ts'
 import { stepsOf } from './stored-image.ts'
+import { inventoryIn } from './whole.ts'
 
 export interface FlatMemory {
   /** Takes an image of the part that comes. */
@@ -41,10 +41,7 @@ interface Flat {
   runs: Runs
 }
 
-/** CRIU's has some hundred. It is read in one go. */
-const LARGEST_INVENTORY = 2 ** 16
-/** Others wait for no longer than about this, and for less where nobody waits for us. */
-const LONGEST_TURN_MS = 10
+/** Others wait for less where nobody waits for us. */
 const LONGEST_ASIDE_MS = 1
 
 /** Of a snapshot in which the images of one part after the other arrive. */
@@ -85,7 +82,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
 
   function note(image: StoredImage): void {
     if (!pagemapPattern.test(image.name)) return
-    looking = looking.then(() => inTurns(look(image, true), LONGEST_TURN_MS))
+    looking = looking.then(() => inTurns(look(image, true)))
     looking.catch(() => {})
   }
 
@@ -108,12 +105,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
   }
 
   function check(last: boolean): void {
-    const inventory = image(INVENTORY)
-    if (inventory === undefined) return
-    if (inventory.size > LARGEST_INVENTORY) {
-      throw new Fault('LIMIT', `${INVENTORY} of ${inventory.size} bytes, at most ${LARGEST_INVENTORY} are allowed`)
-    }
-    const { preDump } = decodeInventory(Buffer.concat([...stepsOf(inventory.pieces, LARGEST_INVENTORY)]))
+    const preDump = inventoryIn(sink.images)?.preDump === true
     if (last && preDump) throw new Fault('FAILED_DUMP', 'a pre-dump has pages and no process: it cannot end a chain')
   }
 
@@ -172,17 +164,17 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
     async round() {
       check(false)
       await looking
-      await inTurns(fold(), LONGEST_TURN_MS)
-      await inTurns(rehearseLast(), LONGEST_TURN_MS)
+      await inTurns(fold())
+      await inTurns(rehearseLast())
       const pages = new Set(filled)
       read.push(...[...sink.images.values()].filter((image) => !pages.has(image)))
-      await inTurns(giveBack(), LONGEST_TURN_MS)
+      await inTurns(giveBack())
       sink.reopen()
     },
     async last() {
       check(true)
       await looking
-      await inTurns(flattened(), LONGEST_TURN_MS)
+      await inTurns(flattened())
     },
     *places() {
       for (const { runs } of below.values()) yield* placesOf(runs)

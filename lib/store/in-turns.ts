@@ -1,7 +1,9 @@
 import { setImmediate as turn } from 'node:timers/promises'
 
+const LONGEST_TURN_MS = 10
+
 /** Does the work of a generator, and lets others have their turn after about `longestMs`, wherever it yields. */
-export async function inTurns<Result>(work: Generator<unknown, Result>, longestMs: number): Promise<Result> {
+export async function inTurns<Result>(work: Generator<unknown, Result>, longestMs = LONGEST_TURN_MS): Promise<Result> {
   for (let since = performance.now(); ; ) {
     const step = work.next()
     if (step.done === true) return step.value

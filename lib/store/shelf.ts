@@ -7,6 +7,7 @@
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { Layer } from '../format/wire.ts'
+import { inTurns } from './in-turns.ts'
 import { type Lying, openLeaving, remains, spent } from './leaving.ts'
 import {
   type MemorySnapshot,
@@ -20,6 +21,7 @@ import { type Offer, openOffers } from './offer.ts'
 import type { Pool } from './pool.ts'
 import { type Growing, openRounds, unfinished } from './rounds.ts'
 import { type Images, openWaiters, type Wants, type Wish } from './waiters.ts'
+import { checkWhole } from './whole.ts'
 
 export interface Sealed {
   readonly id: SnapshotId
@@ -208,8 +210,9 @@ export function openShelf(
         join,
         async complete() {
           owned().complete()
-          if (layer?.last === false) await chain?.flat.round()
-          else await chain?.flat.last()
+          if (chain === undefined) await inTurns(checkWhole(owned().images))
+          else if (layer?.last === false) await chain.flat.round()
+          else await chain.flat.last()
         },
         seal(undecided = false) {
           const sink = owned()

@@ -169,6 +169,20 @@ test('--listen on both sides: a dump and a restore that somebody else starts', a
   assert.equal(readdirSync(work), [])
 })
 
+test('--listen: a criu that sends only what changed is refused before it has sent anything', async ({ folder }) => {
+  const work = join(folder, 'work')
+  const dumping = start('dump-to-stdout', ['-v', '--listen', '-D', work])
+  await dumping.says(/listening/)
+  const connects =
+    'use IO::Socket::UNIX; $s = IO::Socket::UNIX->new(shift); syswrite $s, "\\r\\0\\0\\0"; sysread $s, $x, 1'
+  const words = ['dump', '--stream', '-t', '7', '-D', work, '--track-mem', '--prev-images-dir', folder]
+  await run('perl', ['-e', connects, join(work, 'streamer-capture.sock'), ...words])
+  const { code, stdout, stderr } = await dumping.ended
+  assert.equal([code, stdout.length], [1, 0])
+  assert.match(stderr, /error: criu dumps with --prev-images-dir: pages of the dump before would be missing\n.*hint: /)
+  assert.equal(readdirSync(work), [])
+})
+
 test('a dump that fails half way: the receiver learns it and writes nothing', async ({ folder }) => {
   const work = join(folder, 'work')
   const pipeline = start('bash', [

@@ -3,10 +3,12 @@ import net from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { pageFlag } from '../../lib/format/pagemap.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
 import { type Daemons, daemons, startCache, startProxy } from '../support/daemons.ts'
 import { dumpAll, type FakeDump, fakeDump, fakeRestore } from '../support/fake-criu.ts'
+import { part } from '../support/rounds.ts'
 import { eventually, run, start, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
@@ -36,6 +38,19 @@ test('images cross from a dump to a restore, and the cache says that it sealed t
       criu.close()
     }
     await cache.says(/served: 3 images[\s\S]*served: 3 images/)
+  }))
+
+test('a dump whose rounds went elsewhere is refused before its tasks are gone', () =>
+  using({}, async ({ dump, proxy, cache }) => {
+    await dumpAll(dump(), {
+      ...part('b', [
+        [0, 1, pageFlag.present],
+        [1, 1, pageFlag.parent],
+      ]),
+      'core-7.img': pattern(2000, 2),
+    })
+    await proxy.says(/failed: the target refused: pagemap-7\.img has pages in a parent, which did not come here/)
+    assert.not.match(cache.stderr(), / sealed/)
   }))
 
 test('without checksums the images cross all the same, and the cache says that nobody looked at them', () =>

@@ -5,7 +5,7 @@ import { formatSize, parseSize } from '../../lib/size.ts'
 import { dirtyingLoad, javaLoad, type Load } from '../support/loads.ts'
 import { classes, type Running, start } from '../support/run.ts'
 import { type Stage, staged } from '../support/stage.ts'
-import { criuOf, expect, frozenMs, fullDump, percent, type Release, type Scenario, without } from './scenario.ts'
+import { criuOf, done, expect, frozenMs, fullDump, percent, type Release, type Scenario, without } from './scenario.ts'
 
 const PERCENT = 5
 /** One that is seen to be small or whole: of a quarter of it the pages change. */
@@ -241,4 +241,24 @@ const vetoed: Scenario = {
     }),
 }
 
-export const preCopying: Scenario[] = [command, older, java, many, broken, vetoed]
+/** CRIU 4.3 sends only what changed by the stream, too, and its rounds may be anywhere: who killed the process for that had lost it. */
+const elsewhere: Scenario = {
+  name: 'a dump by the stream whose round went elsewhere: refused, and the process runs on',
+  releases: ['experimental'],
+  async play(criu) {
+    await staged(criu, small, async (stage) => {
+      const { port } = await stage.cache()
+      const proxy = await stage.proxy(port)
+      const round = join(stage.folder, 'round')
+      mkdirSync(round)
+      await done(criu, ['pre-dump', '--track-mem', '-t', String(stage.load.pid), '-D', round])
+      const dumped = await stage.dump('--track-mem', '--prev-images-dir', '../round').ended
+      expect(dumped.code !== 0, 'it was not refused')
+      await proxy.says(/has pages in a parent, which did not come here/)
+      await stage.load.runsOn()
+    })
+    return 'it runs on'
+  },
+}
+
+export const preCopying: Scenario[] = [elsewhere, command, older, java, many, broken, vetoed]
