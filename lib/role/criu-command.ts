@@ -1,6 +1,7 @@
 /** What a criu that somebody else started does, read from its command line. */
 import { readdirSync, readlinkSync, realpathSync } from 'node:fs'
 import { isAbsolute, normalize, resolve } from 'node:path'
+import { Fault } from '../fault.ts'
 import { linkOf } from '../kernel/loopback.ts'
 import { commandLine } from '../kernel/process.ts'
 import { leavingOption } from './criu.ts'
@@ -54,6 +55,14 @@ export function criuCommand(pid: number): CriuCommand | undefined {
     splits,
     leaves,
   }
+}
+
+/** CRIU 4.3 sends only what changed since another dump by `--stream`, too: where that is so, nobody on our way has the rest. */
+export function incrementalFault(command: CriuCommand | undefined): Fault | undefined {
+  if (command?.before === undefined || command.splits) return undefined
+  return new Fault('REFUSED', 'criu dumps with --prev-images-dir: pages of the dump before would be missing', {
+    hint: 'dump without it; for rounds before a dump: pre-copy, or proxy --page-server-port',
+  })
 }
 
 /** The `-D` of a criu that restores, as it was typed; undefined for what is none. */

@@ -27,7 +27,7 @@ import type { Tuning } from '../stream/tuning.ts'
 import { type Approach, approach } from './approach.ts'
 import { CAPTURE_SOCKET, capture } from './capture.ts'
 import { type CriuRun, checkCriuOptions, startCriu } from './criu.ts'
-import { criuCommand } from './criu-command.ts'
+import { criuCommand, incrementalFault } from './criu-command.ts'
 import { closedGate, writeScript } from './gate.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 import { aborted } from './wait.ts'
@@ -153,20 +153,13 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
   try {
     options.report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     const socket = await Promise.race([acceptSpeaker(work.listener), aborted(options.signal)])
-    refuseIncremental(socket)
+    const incremental = incrementalFault(criuCommand(peerPid(socket)))
+    if (incremental !== undefined) closeFd(socket)
+    if (incremental !== undefined) throw incremental
     await send(capture(socket), link, options)
   } finally {
     work.remove()
   }
-}
-
-/** CRIU 4.3 sends only what changed since another dump by --stream, too; nobody on our way would notice before its tasks are gone. */
-function refuseIncremental(socket: Fd): void {
-  if (criuCommand(peerPid(socket))?.before === undefined) return
-  closeFd(socket)
-  throw new Fault('REFUSED', 'criu dumps with --prev-images-dir: pages of the dump before would be missing', {
-    hint: 'dump without it; for rounds before a dump: pre-copy, or proxy --page-server-port',
-  })
 }
 
 /** Streams the images of an existing directory, an incremental dump flattened. Throws `MISSING`, `FAILED_DUMP`, `LINK`, `IO`. */

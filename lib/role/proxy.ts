@@ -22,7 +22,7 @@ import { takeRing } from '../stream/ring.ts'
 import { type Approach, approach } from './approach.ts'
 import { CAPTURE_SOCKET } from './capture.ts'
 import { type Chains, openChains, type Taken } from './chains.ts'
-import { type CriuCommand, criuCommand } from './criu-command.ts'
+import { type CriuCommand, criuCommand, incrementalFault } from './criu-command.ts'
 import type { Delivery, DeliveryPlace, RoundCargo } from './delivery.ts'
 import { freshId } from './dump.ts'
 import { clearGates, writeScript } from './gate.ts'
@@ -142,6 +142,12 @@ async function forward(
   const command = criuCommand(approaching.pid)
   const breakOff = (): void => chains.breakOff(command?.tree)
   breakOff()
+  const incremental = incrementalFault(command)
+  if (incremental !== undefined) {
+    approaching.images().destroy(incremental)
+    approaching.remove()
+    throw incremental
+  }
   const splits = command?.splits === true
   // Its options may lie in a file, where we do not see them.
   if (!splits) half.refuse()

@@ -6,7 +6,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
-import { fakeDump, fakeRestore } from '../support/fake-criu.ts'
+import { fakeDump, fakeRestore, incrementalCriu } from '../support/fake-criu.ts'
 import { fixtures, run, shell, start, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
@@ -173,10 +173,7 @@ test('--listen: a criu that sends only what changed is refused before it has sen
   const work = join(folder, 'work')
   const dumping = start('dump-to-stdout', ['-v', '--listen', '-D', work])
   await dumping.says(/listening/)
-  const connects =
-    'use IO::Socket::UNIX; $s = IO::Socket::UNIX->new(shift); syswrite $s, "\\r\\0\\0\\0"; sysread $s, $x, 1'
-  const words = ['dump', '--stream', '-t', '7', '-D', work, '--track-mem', '--prev-images-dir', folder]
-  await run('perl', ['-e', connects, join(work, 'streamer-capture.sock'), ...words])
+  await incrementalCriu(work, folder)
   const { code, stdout, stderr } = await dumping.ended
   assert.equal([code, stdout.length], [1, 0])
   assert.match(stderr, /error: criu dumps with --prev-images-dir: pages of the dump before would be missing\n.*hint: /)

@@ -7,7 +7,7 @@ import { pageFlag } from '../../lib/format/pagemap.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
 import { type Daemons, daemons, startCache, startProxy } from '../support/daemons.ts'
-import { dumpAll, type FakeDump, fakeDump, fakeRestore } from '../support/fake-criu.ts'
+import { dumpAll, type FakeDump, fakeDump, fakeRestore, incrementalCriu } from '../support/fake-criu.ts'
 import { part } from '../support/rounds.ts'
 import { eventually, run, start, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
@@ -41,7 +41,9 @@ test('images cross from a dump to a restore, and the cache says that it sealed t
   }))
 
 test('a dump whose rounds went elsewhere is refused before its tasks are gone', () =>
-  using({}, async ({ dump, proxy, cache }) => {
+  using({}, async ({ source, target, dump, proxy, cache }) => {
+    await incrementalCriu(source, target)
+    await proxy.says(/failed: criu dumps with --prev-images-dir: pages of the dump before would be missing/)
     await dumpAll(dump(), {
       ...part('b', [
         [0, 1, pageFlag.present],

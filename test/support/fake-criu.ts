@@ -2,6 +2,7 @@
  * A CRIU that does what it is told: the real socket, the real protobuf, the real SCM_RIGHTS, for what the real one cannot
  * be made to do.
  */
+import { join } from 'node:path'
 import { Fault } from '../../lib/fault.ts'
 import { decodeReply, encodeRequest, LENGTH_BYTES } from '../../lib/format/streamer.ts'
 import { check, type Fd, makePipe } from '../../lib/kernel/fd.ts'
@@ -9,6 +10,8 @@ import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { connectUnix } from '../../lib/kernel/unix.ts'
+import { CAPTURE_SOCKET } from '../../lib/role/capture.ts'
+import { run } from './run.ts'
 
 /** For every sendmsg(2): an address keeps nothing alive, so what it points to must live for ever. */
 const block = Buffer.alloc(2 ** 16)
@@ -154,4 +157,12 @@ export async function readToEnd(fd: Fd): Promise<Buffer> {
     if (got === 0) return Buffer.concat(chunks)
     chunks.push(chunk.subarray(0, got))
   }
+}
+
+/** A criu whose command line says that it dumps what changed since the dump in `before`. It says one word, and waits to be left. */
+export async function incrementalCriu(directory: string, before: string): Promise<void> {
+  const connects =
+    'use IO::Socket::UNIX; $s = IO::Socket::UNIX->new(shift); syswrite $s, "\\r\\0\\0\\0"; sysread $s, $x, 1'
+  const words = ['dump', '--stream', '-t', '7', '-D', directory, '--track-mem', '--prev-images-dir', before]
+  await run('perl', ['-e', connects, join(directory, CAPTURE_SOCKET), ...words])
 }
