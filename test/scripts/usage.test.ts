@@ -76,7 +76,7 @@ const misuse: [line: string, message: RegExp][] = [
   ['proxy --port 9997', /--dir is missing/],
   ['proxy --port 9997 -D x --connections 0', /--connections wants a number from 1 to 16/],
   ['proxy --port 9997 -D x --connections 17', /--connections wants a number from 1 to 16/],
-  ['proxy --ps-socket 3 -D x --connections 2 3</dev/null', /--connections and --ps-socket do not go together/],
+  ['proxy --ps-socket 3 -D x --connections 2 3</dev/null', /--ps-socket and --connections do not go together/],
   ['proxy --port 0 -D x', /--port wants a number/],
   ['proxy --port 9997 -D x --address 192.0.2.1', /plain TCP to or from 192.0.2.1/],
   ['proxy --port 9997 -D x --compress gzip', /--compress wants none or auto or zstd or lz4, not gzip/],
