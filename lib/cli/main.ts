@@ -132,7 +132,7 @@ function parse<Spec extends Options>(command: Command<Spec>, args: string[]): Va
     return parseArgs({ args: known, options: { ...command.options, ...commonOptions }, strict: true })
       .values as Values<Spec>
   } catch (cause) {
-    const message = (cause as Error).message.split('. ')[0] as string
+    const message = (cause as Error).message.split(/\.\s|\.$/)[0] as string
     throw new Fault('USAGE', message[0]?.toLowerCase() + message.slice(1), { hint: `${command.name} --help`, cause })
   }
 }

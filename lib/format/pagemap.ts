@@ -15,6 +15,12 @@ export const PAGE_BYTES = 4096
 /** Images of nothing but pages. */
 export const pagesPattern = /^pages-\d+\.img$/
 
+/** The pagemap that a task of this dump must have, and has not: its pages went elsewhere, as to a page server. Every task with memory has an `mm-N.img`. */
+export function missingPagemap(names: Iterable<string>): string | undefined {
+  const all = new Set(names)
+  return [...all].map((name) => name.replace(/^mm-(?=\d+\.img$)/, 'pagemap-')).find((name) => !all.has(name))
+}
+
 /** `flags` of an entry: CRIU's PE_PARENT, PE_LAZY, PE_PRESENT. Only a present page has bytes in the pages image. */
 export const pageFlag = { parent: 1, lazy: 2, present: 4 } as const
 const KNOWN_FLAGS = pageFlag.parent | pageFlag.lazy | pageFlag.present

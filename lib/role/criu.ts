@@ -147,7 +147,7 @@ export function startCriu(
     await Promise.race([drained, new Promise((resolve) => setTimeout(resolve, 1000).unref())])
     const how = signal === null ? `exit code ${code}` : signal
     throw new Fault('CRIU', `criu ${action} failed (${how})${errors[0] === undefined ? '' : `: ${errors[0]}`}`, {
-      hint: `for the whole story add: -- -v4 -o /tmp/${action}.log`,
+      hint: process.geteuid?.() === 0 ? `for the whole story add: -- -v4 -o /tmp/${action}.log` : 'criu needs root',
     })
   })()
   done.catch(() => {})

@@ -180,8 +180,12 @@ async function copyRound(copying: Copying, options: PreCopyOptions, way: Way): P
   const { chain, rounds } = copying
   const reserve = chain.under === 0 ? memoryOfTree(options.pid) : 0
   const { run, server, directory } = startLayer(copying, 'pre-dump', options, [])
+  const stop = new AbortController()
+  // Nobody has to be reached for a criu that has failed.
+  run.done.catch((reason: unknown) => stop.abort(reason))
+  const signal = AbortSignal.any([way.signal, stop.signal])
   try {
-    const sent = await sendRound(chain, server, { ...way, tuning: options.tuning, reserve })
+    const sent = await sendRound(chain, server, { ...way, signal, tuning: options.tuning, reserve })
     await Promise.race([run.done, late(way.timeoutMs, 'criu pre-dump did not end', way.signal)])
     rounds.push({ ...sent, frozenMs: frozenMs(directory) ?? 0 })
     const { pages, ms } = sent
@@ -200,11 +204,11 @@ const NOT_TRACKED = /Tracking memory is not available/
 async function betterOf(error: unknown, { done }: CriuRun): Promise<unknown> {
   const patience = setTimeout(CRIU_PATIENCE_MS, undefined, { ref: false })
   const cause = await Promise.race([done.catch((reason: unknown) => reason), patience])
-  if (!(cause instanceof Fault && error instanceof Fault && error.code === 'FAILED_DUMP')) return error
-  if (!NOT_TRACKED.test(cause.message)) return cause
+  const word = error instanceof Fault && error.code === 'FAILED_DUMP' && cause instanceof Fault ? cause : error
+  if (!(word instanceof Fault && NOT_TRACKED.test(word.message))) return word
   return new Fault('CRIU', 'this kernel does not track changed pages (CONFIG_MEM_SOFT_DIRTY)', {
     hint: 'move the process at once: proxy, or dump-to-stdout --via',
-    cause,
+    cause: word,
   })
 }
 

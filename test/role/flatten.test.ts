@@ -64,6 +64,12 @@ const failures: [what: string, code: FaultCode, message: RegExp, spoil: (rounds:
     /3\/inventory\.img: images of version 3/,
     (rounds) => writeFileSync(join(rounds, '3', 'inventory.img'), Buffer.from('16313158020000000803', 'hex')),
   ],
+  [
+    'pages that are in the directory of a page server',
+    'FAILED_DUMP',
+    /there is no pagemap-18177\.img in \S+\/3: pages of this dump went elsewhere/,
+    (rounds) => rmSync(join(rounds, '3', 'pagemap-18177.img')),
+  ],
   ['no inventory', 'FAILED_DUMP', /no inventory\.img in/, (rounds) => rmSync(join(rounds, '3', 'inventory.img'))],
 ]
 for (const [what, code, message, spoil] of failures) {

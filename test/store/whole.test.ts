@@ -45,6 +45,15 @@ test('pages in a parent that is not here, of a process or of shared memory, also
   }
 })
 
+test('a task with memory and without a pagemap: its pages went elsewhere', () => {
+  const whole = { ...part('a', [[0, 1, present]]), 'inventory.img': inventory }
+  check({ ...whole, 'mm-7.img': Buffer.alloc(9) })
+  const fault = throwsFault('FAILED_DUMP', () =>
+    check({ ...whole, 'mm-7.img': Buffer.alloc(9), 'mm-8.img': Buffer.alloc(9) }),
+  )
+  assert.match(fault.message, 'there is no pagemap-8.img')
+})
+
 test('a pre-dump has no process', () => {
   const fault = throwsFault('FAILED_DUMP', () => check({ ...part('a', [[0, 1, present]]), 'inventory.img': preDump }))
   assert.match(fault.message, 'a pre-dump has pages and no process')
