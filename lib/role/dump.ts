@@ -154,8 +154,10 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
     options.report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     const socket = await Promise.race([acceptSpeaker(work.listener), aborted(options.signal)])
     const incremental = incrementalFault(criuCommand(peerPid(socket)))
-    if (incremental !== undefined) closeFd(socket)
-    if (incremental !== undefined) throw incremental
+    if (incremental !== undefined) {
+      closeFd(socket)
+      throw incremental
+    }
     await send(capture(socket), link, options)
   } finally {
     work.remove()
