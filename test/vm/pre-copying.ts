@@ -150,7 +150,7 @@ const many: Scenario = {
   missing: () => without('trixie', 'experimental'),
   async play(criu) {
     let figures = ''
-    const loads = [dirtyingLoad(96, PERCENT), dirtyingLoad(112, PERCENT, 1), dirtyingLoad(80, PERCENT)]
+    const loads = [dirtyingLoad(128, PERCENT), dirtyingLoad(144, PERCENT, 1), dirtyingLoad(112, PERCENT)]
     await stagedAll(criu, loads, async (stages) => {
       const [first, second, third] = stages as [Stage, Stage, Stage]
       const { cache, port } = await first.cache('--restore', '--criu', criu)
