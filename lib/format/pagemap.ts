@@ -15,10 +15,14 @@ export const PAGE_BYTES = 4096
 /** Images of nothing but pages. */
 export const pagesPattern = /^pages-\d+\.img$/
 
-/** The pagemap that a task of this dump must have, and has not: its pages went elsewhere, as to a page server. Every task with memory has an `mm-N.img`. */
-export function missingPagemap(names: Iterable<string>): string | undefined {
+/** Every task with memory has an `mm-N.img`. Throws `FAILED_DUMP` where one has no pagemap; `where`: ends the words `there is no pagemap-N.img`. */
+export function checkPagemaps(names: Iterable<string>, where = ''): void {
   const all = new Set(names)
-  return [...all].map((name) => name.replace(/^mm-(?=\d+\.img$)/, 'pagemap-')).find((name) => !all.has(name))
+  const lost = [...all].map((name) => name.replace(/^mm-(?=\d+\.img$)/, 'pagemap-')).find((name) => !all.has(name))
+  if (lost === undefined) return
+  throw new Fault('FAILED_DUMP', `there is no ${lost}${where}: pages of this dump went elsewhere`, {
+    hint: "a page server's pagemap-*.img and pages-*.img belong to the dump's other images",
+  })
 }
 
 /** `flags` of an entry: CRIU's PE_PARENT, PE_LAZY, PE_PRESENT. Only a present page has bytes in the pages image. */

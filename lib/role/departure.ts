@@ -84,7 +84,6 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   whenHeld.catch(() => {})
   const stop = new AbortController()
   const outside = (): void => stop.abort(signal.reason)
-  if (signal.aborted) outside()
   signal.addEventListener('abort', outside)
   const line = options.resumes
     ? manyLinks(id, token, until, connect, timeoutMs)
@@ -98,6 +97,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
     if (stuck) line.cut(stop.signal.reason as Error)
   }
   stop.signal.addEventListener('abort', () => globalThis.setTimeout(cut, GRACE_MS).unref())
+  if (signal.aborted) outside()
   const talk = line.reader.then((reader) => listenTo(reader, line.greeted, known))
   const broken = talk.then((said) => said.offer)
   broken.catch((reason: unknown) => stop.abort(reason))

@@ -11,14 +11,15 @@ import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
+import { checkPagemaps } from '../format/pagemap.ts'
 import { decodeDumpStats } from '../format/stats.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { isRunning } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { acceptSpeaker, acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
-import { chainOf, chainSource, checkPages } from '../store/chain.ts'
-import { directorySource } from '../store/directory.ts'
+import { chainOf, chainSource } from '../store/chain.ts'
+import { directorySource, listImages } from '../store/directory.ts'
 import { frameWriter } from '../stream/frames.ts'
 import type { ImageSource } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
@@ -167,7 +168,7 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
 /** Streams the images of an existing directory, an incremental dump flattened. Throws `MISSING`, `FAILED_DUMP`, `LINK`, `IO`. */
 export async function dumpFromDirectory(path: string, link: Link, options: DumpOptions): Promise<void> {
   const chain = chainOf(path)
-  checkPages(path)
+  checkPagemaps(listImages(path), ` in ${path}`)
   await send(chain.length === 1 ? directorySource(path) : chainSource(chain), link, options)
 }
 

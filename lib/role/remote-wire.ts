@@ -1,7 +1,7 @@
 /**
  * The image-cache's end of the wire of `criu --remote`: what an image-proxy of that time says, taken as a snapshot (`--wire criu-remote`).
  *
- * One connection is one conversation: any number of pre-dumps and a dump, told apart by the `-D` of their criu. Each dump that another one
+ * One connection is one conversation, of as many pre-dumps as there were and a dump, told apart by the `-D` of their criu. Each dump that another one
  * follows is a round of a chain (lib/store/rounds.ts), and the last one becomes the snapshot. It is never answered.
  *
  * Nothing in this protocol says that a dump is complete. What can be seen is seen to: the stream ends where an entry could begin, the last

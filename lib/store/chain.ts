@@ -9,7 +9,7 @@ import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { decodeInventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
-import { missingPagemap } from '../format/pagemap.ts'
+import { checkPagemaps } from '../format/pagemap.ts'
 import type { ImageBody, ImageSource } from '../stream/image.ts'
 import { ioFault, listImages, PARENT, piecesOf } from './directory.ts'
 import { flatPages, naming } from './flat-pages.ts'
@@ -73,7 +73,7 @@ function identity(path: string): string {
 export function chainSource(chain: Chain): ChainSource {
   const names = listImages(chain[0])
   for (const directory of chain) checkInventory(directory, directory === chain[0])
-  checkPages(chain[0])
+  checkPagemaps(names, ` in ${chain[0]}`)
   let failure: Error | undefined
   async function* images(): AsyncGenerator<FlatImage> {
     for (const image of flatImages(chain, names)) {
@@ -106,15 +106,6 @@ function* flatImages(chain: Chain, names: readonly ImageName[]): Generator<FlatI
     yield { name, body: { kind: 'pieces', pieces: flat.pagemap() } }
     yield { name: flat.pagesName, body: { kind: 'pieces', pieces: flat.pages() } }
   }
-}
-
-/** Throws `FAILED_DUMP` for a dump whose pages a page server has in another directory. */
-export function checkPages(directory: string): void {
-  const lost = missingPagemap(listImages(directory))
-  if (lost === undefined) return
-  throw new Fault('FAILED_DUMP', `there is no ${lost} in ${directory}: pages of this dump went elsewhere`, {
-    hint: "put all of it into one directory: its page server's pagemap-*.img and pages-*.img, and these images",
-  })
 }
 
 /** A directory that a page server has filled has no inventory, and is a parent all the same. */

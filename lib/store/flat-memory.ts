@@ -9,7 +9,7 @@
 import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import type { ImageName } from '../format/names.ts'
-import { encodePagemap, missingPagemap, PAGE_BYTES, PAGEMAP_STEP, readPagemap } from '../format/pagemap.ts'
+import { checkPagemaps, encodePagemap, PAGE_BYTES, PAGEMAP_STEP, readPagemap } from '../format/pagemap.ts'
 import { closeRuns, entriesOf, overlay, type Range, type Runs, rangesOf, runsOf } from '../format/runs.ts'
 import { pagemapPattern } from './chain.ts'
 import { named, pagesName } from './flat-pages.ts'
@@ -107,8 +107,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
   function check(last: boolean): void {
     const preDump = inventoryIn(sink.images)?.preDump === true
     if (last && preDump) throw new Fault('FAILED_DUMP', 'a pre-dump has pages and no process: it cannot end a chain')
-    const lost = last ? missingPagemap(sink.images.keys()) : undefined
-    if (lost !== undefined) throw new Fault('FAILED_DUMP', `there is no ${lost}: pages of this dump went elsewhere`)
+    if (last) checkPagemaps(sink.images.keys())
   }
 
   function* flattened(): Generator<unknown, void> {

@@ -5,7 +5,7 @@
 import { Fault } from '../fault.ts'
 import { decodeInventory, type Inventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
-import { missingPagemap, PAGEMAP_STEP, pageFlag, readPagemap } from '../format/pagemap.ts'
+import { checkPagemaps, PAGEMAP_STEP, pageFlag, readPagemap } from '../format/pagemap.ts'
 import { pagemapPattern } from './chain.ts'
 import { type StoredImage, stepsOf } from './stored-image.ts'
 
@@ -25,8 +25,7 @@ export function inventoryIn(images: ReadonlyMap<ImageName, StoredImage>): Invent
 /** Throws `FAILED_DUMP`. Yields now and then. */
 export function* checkWhole(images: ReadonlyMap<ImageName, StoredImage>): Generator<void, void> {
   if (isPreDump(images)) throw incomplete('a pre-dump has pages and no process')
-  const lost = missingPagemap(images.keys())
-  if (lost !== undefined) throw incomplete(`there is no ${lost}: pages of this dump went elsewhere`)
+  checkPagemaps(images.keys())
   for (const image of images.values()) {
     if (!pagemapPattern.test(image.name)) continue
     if (yield* hasParent(image)) throw incomplete(`${image.name} has pages in a parent, which did not come here`)

@@ -61,6 +61,19 @@ async function drain(source: ReturnType<typeof lastLayer>): Promise<string[]> {
 
 const never = new Promise<never>(() => {})
 
+test('a signal that came before is heeded: no round begins', async () => {
+  const listener = net.createServer(() => {}).listen(0, '127.0.0.1')
+  await once(listener, 'listening')
+  const { port } = listener.address() as net.AddressInfo
+  const { server, answer } = await criu()
+  const signal = AbortSignal.abort(new Fault('ABORTED', 'stopped'))
+  const connect = (stop: AbortSignal) => connectEndpoint({ kind: 'tcp', host: '127.0.0.1', port }, 60_000, stop)
+  const options = { connect, tuning: undefined, reserve: 0, timeoutMs: 60_000, signal }
+  await rejectsFault('ABORTED', sendRound(newChain(snapshotId('s')), server, options))
+  assert.is(await answer, 0, 'criu is left')
+  listener.close()
+})
+
 test('criu is let go on when the target has its pages, and not before', async () => {
   const { path, remove } = temporary()
   writeFileSync(join(path, 'inventory.img'), 'x')

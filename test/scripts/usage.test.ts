@@ -63,6 +63,7 @@ const misuse: [line: string, message: RegExp][] = [
   ['restore-from-socket --max-memory lots', /not a size: lots/],
   ['restore-from-socket --from 192.0.2.1:9997 --to-dir x', /plain TCP to or from 192.0.2.1/],
   ['pre-copy -t 1', /--port is missing/],
+  ['proxy --port 1 -D x --rate-limit -5', /option '--rate-limit' argument is ambiguous\n/],
   ['pre-copy --port 9997', /--tree is missing/],
   ['pre-copy --port 9997 -t 1 --settle x', /--tree and --settle do not go together/],
   ['pre-copy --port 9997 -t 1 --max-rounds 0', /--max-rounds wants a number from 1 to 1000/],
