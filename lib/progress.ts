@@ -13,7 +13,11 @@ export type Progress =
       chains: number
       used: number
       limit: number
+      /** Connections that are answered, and those that have said nothing yet. */
       links: number
+      silent: number
+      /** Bytes that are held for peers beside images; counted in `used`. */
+      peers: number
       parked: number
     }
   /** A snapshot left this host, complete, but for `spared` bytes of pages that the cache had. `ms`: from the first byte. */

@@ -1,5 +1,12 @@
 #!/usr/bin/env node
-import { credentialHelp, credentialOptions, credentialsOf } from '../lib/cli/credentials.ts'
+import {
+  allowedUids,
+  credentialHelp,
+  credentialOptions,
+  credentialsOf,
+  localUserHelp,
+  localUserOptions,
+} from '../lib/cli/credentials.ts'
 import { daemonHelp, daemonOptions } from '../lib/cli/daemon.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { inheritedFd, listenFd, listenHelp, listenPort } from '../lib/cli/inherited.ts'
@@ -35,7 +42,7 @@ ${memoryHelp}
 ${wireHelp}
   -q, --quiet          only errors     -h, --help   this text     -V, --version
 
-${[daemonHelp, credentialHelp, exitCodeHelp].join('\n\n')}
+${[daemonHelp, `${credentialHelp}\n${localUserHelp}`, exitCodeHelp].join('\n\n')}
 
 example, on the target host:
   cache --port 9997 -D /run/ferry &
@@ -49,6 +56,7 @@ const options = {
   ...byHandOptions,
   ...stockOptions,
   ...credentialOptions,
+  ...localUserOptions,
   ...daemonOptions,
 } as const
 
@@ -68,6 +76,7 @@ main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, res
     ...where,
     first: peer ? peer.take() : undefined,
     credentials,
+    allowUids: allowedUids(values),
     directory,
     id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
     timeoutMs: timeoutMs(timeout, 60_000),

@@ -4,9 +4,9 @@ import { Fault } from '../fault.ts'
 import { INVENTORY, imageName, snapshotId } from '../format/names.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
 import { manyLinks } from '../role/line.ts'
+import { taking } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
-import { unexpected } from '../stream/receive.ts'
 import { sendSnapshot } from '../stream/send.ts'
 import type { Kind } from './memory.ts'
 
@@ -20,6 +20,8 @@ export interface LinkRun {
 const PIECE = 2 ** 20
 /** Different pieces: more than a processor's cache holds. */
 const SOME = 64
+
+const answers = taking('ack', 'reserved', 'sealed', 'fate', 'refused')
 
 /** Sends `bytes` bytes, a multiple of 1 MiB, to a cache as a proxy does. Throws `LINK`, and what the cache refuses. */
 export async function runLink(
@@ -38,10 +40,9 @@ export async function runLink(
   signal.addEventListener('abort', cut)
   const expect = async (type: 'reserved' | 'sealed' | 'fate'): Promise<void> => {
     for (;;) {
-      const frame = await reader.expect()
+      const frame = await reader.expect(answers)
       if (frame.type === type) return
       if (frame.type === 'refused') throw new Fault(frame.code, `the cache refused: ${frame.reason}`)
-      if (frame.type !== 'ack') throw unexpected(frame)
     }
   }
   try {

@@ -1,7 +1,7 @@
 /** The options about who may speak on a TCP link, the same for every command that has such a link. */
 import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
-import { atMostOne, required } from './values.ts'
+import { atMostOne, noneBeside, required, wholeNumber } from './values.ts'
 
 /** CRIU's names, and one of our own. */
 export const credentialOptions = {
@@ -25,7 +25,24 @@ export const credentialHelp = `between hosts, one of these, the same at both end
         --tls-no-cn-verify  the cache's certificate may be for any name
       --key-file FILE  TLS 1.3 with a shared key, mode 0600: 32 to 256 random bytes,
                        as from head -c 32 /dev/urandom
-      --insecure       plain TCP, in a network that you trust`
+      --insecure       plain TCP, in a network and between users that you trust`
+
+/** Which users of this host may speak on a port where nothing has to be proved. */
+export const localUserOptions = { 'allow-uid': { type: 'string', multiple: true } } as const
+
+/** The part of the usage text about them. */
+export const localUserHelp = `      --allow-uid UID  on a loopback port without --tls or --key-file: this user of this
+                       host may speak too, beside root and our own; may be given again
+                       (an ssh -L comes as the user that it logged in as)`
+
+const HIGHEST_UID = 2 ** 32 - 2
+
+/** Undefined where everybody may (`--insecure`). Throws `USAGE`. */
+export function allowedUids(values: Values & { 'allow-uid'?: string[] | undefined }): number[] | undefined {
+  const { 'allow-uid': uids, insecure, tls, 'key-file': key } = values
+  noneBeside('--allow-uid', uids, { '--insecure': insecure, '--tls': tls, '--key-file': key })
+  return insecure ? undefined : (uids ?? []).map((uid) => wholeNumber('--allow-uid', uid, 0, HIGHEST_UID))
+}
 
 interface Values {
   tls: boolean

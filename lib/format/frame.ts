@@ -99,3 +99,6 @@ export type Frame =
   | { type: 'listed'; total: number; holdings: Holding[] }
   | { type: 'remove'; id: SnapshotId }
   | { type: 'pin'; id: SnapshotId; pinned: boolean }
+
+/** The frames of one type, or of some. */
+export type FrameOf<Name extends FrameName> = Extract<Frame, { type: Name }>

@@ -7,8 +7,15 @@ export const MOST_IMAGES = 2 ** 16
 /** An image's size: far above any memory that is moved today, far below where numbers lose bytes. */
 export const LARGEST_IMAGE = 2 ** 48
 const ENTRY_FIXED = 1 + 8 + 8
+/** Bytes of a list of no images. */
+export const EMPTY_LIST_BYTES = 4
 /** Bytes of the longest list. */
-export const LONGEST_LIST = 4 + MOST_IMAGES * (ENTRY_FIXED + LONGEST_NAME)
+export const LONGEST_LIST = EMPTY_LIST_BYTES + MOST_IMAGES * (ENTRY_FIXED + LONGEST_NAME)
+
+/** Bytes that an image of that name adds to a list. */
+export function entryBytes(name: ImageName): number {
+  return ENTRY_FIXED + name.length
+}
 
 export interface ImageEntry {
   name: ImageName

@@ -9,8 +9,7 @@ import type { Fate, Verdict } from '../format/words.ts'
 import type { Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import type { Shelf } from '../store/shelf.ts'
-import type { FrameReader, FrameWriter } from '../stream/frames.ts'
-import { unexpected } from '../stream/receive.ts'
+import { type FrameReader, type FrameWriter, taking } from '../stream/frames.ts'
 import { type Adopted, adoptRestores, gateDirectory, labelOf } from './adopt.ts'
 import { type Arrival, openArrival } from './arrival.ts'
 import { checkCriuOptions } from './criu.ts'
@@ -93,6 +92,9 @@ function tryPlace(directory: string): void {
     secret.remove()
   }
 }
+
+/** What a client says of the restore that it holds. */
+const news = taking('ready', 'fate', 'refused')
 
 /** Fates that are remembered, for a verdict that comes twice. */
 const MOST_REMEMBERED = 1000
@@ -265,11 +267,10 @@ export function openArrivals(
       return {
         async follow(reader) {
           for (;;) {
-            const frame = await reader.expect()
+            const frame = await reader.expect(news)
             if (frame.type === 'ready') arrival.restored({ open: say('go'), shut: say('drop'), runs: runs.promise })
             else if (frame.type === 'fate') return runs.resolve(frame.fate === 'running')
-            else if (frame.type === 'refused') throw new Fault(frame.code, `the client refused: ${frame.reason}`)
-            else throw unexpected(frame)
+            else throw new Fault(frame.code, `the client refused: ${frame.reason}`)
           }
         },
         lost(reason) {

@@ -19,6 +19,7 @@ import type { Fd } from '../kernel/fd.ts'
 import { reapOrphans } from '../kernel/orphans.ts'
 import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
+import { openPeerMemory, type PeerMemory } from '../store/charges.ts'
 import { openPool } from '../store/pool.ts'
 import { openShelf, type Shelf } from '../store/shelf.ts'
 import { openDoor, peerOf } from '../stream/endpoint.ts'
@@ -27,7 +28,10 @@ import { type Groups, openGroups } from '../stream/joining.ts'
 import type { Link } from '../stream/link.ts'
 import { listen } from '../stream/listen.ts'
 import { type Line, openLine } from '../stream/resuming-receiver.ts'
+import { admissionOf, turnAway } from './admission.ts'
 import { type Arrivals, openArrivals } from './arrivals.ts'
+import { type Connection, openConnections } from './connections.ts'
+import { type Failures, openFailures } from './failures.ts'
 import { writeScript } from './gate.ts'
 import { openRemoteRestores } from './remote-restores.ts'
 import { SERVE_SOCKET } from './serve.ts'
@@ -45,6 +49,8 @@ export interface CacheOptions {
   first?: Link | undefined
   /** What a client must prove; plain TCP if undefined. */
   credentials: Credentials | undefined
+  /** Users of this host who may speak on the port where nothing has to be proved, beside root and our own; undefined for everybody. */
+  allowUids: readonly number[] | undefined
   directory: string
   /** The snapshot that `criu restore` gets; the newest sealed one if undefined. */
   id: SnapshotId | undefined
@@ -52,7 +58,10 @@ export interface CacheOptions {
   maxMemory: number
   /** Bytes of it that are ready for the next snapshot. */
   reserve: number
-  /** How long a restore may wait for its snapshot, and an unfinished chain is safe when memory runs out. */
+  /**
+   * How long a restore may wait for its snapshot, an unfinished chain is safe when memory runs out, and nothing may move of a snapshot
+   * that comes or goes.
+   */
   timeoutMs: number
   /** Restore every snapshot that comes with a hand-over as soon as it is here. */
   restore: { criu: string; options: readonly string[] } | undefined
@@ -60,7 +69,7 @@ export interface CacheOptions {
   releaseEarly: boolean
   /** A snapshot whose process runs stays, for more restores. */
   keep: boolean
-  /** How to talk with proxies and clients that come over the port: our wire if undefined. Reports what fails, and closes the link. */
+  /** How to talk with proxies and clients that come over the port: our wire if undefined. Tells what fails, and closes the link. */
   hear?: ((line: Line, house: House, manners: Manners) => Promise<void>) | undefined
   /** Offer the pages that are here to senders, and share them. */
   dedup: boolean
@@ -83,6 +92,10 @@ export interface House {
   rounds: Map<SnapshotId, { link: Link; over: Promise<void> }>
   /** Connections that wait for those that they belong to. */
   groups: Groups
+  /** What is held for peers beside images. */
+  peers: PeerMemory
+  /** Tells what peers make fail. */
+  failures: Failures
 }
 
 /** Runs until the signal comes; throws its reason. Throws `EXISTS`, `IO` or `LINK` if it cannot listen. */
@@ -99,7 +112,13 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const { report, signal } = options
   reapOrphans()
   const pool = openPool(options.maxMemory, options.reserve)
+  const connections = openConnections({ most: MOST_LINKS, silentMs: FIRST_FRAME_MS })
+  const peers = openPeerMemory(pool)
+  peers.relief = connections.relieve
+  const failures = openFailures(report, MOST_FAILURES)
+  const strangers = openFailures(report)
   const shelf = openShelf(pool, {
+    relieve: connections.relieve,
     idleMs: options.timeoutMs,
     dedup: options.dedup,
     onDropped(id, idleMs) {
@@ -108,8 +127,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     },
   })
   const arrivals = openArrivals(shelf, { ...options, directory: work.path })
-  const patienceMs = FIRST_FRAME_MS
-  const groups = openGroups(patienceMs, (link, count) => admit(link, { patienceMs, joined: true }, count))
+  const groups = openGroups(FIRST_FRAME_MS, (link, count, source) => admit(link, source, hear, { joined: true }, count))
   const house: House = {
     shelf,
     arrivals,
@@ -117,9 +135,9 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     lines: new Map(),
     rounds: new Map(),
     groups,
+    peers,
+    failures,
   }
-  const links = new Map<Link, number>()
-  const open = (): number => [...links.values()].reduce((sum, connections) => sum + connections, 0)
   const server = net.createServer({
     pauseOnConnect: true,
     allowHalfOpen: true,
@@ -127,22 +145,35 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     keepAlive: true,
     keepAliveInitialDelay: 10_000,
   })
-  server.maxConnections = MOST_LINKS
   const door = openDoor(options.credentials)
-  server.on('connection', (socket) => {
-    const what = peerOf(socket)
-    if (open() >= MOST_LINKS) return void socket.destroy()
-    const refused = (fault: Fault): void => report({ event: 'failed', what, fault })
-    door(socket, what).then((link) => admit(link, { patienceMs }), refused)
-  })
   const { hear = answer } = options
-  const admit = (fresh: Link, manners: Manners, connections = 1, talk = hear): void => {
+  const connected = async (socket: net.Socket): Promise<void> => {
+    const what = peerOf(socket)
+    const { source, refusal } = admissionOf(socket, options.credentials === undefined ? options.allowUids : undefined)
+    const lobby = connections.add(source, () => socket.destroy())
+    try {
+      if (refusal !== undefined) {
+        strangers.tell(source, what, refusal)
+        // A client of another wire would not understand.
+        return hear === answer ? await turnAway(socket, refusal) : void socket.destroy()
+      }
+      const link = await door(socket, what)
+      lobby.leave()
+      admit(link, source)
+    } catch (fault) {
+      strangers.tell(source, what, fault as Error)
+    } finally {
+      lobby.leave()
+    }
+  }
+  server.on('connection', (socket) => void connected(socket))
+  const admit = (fresh: Link, source: string, talk = hear, more: Partial<Manners> = {}, count = 1): Connection => {
     const line = openLine(fresh)
-    links.set(line.link, connections)
-    void talk(line, house, manners).finally(() => links.delete(line.link))
+    const connection = connections.add(source, (reason) => line.link.destroy(reason), count)
+    void talk(line, house, { connection, source, ...more }).finally(connection.leave)
+    return connection
   }
   const control = openWorkDir(work.path, CACHE_SOCKET)
-  const local = { patienceMs, trusted: true }
   const script = writeScript(work.path, 'post-restore')
   arrivals.adopt()
   const remote = openRemoteRestores(script, house)
@@ -159,13 +190,17 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     })
     options.onStatus?.(() => {
       const { used, limit } = pool
-      report({ event: 'status', of: 'cache', ...shelf.counts, used, limit, links: open() })
+      const { silent, answered: links } = connections.counts
+      report({ event: 'status', of: 'cache', ...shelf.counts, used, limit, links, silent, peers: peers.used })
     })
-    if (options.first !== undefined) admit(options.first, {})
+    if (options.first !== undefined) admit(options.first, 'whoever started us').enter('holding')
     report({ event: 'ready' })
     await Promise.all([
       acceptAll(work.listener, (socket) => void serveCriu(socket, script, house)),
-      acceptAll(control.listener, (socket) => admit(fdLink(socket, 'a local client', 'socket'), local, 1, answer)),
+      acceptAll(
+        control.listener,
+        (socket) => void admit(fdLink(socket, LOCAL, 'socket'), LOCAL, answer, { trusted: true }),
+      ),
     ])
     throw signal.reason
   } finally {
@@ -173,7 +208,9 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     control.remove()
     remote.close()
     rmSync(script, { force: true })
-    for (const link of links.keys()) link.destroy(signal.reason as Error)
+    connections.close(signal.reason as Fault)
+    failures.close()
+    strangers.close()
   }
 }
 
@@ -181,7 +218,10 @@ async function acceptAll(listener: Fd, take: (socket: Fd) => void): Promise<neve
   for (;;) take(await acceptUnix(listener))
 }
 
-/** Connections at a time; more are closed at once. */
+/** Connections at a time that have spoken, and as many that have not yet. */
 const MOST_LINKS = 256
+/** Lines a second that one peer can have written: more than honest dumps that fail together. */
+const MOST_FAILURES = 8
+const LOCAL = 'a local client'
 /** A client that has connected has something to say. */
 const FIRST_FRAME_MS = 30_000

@@ -3,6 +3,7 @@ import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import { MOST_DATA } from '../format/wire.ts'
 import type { Piece, StoredImage } from '../store/memory.ts'
+import { taking } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { sendSnapshot } from '../stream/send.ts'
 import type { Lead, Remote } from './arrivals.ts'
@@ -12,13 +13,16 @@ import type { Talk } from './talk.ts'
 /** Larger windows are sent as they are. */
 const LARGEST_GATHERED = 2 ** 16
 
+/** What a client says when it has all. */
+const confirmation = taking('sealed')
+
 export async function give(
   { id, timeoutMs }: { id: SnapshotId | undefined; timeoutMs: number },
-  { reader, writer, holds }: Talk & { holds: boolean },
-  { shelf, arrivals, options: { report, signal } }: House,
+  { reader, writer, connection, memory, holds }: Talk & { holds: boolean },
+  { shelf, arrivals, options: { report, signal, timeoutMs: mostStillMs } }: House,
 ): Promise<void> {
   arrivals.refuseIfRunning(id)
-  const first = reader.next()
+  const first = reader.next(confirmation)
   first.catch(() => {})
   const left = new AbortController()
   const leave = (): void => left.abort(new Fault('LINK', 'the client left before its snapshot was here'))
@@ -28,6 +32,8 @@ export async function give(
   let remote: Remote | undefined
   let lead: Lead | undefined
   try {
+    connection.enter('moving', mostStillMs)
+    memory.add(MOST_DATA)
     if (holds) remote = arrivals.remote(snapshot.id, writer)
     else lead = arrivals.lead(snapshot.id, undefined, undefined)
     const begun = performance.now()
@@ -35,9 +41,11 @@ export async function give(
     const reserve = [...snapshot.images.values()].reduce((sum, { size }) => sum + size, 0)
     const sent = await sendSnapshot(writer, snapshot.id, storedSource(snapshot.images), { signal, until, reserve })
     const reply = await first
-    if (reply?.type !== 'sealed' || reply.digest !== sent.digest) {
+    if (reply?.digest !== sent.digest) {
       throw new Fault('LINK', 'the client did not confirm the snapshot')
     }
+    memory.add(-MOST_DATA)
+    connection.enter(remote === undefined ? 'waiting' : 'holding')
     const ms = performance.now() - begun
     report({ event: 'served', id: snapshot.id, images: sent.images.length, bytes: sent.bytes, ms })
     await remote?.follow(reader)

@@ -10,9 +10,8 @@ import type { Until } from '../format/words.ts'
 import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { fdLink } from '../stream/fd-link.ts'
-import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
+import { type FrameReader, type FrameWriter, frameReader, frameWriter, taking, unexpected } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
-import { unexpected } from '../stream/receive.ts'
 import { gateDirectory, labelOf } from './adopt.ts'
 import { type Outcome, openArrival } from './arrival.ts'
 import { refusalOf } from './refusal.ts'
@@ -37,6 +36,8 @@ export const HOLD_DIRECTORY = '/run/criu-ferry'
 export function holdSocket(id: SnapshotId): string {
   return `${id}.sock`
 }
+
+const verdicts = taking('verdict')
 
 /** A source that heard a refusal answers with its verdict; it may be gone. */
 const ANSWER_MS = 5000
@@ -66,9 +67,9 @@ export async function takeOver(
     settled() {},
   }
   const obey = async (from: FrameReader, to: FrameWriter): Promise<void> => {
-    const frame = await from.next()
+    const frame = await from.next(verdicts)
     if (frame === undefined) throw new Fault('LINK', 'the source closed the link')
-    if (frame.type !== 'verdict' || frame.id !== id) throw unexpected(frame)
+    if (frame.id !== id) throw unexpected(frame)
     await to.send({ type: 'fate', fate: await arrival.decide(frame.verdict) })
   }
   /** A copy that was let go, or is about to be, is left alone: it may be the only one. */

@@ -13,7 +13,7 @@ import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
 import { listImages, piecesOf } from '../store/directory.ts'
-import { frameReader, frameWriter } from '../stream/frames.ts'
+import { frameReader, frameWriter, taking } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { openKnown } from '../stream/known.ts'
 import type { Link } from '../stream/link.ts'
@@ -181,6 +181,9 @@ function refuseIfOld(inventory: string, begun: number): void {
   })
 }
 
+/** What a cache says to somebody who gives up. */
+const farewell = taking('hello', 'refused')
+
 /** Tells the cache that no layer follows: it drops what it has of the chain. Throws `LINK`. */
 export async function abandon(chain: Chain, connect: RoundOptions['connect'], signal: AbortSignal): Promise<void> {
   const link = await connect(signal)
@@ -194,7 +197,7 @@ export async function abandon(chain: Chain, connect: RoundOptions['connect'], si
     await writer.send({ type: 'failed', code: 'ABORTED', reason: 'no other round follows' })
     // It says that it has heard, and closes.
     const reader = frameReader(link.inlet)
-    while ((await reader.next()) !== undefined);
+    while ((await reader.next(farewell)) !== undefined);
   } finally {
     signal.removeEventListener('abort', cut)
     link.destroy()

@@ -21,9 +21,8 @@ import { Fault, type FaultCode } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { type Frame, NO_TOKEN } from '../format/wire.ts'
 import type { Fate, Verdict } from '../format/words.ts'
-import { frameReader, frameWriter } from '../stream/frames.ts'
+import { frameReader, frameWriter, taking, unexpected } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
-import { unexpected } from '../stream/receive.ts'
 import { fateOf, lives, type Member, type Tree } from './tree.ts'
 
 export interface Owed extends Pick<Tree, 'criu' | 'tasks'> {
@@ -221,6 +220,9 @@ export async function tell(link: Link, said: Said, signal?: AbortSignal): Promis
   return answer.fate
 }
 
+const greeting = taking('hello')
+const answers = taking('refused', 'fate', 'listed')
+
 /** One frame and its answer, on a link of their own. Throws as `tell` does. */
 export async function ask(link: Link, frame: Frame, signal?: AbortSignal): Promise<Frame> {
   const cut = (): void => link.destroy(signal?.reason as Error)
@@ -229,9 +231,8 @@ export async function ask(link: Link, frame: Frame, signal?: AbortSignal): Promi
     const reader = frameReader(link.inlet)
     // Not every target greets before it is spoken to.
     await frameWriter(link.outlet).send(frame)
-    const hello = await reader.expect()
-    if (hello.type !== 'hello') throw unexpected(hello)
-    const answer = await reader.expect()
+    await reader.expect(greeting)
+    const answer = await reader.expect(answers)
     if (answer.type === 'refused') throw new Fault(answer.code, answer.reason)
     return answer
   } finally {

@@ -18,7 +18,7 @@ import { readSome, writeAll } from '../kernel/transfer.ts'
 import { sendFd, socketPair } from '../kernel/unix.ts'
 import type { StoredImage } from '../store/memory.ts'
 import { fdLink } from '../stream/fd-link.ts'
-import { frameReader, frameWriter } from '../stream/frames.ts'
+import { frameReader, frameWriter, taking } from '../stream/frames.ts'
 import type { ImageSink } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { receiveSnapshot } from '../stream/receive.ts'
@@ -76,19 +76,22 @@ export async function play(): Promise<void> {
   }
 }
 
+const beginning = taking('snapshot')
+const answers = taking('ack', 'sealed')
+
 async function sent({ reader, writer }: ReturnType<typeof manyLinks>): Promise<void> {
   const [socket, criu] = socketPair()
   const dumping = dump(criu)
   dumping.catch(() => {})
   await sendSnapshot(writer, snapshotId('rehearsal'), capture(socket), { greeted: true })
   await dumping
-  while ((await (await reader).expect()).type !== 'sealed');
+  while ((await (await reader).expect(answers)).type !== 'sealed');
 }
 
 async function received({ link, onGot, outlive }: ReturnType<typeof openLine>, sink: ImageSink): Promise<void> {
   const [reader, writer] = [frameReader(link.inlet, { onGot }), frameWriter(link.outlet)]
   await writer.send({ type: 'hello' })
-  await reader.expect()
+  await reader.expect(beginning)
   const { digest } = await receiveSnapshot(reader, sink, {
     onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
     onHandOver: (_until, token = Buffer.alloc(TOKEN_BYTES)) => outlive(token, MOST_MS),

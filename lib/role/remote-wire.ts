@@ -21,26 +21,31 @@ import type { MemoryWriter } from '../store/memory.ts'
 import { writeInto } from '../store/piece-writer.ts'
 import type { Arriving } from '../store/shelf.ts'
 import type { Inlet } from '../stream/link.ts'
+import { metered } from '../stream/metered.ts'
 import type { Line } from '../stream/resuming-receiver.ts'
 import { summarize } from '../stream/send.ts'
 import type { House } from './cache.ts'
 import { freshId } from './dump.ts'
 import { asFault } from './refusal.ts'
 import { IDS } from './remote.ts'
+import type { Manners } from './talk.ts'
 
 /** For what is read at once; a connection has no other memory beside that for images. */
 const READ_BYTES = 64 * 2 ** 10
+/** A connection is quiet between two rounds, and nothing says that one is over: so many time-outs it may be. */
+const MOST_TIMEOUTS = 10
 /** Bytes that are taken before others get a turn. */
 const MOST_AT_ONCE = 8 * 2 ** 20
 
 /** Hears an image-proxy of `criu --remote` to its end. Reports what fails, and closes the link. */
-export async function hearRemote({ link }: Line, house: House): Promise<void> {
+export async function hearRemote({ link: bare }: Line, house: House, { connection, source }: Manners): Promise<void> {
+  const link = metered(bare, connection.moved)
   const id = freshId()
   const conversation = openConversation(id, house)
   try {
-    await take(link.inlet, conversation)
+    await take(link.inlet, conversation, () => connection.enter('moving', MOST_TIMEOUTS * house.options.timeoutMs))
   } catch (error) {
-    house.options.report({ event: 'failed', what: `${link.peer}, snapshot ${id}`, fault: asFault(error) })
+    house.failures.tell(source, `${link.peer}, snapshot ${id}`, asFault(error))
     // What came counts as a round until the end; perhaps nothing did.
     house.shelf.lose(id)
   } finally {
@@ -49,13 +54,14 @@ export async function hearRemote({ link }: Line, house: House): Promise<void> {
   }
 }
 
-async function take(inlet: Inlet, conversation: Conversation): Promise<void> {
+async function take(inlet: Inlet, conversation: Conversation, begin: () => void): Promise<void> {
   const decoder = remoteWireDecoder()
   const buffer = Buffer.allocUnsafeSlow(READ_BYTES)
   let said = false
   for (let since = 0; ; ) {
     const got = await inlet.read(buffer)
     if (got === 0) break
+    if (!said) begin()
     said = true
     for (const event of decoder.push(buffer.subarray(0, got))) await conversation.hear(event)
     since += got

@@ -7,18 +7,18 @@
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { digestWords } from '../format/digest.ts'
+import type { FrameOf } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
-import type { Frame } from '../format/wire.ts'
 import type { Until, Verdict } from '../format/words.ts'
 import { acceptSpeaker } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySink } from '../store/directory.ts'
 import { memorySnapshot } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
-import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
+import { type FrameReader, type FrameWriter, frameReader, frameWriter, taking, unexpected } from '../stream/frames.ts'
 import type { ImageSink } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
-import { expectEnd, receiveSnapshot, unexpected } from '../stream/receive.ts'
+import { expectEnd, receiveSnapshot } from '../stream/receive.ts'
 import { tellByHand } from './by-hand.ts'
 import { checkCriuOptions } from './criu.ts'
 import { HOLD_DIRECTORY, holdSocket, type Offer, takeOver } from './hold.ts'
@@ -109,6 +109,11 @@ export async function restoreToDirectory(path: string, link: Link, options: Rest
   }
 }
 
+/** How a peer begins: a cache, a plain stream, a source that lost its link. */
+const beginnings = taking('hello', 'snapshot', 'verdict')
+/** What a cache answers a `get` with. */
+const replies = taking('snapshot', 'refused')
+
 /**
  * Receives one snapshot. A peer that greets with `hello` is a cache: it is asked for the snapshot, and told the digest
  * afterwards; any other just streams, and may offer a hand-over if it has a way to hear us.
@@ -122,8 +127,9 @@ async function receive(
   const begun = performance.now()
   const reader = frameReader(link.inlet)
   const work = async (): Promise<{ handOver: Offer | undefined } | 'verdict passed on'> => {
-    const first = await reader.expect()
-    if (first.type === 'verdict' && options.wayBack !== undefined) {
+    const first = await reader.expect(beginnings)
+    if (first.type === 'verdict') {
+      if (options.wayBack === undefined) throw unexpected(first)
       await passOn(first, greet(options.wayBack()), options)
       return 'verdict passed on'
     }
@@ -183,19 +189,18 @@ async function passOn(
 }
 
 async function begin(
-  first: Frame,
+  first: FrameOf<'hello' | 'snapshot'>,
   reader: FrameReader,
   link: Link,
   { id, timeoutMs, report, holds }: RestoreOptions & { holds?: boolean },
 ): Promise<{ id: SnapshotId; answer?: FrameWriter }> {
   if (first.type === 'snapshot') return { id: first.id }
-  if (first.type !== 'hello' || !link.duplex) throw unexpected(first)
+  if (!link.duplex) throw unexpected(first)
   const answer = frameWriter(link.outlet)
   if (holds === true) await answer.send({ type: 'handOver', until: 'running' })
   await answer.send({ type: 'get', id, timeoutMs })
   report({ event: 'waiting', what: id ?? 'the newest snapshot' })
-  const reply = await reader.expect()
+  const reply = await reader.expect(replies)
   if (reply.type === 'refused') throw new Fault(reply.code, `${link.peer} refused: ${reply.reason}`)
-  if (reply.type !== 'snapshot') throw unexpected(reply)
   return { id: reply.id, answer }
 }

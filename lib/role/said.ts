@@ -1,10 +1,9 @@
 /** What the target of a hand-over says, as promises. */
 import { Fault } from '../fault.ts'
 import type { Fate } from '../format/words.ts'
-import type { FrameReader } from '../stream/frames.ts'
+import { type FrameReader, taking } from '../stream/frames.ts'
 import type { Known } from '../stream/known.ts'
 import { openNews } from '../stream/news.ts'
-import { unexpected } from '../stream/receive.ts'
 import { defer } from './wait.ts'
 
 export interface Said {
@@ -18,6 +17,10 @@ export interface Said {
   offer: Promise<never>
 }
 
+const greeting = taking('hello')
+const answers = taking('ack', 'sealed', 'ready', 'reserved', 'fate', 'refused')
+const answersAndOffers = taking('ack', 'sealed', 'ready', 'reserved', 'fate', 'refused', 'recalled')
+
 /** What it says, each as a promise that its refusal or its absence rejects; what it offers goes to `known`. */
 export function listenTo(reader: FrameReader, begun: boolean, known?: Known): Said {
   const [sealed, ready, fate, offer] = [defer<bigint>(), defer<void>(), defer<Fate>(), defer<never>()]
@@ -30,21 +33,19 @@ export function listenTo(reader: FrameReader, begun: boolean, known?: Known): Sa
     while (acks.count < images) await news.told()
   }
   const listen = async (): Promise<void> => {
-    let greeted = begun
+    const gone = (): Fault => new Fault('LINK', 'the target closed the link')
+    if (!begun && (await reader.next(greeting)) === undefined) throw gone()
     for (;;) {
-      const frame = await reader.next()
-      if (frame === undefined) throw new Fault('LINK', 'the target closed the link')
-      if (greeted === (frame.type === 'hello')) throw unexpected(frame)
-      greeted = true
+      const frame = await reader.next(known === undefined ? answers : answersAndOffers)
+      if (frame === undefined) throw gone()
       if (frame.type === 'sealed') sealed.resolve(frame.digest)
       else if (frame.type === 'ready') ready.resolve()
       else if (frame.type === 'reserved') reserved.resolve()
       else if (frame.type === 'fate') fate.resolve(frame.fate)
-      else if (frame.type === 'recalled' && known !== undefined) known.take(frame)
+      else if (frame.type === 'recalled') known?.take(frame)
       // It may still take a verdict.
       else if (frame.type === 'refused') refuse(new Fault(frame.code, `the target refused: ${frame.reason}`))
-      else if (frame.type !== 'ack' && frame.type !== 'hello') throw unexpected(frame)
-      if (frame.type === 'ack') acks.count++
+      else acks.count++
       news.tell()
     }
   }

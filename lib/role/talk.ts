@@ -4,17 +4,21 @@
 import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { digestWords } from '../format/digest.ts'
+import type { Frame, FrameOf } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
-import type { Frame } from '../format/wire.ts'
+import { LONGEST_RECALLED } from '../format/page-digest.ts'
 import type { Until } from '../format/words.ts'
+import type { Charges } from '../store/charges.ts'
 import type { Arriving } from '../store/shelf.ts'
-import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
+import { type FrameReader, type FrameWriter, frameReader, frameWriter, taking, unexpected } from '../stream/frames.ts'
 import type { ImageSink } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
-import { receiveSnapshot, unexpected } from '../stream/receive.ts'
+import { metered } from '../stream/metered.ts'
+import { receiveSnapshot } from '../stream/receive.ts'
 import { type Line, unknown } from '../stream/resuming-receiver.ts'
 import { type Arrivals, byHand } from './arrivals.ts'
 import type { House } from './cache.ts'
+import type { Connection } from './connections.ts'
 import { give } from './giving.ts'
 import type { TargetState } from './handover.ts'
 import { asFault, refusalOf } from './refusal.ts'
@@ -26,62 +30,73 @@ import { defer } from './wait.ts'
 export interface Talk {
   line: Line
   link: Link
+  connection: Connection
   reader: FrameReader
   writer: FrameWriter
+  /** What is held for the peer beside images. */
+  memory: Charges
 }
 
 export interface Manners {
-  patienceMs?: number
+  /** Its place among the others. */
+  connection: Connection
+  /** Whose share it counts to. */
+  source: string
+  /** It is of this host, and of root or our own user: its verdicts need no token. */
   trusted?: boolean
+  /** It speaks over several connections already. */
   joined?: boolean
 }
 
-/** Bytes of payload in the first frame: a name. */
-const LONGEST_FIRST = 1024
-/**
- * Answers whoever is at the other end; `patienceMs`: how long its first frame may take; `trusted`: its
- * verdicts need no token; `joined`: it speaks over several connections already. Reports what fails, and closes the link.
- */
+/** How a client begins; a verdict and what follows it are its only word. */
+const beginnings = taking('snapshot', 'get', 'handOver', 'verdict', 'resume', 'join')
+const localBeginnings = taking('snapshot', 'get', 'handOver', 'verdict', 'resume', 'list', 'remove', 'pin')
+/** After `handOver`, from one that restores. */
+const restores = taking('get')
+/** The last word of a source. */
+const lastWords = taking('verdict', 'failed')
+
+/** Answers whoever is at the other end. Reports what fails, and closes the link. */
 export async function answer(
   line: Line,
   house: House,
-  { patienceMs, trusted = false, joined = false }: Manners,
+  { connection, source, trusted = false, joined = false }: Manners,
 ): Promise<void> {
-  const { link } = line
+  const memory = house.peers.open()
+  connection.onClose(memory.close)
+  const link = metered(line.link, connection.moved)
   const writer = frameWriter(link.outlet)
-  const reader = frameReader(link.inlet, { onGot: line.onGot })
-  const talk = { line, link, reader, writer }
+  const reader = frameReader(link.inlet, { onGot: line.onGot, memory })
+  const talk = { line, link, connection, reader, writer, memory }
   let what = link.peer
   try {
     await writer.send({ type: 'hello' })
-    const hangUp = (): void => link.destroy(new Fault('TIMEOUT', 'the client said nothing'))
-    const silent = patienceMs === undefined ? undefined : setTimeout(hangUp, patienceMs)
-    const frame = await reader.next(LONGEST_FIRST).finally(() => clearTimeout(silent))
+    const frame = await reader.next(trusted ? localBeginnings : beginnings)
     if (frame === undefined) return
+    connection.beforeClose((fault) => sayRefused(link, writer, fault))
+    // Who comes back goes on in the place of its first connection.
+    if (frame.type !== 'resume') connection.enter('waiting')
     if (frame.type === 'snapshot') {
       what = `snapshot ${frame.id}`
       await take({ id: frame.id, ...talk }, house)
     } else if (frame.type === 'get') await give(frame, { ...talk, holds: false }, house)
     else if (frame.type === 'handOver') {
-      const get = await reader.expect()
-      if (get.type !== 'get') throw unexpected(get)
-      await give(get, { ...talk, holds: true }, house)
+      await give(await reader.expect(restores), { ...talk, holds: true }, house)
     } else if (frame.type === 'verdict') {
       if (!trusted) house.arrivals.believe(frame.id, frame.token)
       await obey(frame, writer, house.arrivals)
     } else if (frame.type === 'list' || frame.type === 'remove' || frame.type === 'pin') {
-      if (!trusted) throw new Fault('REFUSED', `a ${frame.type} frame is for the cache's own host`)
       await writer.send(await stockAnswer(frame, house))
     } else if (frame.type === 'resume') {
       what = `snapshot ${frame.id}`
       const broken = house.lines.get(frame.id)
       if (broken === undefined) throw unknown()
       broken.resume(frame, line)
-    } else if (frame.type === 'join' && !joined) await house.groups.join(frame, line)
-    else throw unexpected(frame)
+    } else if (joined) throw unexpected(frame)
+    else await house.groups.join(frame, line, source)
   } catch (error) {
     const fault = asFault(error)
-    house.options.report({ event: 'failed', what, fault })
+    house.failures.tell(source, what, fault)
     await refuse(link, writer, fault).catch(() => {})
   } finally {
     link.destroy()
@@ -103,23 +118,28 @@ async function stockAnswer(frame: Extract<Frame, { type: 'list' | 'remove' | 'pi
 }
 
 const LINGER_MS = 5000
+/** For what is taken and not looked at, whoever sent it. */
+const ignored = Buffer.allocUnsafeSlow(64 * 2 ** 10)
 
 /**
  * Tells the peer why, and takes what it has already sent: closing over unread bytes makes TCP reset the link, and the
  * peer would learn of the reset before it reads the reason.
  */
 async function refuse(link: Link, writer: FrameWriter, fault: Fault): Promise<void> {
-  await linger(link, () => writer.send({ type: 'refused', code: refusalOf(fault), reason: fault.message }))
+  await linger(link, () => sayRefused(link, writer, fault))
+}
+
+async function sayRefused(link: Link, writer: FrameWriter, fault: Fault): Promise<void> {
+  await writer.send({ type: 'refused', code: refusalOf(fault), reason: fault.message })
+  await link.outlet.finish()
 }
 
 /** Says its last word, and takes what still comes. */
-async function linger(link: Link, say = async (): Promise<void> => {}): Promise<void> {
+async function linger(link: Link, say = (): Promise<void> => link.outlet.finish()): Promise<void> {
   const timer = setTimeout(() => link.destroy(), LINGER_MS)
   try {
     await say()
-    await link.outlet.finish()
-    const scratch = Buffer.allocUnsafe(64 * 2 ** 10)
-    while (await link.inlet.fill(scratch));
+    while ((await link.inlet.read(ignored)) > 0);
   } catch {
   } finally {
     clearTimeout(timer)
@@ -127,13 +147,15 @@ async function linger(link: Link, say = async (): Promise<void> => {}): Promise<
 }
 
 async function take(
-  { id, reader, writer, line, link }: Talk & { id: SnapshotId },
+  { id, reader, writer, line, link, connection, memory }: Talk & { id: SnapshotId },
   { shelf, arrivals, options, lines, rounds }: House,
 ): Promise<void> {
   const { report } = options
   const begun = performance.now()
   arrivals.refuseIfOpen(id)
   const arriving = shelf.receive(id)
+  connection.onClose(arriving.drop)
+  connection.enter('moving', options.timeoutMs)
   const over = defer<void>()
   let round: number | undefined
   let until: Until | undefined
@@ -144,15 +166,16 @@ async function take(
       get offer() {
         return arriving.offer
       },
+      memory,
       // Images that come meanwhile do not wait for it.
-      onRecall: (from) => recalled(arriving, from, writer).catch((reason: Error) => link.destroy(reason)),
+      onRecall: (from) => recalled(arriving, from, writer, memory).catch((reason: Error) => link.destroy(reason)),
       onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
       onReserved: (offset) => writer.send({ type: 'reserved', offset }),
       onHandOver(far, token) {
         until = far
         shown = token
         if (token === undefined) return
-        line.outlive(token, options.timeoutMs)
+        line.outlive(token, options.timeoutMs, memory)
         if (arriving.owns) lines.set(id, line)
       },
       onLayer(layer) {
@@ -184,6 +207,7 @@ async function take(
     if (rounds.get(id)?.link === link) rounds.delete(id)
     over.resolve()
   }
+  connection.enter('waiting')
   const arrival = arrivals.get(id)
   if (arrival === undefined || until === undefined) return writer.send({ type: 'sealed', digest })
   const watcher = {
@@ -199,7 +223,7 @@ async function take(
     // It is on its way before a criu is started, which takes a while.
     await turn()
     arrivals.restore(id)
-    const last = await reader.next().catch((reason: unknown) => {
+    const last = await reader.next(lastWords).catch((reason: unknown) => {
       // Its verdict may have come over a link of its own.
       if (!settled.includes(arrival.state)) throw reason
       return undefined
@@ -213,12 +237,17 @@ async function take(
   }
 }
 
-async function recalled({ offer }: Arriving, from: number, writer: FrameWriter): Promise<void> {
+async function recalled({ offer }: Arriving, from: number, writer: FrameWriter, memory: Charges): Promise<void> {
   const nothing = { offers: false, total: 0, digests: new Uint32Array() }
-  await writer.send({
-    type: 'recalled',
-    ...(offer === undefined ? nothing : { offers: true, ...(await offer.recall(from)) }),
-  })
+  // As numbers, and as the frame that is made of them.
+  const bytes = offer === undefined ? 0 : 2 * LONGEST_RECALLED
+  memory.add(bytes)
+  try {
+    const answer = offer === undefined ? nothing : { offers: true, ...(await offer.recall(from)) }
+    await writer.send({ type: 'recalled', ...answer })
+  } finally {
+    memory.add(-bytes)
+  }
 }
 
 /** While it makes memory ready, its sender is not ready to send either. Where there is to be no memory, both throw at once. */
@@ -239,9 +268,12 @@ const SETTLED_MS = 1000
 const settled: readonly TargetState[] = ['owning', 'reviving', 'running', 'dropped']
 
 /** The verdict is the last word of a source; it may come on a link of its own. Without it the copy is held. */
-async function obey(frame: Frame | undefined, writer: FrameWriter, arrivals: Arrivals): Promise<void> {
+async function obey(
+  frame: FrameOf<'verdict' | 'failed'> | undefined,
+  writer: FrameWriter,
+  arrivals: Arrivals,
+): Promise<void> {
   if (frame === undefined) return
   if (frame.type === 'failed') throw new Fault(frame.code, `the source gave up: ${frame.reason}`)
-  if (frame.type !== 'verdict') throw unexpected(frame)
   await writer.send({ type: 'fate', fate: await arrivals.decide(frame.id, frame.verdict) })
 }

@@ -18,8 +18,14 @@ export function openCharges(pool: Pick<Pool, 'charge'>): Charges {
       return bytes
     },
     add(more) {
+      if (over && more <= 0) return
       if (over) throw new Fault('ABORTED', 'the snapshot was dropped')
       pool.charge(more)
+      // Whoever had to give way for it may have been its own holder.
+      if (over) {
+        pool.charge(-more)
+        throw new Fault('ABORTED', 'the snapshot was dropped')
+      }
       bytes += more
     },
     close() {
@@ -28,6 +34,47 @@ export function openCharges(pool: Pick<Pool, 'charge'>): Charges {
       bytes = 0
     },
   }
+}
+
+/**
+ * What is held for peers beside their images: payloads that are read, buffers to decompress, answers that are not taken yet. One budget
+ * of all of them, within the pool's limit, so that many who ask for little cannot ask for much together.
+ */
+export interface PeerMemory {
+  /** Bytes. */
+  readonly limit: number
+  readonly used: number
+  /** Those of one peer. `add` throws `MEMORY` where nobody gives way. */
+  open(): Charges
+  /** Where the budget is used up: makes somebody give way, who closes its charges at once. Returns whether somebody did. */
+  relief: () => boolean
+}
+
+/** Of a small pool: what four or five peers need at a time that compress. */
+const LEAST_FOR_PEERS = 16 * 2 ** 20
+const MOST_FOR_PEERS = 128 * 2 ** 20
+
+export function openPeerMemory(pool: Pick<Pool, 'charge' | 'limit'>): PeerMemory {
+  const limit = Math.min(pool.limit, MOST_FOR_PEERS, Math.max(LEAST_FOR_PEERS, pool.limit / 4))
+  let used = 0
+  const memory: PeerMemory = {
+    limit,
+    get used() {
+      return used
+    },
+    open: () => openCharges({ charge }),
+    relief: () => false,
+  }
+  function charge(bytes: number): void {
+    while (bytes > 0 && used + bytes > limit) if (!memory.relief()) throw full()
+    pool.charge(bytes)
+    used += bytes
+  }
+  return memory
+}
+
+function full(): Fault {
+  return new Fault('MEMORY', 'too much is held for peers at a time', { hint: 'raise --max-memory' })
 }
 
 /** About what it takes to know of an image: one of pages, and any other. */

@@ -4,6 +4,7 @@
  */
 
 import { setTimeout } from 'node:timers/promises'
+import { Fault } from '../fault.ts'
 import type { ImageEntry } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES, pagesPattern } from '../format/pagemap.ts'
@@ -70,6 +71,7 @@ const LARGEST_SHARED = 64 * 2 ** 10
 export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   const images = new Map<ImageName, StoredImage>()
   const extents = new Map<number, Extent>()
+  let dropped = false
   /** Extents of which a single image has it all. */
   const owned = new Set<number>()
   /** Made ready for what was announced. */
@@ -94,6 +96,11 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
 
   function extent(): Extent {
     const taken = ahead.pop() ?? pool.take()
+    // Whoever had to give way for it may have been this very snapshot.
+    if (dropped) {
+      pool.give(taken)
+      throw new Fault('ABORTED', 'the snapshot was dropped')
+    }
     extents.set(Number(taken.address), taken)
     return taken
   }
@@ -285,6 +292,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
       for (const { address } of spaces ?? pieces) owned.delete(Number(address))
     },
     drop() {
+      dropped = true
       giveAhead()
       images.clear()
       for (const taken of extents.values()) give(taken)

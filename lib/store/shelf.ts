@@ -1,8 +1,8 @@
 /**
  * The snapshots that a cache holds, by id, and those who wait for one.
  *
- * "The newest" is the one that was sealed last; but while a newer one is arriving, whoever asks for the newest waits for
- * it: giving out the older one would start a process from its past.
+ * "The newest" is the one that was sealed last, of those that whoever asks may have, whatever arrives meanwhile: who begins a snapshot and falls
+ * silent, or never says what became of it, must not keep others from theirs. Who means the one that is on its way names it.
  */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
@@ -88,6 +88,8 @@ export interface ShelfOptions {
   /** Senders are told which pages are here, and pages of several snapshots are stored once. */
   dedup?: boolean
   onDropped?: (id: SnapshotId, idleMs: number) => void
+  /** When memory runs out and nothing of that helps: makes a sender give way that is silent. Returns whether there was one. */
+  relieve?: () => boolean
 }
 
 interface Entry extends Sealed {
@@ -104,7 +106,7 @@ interface Entry extends Sealed {
 
 export function openShelf(
   pool: Pool,
-  { idleMs = Number.POSITIVE_INFINITY, dedup = false, onDropped }: ShelfOptions = {},
+  { idleMs = Number.POSITIVE_INFINITY, dedup = false, onDropped, relieve = () => false }: ShelfOptions = {},
 ): Shelf {
   const sealed = new Map<SnapshotId, Entry>()
   const leaving = openLeaving()
@@ -116,7 +118,7 @@ export function openShelf(
   pool.relief = () => {
     const dropped = chains.dropIdle(idleMs, pinned)
     if (dropped !== undefined) onDropped?.(dropped.id, dropped.ms)
-    return dropped !== undefined || offers?.withdrawIdle(idleMs) === true
+    return dropped !== undefined || offers?.withdrawIdle(idleMs) === true || relieve()
   }
 
   /** The newest first. */
@@ -141,11 +143,10 @@ export function openShelf(
   }
 
   function now({ id, early, fits, since }: Wish): Sealed | undefined {
-    const fit = (images: Images): boolean => fits?.(images) ?? true
-    if (id === undefined && [...arriving.values()].some(({ sink }) => fit(sink.images))) return undefined
-    const entry = id === undefined ? [...sealed.values()].findLast(({ images }) => fit(images)) : sealed.get(id)
-    if (entry === undefined || (entry.undecided && !early) || entry.notBefore > since) return undefined
-    return entry
+    const may = ({ images, undecided, notBefore }: Entry): boolean =>
+      (early || !undecided) && notBefore <= since && (id !== undefined || (fits?.(images) ?? true))
+    const of = id === undefined ? [...sealed.values()] : [sealed.get(id)].filter((entry) => entry !== undefined)
+    return of.findLast(may)
   }
 
   function lose(id: SnapshotId, images: Images): void {

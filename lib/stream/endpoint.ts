@@ -15,7 +15,7 @@ import { duplicate, type Fd, isPipe, limitUnsent, ownNonBlocking } from '../kern
 import { inheritedSocket } from '../kernel/inherited.ts'
 import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
-import { duplexLink, readableLink, writableLink } from './node-link.ts'
+import { duplexLink, fdOf, readableLink, writableLink } from './node-link.ts'
 import { readSecrets } from './secrets.ts'
 import { secureClient, secureServer } from './secure.ts'
 
@@ -164,11 +164,6 @@ function connectOnce(
 
 /** Of one of several connections: a chunk that waits behind more than this holds up the others' (striped-link.ts). */
 const UNSENT_BYTES = 128 * 2 ** 10
-
-/** Node's descriptor, or -1. */
-function fdOf(socket: net.Socket): number {
-  return (socket as net.Socket & { _handle?: { fd?: number } })._handle?.fd ?? -1
-}
 
 /** A link over a paused Node socket that has not read yet. */
 export function takeOver(socket: net.Socket, peer: string): Link {

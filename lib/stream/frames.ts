@@ -1,43 +1,64 @@
 import { Fault } from '../fault.ts'
+import type { Frame, FrameName, FrameOf } from '../format/frame.ts'
 import { checkPreamble, encodePreamble, PREAMBLE_BYTES } from '../format/preamble.ts'
-import { decodeFrame, decodeHeader, encodeFrame, type Frame, HEADER_BYTES, headBytes } from '../format/wire.ts'
+import { decodeFrame, decodeHeader, encodeFrame, HEADER_BYTES, headBytes } from '../format/wire.ts'
 import type { Inlet, Outlet } from './link.ts'
 
 /** Reads frames one by one. After a `data` or `packed` frame its bytes are the next that the inlet gives. */
 export interface FrameReader {
   /**
-   * The next frame, or undefined where the stream ends between two frames. A payload above `most` bytes is `LIMIT`.
-   * Throws `FORMAT`, `LIMIT`, `TRUNCATED`.
+   * The next frame, which must be one of those that are taken now: any other is refused by its header, and nothing of its payload is
+   * read. Undefined where the stream ends between two frames. A payload above `most` bytes, those of an image not counted, is
+   * `LIMIT`. Throws `FORMAT`, `LIMIT`, `TRUNCATED`, and `MEMORY` where the payload is not to be held.
    */
-  next(most?: number): Promise<Frame | undefined>
-  /** The next frame; the end of the stream is `TRUNCATED`. */
-  expect(): Promise<Frame>
+  next<Name extends FrameName>(takes: Takes<Name>, most?: number): Promise<FrameOf<Name> | undefined>
+  /** The same; the end of the stream is `TRUNCATED`. */
+  expect<Name extends FrameName>(takes: Takes<Name>, most?: number): Promise<FrameOf<Name>>
   readonly inlet: Pick<Inlet, 'fill'>
+}
+
+/** The frames that belong in one state of a conversation. */
+export type Takes<Name extends FrameName> = ReadonlySet<Name>
+
+export function taking<Name extends FrameName>(...names: readonly Name[]): Takes<Name> {
+  return new Set(names)
 }
 
 /** Payloads are read in steps of this many bytes, so that a length alone never makes us hold memory. */
 const PAYLOAD_STEP = 64 * 2 ** 10
+/** Smaller payloads than this cost about what a connection costs anyway. */
+const LEAST_CHARGED = 2 ** 10
 
-/** How frames are read from a stream that outlives its links, whose preamble each of them has had (see resumable.ts). */
-export interface Resumed {
-  /** Told what the peer has got, in place of the reader's caller. */
+export interface FrameReaderOptions {
+  /** Told what the peer has got, in place of the reader's caller (see resumable.ts). */
   onGot?: (bytes: number) => void
-  /** The preamble was read already. */
+  /** The stream outlives its links, and each of them has had its preamble (see resumable.ts). */
   started?: boolean
+  /** What is held of the peer's words is counted there, until the next frame is asked for. */
+  memory?: { add(bytes: number): void }
 }
 
-export function frameReader(inlet: Pick<Inlet, 'fill'>, { onGot, started = false }: Resumed = {}): FrameReader {
+export function frameReader(
+  inlet: Pick<Inlet, 'fill'>,
+  { onGot, started = false, memory }: FrameReaderOptions = {},
+): FrameReader {
   const header = Buffer.alloc(HEADER_BYTES)
+  let charged = 0
 
-  async function next(most = Number.POSITIVE_INFINITY): Promise<Frame | undefined> {
+  async function next<Name extends FrameName>(
+    takes: Takes<Name>,
+    most = Number.POSITIVE_INFINITY,
+  ): Promise<FrameOf<Name> | undefined> {
     for (;;) {
-      const frame = await nextOfAll(most)
-      if (frame?.type !== 'got' || onGot === undefined) return frame
+      const frame = await nextOfAll(takes, most)
+      if (frame?.type !== 'got' || onGot === undefined) return frame as FrameOf<Name> | undefined
       onGot(frame.offset)
     }
   }
 
-  async function nextOfAll(most: number): Promise<Frame | undefined> {
+  async function nextOfAll(takes: ReadonlySet<FrameName>, most: number): Promise<Frame | undefined> {
+    if (charged > 0) memory?.add(-charged)
+    charged = 0
     if (!started) {
       const preamble = Buffer.alloc(PREAMBLE_BYTES)
       if (!(await inlet.fill(preamble).catch(unheard))) return undefined
@@ -47,8 +68,15 @@ export function frameReader(inlet: Pick<Inlet, 'fill'>, { onGot, started = false
     }
     if (!(await inlet.fill(header))) return undefined
     const decoded = decodeHeader(header)
-    if (decoded.length > most) throw new Fault('LIMIT', `a ${decoded.type} frame of ${decoded.length} bytes here`)
-    return decodeFrame(decoded, await payload(headBytes(decoded)))
+    const { type } = decoded
+    if (!takes.has(type) && !(type === 'got' && onGot !== undefined)) throw unexpected(decoded)
+    const bytes = headBytes(decoded)
+    if (bytes > most) throw new Fault('LIMIT', `a ${type} frame of ${bytes} bytes here, at most ${most} are allowed`)
+    if (bytes > LEAST_CHARGED) {
+      memory?.add(bytes)
+      charged = bytes
+    }
+    return decodeFrame(decoded, await payload(bytes))
   }
 
   async function payload(length: number): Promise<Buffer> {
@@ -62,8 +90,8 @@ export function frameReader(inlet: Pick<Inlet, 'fill'>, { onGot, started = false
     return steps.length === 1 ? (steps[0] as Buffer) : Buffer.concat(steps)
   }
 
-  async function expect(): Promise<Frame> {
-    const frame = await next()
+  async function expect<Name extends FrameName>(takes: Takes<Name>, most?: number): Promise<FrameOf<Name>> {
+    const frame = await next(takes, most)
     if (frame !== undefined) return frame
     throw started ? truncated() : new Fault('TRUNCATED', NOTHING, { hint: NOTHING_HINT })
   }
@@ -88,7 +116,7 @@ function refuseTls(start: Buffer): void {
   })
 }
 
-export function unexpected(frame: Frame): Fault {
+export function unexpected(frame: { type: FrameName }): Fault {
   return new Fault('FORMAT', `a ${frame.type} frame where none belongs`)
 }
 

@@ -5,9 +5,8 @@ import { encodePreamble } from '../format/preamble.ts'
 import { JOIN_TOKEN_BYTES, type Join } from '../format/stripes.ts'
 import { encodeFrame } from '../format/wire.ts'
 import { connectEndpoint, type Endpoint } from './endpoint.ts'
-import { frameReader } from './frames.ts'
+import { frameReader, taking } from './frames.ts'
 import type { Link } from './link.ts'
-import { unexpected } from './receive.ts'
 import type { Line } from './resuming-receiver.ts'
 import { stripedLink } from './striped-link.ts'
 
@@ -46,16 +45,16 @@ export async function connectJoined(
   return stripedLink(links, `${links[0]?.peer} (${count} connections)`, welcomed)
 }
 
+const greeting = taking('hello')
+const answers = taking('joined', 'refused')
+
 /** Throws what the cache refuses with. */
 async function welcomed(link: Link): Promise<void> {
   const reader = frameReader(link.inlet)
-  for (const type of ['hello', 'joined'] as const) {
-    const frame = await reader.expect()
-    if (frame.type === 'refused') {
-      throw new Fault(frame.code, `the target refused one of several connections: ${frame.reason}`)
-    }
-    if (frame.type !== type) throw unexpected(frame)
-  }
+  await reader.expect(greeting)
+  const frame = await reader.expect(answers)
+  if (frame.type === 'joined') return
+  throw new Fault(frame.code, `the target refused one of several connections: ${frame.reason}`)
 }
 
 /** A quarter of a cache's connections: the others are for those who speak. */
@@ -67,7 +66,7 @@ export interface Groups {
    * Resolves when all are here, and the link over them is given away. Throws `TIMEOUT` if they do not come, `FORMAT` for one
    * that does not belong to the others, which are not disturbed.
    */
-  join(join: Join, line: Line): Promise<void>
+  join(join: Join, line: Line, source: string): Promise<void>
 }
 
 interface Group {
@@ -76,8 +75,11 @@ interface Group {
   settle: (reason?: Fault) => void
 }
 
-/** `admit` gets the link over all connections of a group, and their number; they have `patienceMs` to come. */
-export function openGroups(patienceMs: number, admit: (link: Link, count: number) => void): Groups {
+/**
+ * `admit` gets the link over all connections of a group, their number, and the peer of the last; they have `patienceMs` to come. When too
+ * many wait the oldest group gives way.
+ */
+export function openGroups(patienceMs: number, admit: (link: Link, count: number, source: string) => void): Groups {
   const groups = new Map<string, Group>()
 
   function begin(key: string, count: number): Group {
@@ -98,28 +100,40 @@ export function openGroups(patienceMs: number, admit: (link: Link, count: number
     return group
   }
 
+  function waiting(): number {
+    let count = 0
+    for (const { lines } of groups.values()) count += lines.filter((each) => each !== undefined).length
+    return count
+  }
+
+  /** The oldest group gives way, but for one. */
+  function makeRoom(spared: string): void {
+    for (const [key, { settle }] of groups) {
+      if (waiting() <= MOST_WAITING) return
+      if (key !== spared) settle(new Fault('LIMIT', `${MOST_WAITING} connections wait for those which they join`))
+    }
+  }
+
   return {
-    async join({ token, index, count }, line) {
+    async join({ token, index, count }, line, source) {
       const key = token.toString('hex')
-      const waiting = [...groups.values()].reduce(
-        (sum, { lines }) => sum + lines.filter((each) => each !== undefined).length,
-        0,
-      )
-      if (waiting >= MOST_WAITING) throw new Fault('LIMIT', `${waiting} connections wait for those which they join`)
       const group = groups.get(key) ?? begin(key, count)
       if (group.lines.length !== count || group.lines[index] !== undefined) {
         throw new Fault('FORMAT', 'a connection that does not belong to those which it joins')
       }
       group.lines[index] = line
       const lines = group.lines.filter((each) => each !== undefined)
-      if (lines.length < count) return group.complete
+      if (lines.length < count) {
+        makeRoom(key)
+        return group.complete
+      }
       group.settle()
       const links: Link[] = []
       for (const each of lines) each.give((link) => links.push(link))
       const welcome = encodeFrame({ type: 'joined' })
       // One that is broken is found broken by the link over all.
       await Promise.all(links.map((link) => link.outlet.send(welcome).catch(() => {})))
-      admit(stripedLink(links, `${links[0]?.peer} (${count} connections)`), count)
+      admit(stripedLink(links, `${links[0]?.peer} (${count} connections)`), count, source)
     },
   }
 }

@@ -21,8 +21,15 @@ export interface Kept {
 
 const SMALLEST = 64 * 2 ** 10
 
-/** Keeps at most `limit` bytes, a power of two from 64 KiB on: in `memory`, or in some that grows. */
-export function keep(limit: number, memory: Uint8Array = Buffer.allocUnsafeSlow(SMALLEST)): Kept {
+/**
+ * Keeps at most `limit` bytes, a power of two from 64 KiB on: in `memory`, or in some that grows. `grows` is told how many bytes more it
+ * takes, before it does; what it throws `append` throws.
+ */
+export function keep(
+  limit: number,
+  memory: Uint8Array = Buffer.allocUnsafeSlow(SMALLEST),
+  grows = (_bytes: number): void => {},
+): Kept {
   let ring = memory
   let from = 0
   let to = 0
@@ -36,6 +43,7 @@ export function keep(limit: number, memory: Uint8Array = Buffer.allocUnsafeSlow(
     let bytes = ring.length
     while (bytes < wanted && bytes < limit) bytes *= 2
     if (bytes === ring.length) return
+    grows(bytes - ring.length)
     const larger = Buffer.allocUnsafeSlow(bytes)
     for (let moved = from; moved < to; ) {
       const part = at(moved, to - moved).subarray(0, bytes - (moved % bytes))

@@ -1,3 +1,4 @@
+import type net from 'node:net'
 import type { Duplex, Readable, Writable } from 'node:stream'
 import { Fault } from '../fault.ts'
 import { filling, type Inlet, type Link, type Outlet } from './link.ts'
@@ -49,6 +50,11 @@ function writableOutlet(stream: Writable): Outlet {
     settle: async () => {},
     finish: () => settled((done) => stream.end(done)),
   }
+}
+
+/** The descriptor of one of Node's sockets, or -1. */
+export function fdOf(socket: net.Socket): number {
+  return (socket as net.Socket & { _handle?: { fd?: number } })._handle?.fd ?? -1
 }
 
 /** The same as a descriptor's link, through Node's streams: for FERRY_NO_SPLICE=1, and where there is no descriptor. */

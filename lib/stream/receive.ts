@@ -8,12 +8,19 @@
 import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { digest, hex64, NO_DIGEST } from '../format/digest.ts'
-import { encodeList, type ImageEntry, LARGEST_IMAGE, MOST_IMAGES } from '../format/list.ts'
+import {
+  EMPTY_LIST_BYTES,
+  encodeList,
+  entryBytes,
+  type ImageEntry,
+  LARGEST_IMAGE,
+  MOST_IMAGES,
+} from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import type { Layer } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
-import { type FrameReader, unexpected } from './frames.ts'
+import { type FrameReader, taking, unexpected } from './frames.ts'
 import type { ImageSink, ImageWriter } from './image.ts'
 import { type Filling, type Offered, receiveSame } from './same.ts'
 import { type Snapshot, summarize } from './send.ts'
@@ -41,9 +48,21 @@ export interface ReceiveOptions {
   onReserved?: (bytes: number) => Promise<void>
   /** Asked for the digests of pages that may come as `same`: after so many. Resolves when the answer is on the link; never rejects. */
   onRecall?: ((from: number) => Promise<void>) | undefined
+  /** What is held of the sender's words and buffers is counted there. */
+  memory?: { add(bytes: number): void } | undefined
   /** What is offered to the sender; pages of zeros take no memory then. */
   offer?: Offered | undefined
 }
+
+/** Frames that bring images. */
+const ofImages = ['image', 'data', 'packed', 'zeros', 'same', 'imageEnd', 'recall', 'snapshotEnd', 'failed'] as const
+/** Before the first image the sender says what comes. */
+const beforeImages = taking(...ofImages, 'handOver', 'layer', 'unchecked', 'reserve')
+const amongImages = taking(...ofImages)
+/** Payload bytes of any other frame here; a reason is the longest. */
+const LARGEST_HEAD = 2 ** 11
+/** Bytes of a `snapshotEnd` beside its list: the digest and the checksum. */
+const END_BYTES = 8 + 4
 
 /** Receives what follows a `snapshot` frame. */
 export async function receiveSnapshot(
@@ -56,8 +75,9 @@ export async function receiveSnapshot(
   const channels = new Map<number, Channel>()
   const names = new Set<string>()
   const entries: (ImageEntry | undefined)[] = []
-  const { unpack } = unpacker(reader.inlet)
+  const { unpack } = unpacker(reader.inlet, options.memory)
   let grown = 0
+  let listBytes = EMPTY_LIST_BYTES
   /** A link that is faster than we are never makes us wait, and few bytes of it make many: others get their turn meanwhile. */
   const breathe = async (bytes: number): Promise<void> => {
     grown += bytes
@@ -71,7 +91,7 @@ export async function receiveSnapshot(
   let reserving = false
   let checked = true
 
-  const begun = (): boolean => entries.length > 0 || reserving || !checked
+  const begun = (): boolean => reserving || !checked
   const open = (number: number): Channel => {
     const channel = channels.get(number)
     if (channel === undefined) throw new Fault('FORMAT', `channel ${number} is not open`)
@@ -79,7 +99,9 @@ export async function receiveSnapshot(
   }
 
   for (;;) {
-    const frame = await reader.expect()
+    const takes = entries.length === 0 ? beforeImages : amongImages
+    // The largest is a `snapshotEnd`, whose list is of what has come.
+    const frame = await reader.expect(takes, Math.max(LARGEST_HEAD, listBytes + END_BYTES))
     await breathe(FRAME_COST)
     options.offer?.used()
     switch (frame.type) {
@@ -89,6 +111,7 @@ export async function receiveSnapshot(
         if (names.size >= MOST_IMAGES) throw new Fault('LIMIT', `more than ${MOST_IMAGES} images in one snapshot`)
         if (channels.size >= MOST_OPEN) throw new Fault('LIMIT', `more than ${MOST_OPEN} images open at once`)
         names.add(frame.name)
+        listBytes += entryBytes(frame.name)
         entries.push(undefined)
         const writer = await sink.open(frame.name)
         const sum = checked ? digest() : NO_DIGEST
@@ -155,37 +178,17 @@ export async function receiveSnapshot(
         onLayer(frame)
         break
       case 'unchecked':
-        if (entries.length > 0 || !checked) throw unexpected(frame)
+        if (!checked) throw unexpected(frame)
         checked = false
         break
       case 'reserve':
-        if (entries.length > 0 || reserving) throw unexpected(frame)
+        if (reserving) throw unexpected(frame)
         reserving = true
         // Images may come before it is done.
         void reserved(sink.reserve?.(frame.offset), onReserved)
         break
       case 'failed':
         throw new Fault(frame.code, `the source gave up: ${frame.reason}`)
-      case 'snapshot':
-      case 'join':
-      case 'joined':
-      case 'hello':
-      case 'get':
-      case 'ack':
-      case 'sealed':
-      case 'refused':
-      case 'ready':
-      case 'verdict':
-      case 'fate':
-      case 'resume':
-      case 'got':
-      case 'reserved':
-      case 'recalled':
-      case 'list':
-      case 'listed':
-      case 'remove':
-      case 'pin':
-        throw unexpected(frame)
     }
   }
 }
@@ -197,8 +200,6 @@ async function reserved(ready = Promise.resolve(0), onReserved: (bytes: number) 
     // The link is gone, and its reader knows why.
   }
 }
-
-export { unexpected } from './frames.ts'
 
 function damaged(
   name: ImageName,

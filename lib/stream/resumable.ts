@@ -28,8 +28,8 @@ const LEAST_QUIET_MS = 2000
 const STEP = 2 ** 20
 const LITTLE = 64 * 2 ** 10
 
-export function openSession({ peer, window, ring, end: role, every, timeoutMs }: SessionOptions): Session {
-  const kept = keep(window, ring?.region.window)
+export function openSession({ peer, window, ring, grows, end: role, every, timeoutMs }: SessionOptions): Session {
+  const kept = keep(window, ring?.region.window, grows)
   const passed = passedOn()
   const over = new AbortController()
   const quietMs = Math.min(timeoutMs, Math.max(LEAST_QUIET_MS, Math.min(timeoutMs / 4, MOST_QUIET_MS)))

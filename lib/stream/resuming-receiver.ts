@@ -17,8 +17,11 @@ export interface Line {
   readonly link: Link
   /** Told of `got` frames. Throws `FORMAT` where none belongs. */
   onGot(position: number): void
-  /** From here on what is read and written counts, and another link may take this one's place within `timeoutMs`. */
-  outlive(token: Buffer, timeoutMs: number): void
+  /**
+   * From here on what is read and written counts, and another link may take this one's place within `timeoutMs`. `memory`: what is kept
+   * for the peer is counted there.
+   */
+  outlive(token: Buffer, timeoutMs: number, memory?: { add(bytes: number): void }): void
   /** Goes on over the link of `other`, which `frame` came from. Throws `MISSING`, and `FORMAT` as `Session.attach` does. */
   resume(frame: Extract<Frame, { type: 'resume' }>, other: Line): void
   /** The link itself; if `take` does not throw it is not this line's any more. */
@@ -50,12 +53,13 @@ export function openLine(first: Link): Line {
       if (session === undefined) throw new Fault('FORMAT', 'a got frame where none belongs')
       session.acknowledged(position)
     },
-    outlive(shown, timeoutMs) {
+    outlive(shown, timeoutMs, memory) {
       token = Buffer.from(shown)
       const { peer } = first
       session = openSession({
         peer,
         window: RECEIVER_WINDOW,
+        ...(memory && { grows: memory.add }),
         end: 'receiver',
         every: EVERY,
         timeoutMs,

@@ -5,9 +5,8 @@ import type { SnapshotId } from '../format/names.ts'
 import { encodePreamble } from '../format/preamble.ts'
 import { encodeFrame } from '../format/wire.ts'
 import type { Until } from '../format/words.ts'
-import { type FrameReader, frameReader } from './frames.ts'
+import { type FrameReader, frameReader, taking } from './frames.ts'
 import type { Link } from './link.ts'
-import { unexpected } from './receive.ts'
 import { openSession } from './resumable.ts'
 import { takeRing } from './ring.ts'
 import type { Session } from './session.ts'
@@ -17,6 +16,9 @@ export const SENDER_WINDOW = 8 * 2 ** 20
 /** The receiver says little: its acks must not fill its window before it hears from us. */
 const EVERY = 16 * 2 ** 10
 const RETRY_MS = 100
+
+const greeting = taking('hello')
+const answers = taking('got', 'refused')
 
 export interface ResumingOptions {
   id: SnapshotId
@@ -51,20 +53,18 @@ export function resumingSender({ id, token, until, connect, timeoutMs }: Resumin
   async function greet(link: Link, anew: boolean): Promise<boolean> {
     await link.outlet.send(anew ? greetings() : resume())
     const reader = frameReader(link.inlet)
-    const hello = await reader.expect()
-    if (hello.type !== 'hello') throw unexpected(hello)
+    await reader.expect(greeting)
     if (anew) session.attach(link, 0)
     else return goOn(link, reader)
     return true
   }
 
   async function goOn(link: Link, reader: FrameReader): Promise<boolean> {
-    const answer = await reader.expect()
+    const answer = await reader.expect(answers)
     if (answer.type === 'got') session.attach(link, answer.offset)
     // It may never have seen the first link's greeting.
-    else if (answer.type === 'refused' && answer.code === 'MISSING' && session.untouched) return false
-    else if (answer.type === 'refused') throw new Fault(answer.code, `the target refused to go on: ${answer.reason}`)
-    else throw unexpected(answer)
+    else if (answer.code === 'MISSING' && session.untouched) return false
+    else throw new Fault(answer.code, `the target refused to go on: ${answer.reason}`)
     return true
   }
 

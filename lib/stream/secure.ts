@@ -9,13 +9,16 @@ import type net from 'node:net'
 import tls from 'node:tls'
 import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
+import { duplicate } from '../kernel/fd.ts'
+import { peek } from '../kernel/peek.ts'
+import { closeFd } from '../kernel/readiness.ts'
 import type { Link } from './link.ts'
-import { duplexLink } from './node-link.ts'
+import { duplexLink, fdOf } from './node-link.ts'
 import { readSecrets, type Secrets } from './secrets.ts'
 
 /** How long a handshake may take, however often the other end sends a byte. */
 const HANDSHAKE_MS = 10_000
-/** Handshakes at a time; when one more comes, the oldest is given up: those who stall do not keep others out. */
+/** Handshakes at a time, of clients whose greeting is here; when one more comes, the oldest is given up. */
 const MOST_HANDSHAKES = 64
 
 const late = `no TLS handshake within ${HANDSHAKE_MS / 1000} s`
@@ -68,10 +71,48 @@ export function secureClient(
   })
 }
 
+/** The header of a TLS record, and the longest one of a handshake (RFC 8446, 5.1). */
+const RECORD_HEADER = 5
+const HANDSHAKE_RECORD = 22
+const LONGEST_RECORD = RECORD_HEADER + 2 ** 14
+/** A greeting is looked at, and thrown away: what is in it is no secret. */
+const greeting = Buffer.alloc(LONGEST_RECORD)
+
+function left(): Fault {
+  return new Fault('LINK', 'the client left in the TLS handshake')
+}
+
+/**
+ * Waits until the client's greeting is here whole. Until then a client costs a socket and a timer: who stalls
+ * takes no place from those who come to speak, and no TLS is begun for it. Throws `LINK`, also after `HANDSHAKE_MS`, and `IO`.
+ */
+async function greeted(raw: net.Socket): Promise<void> {
+  const probe = duplicate(fdOf(raw))
+  let open = true
+  const close = (reason?: Error): void => {
+    if (open) closeFd(probe, reason)
+    open = false
+  }
+  const gone = (): void => close(left())
+  const timer = setTimeout(() => close(new Fault('LINK', late)), HANDSHAKE_MS)
+  raw.once('close', gone)
+  try {
+    const header = greeting.subarray(0, RECORD_HEADER)
+    if ((await peek(probe, header)) < header.length) throw left()
+    if (header[0] !== HANDSHAKE_RECORD) return
+    const record = greeting.subarray(0, Math.min(RECORD_HEADER + header.readUInt16BE(3), LONGEST_RECORD))
+    if ((await peek(probe, record)) < record.length) throw left()
+  } finally {
+    clearTimeout(timer)
+    raw.off('close', gone)
+    close()
+  }
+}
+
 /** Lets the clients of a server in: each that connected becomes a link, or is sent away and a `LINK` fault. */
 export function secureServer(credentials: Credentials): (raw: net.Socket, peer: string) => Promise<Link> {
   const underWay = new Set<(error: unknown) => void>()
-  return (raw, peer) =>
+  const handshake = (raw: net.Socket, peer: string): Promise<Link> =>
     new Promise((resolve, reject) => {
       const fail = (error: unknown): void => {
         over()
@@ -104,6 +145,16 @@ export function secureServer(credentials: Credentials): (raw: net.Socket, peer: 
       })
       server.emit('connection', raw)
     })
+  return async (raw, peer) => {
+    raw.on('error', () => {})
+    try {
+      await greeted(raw)
+    } catch (error) {
+      raw.destroy()
+      throw error
+    }
+    return handshake(raw, peer)
+  }
 }
 
 function tryRead(credentials: Credentials, fail: (error: unknown) => void): Secrets | undefined {
@@ -156,6 +207,6 @@ function serverFault(kind: Credentials['kind'], error: Error, socket: tls.TLSSoc
   if (code === 'ERR_SSL_PEER_DID_NOT_RETURN_A_CERTIFICATE') return fault('the client has no certificate')
   if (code === 'ERR_SSL_BINDER_DOES_NOT_VERIFY') return fault('the client has another key')
   if (kind === 'key' && code === 'ERR_SSL_NO_SUITABLE_SIGNATURE_ALGORITHM') return fault('the client has no key')
-  if (code === 'ECONNRESET') return fault('the client left in the TLS handshake')
+  if (code === 'ECONNRESET') return left()
   return fault(`the TLS handshake failed: ${words(code)}`)
 }

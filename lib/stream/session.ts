@@ -9,6 +9,8 @@ export interface SessionOptions {
   window: number
   /** Where they are kept; given back when it is over. */
   ring?: Ring
+  /** Where none is given: told how many bytes more are kept. */
+  grows?: (bytes: number) => void
   /** The sender of a snapshot waits in `send` for room; of a receiver, which says little, a full window is a `LIMIT`. */
   end: 'sender' | 'receiver'
   /** `got` is said after this many bytes. */

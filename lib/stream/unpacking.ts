@@ -21,17 +21,23 @@ export interface Room {
   wrote(bytes: Uint8Array): Promise<void>
 }
 
-export function unpacker(inlet: Pick<Inlet, 'fill'>): Unpacker {
+/** `memory`: what its buffers take is counted there. */
+export function unpacker(inlet: Pick<Inlet, 'fill'>, memory?: { add(bytes: number): void }): Unpacker {
   // As large as what came so far.
   let packed = Buffer.alloc(0)
   let raw = Buffer.alloc(0)
+  const larger = (old: typeof packed, bytes: number): typeof packed => {
+    if (old.length >= bytes) return old
+    memory?.add(bytes - old.length)
+    return Buffer.allocUnsafeSlow(bytes)
+  }
   return {
     async unpack(frame, name, into) {
-      if (packed.length < frame.length) packed = Buffer.allocUnsafeSlow(frame.length)
+      packed = larger(packed, frame.length)
       const bytes = packed.subarray(0, frame.length)
       if (!(await inlet.fill(bytes))) throw endedIn(name)
       const room = into.room(frame.raw)
-      if (room.length < frame.raw && raw.length < frame.raw) raw = Buffer.allocUnsafeSlow(frame.raw)
+      if (room.length < frame.raw) raw = larger(raw, frame.raw)
       const target = (room.length < frame.raw ? raw : room).subarray(0, frame.raw)
       if (!decompress(frame.codec, bytes, target)) {
         throw new Fault('DIGEST', `image ${name} is damaged: ${frame.codec} does not make ${frame.raw} bytes of it`, {

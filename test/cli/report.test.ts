@@ -13,8 +13,19 @@ const lines: [Progress, string][] = [
   [{ event: 'ready' }, 'ready'],
   [{ event: 'status', of: 'proxy', dumps: 2, sent: 3 * 2 ** 20 }, 'status: dumps in progress: 2, sent: 3.00 MiB'],
   [
-    { event: 'status', of: 'cache', snapshots: 3, chains: 2, used: 2 ** 21, limit: 2 ** 29, links: 1, parked: 4 },
-    'status: snapshots: 3, chains: 2, memory: 2.00 MiB of 512 MiB, links: 1, restores that wait: 4',
+    {
+      event: 'status',
+      of: 'cache',
+      snapshots: 3,
+      chains: 2,
+      used: 2 ** 21,
+      limit: 2 ** 29,
+      links: 1,
+      silent: 2,
+      peers: 2 ** 15,
+      parked: 4,
+    },
+    'status: snapshots: 3, chains: 2, memory: 2.00 MiB of 512 MiB, links: 1, silent: 2, held for peers: 32.0 KiB, restores that wait: 4',
   ],
   [{ event: 'waiting', what: 'the newest snapshot' }, 'waiting for the newest snapshot'],
   [

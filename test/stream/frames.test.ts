@@ -14,6 +14,7 @@ import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { Inlet } from '../../lib/stream/link.ts'
 import { duplexLink } from '../../lib/stream/node-link.ts'
 import { reasonOf, rejectsFault, turns, within } from '../expect.ts'
+import { anyFrame } from '../support/any-frame.ts'
 import { data, end, entry, id, inletOf, pipeLinks, stream } from './snapshots.ts'
 
 const test = suite('stream/frames')
@@ -31,7 +32,7 @@ async function readAll(inlet: Inlet): Promise<Frame[]> {
   const reader = frameReader(inlet)
   const got: Frame[] = []
   for (;;) {
-    const frame = await reader.next()
+    const frame = await reader.next(anyFrame)
     if (frame === undefined) return got
     got.push(frame)
     if (frame.type === 'data' && !(await inlet.fill(Buffer.alloc(frame.length))))
@@ -76,8 +77,8 @@ test('an end between two frames is an end, any other is TRUNCATED', async () => 
 })
 
 test('where a frame is expected, the end is TRUNCATED', async () => {
-  await rejectsFault('TRUNCATED', frameReader(inletOf(Buffer.alloc(0))).expect())
-  await rejectsFault('TRUNCATED', frameReader(inletOf(encodePreamble())).expect())
+  await rejectsFault('TRUNCATED', frameReader(inletOf(Buffer.alloc(0))).expect(anyFrame))
+  await rejectsFault('TRUNCATED', frameReader(inletOf(encodePreamble())).expect(anyFrame))
 })
 
 test('another stream is FORMAT, another version VERSION', async () => {
@@ -93,7 +94,7 @@ test('another stream is FORMAT, another version VERSION', async () => {
 async function heldAfter(bytes: Buffer): Promise<{ held: number; reading: Promise<unknown>; feed: PassThrough }> {
   const feed = new PassThrough()
   const before = process.memoryUsage().arrayBuffers
-  const reading = frameReader(duplexLink(feed, 'feed').inlet).next()
+  const reading = frameReader(duplexLink(feed, 'feed').inlet).next(anyFrame)
   reading.catch(() => {})
   feed.write(bytes)
   await turns()
@@ -176,24 +177,28 @@ test('whoever has the outlet has it alone', async () => {
 
 test('TLS where the wire should be is LINK, with the options to look at', async () => {
   const hello = Buffer.concat([Buffer.from('160301020001000001fc0303', 'hex'), Buffer.alloc(64)])
-  const { message, hint } = await rejectsFault('LINK', frameReader(inletOf(hello)).next())
+  const { message, hint } = await rejectsFault('LINK', frameReader(inletOf(hello)).next(anyFrame))
   assert.is(message, 'the other end speaks TLS, and this one does not')
   assert.is(hint, 'use --tls or --key-file at both ends or at none')
-  await rejectsFault('FORMAT', frameReader(inletOf(hello.fill(0x17, 0, 1))).next(), 'a record in the middle of TLS')
+  await rejectsFault(
+    'FORMAT',
+    frameReader(inletOf(hello.fill(0x17, 0, 1))).next(anyFrame),
+    'a record in the middle of TLS',
+  )
 })
 
 test('a link that ends or breaks before its first word names what may be missing', async () => {
-  const ended = await rejectsFault('TRUNCATED', frameReader(inletOf(Buffer.alloc(0))).expect())
+  const ended = await rejectsFault('TRUNCATED', frameReader(inletOf(Buffer.alloc(0))).expect(anyFrame))
   assert.match(ended.hint ?? '', '--tls or --key-file')
   const broken = async (code: 'LINK' | 'IO', hint?: string): Promise<never> => {
     throw new Fault(code, 'broken', hint === undefined ? {} : { hint })
   }
-  const reset = await rejectsFault('LINK', frameReader({ fill: () => broken('LINK') }).next())
+  const reset = await rejectsFault('LINK', frameReader({ fill: () => broken('LINK') }).next(anyFrame))
   assert.is(reset.message, 'broken')
   assert.match(reset.hint ?? '', '--tls or --key-file')
-  const known = await rejectsFault('LINK', frameReader({ fill: () => broken('LINK', 'own') }).next())
+  const known = await rejectsFault('LINK', frameReader({ fill: () => broken('LINK', 'own') }).next(anyFrame))
   assert.is(known.hint, 'own')
-  assert.is((await rejectsFault('IO', frameReader({ fill: () => broken('IO') }).next())).hint, undefined)
+  assert.is((await rejectsFault('IO', frameReader({ fill: () => broken('IO') }).next(anyFrame))).hint, undefined)
 })
 
 test('after a failed turn nothing is written any more, and everybody learns why', async () => {

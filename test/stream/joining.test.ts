@@ -15,10 +15,10 @@ const line = () => openLine(cable().far)
 test('those that wait for one which does not come are told after a time, and the next ones begin anew', async () => {
   const admitted: number[] = []
   const groups = openGroups(30, (_link, count) => admitted.push(count))
-  const [first, second] = [0, 1].map((index) => groups.join({ token, index, count: 3 }, line()))
+  const [first, second] = [0, 1].map((index) => groups.join({ token, index, count: 3 }, line(), 'a'))
   assert.match((await rejectsFault('TIMEOUT', first as Promise<void>)).message, /only some of 3 connections/)
   await rejectsFault('TIMEOUT', second as Promise<void>)
-  const both = [0, 1].map((index) => groups.join({ token, index, count: 2 }, line()))
+  const both = [0, 1].map((index) => groups.join({ token, index, count: 2 }, line(), 'a'))
   await within(Promise.all(both))
   assert.equal(admitted, [2])
 })
@@ -26,23 +26,27 @@ test('those that wait for one which does not come are told after a time, and the
 test('sets of connections do not mix, and one that does not belong changes nothing', async () => {
   const admitted: number[] = []
   const groups = openGroups(20_000, (_link, count) => admitted.push(count))
-  const other = groups.join({ token: Buffer.alloc(16, 8), index: 1, count: 2 }, line())
-  const first = groups.join({ token, index: 0, count: 2 }, line())
-  await rejectsFault('FORMAT', groups.join({ token, index: 0, count: 2 }, line()))
-  await rejectsFault('FORMAT', groups.join({ token, index: 1, count: 3 }, line()))
+  const other = groups.join({ token: Buffer.alloc(16, 8), index: 1, count: 2 }, line(), 'a')
+  const first = groups.join({ token, index: 0, count: 2 }, line(), 'a')
+  await rejectsFault('FORMAT', groups.join({ token, index: 0, count: 2 }, line(), 'a'))
+  await rejectsFault('FORMAT', groups.join({ token, index: 1, count: 3 }, line(), 'a'))
   assert.ok(await waits(Promise.race([first, other])))
-  await within(groups.join({ token, index: 1, count: 2 }, line()))
+  await within(groups.join({ token, index: 1, count: 2 }, line(), 'a'))
   await within(first)
   assert.equal(admitted, [2])
   assert.ok(await waits(other))
 })
 
-test('64 may wait, one more is refused, and there is room again when they are told', async () => {
+test('64 may wait; the oldest group gives way to one more, and to its own members nobody does', async () => {
   const groups = openGroups(300, () => {})
-  const join = (n: number) => groups.join({ token: Buffer.alloc(16, n), index: 0, count: 2 }, line())
-  const waiting = Array.from({ length: 64 }, (_, n) => rejectsFault('TIMEOUT', join(n)))
-  assert.match((await rejectsFault('LIMIT', join(64))).message, /64 connections wait/)
-  await Promise.all(waiting)
+  const join = (n: number, index = 0) => groups.join({ token: Buffer.alloc(16, n), index, count: 2 }, line(), 'a')
+  const oldest = rejectsFault('LIMIT', join(0))
+  const [second, ...others] = Array.from({ length: 63 }, (_, n) => rejectsFault('TIMEOUT', join(n + 1)))
+  const last = join(64)
+  assert.match((await oldest).message, /64 connections wait/)
+  // That of the last group is let in, though 64 wait.
+  await within(Promise.all([join(64, 1), last]))
+  await Promise.all([second, ...others])
   await rejectsFault('TIMEOUT', join(65))
 })
 

@@ -1,4 +1,5 @@
 /** What is compressed on its way: every byte arrives, whatever it is made of; what lies is refused. */
+
 import { Readable } from 'node:stream'
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
@@ -19,6 +20,7 @@ import type { Compress } from '../../lib/stream/packing.ts'
 import { sendSnapshot } from '../../lib/stream/send.ts'
 import { onlyFaults, reasonOf, rejectsFault, within } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
+import { anyFrame } from '../support/any-frame.ts'
 import {
   bytesOf,
   contents,
@@ -114,7 +116,7 @@ async function framesOf(bytes: Uint8Array): Promise<Frame[]> {
   const reader = frameReader(inletOf(bytes))
   const frames: Frame[] = []
   for (;;) {
-    const frame = await reader.next()
+    const frame = await reader.next(anyFrame)
     if (frame === undefined) return frames
     if (frame.type === 'data' || frame.type === 'packed') await reader.inlet.fill(Buffer.alloc(frame.length))
     if (frame.type === 'data' || frame.type === 'packed' || frame.type === 'zeros') frames.push(frame)

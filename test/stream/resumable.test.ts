@@ -1,4 +1,5 @@
 /** Conversations that outlive their links: cut anywhere, any number of times, and spoken to by strangers. */
+
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -8,12 +9,12 @@ import { encodePreamble } from '../../lib/format/preamble.ts'
 import { encodeFrame, NO_TOKEN, TOKEN_BYTES } from '../../lib/format/wire.ts'
 import type { Fate } from '../../lib/format/words.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
-import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
+import { frameReader, frameWriter, unexpected } from '../../lib/stream/frames.ts'
 import type { ImageSink } from '../../lib/stream/image.ts'
 import { type Kept, keep } from '../../lib/stream/kept.ts'
 import { rateLimit } from '../../lib/stream/limit.ts'
 import type { Link } from '../../lib/stream/link.ts'
-import { receiveSnapshot, unexpected } from '../../lib/stream/receive.ts'
+import { receiveSnapshot } from '../../lib/stream/receive.ts'
 import { openSession } from '../../lib/stream/resumable.ts'
 import { type Line, openLine, RECEIVER_WINDOW, unknown } from '../../lib/stream/resuming-receiver.ts'
 import { resumingSender, SENDER_WINDOW } from '../../lib/stream/resuming-sender.ts'
@@ -21,6 +22,7 @@ import { type SendOptions, sendSnapshot } from '../../lib/stream/send.ts'
 import type { Session } from '../../lib/stream/session.ts'
 import { rejectsFault, throwsFault } from '../expect.ts'
 import { openPipes } from '../kernel/fds.ts'
+import { anyFrame } from '../support/any-frame.ts'
 import { type Cable, cable } from './cables.ts'
 import { bytesOf, contents, type Given, id, image, pool, sourceOf } from './snapshots.ts'
 
@@ -66,11 +68,11 @@ function receiver(timeoutMs = 20_000) {
       },
     })
     await writer.send({ type: 'sealed', digest })
-    const verdict = await reader.expect()
+    const verdict = await reader.expect(anyFrame)
     if (verdict.type !== 'verdict') throw unexpected(verdict)
     got.verdict = verdict.verdict
     await writer.send({ type: 'fate', fate: 'kept' })
-    await reader.next().catch(() => {})
+    await reader.next(anyFrame).catch(() => {})
   }
   async function answer(link: Link): Promise<void> {
     const line = openLine(link)
@@ -78,7 +80,7 @@ function receiver(timeoutMs = 20_000) {
     const writer = frameWriter(line.link.outlet)
     try {
       await writer.send({ type: 'hello' })
-      const first = await reader.expect()
+      const first = await reader.expect(anyFrame)
       if (first.type === 'snapshot') await take(line, reader, writer)
       else if (first.type === 'resume') {
         const known = lines.get(first.id)
@@ -114,7 +116,7 @@ function send(
   sent.catch(() => {})
   const talk = async (): Promise<Fate> => {
     for (;;) {
-      const frame = await reader.expect()
+      const frame = await reader.expect(anyFrame)
       if (frame.type === 'fate') return frame.fate
       if (frame.type === 'refused') throw new Error(`refused: ${frame.reason}`)
       if (frame.type === 'sealed') {
@@ -370,8 +372,8 @@ async function ask(answer: (link: Link) => Promise<void>, ...said: Uint8Array[])
   void answer(far)
   await near.outlet.send(Buffer.concat([encodePreamble(), ...said]))
   const reader = frameReader(near.inlet)
-  assert.is((await reader.expect()).type, 'hello')
-  return reader.expect()
+  assert.is((await reader.expect(anyFrame)).type, 'hello')
+  return reader.expect(anyFrame)
 }
 
 /** A conversation that stands still in the middle of its images. */
@@ -451,9 +453,9 @@ test('a receiver that names a position that cannot be fails the sender', async (
           const writer = frameWriter(next.far.outlet)
           await writer.send({ type: 'hello' })
           const reader = frameReader(next.far.inlet)
-          const frame = await reader.expect()
+          const frame = await reader.expect(anyFrame)
           if (frame.type === 'resume') return writer.send({ type: 'got', offset: lie(400_000) })
-          await reader.expect()
+          await reader.expect(anyFrame)
           for (const scratch = Buffer.alloc(100); taken < 250_000; taken += 100) await next.far.inlet.fill(scratch)
           await writer.send({ type: 'got', offset: 100 })
           await new Promise((resolve) => setTimeout(resolve, 50))
@@ -534,9 +536,9 @@ test('a sender whose window is full waits, and goes on when there is room', asyn
   const writer = frameWriter(link.far.outlet)
   await writer.send({ type: 'hello' })
   const reader = frameReader(link.far.inlet)
-  assert.is((await reader.expect()).type, 'snapshot')
-  assert.is((await reader.expect()).type, 'handOver')
-  const hearing = frameReader(session.link.inlet, { onGot: session.acknowledged, started: true }).next()
+  assert.is((await reader.expect(anyFrame)).type, 'snapshot')
+  assert.is((await reader.expect(anyFrame)).type, 'handOver')
+  const hearing = frameReader(session.link.inlet, { onGot: session.acknowledged, started: true }).next(anyFrame)
   hearing.catch(() => {})
   const scratch = Buffer.alloc(2 ** 20)
   for (let taken = 1; taken <= 8; taken++) {

@@ -9,7 +9,7 @@ import type { Credentials } from '../../lib/credentials.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { readSecrets } from '../../lib/stream/secrets.ts'
 import { secureClient, secureServer } from '../../lib/stream/secure.ts'
-import { reasonOf, rejectsFault, throwsFault, within } from '../expect.ts'
+import { reasonOf, rejectsFault, throwsFault, turns, within } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
 import { authority } from '../support/authority.ts'
 import { run, temporary } from '../support/run.ts'
@@ -223,16 +223,63 @@ test('another TLS library, with the key, is let in; without it, or with another,
   server.close()
 })
 
-test('those who stall in the handshake do not keep others out', async () => {
-  const server = await listening(ours)
+/** The greeting of a client that has our key. */
+async function greetingOf(credentials: Credentials): Promise<Buffer> {
+  const server = net.createServer()
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+  const first = new Promise<Buffer>((resolve) => {
+    server.on('connection', (socket) => socket.once('data', (bytes: Buffer) => resolve(bytes)))
+  })
+  const { port } = server.address() as net.AddressInfo
+  const socket = tls.connect({ ...readSecrets(credentials).client, port, host: '127.0.0.1' }).on('error', () => {})
+  const bytes = await within(first)
+  socket.destroy()
+  server.close()
+  return bytes
+}
+
+/** As many clients that say this and no more. */
+async function stalling(server: Listening, count: number, bytes: Uint8Array) {
   const sockets: net.Socket[] = []
   const outcomes: Promise<Link>[] = []
-  for (let count = 0; count < 70; count++) {
-    sockets.push(await connected(server.port))
+  for (let made = 0; made < count; made++) {
+    const socket = await connected(server.port)
+    if (bytes.length > 0) socket.write(bytes)
+    sockets.push(socket)
     const outcome = server.next()
     outcome.catch(() => {})
     outcomes.push(outcome)
   }
+  return { sockets, outcomes }
+}
+
+test('those who stall before their greeting is whole take no place, and a greeting may come byte by byte', async () => {
+  const before = openFds()
+  const server = await listening(ours)
+  const greeting = await greetingOf(ours)
+  const half = await stalling(server, 60, greeting.subarray(0, 6))
+  const silent = await stalling(server, 60, Buffer.alloc(0))
+  const dripping = await connected(server.port)
+  const dripped = server.next()
+  dripped.catch(() => {})
+  for (const byte of greeting) await new Promise((done) => dripping.write(Buffer.of(byte), done))
+  const link = await within(client(server.port, ours))
+  const other = await server.next()
+  await hears(link, 'hello')
+  assert.ok((await within(new Promise<Buffer>((resolve) => dripping.once('data', resolve)))).length > 0, 'an answer')
+  for (const end of [link, other]) end.destroy()
+  for (const socket of [...half.sockets, ...silent.sockets, dripping]) socket.destroy()
+  for (const outcome of [...half.outcomes, ...silent.outcomes, dripped]) {
+    assert.is((await rejectsFault('LINK', outcome)).message, 'the client left in the TLS handshake')
+  }
+  server.close()
+  await turns()
+  assert.is(openFds(), before)
+})
+
+test('of those who greet and stall then, the oldest give way', async () => {
+  const server = await listening(ours)
+  const { sockets, outcomes } = await stalling(server, 70, await greetingOf(ours))
   const link = await within(client(server.port, ours))
   const other = await server.next()
   for (const outcome of outcomes.slice(0, 7)) {

@@ -20,6 +20,7 @@ import { receiveSnapshot } from '../../lib/stream/receive.ts'
 import { type SendOptions, type Snapshot, sendSnapshot, summarize } from '../../lib/stream/send.ts'
 import { onlyFaults, reasonOf, rejectsFault, turns, within } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
+import { anyFrame } from '../support/any-frame.ts'
 import {
   bytesOf,
   contents,
@@ -95,7 +96,7 @@ async function framesOf(bytes: Uint8Array): Promise<Frame[]> {
   const reader = frameReader(inletOf(bytes))
   const frames: Frame[] = []
   for (;;) {
-    const frame = await reader.next()
+    const frame = await reader.next(anyFrame)
     if (frame === undefined) return frames
     frames.push(frame)
     if (frame.type === 'data') await reader.inlet.fill(Buffer.alloc(frame.length))
@@ -698,7 +699,7 @@ test('a round ends without an inventory, at both ends; the last does not', async
       const sending = sendSnapshot(writer, id, sourceOf(images), { layer, greeted })
       const heard: unknown[] = []
       const reader = frameReader(to.inlet)
-      await reader.expect()
+      await reader.expect(anyFrame)
       const sink = memorySnapshot(pool)
       const receiving = receiveSnapshot(reader, sink, {
         onLayer: ({ under, last, token }) => heard.push({ under, last, token }),

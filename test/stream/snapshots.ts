@@ -1,4 +1,5 @@
 /** Snapshots made up for tests: as a source, as the bytes of a stream, and what a memory sink holds in the end. */
+
 import { Readable, Transform } from 'node:stream'
 import { digest } from '../../lib/format/digest.ts'
 import { encodeList, type ImageEntry } from '../../lib/format/list.ts'
@@ -11,12 +12,13 @@ import { writeAll } from '../../lib/kernel/transfer.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { openPool } from '../../lib/store/pool.ts'
 import { fdLink } from '../../lib/stream/fd-link.ts'
-import { frameReader } from '../../lib/stream/frames.ts'
+import { frameReader, unexpected } from '../../lib/stream/frames.ts'
 import type { ImageSink, ImageSource, OpenImage } from '../../lib/stream/image.ts'
 import type { Inlet, Link } from '../../lib/stream/link.ts'
 import { duplexLink, readableLink } from '../../lib/stream/node-link.ts'
-import { expectEnd, receiveSnapshot, unexpected } from '../../lib/stream/receive.ts'
+import { expectEnd, receiveSnapshot } from '../../lib/stream/receive.ts'
 import type { Snapshot } from '../../lib/stream/send.ts'
+import { anyFrame } from '../support/any-frame.ts'
 
 export const id: SnapshotId = snapshotId('s1')
 
@@ -116,7 +118,7 @@ export const pool = openPool(2 ** 30)
 /** Receives what proxy and dump-to-stdout send into a file: one snapshot and nothing after it. */
 export async function receive(inlet: Inlet, sink: ImageSink): Promise<Snapshot & { id: SnapshotId }> {
   const reader = frameReader(inlet)
-  const first = await reader.expect()
+  const first = await reader.expect(anyFrame)
   if (first.type !== 'snapshot') throw unexpected(first)
   const snapshot = await receiveSnapshot(reader, sink)
   await expectEnd(reader)

@@ -1,4 +1,5 @@
 /** The parts of a chain as images in memory, made up or read from directories. */
+
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../../lib/fault.ts'
@@ -13,6 +14,7 @@ import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSource, OpenImage } from '../../lib/stream/image.ts'
 import { type Known, openKnown } from '../../lib/stream/known.ts'
 import { sendSnapshot } from '../../lib/stream/send.ts'
+import { anyFrame } from './any-frame.ts'
 import { fixtures } from './run.ts'
 
 /** Page number, pages, flags. */
@@ -125,7 +127,7 @@ export async function sendPart(
     })
     sending.catch(() => {})
     for (;;) {
-      const frame = await reader.expect()
+      const frame = await reader.expect(anyFrame)
       if (frame.type === 'refused') throw new Fault(frame.code, frame.reason)
       if (frame.type === 'recalled') known?.take(frame)
       if (frame.type === 'fate' && frame.fate === 'kept') return
