@@ -116,8 +116,8 @@ export function isPipe(fd: number): boolean {
 export type PipeEnd = 'read' | 'write'
 
 /**
- * Whether the descriptor is that end of a pipe and nothing else: a FIFO that is open both ways is neither. For what somebody hands
- * over: vmsplice(2) copies into a pipe at its write end, and out of it into our memory at its read end.
+ * Whether the descriptor is that end of a pipe and nothing else: a FIFO that is open both ways is neither. For what
+ * somebody hands over: vmsplice(2) copies into a pipe at its write end, and out of it into our memory at its read end.
  */
 export function isPipeEnd(fd: number, end: PipeEnd): boolean {
   return isPipe(fd) && accessOf(fd) === (end === 'read' ? libc.O_RDONLY : libc.O_WRONLY)

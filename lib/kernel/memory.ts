@@ -49,8 +49,9 @@ export function allowHuge(address: bigint, bytes: number, allowed: boolean): voi
 }
 
 /**
- * Whether anybody in this process may write there: whoever does it all the same ends the process, and a system call that would is
- * refused. Reading, lending and discarding go on. Returns whether the kernel has done it: it may have too many mappings.
+ * Whether anybody in this process may write there: whoever does it all the same ends the process, and a system call
+ * that would is refused. Reading, lending and discarding go on. Returns whether the kernel has done it: it may have
+ * too many mappings.
  */
 export function allowWriting(address: bigint, bytes: number, allowed: boolean): boolean {
   return libc.mprotect(address, bytes, libc.PROT_READ | (allowed ? libc.PROT_WRITE : 0)) === 0

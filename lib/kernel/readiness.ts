@@ -34,8 +34,8 @@ interface Watch {
 const watches = new Map<Fd, Watch>()
 
 /**
- * Wakes in a row that may be for nothing. Some are honest: whoever shares a pipe reads first, and where the system is short of memory
- * for TCP a socket is said to have room and takes nothing. With the pauses they last a second.
+ * Wakes in a row that may be for nothing. Some are honest: whoever shares a pipe reads first, and where the system is
+ * short of memory for TCP a socket is said to have room and takes nothing. With the pauses they last a second.
  */
 const MOST_IN_VAIN = 1000
 /** So many of them without a pause. */
@@ -43,8 +43,8 @@ const FEW_IN_VAIN = 10
 const PAUSE_MS = 1
 
 /**
- * Resolves when a read on `fd` would not wait (data, end of file or an error). `inVain`: how many times in a row there was nothing
- * to read then. Rejects when `fd` is closed here, and with `IO` when that was too often.
+ * Resolves when a read on `fd` would not wait (data, end of file or an error). `inVain`: how many times in a row there
+ * was nothing to read then. Rejects when `fd` is closed here, and with `IO` when that was too often.
  */
 export function readable(fd: Fd, inVain = 0): Promise<void> {
   return wait(fd, 'readable', inVain)
@@ -129,8 +129,8 @@ function pause(watch: Watch): void {
 }
 
 /**
- * What libuv tells with a status below 0: POLLERR, which is a pipe without a reader or a socket with an error. Whoever waits finds
- * out which. A hang-up (POLLHUP) it tells as everything that was waited for, and needs nothing here.
+ * What libuv tells with a status below 0: POLLERR, which is a pipe without a reader or a socket with an error. Whoever
+ * waits finds out which. A hang-up (POLLHUP) it tells as everything that was waited for, and needs nothing here.
  */
 const everything: PollEvents = { readable: true, writable: true, disconnect: true }
 

@@ -2,8 +2,8 @@
  * Moving bytes between descriptors and memory: the call, and the wait when it would block.
  *
  * Every function works on non-blocking descriptors (a regular file never blocks) and throws `LINK` when the other end
- * is gone, `IO` for the rest. None goes round without progress for ever: readiness.ts counts what was in vain, and a call that
- * takes nothing and says no reason is an error.
+ * is gone, `IO` for the rest. None goes round without progress for ever: readiness.ts counts what was in vain, and a
+ * call that takes nothing and says no reason is an error.
  */
 import { Fault } from '../fault.ts'
 import { check, type Fd, queued } from './fd.ts'

@@ -29,8 +29,8 @@ export interface Sealed {
   /** Gives back the memory of a piece that was read, unless others read too; then the snapshot is good for nothing else. */
   release(piece: Piece): void
   /**
-   * Somebody reads it: its memory stays until the returned function is called, and nobody can write there. Throws `EXISTS` where some of it
-   * is gone.
+   * Somebody reads it: its memory stays until the returned function is called, and nobody can write there. Throws
+   * `EXISTS` where some of it is gone.
    */
   use(): () => void
   /** Its source has not said yet what becomes of the tasks: only who can hold a restored copy may have it. */

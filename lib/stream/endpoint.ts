@@ -240,7 +240,10 @@ export function openDoor(credentials: Credentials | undefined): (socket: net.Soc
   }
 }
 
-/** A pipe is opened anew, for whatever is asked (`ownNonBlocking`): what it was handed over for must be looked at before. */
+/**
+ * A pipe is opened anew, for whatever is asked (`ownNonBlocking`): what it was handed over for must be looked at
+ * before.
+ */
 function checkFd(fd: number, what: PipeEnd): void {
   const hint = `open it in the shell, as in ${fd}${what === 'read' ? '<' : '>'}file`
   try {

@@ -36,7 +36,8 @@ export async function socketPair(): Promise<[Fd, Fd]> {
 }
 
 /**
- * Descriptors that are no end of a pipe: what somebody may hand over who is not CRIU, or what a mistake may. `close` closes them.
+ * Descriptors that are no end of a pipe: what somebody may hand over who is not CRIU, or what a mistake may. `close`
+ * closes them.
  */
 export function strangeFds() {
   const { path, remove } = temporary()

@@ -52,7 +52,7 @@ test('discarded memory reads zeros, its neighbours stay, and it can be written a
   assert.is(window[HUGE_PAGE], 9)
 })
 
-test('what may not be written stays as it is, can be read, lent and discarded, and ends whoever writes there', async () => {
+test('what may not be written can be read, lent and discarded, and ends whoever writes there', async () => {
   const { address, window } = mapMemory(3 * HUGE_PAGE)
   const middle = address + BigInt(HUGE_PAGE)
   window.fill(7)

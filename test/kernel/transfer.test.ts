@@ -144,8 +144,8 @@ test('nothing to write is written at once', async () => {
 })
 
 /**
- * Does to a descriptor what keeps it from whoever waits for it: `bait` before the system is asked whether it is ready, and
- * `takeAway` after it has said so and before the one who waits is woken.
+ * Does to a descriptor what keeps it from whoever waits for it: `bait` before the system is asked whether it is ready,
+ * and `takeAway` after it has said so and before the one who waits is woken.
  */
 function teasing(bait: () => void, takeAway: () => void): () => void {
   let over = false

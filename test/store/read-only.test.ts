@@ -117,7 +117,7 @@ for (const apart of [false, true]) {
   })
 }
 
-test('what is protected is read, written, lent and discarded as before; the kernel writes nothing there either', async () => {
+test('what is protected is read, lent and discarded as before, and the kernel writes nothing there', async () => {
   const pool = openPool(16 * EXTENT)
   const sink = memorySnapshot(pool)
   fill(sink, 'a')
