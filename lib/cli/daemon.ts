@@ -9,7 +9,7 @@ import { spawn } from 'node:child_process'
 import { closeSync, statSync, writeSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { Fault } from '../fault.ts'
-import { closeInherited, inheritedFd, listenFds } from './inherited.ts'
+import { closeInherited, inheritedFd, inheritedOutput, listenFds } from './inherited.ts'
 import { holdPidfile } from './pidfile.ts'
 import { openLog, READY, STARTER, type Voice } from './voice.ts'
 
@@ -51,9 +51,9 @@ export interface DaemonPlan {
 /** Throws `USAGE` for a descriptor that is not open, `MISSING` if there is no such work directory. */
 export function planDaemon(values: DaemonValues): DaemonPlan {
   const text = (name: keyof DaemonValues): string | undefined => values[name] as string | undefined
-  const fd = (name: 'status-fd' | 'ps-socket'): number | undefined => {
+  const fd = (name: 'status-fd' | 'ps-socket', take: typeof inheritedFd): number | undefined => {
     const given = text(name)
-    return given === undefined ? undefined : inheritedFd(`--${name}`, given)
+    return given === undefined ? undefined : take(`--${name}`, given)
   }
   const workDir = resolve(text('work-dir') ?? '')
   if (statSync(workDir, { throwIfNoEntry: false })?.isDirectory() !== true) {
@@ -61,8 +61,8 @@ export function planDaemon(values: DaemonValues): DaemonPlan {
   }
   const inWorkDir = (path: string | undefined): string | undefined =>
     path === undefined ? undefined : resolve(workDir, path)
-  const statusFd = fd('status-fd')
-  const psSocket = fd('ps-socket')
+  const statusFd = fd('status-fd', inheritedOutput)
+  const psSocket = fd('ps-socket', inheritedFd)
   return {
     detach: values.daemon === true,
     pidfile: inWorkDir(text('pidfile')),

@@ -1,5 +1,5 @@
 /** Descriptors that this process was given by whoever started it. */
-import { closeSync, fstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { closeSync, constants, fstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { Fault } from '../fault.ts'
 import { atMostOne, required, wholeNumber } from './values.ts'
 
@@ -12,6 +12,14 @@ export function inheritedFd(flag: string, text: string): number {
   })
 }
 
+/** The same of one that is to be written to. */
+export function inheritedOutput(flag: string, text: string): number {
+  const fd = inheritedFd(flag, text)
+  const access = flagsOf(fd) & O_ACCMODE
+  if (access === O_WRONLY || access === O_RDWR) return fd
+  throw new Fault('USAGE', `${flag}: fd ${fd} is not open to write`, { hint: 'pass on the write end of a pipe' })
+}
+
 /**
  * Closes what we were given and what a program that we start would be given too (Node marks its own descriptors, and the lowest
  * that it was given): a daemon must not hold its starter's pipes and locks.
@@ -20,15 +28,21 @@ export function closeInherited(except: readonly number[]): void {
   for (const fd of readdirSync('/proc/self/fd').map(Number)) {
     if (fd <= 2 || except.includes(fd)) continue
     try {
-      const flags = /^flags:\s+(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0'
-      if ((Number.parseInt(flags, 8) & O_CLOEXEC) === 0) closeSync(fd)
+      if ((flagsOf(fd) & O_CLOEXEC) === 0) closeSync(fd)
     } catch {
       // It was open only while the directory was read.
     }
   }
 }
 
+const { O_RDWR, O_WRONLY } = constants
+const O_ACCMODE = 3
 const O_CLOEXEC = 0o2000000
+
+function flagsOf(fd: number): number {
+  const flags = /^flags:\s+(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0'
+  return Number.parseInt(flags, 8)
+}
 
 function isOpen(fd: number): boolean {
   try {

@@ -111,3 +111,26 @@ export function limitUnsent(fd: number, bytes: number): void {
 export function isPipe(fd: number): boolean {
   return libc.fcntl(fd, libc.F_GETPIPE_SZ, 0) > 0
 }
+
+/** An end of a pipe, by what can be done with it. */
+export type PipeEnd = 'read' | 'write'
+
+/**
+ * Whether the descriptor is that end of a pipe and nothing else: a FIFO that is open both ways is neither. For what
+ * somebody hands over: vmsplice(2) copies into a pipe at its write end, and out of it into our memory at its read end.
+ */
+export function isPipeEnd(fd: number, end: PipeEnd): boolean {
+  return isPipe(fd) && accessOf(fd) === (end === 'read' ? libc.O_RDONLY : libc.O_WRONLY)
+}
+
+/** Whether an open descriptor can be read, or written. One that only names a file (O_PATH) can be neither. */
+export function allows(fd: number, what: PipeEnd): boolean {
+  const access = accessOf(fd)
+  return access === libc.O_RDWR || access === (what === 'read' ? libc.O_RDONLY : libc.O_WRONLY)
+}
+
+/** O_RDONLY, O_WRONLY or O_RDWR; -1 for what allows none of them. */
+function accessOf(fd: number): number {
+  const flags = libc.fcntl(fd, libc.F_GETFL, 0)
+  return flags < 0 || (flags & libc.O_PATH) !== 0 ? -1 : flags & libc.O_ACCMODE
+}

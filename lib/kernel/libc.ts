@@ -102,6 +102,7 @@ export function madviseAside(address: bigint, bytes: number, advice: number): Pr
 }
 const rawMadvise = library.func('int madvise(void *, size_t, int)')
 export const madvise = call<[address: bigint, bytes: number, advice: number]>('int madvise(void *, size_t, int)')
+export const mprotect = call<[address: bigint, bytes: number, allowed: number]>('int mprotect(void *, size_t, int)')
 
 const rawMmap = library.func('intptr_t mmap(void *, size_t, int, int, int, int64_t)') as (
   ...args: [null, number, number, number, number, number]
@@ -179,6 +180,8 @@ export const WNOHANG = 1
 export const O_RDWR = 2
 export const O_RDONLY = 0
 export const O_WRONLY = 1
+export const O_ACCMODE = 3
+export const O_PATH = 0o10000000
 export const O_NONBLOCK = 0o4000
 export const O_CLOEXEC = 0o2000000
 export const F_SETFL = 4
@@ -212,8 +215,8 @@ export const MSG_MORE = 0x8000
 export const MSG_CMSG_CLOEXEC = 0x40000000
 export const SHUT_WR = 1
 export const SHUT_RDWR = 2
-const PROT_READ = 1
-const PROT_WRITE = 2
+export const PROT_READ = 1
+export const PROT_WRITE = 2
 const MAP_PRIVATE = 2
 const MAP_ANONYMOUS = 0x20
 export const MADV_DONTNEED = 4

@@ -48,6 +48,15 @@ export function allowHuge(address: bigint, bytes: number, allowed: boolean): voi
   libc.madvise(address, bytes, allowed ? libc.MADV_HUGEPAGE : libc.MADV_NOHUGEPAGE)
 }
 
+/**
+ * Whether anybody in this process may write there: whoever does it all the same ends the process, and a system call
+ * that would is refused. Reading, lending and discarding go on. Returns whether the kernel has done it: it may have
+ * too many mappings.
+ */
+export function allowWriting(address: bigint, bytes: number, allowed: boolean): boolean {
+  return libc.mprotect(address, bytes, libc.PROT_READ | (allowed ? libc.PROT_WRITE : 0)) === 0
+}
+
 /** Gives the memory back to the system and keeps the addresses: a window that is still held reads zeros. */
 export function discard(address: bigint, bytes: number): void {
   libc.madvise(address, bytes, libc.MADV_DONTNEED)

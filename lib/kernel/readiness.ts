@@ -7,6 +7,11 @@
  *
  * One wait per direction and descriptor. Close through `closeFd`, so that a waiter is released and no number is
  * reused under it.
+ *
+ * Who waits for one direction is woken by news of that direction alone, so that being woken and finding nothing is
+ * odd: a caller counts how often that happened in a row and says it when it waits again. After a few times the next
+ * wait takes a millisecond at least, and after a thousand it is an error. Without that end a descriptor of which the
+ * kernel says what is not so would keep this thread busy for ever, deaf to everybody else.
  */
 import { Fault } from '../fault.ts'
 import type { Fd } from './fd.ts'
@@ -28,19 +33,31 @@ interface Watch {
 
 const watches = new Map<Fd, Watch>()
 
-/** Resolves when a read on `fd` would not wait (data, end of file or an error). Rejects when `fd` is closed here. */
-export function readable(fd: Fd): Promise<void> {
-  return wait(fd, 'readable')
+/**
+ * Wakes in a row that may be for nothing. Some are honest: whoever shares a pipe reads first, and where the system is
+ * short of memory for TCP a socket is said to have room and takes nothing. With the pauses they last a second.
+ */
+const MOST_IN_VAIN = 1000
+/** So many of them without a pause. */
+const FEW_IN_VAIN = 10
+const PAUSE_MS = 1
+
+/**
+ * Resolves when a read on `fd` would not wait (data, end of file or an error). `inVain`: how many times in a row there
+ * was nothing to read then. Rejects when `fd` is closed here, and with `IO` when that was too often.
+ */
+export function readable(fd: Fd, inVain = 0): Promise<void> {
+  return wait(fd, 'readable', inVain)
 }
 
-/** Resolves when a write on `fd` would not wait (room, or nobody to read). Rejects when `fd` is closed here. */
-export function writable(fd: Fd): Promise<void> {
-  return wait(fd, 'writable')
+/** The same for a write: room, or nobody to read. */
+export function writable(fd: Fd, inVain = 0): Promise<void> {
+  return wait(fd, 'writable', inVain)
 }
 
 /** `happened` resolves when all writers of the pipe `fd` are gone; `forget` ends the wait, and then it never settles. */
 export function hungUp(fd: Fd): { happened: Promise<void>; forget: () => void } {
-  const happened = wait(fd, 'disconnect')
+  const happened = wait(fd, 'disconnect', 0)
   const watch = watches.get(fd)
   return {
     happened,
@@ -74,26 +91,32 @@ export function closeFd(fd: Fd, reason?: Error): void {
   close(fd)
 }
 
-function wait(fd: Fd, direction: Direction): Promise<void> {
+function wait(fd: Fd, direction: Direction, inVain: number): Promise<void> {
+  if (inVain >= MOST_IN_VAIN) return Promise.reject(inVainFault(direction))
   const watch = watches.get(fd) ?? { handle: undefined, started: false, waiters: new Map<Direction, Waiter>() }
   watches.set(fd, watch)
   return new Promise((resolve, reject) => {
     if (watch.waiters.has(direction)) throw new Error(`two waiters for fd ${fd} ${direction}`)
     watch.waiters.set(direction, { resolve, reject })
-    restart(fd, watch)
+    if (inVain < FEW_IN_VAIN) restart(fd, watch)
+    else setTimeout(restart, PAUSE_MS, fd, watch)
   })
 }
 
-/** Watches for what is waited for, and for nothing else. */
+function inVainFault(direction: Direction): Fault {
+  return new Fault('IO', `a descriptor is said to be ${direction} ${MOST_IN_VAIN} times in a row, and is not`)
+}
+
+/** Watches for what is waited for, and for nothing else: of a descriptor that is closed meanwhile, for nothing. */
 function restart(fd: Fd, watch: Watch): void {
   if (watch.waiters.size === 0) return void pause(watch)
   const has = (direction: Direction): boolean => watch.waiters.has(direction)
   const events = { readable: has('readable'), writable: has('writable'), disconnect: has('disconnect') }
-  const wake = (_status: number, happened: PollEvents): void => {
+  const wake = (status: number, happened: PollEvents): void => {
     pause(watch)
     // koffi calls this outside of a callback scope: promises settled here would sleep until the next event. The
     // check phase that follows in the same turn of the loop is a proper scope.
-    setImmediate(release, fd, watch, happened)
+    setImmediate(release, fd, watch, status < 0 ? everything : happened)
   }
   if (watch.handle === undefined) watch.handle = pollHandle(fd, events, wake)
   else watch.handle.start(events, wake)
@@ -105,11 +128,16 @@ function pause(watch: Watch): void {
   watch.started = false
 }
 
-/** Readers and writers are woken together, and find EAGAIN if it was not their turn; a hang-up must have happened. */
+/**
+ * What libuv tells with a status below 0: POLLERR, which is a pipe without a reader or a socket with an error. Whoever
+ * waits finds out which. A hang-up (POLLHUP) it tells as everything that was waited for, and needs nothing here.
+ */
+const everything: PollEvents = { readable: true, writable: true, disconnect: true }
+
 function release(fd: Fd, watch: Watch, happened: PollEvents): void {
   if (watches.get(fd) !== watch) return
   for (const [direction, waiter] of [...watch.waiters]) {
-    if (direction === 'disconnect' && !happened.disconnect) continue
+    if (!happened[direction]) continue
     watch.waiters.delete(direction)
     waiter.resolve()
   }

@@ -2,18 +2,20 @@
  * Moving bytes between descriptors and memory: the call, and the wait when it would block.
  *
  * Every function works on non-blocking descriptors (a regular file never blocks) and throws `LINK` when the other end
- * is gone, `IO` for the rest.
+ * is gone, `IO` for the rest. None goes round without progress for ever: readiness.ts counts what was in vain, and a
+ * call that takes nothing and says no reason is an error.
  */
+import { Fault } from '../fault.ts'
 import { check, type Fd, queued } from './fd.ts'
 import * as libc from './libc.ts'
 import { readable, writable } from './readiness.ts'
 
 /** Reads once into `into`. Returns the bytes read, 0 at the end of the file. */
 export async function readSome(fd: Fd, into: Uint8Array): Promise<number> {
-  for (;;) {
+  for (let inVain = 0; ; ) {
     const got = libc.read(fd, into, into.length)
     if (got >= 0) return got
-    if (got === -libc.EAGAIN) await readable(fd)
+    if (got === -libc.EAGAIN) await readable(fd, inVain++)
     else if (got !== -libc.EINTR) return check(got, 'read')
   }
 }
@@ -30,44 +32,55 @@ const HEAP_MS = 50
  * without this and 2,200 with it, 0.63 and 0.43 s of its processor time.
  */
 export async function readHeap(fd: Fd, into: Uint8Array, mark: Int32Array): Promise<number> {
-  for (;;) {
+  for (let inVain = 0; ; ) {
     const got = libc.read(fd, into, into.length)
     if (got >= 0) return got
-    if (got === -libc.EAGAIN) await heaped(fd, Math.min(into.length, HEAP), mark)
+    if (got === -libc.EAGAIN) await heaped(fd, Math.min(into.length, HEAP), mark, inVain++)
     else if (got !== -libc.EINTR) return check(got, 'read')
   }
 }
 
-async function heaped(fd: Fd, bytes: number, mark: Int32Array): Promise<void> {
+async function heaped(fd: Fd, bytes: number, mark: Int32Array, inVain: number): Promise<void> {
   const tell = (wanted: number): void => {
     if (mark[0] === wanted) return
     mark[0] = wanted
     libc.setsockopt(fd, libc.SOL_SOCKET, libc.SO_RCVLOWAT, mark, 4)
   }
   tell(bytes)
-  if (bytes === 1) return readable(fd)
+  if (bytes === 1) return readable(fd, inVain)
   const slow = setTimeout(tell, HEAP_MS, 1)
-  await readable(fd).finally(() => clearTimeout(slow))
+  await readable(fd, inVain).finally(() => clearTimeout(slow))
 }
 
 /** Writes all of `bytes`. `more` tells a TCP socket that the next bytes follow at once. */
 export async function writeAll(fd: Fd, bytes: Uint8Array, options: { more?: boolean; socket?: boolean } = {}) {
   const flags = libc.MSG_NOSIGNAL | (options.more === true ? libc.MSG_MORE : 0)
   let rest = bytes
-  while (rest.length > 0) {
+  for (let inVain = 0; rest.length > 0; ) {
     const put = options.socket === true ? libc.send(fd, rest, rest.length, flags) : libc.write(fd, rest, rest.length)
-    if (put >= 0) rest = rest.subarray(put)
-    else if (put === -libc.EAGAIN) await writable(fd)
-    else if (put !== -libc.EINTR) check(put, 'write')
+    if (put > 0) {
+      rest = rest.subarray(put)
+      inVain = 0
+    } else if (put === -libc.EAGAIN) await writable(fd, inVain++)
+    else if (put !== -libc.EINTR) progress(put, 'write')
   }
+}
+
+/** The bytes that a call took. Throws as `check` does, and `IO` for none. */
+function progress(bytes: number, what: string): number {
+  if (check(bytes, what) > 0) return bytes
+  throw new Fault('IO', `${what}: it takes nothing and does not say why`)
 }
 
 /** Passes `bytes` bytes of the pipe `from` on to a socket, by reference. */
 export async function spliceAll(from: Fd, to: Fd, bytes: number): Promise<void> {
+  let inVain = 0
   for (let left = bytes; left > 0; ) {
     const put = libc.splice(from, null, to, null, left, libc.SPLICE_F_MOVE | libc.SPLICE_F_NONBLOCK)
-    if (put > 0) left -= put
-    else if (put === -libc.EAGAIN && queued(from) > 0) await writable(to)
+    if (put > 0) {
+      left -= put
+      inVain = 0
+    } else if (put === -libc.EAGAIN && queued(from) > 0) await writable(to, inVain++)
     else if (put !== -libc.EINTR) check(put === 0 || put === -libc.EAGAIN ? -libc.EPIPE : put, 'splice')
   }
 }
@@ -82,7 +95,7 @@ export interface Lent {
 
 /**
  * Lends memory to the pipe `to`: one piece behind the other, at most 1024 (UIO_MAXIOV). It must stay as it is until the reader has
- * taken it.
+ * taken it. `to` must be a write end (`isPipeEnd`): through a read end the same call fills the memory from the pipe.
  */
 export async function vmspliceAll(pieces: readonly Lent[], to: Fd): Promise<void> {
   const iovecs = Buffer.allocUnsafe(pieces.length * IOVEC_BYTES)
@@ -90,11 +103,14 @@ export async function vmspliceAll(pieces: readonly Lent[], to: Fd): Promise<void
     iovecs.writeBigUInt64LE(address, index * IOVEC_BYTES)
     writeLength(iovecs, index, window.length)
   })
+  let inVain = 0
   for (let at = behind(iovecs, 0, 0); at < pieces.length; ) {
     const lent = libc.vmsplice(to, iovecs.subarray(at * IOVEC_BYTES), pieces.length - at, libc.SPLICE_F_NONBLOCK)
-    if (lent > 0) at = behind(iovecs, at, lent)
-    else if (lent === -libc.EAGAIN) await writable(to)
-    else if (lent !== -libc.EINTR) check(lent, 'vmsplice')
+    if (lent > 0) {
+      at = behind(iovecs, at, lent)
+      inVain = 0
+    } else if (lent === -libc.EAGAIN) await writable(to, inVain++)
+    else if (lent !== -libc.EINTR) progress(lent, 'vmsplice')
   }
 }
 

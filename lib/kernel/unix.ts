@@ -87,9 +87,9 @@ const OUT_OF_FDS_MS = 100
 
 /** The next connection. Its other end must be root or our own user (SO_PEERCRED); others are closed unheard. */
 export async function acceptUnix(listener: Fd): Promise<Fd> {
-  for (;;) {
+  for (let inVain = 0; ; ) {
     const got = accepted(listener)
-    if (got === 'none') await readable(listener)
+    if (got === 'none') await readable(listener, inVain++)
     else if (got === 'no room') await setTimeout(OUT_OF_FDS_MS)
     else return got
   }
@@ -124,10 +124,10 @@ export function shutDown(socket: Fd, both = false): void {
  * and is no client.
  */
 export async function hasSpoken(socket: Fd): Promise<boolean> {
-  for (;;) {
+  for (let inVain = 0; ; ) {
     const got = libc.recv(socket, Buffer.alloc(1), 1, libc.MSG_PEEK)
     if (got >= 0) return got > 0
-    if (got === -libc.EAGAIN) await readable(socket)
+    if (got === -libc.EAGAIN) await readable(socket, inVain++)
     else if (got === -libc.ECONNRESET) return false
     else if (got !== -libc.EINTR) check(got, 'recv')
   }
@@ -178,7 +178,7 @@ const data = block.subarray(MSGHDR + IOVEC + CONTROL)
 
 /** Reads at most `into.length` bytes (and at most 1 KiB) and the descriptors that came with them. 0 bytes at the end of the stream. */
 export async function receiveWithFds(socket: Fd, into: Uint8Array): Promise<{ bytes: number; fds: Fd[] }> {
-  for (;;) {
+  for (let inVain = 0; ; ) {
     header.fill(0)
     iovec.writeBigUInt64LE(libc.address(data), 0)
     iovec.writeBigUInt64LE(BigInt(Math.min(into.length, MOST_BYTES)), 8)
@@ -187,7 +187,7 @@ export async function receiveWithFds(socket: Fd, into: Uint8Array): Promise<{ by
     header.writeBigUInt64LE(libc.address(control), 32)
     header.writeBigUInt64LE(BigInt(control.length), 40)
     const bytes = libc.recvmsg(socket, header, libc.MSG_CMSG_CLOEXEC)
-    if (bytes === -libc.EAGAIN) await readable(socket)
+    if (bytes === -libc.EAGAIN) await readable(socket, inVain++)
     else if (bytes >= 0) {
       into.set(data.subarray(0, bytes))
       return { bytes, fds: takeFds() }
@@ -222,7 +222,7 @@ const sending = Buffer.alloc(MSGHDR + IOVEC + CMSG_HEADER + 8 + 1)
 /** Sends one zero byte with `fd`, which is closed here. */
 export async function sendFd(socket: Fd, fd: Fd): Promise<void> {
   const [iov, cmsg, byte] = [MSGHDR, MSGHDR + IOVEC, sending.length - 1]
-  for (;;) {
+  for (let inVain = 0; ; ) {
     const base = libc.address(sending)
     sending.fill(0)
     sending.writeBigUInt64LE(base + BigInt(iov), 16)
@@ -236,7 +236,7 @@ export async function sendFd(socket: Fd, fd: Fd): Promise<void> {
     sending.writeInt32LE(libc.SCM_RIGHTS, cmsg + 12)
     sending.writeInt32LE(fd, cmsg + CMSG_HEADER)
     const sent = libc.sendmsg(socket, sending, libc.MSG_NOSIGNAL)
-    if (sent === -libc.EAGAIN) await writable(socket)
+    if (sent === -libc.EAGAIN) await writable(socket, inVain++)
     else if (sent !== -libc.EINTR) {
       closeFd(fd)
       return void check(sent, 'sendmsg')

@@ -8,7 +8,7 @@
  */
 import { Fault } from '../fault.ts'
 import { decodeLength, decodeRequest, LENGTH_BYTES } from '../format/streamer.ts'
-import { type Fd, isPipe } from '../kernel/fd.ts'
+import { type Fd, isPipeEnd, type PipeEnd } from '../kernel/fd.ts'
 import { closeFd, interrupt, readable } from '../kernel/readiness.ts'
 import { hasNews, receiveWithFds } from '../kernel/unix.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
@@ -33,12 +33,12 @@ export function capture(socket: Fd, complete?: Promise<void>): ImageSource {
   )
   /** Whether another request comes. */
   async function another(): Promise<boolean> {
-    for (;;) {
+    for (let inVain = 0; ; ) {
       if (failure !== undefined) throw failure
       if (hasNews(socket)) return true
       if (last) return false
       waiting = true
-      await readable(socket).catch((reason: unknown) => {
+      await readable(socket, inVain++).catch((reason: unknown) => {
         if (!last) throw reason
       })
       waiting = false
@@ -53,7 +53,7 @@ export function capture(socket: Fd, complete?: Promise<void>): ImageSource {
         if (!(await another())) return
         const request = await readRequest(socket)
         if (request === undefined) return
-        const fd = await readPipe(socket)
+        const fd = await readPipe(socket, 'read')
         yield { name: request, body: { kind: 'pipe', fd } }
       }
     } finally {
@@ -80,14 +80,15 @@ export async function readRequest(socket: Fd) {
   return decodeRequest(body)
 }
 
-/** The pipe that follows a request: one byte with exactly one descriptor. Throws `CRIU_PROTOCOL`. */
-export async function readPipe(socket: Fd): Promise<Fd> {
+/** The end of a pipe that follows a request: one byte with exactly one descriptor. Throws `CRIU_PROTOCOL`. */
+export async function readPipe(socket: Fd, end: PipeEnd): Promise<Fd> {
   const { bytes, fds } = await receiveWithFds(socket, Buffer.alloc(1))
   const [fd] = fds
-  if (bytes === 1 && fds.length === 1 && fd !== undefined && isPipe(fd)) return fd
+  if (bytes === 1 && fds.length === 1 && fd !== undefined && isPipeEnd(fd, end)) return fd
   for (const stray of fds) closeFd(stray)
   if (bytes === 0) throw endedEarly()
-  throw new Fault('CRIU_PROTOCOL', `a request with ${fds.length} descriptors, or one that is no pipe`)
+  const what = fds.length === 1 ? `a descriptor that is not the ${end} end of a pipe` : `${fds.length} descriptors`
+  throw new Fault('CRIU_PROTOCOL', `a request with ${what}`)
 }
 
 async function fill(socket: Fd, into: Buffer): Promise<boolean> {

@@ -23,7 +23,7 @@ import {
   type RemoteRequest,
   requestOf,
 } from '../format/remote.ts'
-import { type Fd, isPipe } from '../kernel/fd.ts'
+import { type Fd, isPipeEnd } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { writeAll } from '../kernel/transfer.ts'
 import { receiveWithFds, shutDown } from '../kernel/unix.ts'
@@ -122,12 +122,12 @@ export async function receiveImage(socket: Fd): Promise<Incoming> {
   const { bytes, fds } = await receiveWithFds(socket, first)
   const [fd] = fds
   if (fd === undefined) return { fd: socket, begun: first.subarray(0, bytes) }
-  if (fds.length === 1 && bytes === 1 && isPipe(fd)) {
+  if (fds.length === 1 && bytes === 1 && isPipeEnd(fd, 'read')) {
     closeFd(socket)
     return { fd, begun: Buffer.alloc(0) }
   }
   for (const stray of fds) closeFd(stray)
-  throw odd('an image that is no pipe')
+  throw odd('an image that is not the read end of a pipe')
 }
 
 export async function reply(socket: Fd, error: number): Promise<void> {
@@ -183,9 +183,9 @@ async function handedPipe(socket: Fd): Promise<Fd | undefined> {
   const { bytes, fds } = await receiveWithFds(socket, Buffer.alloc(1)).catch(left)
   const [fd] = fds
   if (bytes === 0) return undefined
-  if (fds.length === 1 && fd !== undefined && isPipe(fd)) return fd
+  if (fds.length === 1 && fd !== undefined && isPipeEnd(fd, 'write')) return fd
   for (const stray of fds) closeFd(stray)
-  throw odd('a reader that hands over something that is no pipe')
+  throw odd('a reader that hands over something that is not the write end of a pipe')
 }
 
 /** Who closes a socket on bytes that it has not read is gone, too. */

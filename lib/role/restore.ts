@@ -13,6 +13,7 @@ import type { Until, Verdict } from '../format/words.ts'
 import { acceptSpeaker } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySink } from '../store/directory.ts'
+import { inTurns } from '../store/in-turns.ts'
 import { memorySnapshot } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
 import { type FrameReader, type FrameWriter, frameReader, frameWriter, taking, unexpected } from '../stream/frames.ts'
@@ -65,6 +66,7 @@ export async function restoreTree(
       snapshot.complete(),
     )
     if (received === 'verdict passed on') return
+    await inTurns(snapshot.protect())
     const { handOver } = received
     const begun = performance.now()
     const start = (hold: Hold | undefined, signal: AbortSignal): Restoring =>
@@ -86,6 +88,7 @@ export async function restoreToListener(link: Link, options: RestoreOptions): Pr
   try {
     const snapshot = memorySnapshot(openPool(options.maxMemory, options.reserve))
     await receive(link, snapshot, options, () => snapshot.complete())
+    await inTurns(snapshot.protect())
     link.destroy()
     options.report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
     const begun = performance.now()

@@ -62,7 +62,7 @@ export async function serve(
       const image = (await choose()).get(name)
       await writeAll(socket, encodeReply(image !== undefined))
       if (image === undefined) continue
-      const pipe = await readPipe(socket)
+      const pipe = await readPipe(socket, 'write')
       const task = fillPipe(pipe, image, served, onTaken)
         .catch((error: unknown) => {
           failure ??= error

@@ -6,14 +6,13 @@
  * The last part is flattened while the tasks are frozen. So a pagemap is looked through as soon as it is here, while other images still come, and what can wait is
  * left to `settle`. All rounds share one memory, which has whole pages for pages (see memory.ts): else a page that is replaced could not be given back.
  */
-import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import type { ImageName } from '../format/names.ts'
 import { checkPagemaps, encodePagemap, PAGE_BYTES, PAGEMAP_STEP, readPagemap } from '../format/pagemap.ts'
 import { closeRuns, entriesOf, overlay, type Range, type Runs, rangesOf, runsOf } from '../format/runs.ts'
 import { pagemapPattern } from './chain.ts'
 import { named, pagesName } from './flat-pages.ts'
-import { inTurns } from './in-turns.ts'
+import { aside, inTurns } from './in-turns.ts'
 import type { MemorySnapshot, MemoryWriter, Place, Places, StoredImage } from './memory.ts'
 import { writeInto } from './piece-writer.ts'
 import { EXTENT } from './pool.ts'
@@ -40,9 +39,6 @@ interface Flat {
   pagesId: number
   runs: Runs
 }
-
-/** Others wait for less where nobody waits for us. */
-const LONGEST_ASIDE_MS = 1
 
 /** Of a snapshot in which the images of one part after the other arrive. */
 export function flatMemory(sink: MemorySnapshot): FlatMemory {
@@ -180,10 +176,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
     *places() {
       for (const { runs } of below.values()) yield* placesOf(runs)
     },
-    async settle() {
-      await turn()
-      await inTurns(giveBack(), LONGEST_ASIDE_MS)
-    },
+    settle: () => aside(giveBack()),
   }
 }
 

@@ -1,6 +1,8 @@
 import { setImmediate as turn } from 'node:timers/promises'
 
 const LONGEST_TURN_MS = 10
+/** Others wait for less where nobody waits for us. */
+const LONGEST_ASIDE_MS = 1
 
 /** Does the work of a generator, and lets others have their turn after about `longestMs`, wherever it yields. */
 export async function inTurns<Result>(work: Generator<unknown, Result>, longestMs = LONGEST_TURN_MS): Promise<Result> {
@@ -11,4 +13,10 @@ export async function inTurns<Result>(work: Generator<unknown, Result>, longestM
     await turn()
     since = performance.now()
   }
+}
+
+/** Work that nobody waits for, when what is done now is done. */
+export async function aside(work: Generator<unknown, void>): Promise<void> {
+  await turn()
+  await inTurns(work, LONGEST_ASIDE_MS)
 }

@@ -15,6 +15,7 @@ import { lying, pageWriter } from './page-writer.ts'
 import { behind, first, pieceWriter } from './piece-writer.ts'
 import { EXTENT, type Extent, heldIn, type Pool } from './pool.ts'
 import { openRanges, type Ranges } from './ranges.ts'
+import { makeReadOnly } from './read-only.ts'
 import type { Piece, Places, StoredImage } from './stored-image.ts'
 
 export type { Piece, Place, Places, StoredImage } from './stored-image.ts'
@@ -38,6 +39,8 @@ export interface MemorySnapshot extends ImageSink {
   release(piece: Piece): void
   /** No more images come: what was reserved for them is given back. */
   complete(): void
+  /** Nobody can write into its memory any more when this has come to its end. After `complete`. */
+  protect(): Generator<void, void>
   /** More images come, those of a chain's next part; what there was is forgotten, but for pages that lie apart. */
   reopen(): void
   /** Takes the place of an image of that name. */
@@ -253,6 +256,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
       return Math.min(ready, bytes)
     },
     complete: giveAhead,
+    protect: () => makeReadOnly(extents.values()),
     get held() {
       let bytes = charges.bytes
       for (const extent of extents.values()) bytes += heldIn(extent)

@@ -10,7 +10,16 @@
 import { Fault } from '../fault.ts'
 import { DIGEST_WORDS } from '../format/page-digest.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
-import { allowHuge, availableMemory, discard, HUGE_PAGE, mapMemory, populate, type Region } from '../kernel/memory.ts'
+import {
+  allowHuge,
+  allowWriting,
+  availableMemory,
+  discard,
+  HUGE_PAGE,
+  mapMemory,
+  populate,
+  type Region,
+} from '../kernel/memory.ts'
 import { formatSize } from '../size.ts'
 
 export interface Extent {
@@ -22,6 +31,8 @@ export interface Extent {
   sharing?: Sharing
   /** Those of its pages that were taken, see offer.ts. */
   digests?: Digests
+  /** It may be: see read-only.ts. */
+  readOnly?: boolean
 }
 
 interface Sharing {
@@ -91,12 +102,23 @@ export interface Pool {
 export function openPool(limit: number, reserve = 0, available = availableMemory): Pool {
   const free: Extent[] = []
   const ready: Extent[] = []
+  /** Free, but read-only still. */
+  const locked: Extent[] = []
   const handed = new Map<number, Extent>()
   let zeros: Region | undefined
   const spare: Pool['spare'] = new Set()
   let used = 0
   let mapped = 0
   let filling = false
+
+  /** Where the kernel refuses, it is asked again when more comes back. */
+  function unlock(): void {
+    for (let last = locked.at(-1); last !== undefined; last = locked.at(-1)) {
+      if (!allowWriting(last.address, EXTENT, true)) return
+      locked.pop()
+      free.push(last)
+    }
+  }
 
   function fromFree(): Extent {
     if (free.length === 0) {
@@ -161,12 +183,13 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
 
   /** All of it is back. */
   function finish(extent: Extent): void {
-    const { address, window, holes, digests } = extent
+    const { address, window, holes, digests, readOnly } = extent
     handed.delete(Number(address))
     used -= heldIn(extent)
     if (digests !== undefined) used -= DIGESTS_BYTES
     if (holes !== undefined) allowHuge(address, EXTENT, true)
-    free.push({ address, window })
+    ;(readOnly ? locked : free).push({ address, window })
+    unlock()
     void refill()
   }
 
@@ -243,7 +266,7 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
       return window.subarray(address - Number(begin), address - Number(begin) + bytes)
     },
     get zeros() {
-      zeros ??= mapMemory(EXTENT)
+      zeros ??= mapZeros()
       return Number(zeros.address)
     },
     isZeros: (address) => zeros !== undefined && address - (address % EXTENT) === Number(zeros.address),
@@ -279,6 +302,12 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
     },
   }
   return pool
+}
+
+function mapZeros(): Region {
+  const region = mapMemory(EXTENT)
+  allowWriting(region.address, region.bytes, false)
+  return region
 }
 
 /** What an extent's digests take, and who shares its pages. */

@@ -7,7 +7,7 @@
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { Layer } from '../format/wire.ts'
-import { inTurns } from './in-turns.ts'
+import { aside, inTurns } from './in-turns.ts'
 import { type Lying, openLeaving, remains, spent } from './leaving.ts'
 import {
   type MemorySnapshot,
@@ -28,7 +28,10 @@ export interface Sealed {
   readonly images: ReadonlyMap<ImageName, StoredImage>
   /** Gives back the memory of a piece that was read, unless others read too; then the snapshot is good for nothing else. */
   release(piece: Piece): void
-  /** Somebody reads it: its memory stays until the returned function is called. Throws `EXISTS` where some of it is gone. */
+  /**
+   * Somebody reads it: its memory stays until the returned function is called, and nobody can write there. Throws
+   * `EXISTS` where some of it is gone.
+   */
   use(): () => void
   /** Its source has not said yet what becomes of the tasks: only who can hold a restored copy may have it. */
   readonly undecided: boolean
@@ -226,6 +229,7 @@ export function openShelf(
             return waiters.wake()
           }
           sink.complete()
+          const protecting = sink.protect()
           const entry: Entry = {
             id,
             images: sink.images,
@@ -236,6 +240,7 @@ export function openShelf(
             },
             use() {
               if (entry.released) throw spent(id)
+              for (const _ of protecting);
               entry.users++
               return () => {
                 entry.users--
@@ -251,6 +256,7 @@ export function openShelf(
             notBefore: 0,
           }
           sealed.set(id, entry)
+          void aside(protecting)
           void chain?.flat.settle()
           waiters.wake()
         },

@@ -11,7 +11,7 @@ import { setTimeout } from 'node:timers/promises'
 import { isatty } from 'node:tty'
 import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
-import { duplicate, type Fd, isPipe, limitUnsent, ownNonBlocking } from '../kernel/fd.ts'
+import { allows, duplicate, type Fd, isPipe, limitUnsent, ownNonBlocking, type PipeEnd } from '../kernel/fd.ts'
 import { inheritedSocket } from '../kernel/inherited.ts'
 import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
@@ -235,12 +235,18 @@ export function openDoor(credentials: Credentials | undefined): (socket: net.Soc
   }
 }
 
-function checkFd(fd: number): void {
+/**
+ * A pipe is opened anew, for whatever is asked (`ownNonBlocking`): what it was handed over for must be looked at
+ * before.
+ */
+function checkFd(fd: number, what: PipeEnd): void {
+  const hint = `open it in the shell, as in ${fd}${what === 'read' ? '<' : '>'}file`
   try {
     fstatSync(fd)
   } catch (cause) {
-    throw new Fault('USAGE', `fd ${fd} is not open`, { hint: `open it in the shell, as in ${fd}<file`, cause })
+    throw new Fault('USAGE', `fd ${fd} is not open`, { hint, cause })
   }
+  if (!allows(fd, what)) throw new Fault('USAGE', `fd ${fd} is not open to ${what}`, { hint })
 }
 
 function kindOf(fd: number): 'socket' | 'pipe' | 'file' {
@@ -249,7 +255,7 @@ function kindOf(fd: number): 'socket' | 'pipe' | 'file' {
 
 /** Standard input or an inherited descriptor, to be read: a pipe, a file or a socket. */
 function inputLink(fd: number, peer: string): Link {
-  checkFd(fd)
+  checkFd(fd, 'read')
   if (isatty(fd)) {
     throw new Fault('USAGE', `${peer} is a terminal`, { hint: 'pipe an image stream into this command' })
   }
@@ -261,7 +267,7 @@ function inputLink(fd: number, peer: string): Link {
 
 /** Standard output, to be written. Throws `USAGE` for a terminal. */
 export function stdoutLink(): Link {
-  checkFd(1)
+  checkFd(1, 'write')
   if (isatty(1)) {
     throw new Fault('USAGE', 'stdout is a terminal', { hint: 'redirect it to a file or pipe it, as in > app.img' })
   }

@@ -6,6 +6,7 @@
  *
  * Measured for 1 GiB: tee() and splice() between pipes 0.01 s each; read(2) into memory 0.19 s.
  */
+import { Fault } from '../fault.ts'
 import { asFd, check, enlargePipe, type Fd, makePipe, queued } from '../kernel/fd.ts'
 import { EINTR, O_CLOEXEC, O_WRONLY, open, SPLICE_F_MOVE, SPLICE_F_NONBLOCK, splice, tee } from '../kernel/libc.ts'
 import { closeFd } from '../kernel/readiness.ts'
@@ -142,7 +143,7 @@ function move(from: Fd, to: Fd, bytes: number): void {
     if (moved > 0) left -= moved
     else if (moved !== -EINTR) {
       check(moved, 'splice')
-      throw new Error(`splice: ${left} of ${bytes} bytes are missing`)
+      throw new Fault('IO', `splice: ${left} of ${bytes} bytes are missing`)
     }
   }
 }

@@ -47,6 +47,8 @@ export function pipeReader(pipe: Fd, most: number, begun: Uint8Array = Buffer.al
   const left: Uint8Array[] = []
   for (let at = 0; at < begun.length; at += most) left.push(begun.subarray(at, at + most))
   let open = true
+  /** Times in a row that nothing was there. */
+  let inVain = 0
 
   function close(): void {
     if (open) closeFd(pipe)
@@ -56,7 +58,11 @@ export function pipeReader(pipe: Fd, most: number, begun: Uint8Array = Buffer.al
   /** Reads once into `into`; undefined when there is nothing now. */
   function readOnce(into: Uint8Array): Uint8Array | undefined {
     const got = read(pipe, into, into.length)
-    if (got === -EAGAIN || got === -EINTR) return undefined
+    if (got === -EAGAIN || got === -EINTR) {
+      inVain++
+      return undefined
+    }
+    inVain = 0
     if (check(got, 'read') === 0) close()
     return into.subarray(0, got)
   }
@@ -79,7 +85,7 @@ export function pipeReader(pipe: Fd, most: number, begun: Uint8Array = Buffer.al
         if (scratch.length === 0) scratch = Buffer.allocUnsafeSlow(SMALL)
         const bytes = readOnce(scratch)
         if (bytes === undefined) {
-          await readable(pipe)
+          await readable(pipe, inVain)
           continue
         }
         if (bytes.length === SMALL && most > SMALL) scratch = Buffer.allocUnsafeSlow(most)
@@ -88,7 +94,7 @@ export function pipeReader(pipe: Fd, most: number, begun: Uint8Array = Buffer.al
     },
     async ready() {
       if (left.length > 0 || !open) return left.length > 0
-      await readable(pipe)
+      await readable(pipe, inVain)
       return true
     },
     get untouched() {

@@ -2,7 +2,7 @@ import { closeSync, openSync, readdirSync, readlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { inheritedFd, listenFd, listenFds } from '../../lib/cli/inherited.ts'
+import { inheritedFd, inheritedOutput, listenFd, listenFds } from '../../lib/cli/inherited.ts'
 import { throwsFault } from '../expect.ts'
 import { run, temporary } from '../support/run.ts'
 
@@ -15,6 +15,15 @@ test('an open descriptor is taken, whatever it is', () => {
   const fault = throwsFault('USAGE', () => inheritedFd('--status-fd', String(fd)))
   assert.is(fault.message, `--status-fd: fd ${fd} is not open`)
   assert.is(fault.hint, `whoever starts this command must pass fd ${fd} on`)
+})
+
+test('one that is to be written to must be open for that', () => {
+  const [read, write, both] = ['r', 'a', 'r+'].map((how) => openSync('/dev/null', how)) as [number, number, number]
+  for (const fd of [write, both]) assert.is(inheritedOutput('--status-fd', String(fd)), fd)
+  const fault = throwsFault('USAGE', () => inheritedOutput('--status-fd', String(read)))
+  assert.is(fault.message, `--status-fd: fd ${read} is not open to write`)
+  for (const fd of [read, write, both]) closeSync(fd)
+  throwsFault('USAGE', () => inheritedOutput('--status-fd', String(read)))
 })
 
 test('not a number, or one of the first three', () => {

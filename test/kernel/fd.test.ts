@@ -2,12 +2,23 @@ import { closeSync, openSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { asFd, check, duplicate, enlargePipe, type Fd, isPipe, makePipe, setNonBlocking } from '../../lib/kernel/fd.ts'
+import {
+  allows,
+  asFd,
+  check,
+  duplicate,
+  enlargePipe,
+  type Fd,
+  isPipe,
+  isPipeEnd,
+  makePipe,
+  setNonBlocking,
+} from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { throwsFault } from '../expect.ts'
 import { root, run } from '../support/run.ts'
-import { asNobody, isRoot, openFds, socketPair } from './fds.ts'
+import { asNobody, isRoot, openFds, socketPair, strangeFds } from './fds.ts'
 
 const test = suite('kernel/fd')
 
@@ -123,6 +134,38 @@ test('only a pipe is a pipe', async () => {
   for (const fd of [out, into, client, server]) closeFd(fd)
   closeSync(file)
   assert.not(isPipe(out), 'a closed number is no pipe')
+})
+
+test('an end of a pipe is one by its kind and by what can be done with it', () => {
+  const strangers = strangeFds()
+  const [out, into] = makePipe()
+  const fds = { 'read end': out, 'write end': into, ...strangers.fds }
+  const found = Object.entries(fds).map(([name, fd]) => [name, isPipeEnd(fd, 'read'), isPipeEnd(fd, 'write')])
+  assert.equal(
+    found.filter(([, read, write]) => read || write),
+    [
+      ['read end', true, false],
+      ['write end', false, true],
+    ],
+  )
+  assert.ok(found.length > 8)
+  for (const fd of [out, into]) closeFd(fd)
+  assert.not(isPipeEnd(out, 'read'), 'a closed number is none')
+  strangers.close()
+})
+
+test('what a descriptor allows is what it was opened for', () => {
+  const strangers = strangeFds()
+  const allowed = (fd: number): boolean[] => [allows(fd, 'read'), allows(fd, 'write')]
+  const { fds } = strangers
+  assert.equal(allowed(fds['a file to read']), [true, false])
+  assert.equal(allowed(fds['a file to write']), [false, true])
+  assert.equal(allowed(fds['a socket']), [true, true])
+  assert.equal(allowed(fds['a FIFO both ways']), [true, true])
+  assert.equal(allowed(fds['a FIFO by name']), [false, false])
+  assert.equal(allowed(fds['a file for neither']), [false, false])
+  assert.equal(allowed(-1), [false, false])
+  strangers.close()
 })
 
 test.run()

@@ -1,9 +1,10 @@
 /** Descriptors as tests need them: counted, connected, read to the end. */
-import { readdirSync, readlinkSync } from 'node:fs'
+import { closeSync, constants, openSync, readdirSync, readlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { Fd } from '../../lib/kernel/fd.ts'
+import { check, type Fd } from '../../lib/kernel/fd.ts'
+import { mkfifo, O_ACCMODE, O_PATH } from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
-import { acceptUnix, connectUnix, listenUnix } from '../../lib/kernel/unix.ts'
+import { acceptUnix, connectUnix, listenUnix, socketPair as pairOfSockets } from '../../lib/kernel/unix.ts'
 import { temporary } from '../support/run.ts'
 
 /** How many descriptors this process has. */
@@ -32,6 +33,37 @@ export async function socketPair(): Promise<[Fd, Fd]> {
   closeFd(listener)
   remove()
   return [client, server]
+}
+
+/**
+ * Descriptors that are no end of a pipe: what somebody may hand over who is not CRIU, or what a mistake may. `close`
+ * closes them.
+ */
+export function strangeFds() {
+  const { path, remove } = temporary()
+  const [fifo, file] = [join(path, 'fifo'), join(path, 'file')]
+  check(mkfifo(fifo, 0o600), 'mkfifo')
+  writeFileSync(file, 'a file')
+  const [socket, other] = pairOfSockets()
+  const fds = {
+    'a FIFO both ways': openSync(fifo, constants.O_RDWR | constants.O_NONBLOCK),
+    'a FIFO by name': openSync(fifo, O_PATH),
+    'a file by name': openSync(file, O_PATH),
+    'a file to read': openSync(file, 'r'),
+    'a file to write': openSync(file, 'a'),
+    // On Linux that is for ioctl(2) alone.
+    'a file for neither': openSync(file, O_ACCMODE),
+    'a directory': openSync(path, 'r'),
+    'a device': openSync('/dev/null', 'r+'),
+    'a socket': socket as number,
+  }
+  return {
+    fds,
+    close() {
+      for (const fd of [...Object.values(fds), other]) closeSync(fd)
+      remove()
+    },
+  }
 }
 
 export const isRoot = process.geteuid?.() === 0

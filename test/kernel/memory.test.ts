@@ -1,11 +1,14 @@
 import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
-import { discard, HUGE_PAGE, mapMemory } from '../../lib/kernel/memory.ts'
+import { allowWriting, discard, HUGE_PAGE, mapMemory } from '../../lib/kernel/memory.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
+import { vmspliceAll } from '../../lib/kernel/transfer.ts'
 import { throwsFault } from '../expect.ts'
+import { root, run } from '../support/run.ts'
 
 const test = suite('kernel/memory')
 
@@ -47,6 +50,39 @@ test('discarded memory reads zeros, its neighbours stay, and it can be written a
   assert.is(window[2 * HUGE_PAGE], 7)
   window[HUGE_PAGE] = 9
   assert.is(window[HUGE_PAGE], 9)
+})
+
+test('what may not be written can be read, lent and discarded, and ends whoever writes there', async () => {
+  const { address, window } = mapMemory(3 * HUGE_PAGE)
+  const middle = address + BigInt(HUGE_PAGE)
+  window.fill(7)
+  assert.ok(allowWriting(middle, HUGE_PAGE, false))
+  const [out, into] = makePipe()
+  assert.is(libc.write(into, middle, 4096), 4096)
+  assert.is(libc.read(out, middle, 4096), -14, 'EFAULT')
+  assert.is(libc.read(out, address, 4096), 4096)
+  const lent = { address: middle, window: window.subarray(HUGE_PAGE, HUGE_PAGE + 4096) }
+  await vmspliceAll([lent], into)
+  assert.is(libc.read(out, address, 4096), 4096)
+  assert.is(window[HUGE_PAGE], 7)
+  window[HUGE_PAGE - 1] = 8
+  window[2 * HUGE_PAGE] = 8
+  discard(middle, HUGE_PAGE)
+  assert.is(window[HUGE_PAGE], 0)
+  assert.ok(allowWriting(middle, HUGE_PAGE, true))
+  window[HUGE_PAGE] = 9
+  closeFd(out)
+  closeFd(into)
+  const path = join(root, 'lib', 'kernel', 'memory.ts')
+  const writer = `
+const { allowWriting, mapMemory } = await import(process.argv[1])
+const { address, window } = mapMemory(2 ** 21)
+allowWriting(address, 2 ** 21, false)
+console.log(window[0])
+window[0] = 1
+console.log('alive')`
+  const ran = await run(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', writer, path], { cwd: root })
+  assert.equal([ran.signal, ran.stdout.toString()], ['SIGSEGV', '0\n'], ran.stderr)
 })
 
 test('other people’s memory is left out of core dumps and of forked children', () => {

@@ -4,8 +4,9 @@ import { Fault } from '../../lib/fault.ts'
 import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd, hungUp, interrupt, readable, writable } from '../../lib/kernel/readiness.ts'
+import { socketPair } from '../../lib/kernel/unix.ts'
 import { reasonOf, rejectsFault, turns, waits, within } from '../expect.ts'
-import { openFds, socketPair } from './fds.ts'
+import { openFds } from './fds.ts'
 
 const test = suite('kernel/readiness')
 
@@ -63,7 +64,7 @@ test('a descriptor can be waited on many times', async () => {
 })
 
 test('both directions of a socket are waited on at once', async () => {
-  const [near, far] = await socketPair()
+  const [near, far] = socketPair()
   fillUp(near)
   const [reading, writing] = [readable(near), writable(near)]
   assert.ok(await waits(Promise.race([reading, writing])))
@@ -105,7 +106,7 @@ test('closing releases whoever waits, with the reason', async () => {
 })
 
 test('an interrupt rejects the waiter and leaves the descriptor usable', async () => {
-  const [near, far] = await socketPair()
+  const [near, far] = socketPair()
   fillUp(near)
   const [reason, waiters] = [new Error('stop'), [readable(near), writable(near)]]
   interrupt(near, reason)
@@ -152,6 +153,60 @@ test('who forgets a hang-up of a closed descriptor leaves alone the one that has
   closeFd(other)
   await within(second.happened)
   for (const fd of [again, into]) closeFd(fd)
+})
+
+test('who waits to read is not woken by room to write, and the other way round', async () => {
+  const [near, far] = socketPair()
+  const reading = readable(near)
+  for (let round = 0; round < 10; round++) await within(writable(near))
+  assert.ok(await waits(reading))
+  fillUp(near)
+  const writing = writable(near)
+  for (let round = 0; round < 10; round++) {
+    libc.write(far, byte, 1)
+    await within(round === 0 ? reading : readable(near))
+    assert.is(libc.read(near, Buffer.alloc(2), 2), 1)
+  }
+  assert.ok(await waits(writing))
+  const [wakes, last] = [Promise.all([writing, readable(near), hungUp(near).happened]), far]
+  closeFd(last)
+  await within(wakes)
+  closeFd(near)
+})
+
+test('an error is news for everybody, also for who waits for a hang-up', async () => {
+  const [out, into] = makePipe()
+  fillUp(into)
+  const [waiting, gone] = [writable(into), hungUp(into)]
+  closeFd(out)
+  await within(Promise.all([waiting, gone.happened]))
+  closeFd(into)
+  const [near, far] = socketPair()
+  libc.write(near, byte, 1)
+  const reset = hungUp(near)
+  // With a byte unread that resets the connection.
+  closeFd(far)
+  await within(reset.happened)
+  closeFd(near)
+})
+
+test('who was woken in vain a thousand times is told that it is no use, and before that waits', async () => {
+  const [out, into] = makePipe()
+  libc.write(into, byte, 1)
+  for (const times of [0, 1, 999]) await within(readable(out, times))
+  await rejectsFault('IO', readable(out, 1000))
+  await rejectsFault('IO', writable(into, 1000))
+  const reason = new Error('enough')
+  const pausing = readable(out, 999)
+  closeFd(out, reason)
+  assert.is(await reasonOf(pausing), reason)
+  const [again, feeder] = makePipe()
+  assert.is(again, out, 'the number is used again')
+  const waiting = readable(again)
+  assert.ok(await waits(waiting))
+  for (const fd of [feeder, into]) closeFd(fd)
+  await within(waiting)
+  closeFd(again)
 })
 
 test.run()

@@ -1,11 +1,13 @@
 import { closeSync, openSync } from 'node:fs'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { asFd, type Fd, makePipe } from '../../lib/kernel/fd.ts'
+import { asFd, duplicate, type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { HUGE_PAGE, mapMemory } from '../../lib/kernel/memory.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
-import { readSome, vmspliceAll, writeAll } from '../../lib/kernel/transfer.ts'
+import { readHeap, readSome, spliceAll, vmspliceAll, writeAll } from '../../lib/kernel/transfer.ts'
+import { hasSpoken, receiveWithFds, sendFd, socketPair as unixPair } from '../../lib/kernel/unix.ts'
+import { pipeReader } from '../../lib/stream/pipe-reader.ts'
 import { reasonOf, rejectsFault, turns, within } from '../expect.ts'
 import { readToEnd } from '../support/fake-criu.ts'
 import { socketPair } from './fds.ts'
@@ -139,6 +141,93 @@ test('nothing to write is written at once', async () => {
   assert.is(held(out), 0)
   closeFd(out)
   closeFd(into)
+})
+
+/**
+ * Does to a descriptor what keeps it from whoever waits for it: `bait` before the system is asked whether it is ready,
+ * and `takeAway` after it has said so and before the one who waits is woken.
+ */
+function teasing(bait: () => void, takeAway: () => void): () => void {
+  let over = false
+  const [early, late] = [
+    (): void => {
+      if (over) return
+      bait()
+      setTimeout(early, 0)
+    },
+    (): void => {
+      if (over) return
+      takeAway()
+      setImmediate(late)
+    },
+  ]
+  takeAway()
+  setTimeout(early, 0)
+  setImmediate(late)
+  return () => {
+    over = true
+  }
+}
+
+test('no loop goes round for ever where what is said to be there is taken by others first', async () => {
+  const scratch = Buffer.alloc(65536)
+  const byte = Buffer.from('x')
+  const fds: Fd[] = []
+  const opened = ([out, into]: [Fd, Fd]): [Fd, Fd] => {
+    fds.push(out, into)
+    return [out, into]
+  }
+  const drained = (fd: Fd): void => {
+    while (libc.read(fd, scratch, scratch.length) > 0);
+  }
+  const filled = (fd: Fd): void => {
+    while (libc.write(fd, scratch, 4096) > 0);
+  }
+  const reads = (ends: [Fd, Fd], work: (fd: Fd) => Promise<unknown>): [Promise<unknown>, () => void] => {
+    const [out, into] = opened(ends)
+    const stop = teasing(
+      () => libc.write(into, byte, 1),
+      () => drained(out),
+    )
+    return [work(out), stop]
+  }
+  const writes = (ends: [Fd, Fd], work: (fd: Fd) => Promise<unknown>): [Promise<unknown>, () => void] => {
+    const [out, into] = opened(ends)
+    const stop = teasing(
+      () => drained(out),
+      () => filled(into),
+    )
+    return [work(into), stop]
+  }
+  const lent = [{ address: region.address, window: region.window.subarray(0, large.length) }]
+  const [full, feeder] = opened(makePipe())
+  libc.write(feeder, byte, 1)
+  const all: [Promise<unknown>, () => void][] = [
+    reads(makePipe(), (fd) => readSome(fd, Buffer.alloc(10))),
+    reads(unixPair(), (fd) => readHeap(fd, Buffer.alloc(10), Int32Array.of(1))),
+    reads(unixPair(), (fd) => receiveWithFds(fd, Buffer.alloc(10))),
+    reads(unixPair(), hasSpoken),
+    reads(makePipe(), (fd) => pipeReader(fd, 1000).next()),
+    writes(makePipe(), (fd) => writeAll(fd, large)),
+    writes(unixPair(), (fd) => writeAll(fd, large, { socket: true })),
+    writes(makePipe(), (fd) => vmspliceAll(lent, fd)),
+    writes(unixPair(), (fd) => spliceAll(full, fd, 1)),
+    writes(unixPair(), (fd) => sendFd(fd, duplicate(full))),
+  ]
+  try {
+    for (const [work] of all) work.catch(() => {})
+    for (const [index, [work]] of all.entries()) await rejectsFault('IO', work, `loop ${index}`)
+  } finally {
+    for (const [, stop] of all) stop()
+    for (const fd of fds) closeFd(fd)
+  }
+})
+
+test('what takes nothing without a reason is an error: the read end of a pipe that nobody fills', async () => {
+  const [out, into] = makePipe()
+  closeFd(into)
+  await rejectsFault('IO', vmspliceAll([{ address: region.address, window: region.window.subarray(0, 4096) }], out))
+  closeFd(out)
 })
 
 test.run()

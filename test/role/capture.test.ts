@@ -1,4 +1,4 @@
-import { closeSync, openSync, readdirSync } from 'node:fs'
+import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -9,6 +9,8 @@ import { closeFd } from '../../lib/kernel/readiness.ts'
 import { acceptUnix } from '../../lib/kernel/unix.ts'
 import { CAPTURE_SOCKET, capture } from '../../lib/role/capture.ts'
 import { openWorkDir, type WorkDir } from '../../lib/role/workdir.ts'
+import { rejectsFault } from '../expect.ts'
+import { strangeFds } from '../kernel/fds.ts'
 import { type FakeDump, fakeDump, readToEnd } from '../support/fake-criu.ts'
 import { temporary } from '../support/run.ts'
 import { pattern, talk } from '../support/talk.ts'
@@ -156,7 +158,7 @@ test('a request without a descriptor', async ({ work, criu }) => {
   criu.close()
 })
 
-test('two descriptors for one request, and a descriptor that is no pipe', async ({ work, criu, fds }) => {
+test('two descriptors for one request', async ({ work, criu, fds }) => {
   const taking = acceptUnix(work.listener).then(takeAll)
   const [out, into] = makePipe()
   criu.raw(encodeRequest('one.img'))
@@ -165,14 +167,25 @@ test('two descriptors for one request, and a descriptor that is no pipe', async 
   criu.close()
   closeFd(out)
   closeFd(into)
-  const next = fakeDump(join(work.path, CAPTURE_SOCKET))
-  const again = acceptUnix(work.listener).then(takeAll)
-  next.raw(encodeRequest('one.img'))
-  const file = openSync('/dev/null', 'r')
-  next.raw(Buffer.alloc(1), [file])
-  closeSync(file)
-  await failsWith('CRIU_PROTOCOL', again)
-  next.close()
+  assert.is(openFds(), fds + 1, 'only the listener is open')
+})
+
+test('a descriptor that is not the read end of a pipe', async ({ work, criu, fds }) => {
+  criu.close()
+  closeFd(await acceptUnix(work.listener))
+  const [out, into] = makePipe()
+  const strangers = strangeFds()
+  for (const [what, fd] of Object.entries({ 'a write end': into, ...strangers.fds })) {
+    const next = fakeDump(join(work.path, CAPTURE_SOCKET))
+    const taking = acceptUnix(work.listener).then(takeAll)
+    next.raw(encodeRequest('one.img'))
+    next.raw(Buffer.alloc(1), [fd])
+    const { message } = await rejectsFault('CRIU_PROTOCOL', taking, what)
+    assert.is(message, 'a request with a descriptor that is not the read end of a pipe')
+    next.close()
+  }
+  for (const end of [out, into]) closeFd(end)
+  strangers.close()
   assert.is(openFds(), fds + 1, 'only the listener is open')
 })
 

@@ -3,17 +3,18 @@ import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { imageName } from '../../lib/format/names.ts'
-import { makePipe } from '../../lib/kernel/fd.ts'
+import { duplicate, makePipe } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { sendFd, socketPair } from '../../lib/kernel/unix.ts'
-import { encodeIds, giveImage, IDS, idsOf, type Reader } from '../../lib/role/remote.ts'
+import { encodeIds, giveImage, IDS, idsOf, type Reader, receiveImage } from '../../lib/role/remote.ts'
 import { remoteImages } from '../../lib/role/remote-images.ts'
 import { memorySnapshot, type StoredImage } from '../../lib/store/memory.ts'
 import { writeInto } from '../../lib/store/piece-writer.ts'
 import { openPool } from '../../lib/store/pool.ts'
 import { pipeReader } from '../../lib/stream/pipe-reader.ts'
-import { waits, within } from '../expect.ts'
+import { rejectsFault, waits, within } from '../expect.ts'
+import { strangeFds } from '../kernel/fds.ts'
 import { readToEnd } from '../support/fake-criu.ts'
 import { pattern } from '../support/talk.ts'
 
@@ -116,6 +117,29 @@ test('a reader that leaves half way is no error, in both forms', async () => {
     closeFd(criu)
     await within(giving)
   }
+})
+
+test('what a client hands over must be the end of a pipe that it should be', async () => {
+  const image = imageOf(pattern(100_000))
+  const [out, into] = makePipe()
+  const strangers = strangeFds()
+  for (const [what, fd] of Object.entries({ 'a write end': into, ...strangers.fds })) {
+    const [criu, ours] = socketPair()
+    const receiving = rejectsFault('CRIU_PROTOCOL', receiveImage(ours), what)
+    await sendFd(criu, duplicate(fd))
+    assert.match((await receiving).message, 'not the read end of a pipe')
+    for (const socket of [criu, ours]) closeFd(socket)
+  }
+  for (const [what, fd] of Object.entries({ 'a read end': out, ...strangers.fds })) {
+    const [criu, ours] = socketPair()
+    const giving = rejectsFault('CRIU_PROTOCOL', giveImage(ours, image, { form: undefined }, nothing()), what)
+    await sendFd(criu, duplicate(fd))
+    assert.match((await giving).message, 'not the write end of a pipe')
+    closeFd(criu)
+  }
+  strangers.close()
+  for (const end of [out, into]) closeFd(end)
+  assert.ok(Buffer.concat([...image.pieces].map(({ window }) => window)).equals(pattern(100_000)))
 })
 
 test('the end of a dump waits for an image whose pipe has not come yet', async () => {

@@ -6,14 +6,17 @@ import { Fault } from '../../lib/fault.ts'
 import { type ImageName, imageName } from '../../lib/format/names.ts'
 import { encodePagemap, pageFlag } from '../../lib/format/pagemap.ts'
 import { encodeRequest } from '../../lib/format/streamer.ts'
+import { makePipe, queued } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
-import { readSome } from '../../lib/kernel/transfer.ts'
+import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { acceptUnix } from '../../lib/kernel/unix.ts'
 import { SERVE_SOCKET, type Served, serve } from '../../lib/role/serve.ts'
 import { openWorkDir, type WorkDir } from '../../lib/role/workdir.ts'
 import { flatMemory } from '../../lib/store/flat-memory.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { openPool } from '../../lib/store/pool.ts'
+import { rejectsFault } from '../expect.ts'
+import { strangeFds } from '../kernel/fds.ts'
 import { pagemapOf } from '../support/chains.ts'
 import { type FakeRestore, fakeRestore, readToEnd } from '../support/fake-criu.ts'
 import { type Brief, inventory, pageOf, part, put } from '../support/rounds.ts'
@@ -209,6 +212,33 @@ test('a client that dies between request and descriptor', async ({ criu, served,
   criu.close()
   assert.is(await codeOf(served), 'CRIU_PROTOCOL')
   assert.is(openFds(), fds + 1, 'only the listener is open')
+})
+
+test('a descriptor that is not the write end of a pipe gets nothing, and images stay as they are', async (context) => {
+  const { work, criu, served, snapshot, fds } = context
+  criu.close()
+  await served
+  const [out, into] = makePipe()
+  await writeAll(into, Buffer.alloc(4096, 'EVIL'))
+  const strangers = strangeFds()
+  for (const [what, fd] of Object.entries({ 'a read end': out, ...strangers.fds })) {
+    const restore = fakeRestore(join(work.path, SERVE_SOCKET))
+    const serving = acceptUnix(work.listener).then((socket) => serve(socket, async () => snapshot.images))
+    const refused = rejectsFault('CRIU_PROTOCOL', serving, what)
+    assert.ok(await restore.ask('large.img'))
+    restore.raw(Buffer.alloc(1), [fd])
+    assert.is((await refused).message, 'a request with a descriptor that is not the write end of a pipe')
+    restore.close()
+  }
+  assert.is(queued(out), 4096, 'nothing was taken out of the pipe')
+  for (const end of [out, into]) closeFd(end)
+  strangers.close()
+  assert.is(openFds(), fds + 1, 'only the listener is open')
+  const last = fakeRestore(join(work.path, SERVE_SOCKET))
+  const serving = acceptUnix(work.listener).then((socket) => serve(socket, async () => snapshot.images))
+  assert.ok((await last.image('large.img'))?.equals(contents['large.img'] as Buffer))
+  last.close()
+  await serving
 })
 
 test('a name that leaves the directory', async ({ criu, served }) => {

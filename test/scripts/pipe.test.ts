@@ -6,7 +6,9 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
+import { EXTENT } from '../../lib/store/pool.ts'
 import { fakeDump, fakeRestore, incrementalCriu } from '../support/fake-criu.ts'
+import { mappings } from '../support/mappings.ts'
 import { fixtures, run, shell, start, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
@@ -167,6 +169,19 @@ test('--listen on both sides: a dump and a restore that somebody else starts', a
   restore.close()
   assert.is((await pipeline.ended).code, 0)
   assert.equal(readdirSync(work), [])
+})
+
+test('--listen: what is offered to a criu cannot be written any more', async ({ folder }) => {
+  const restoring = start('restore-from-socket', ['-v', '--listen', '-D', folder, '--reserve', '0'], { input: wire })
+  await restoring.says(/listening on .*streamer-serve.sock/)
+  const anonymous = mappings(restoring.child.pid as number).filter(({ path }) => path === '')
+  const largest = (rights: string): number =>
+    Math.max(0, ...anonymous.filter((each) => each.rights === rights).map(({ begin, end }) => end - begin))
+  assert.ok(largest('r--p') >= EXTENT)
+  const criu = fakeRestore(join(folder, 'streamer-serve.sock'))
+  assert.ok((await criu.image('inventory.img'))?.equals(readFileSync(join(images, 'inventory.img'))))
+  criu.close()
+  assert.is((await restoring.ended).code, 0)
 })
 
 test('--listen: a criu that sends only what changed is refused before it has sent anything', async ({ folder }) => {

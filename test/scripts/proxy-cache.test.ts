@@ -4,10 +4,14 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { pageFlag } from '../../lib/format/pagemap.ts'
+import { type Fd, makePipe, queued } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
+import { EXTENT } from '../../lib/store/pool.ts'
+import { within } from '../expect.ts'
 import { type Daemons, daemons, startCache, startProxy } from '../support/daemons.ts'
 import { dumpAll, type FakeDump, fakeDump, fakeRestore, incrementalCriu } from '../support/fake-criu.ts'
+import { mappings } from '../support/mappings.ts'
 import { part } from '../support/rounds.ts'
 import { eventually, run, start, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
@@ -38,6 +42,35 @@ test('images cross from a dump to a restore, and the cache says that it sealed t
       criu.close()
     }
     await cache.says(/served: 3 images[\s\S]*served: 3 images/)
+  }))
+
+test('who hands over the wrong end of a pipe changes no image, and the cache goes on', () =>
+  using({}, async ({ dump, restore, cache }) => {
+    await dumpAll(dump(), images)
+    await cache.says(/sealed: 4 images/)
+    const refused = 'the restore of \\S+ failed: a request with a descriptor that is not the write end of a pipe'
+    const attack = async (name: string, end: Fd, times: number): Promise<void> => {
+      const criu = restore()
+      assert.ok(await criu.ask(name))
+      criu.raw(Buffer.alloc(1), [end])
+      criu.close()
+      await within(cache.says(new RegExp(`(${refused}[^]*){${times}}`)))
+    }
+    const [full, feeder] = makePipe()
+    await writeAll(feeder, Buffer.alloc(60_000, 'EVIL'))
+    await attack('pages-1.img', full, 1)
+    await attack('core-1.img', full, 2)
+    assert.is(queued(full), 60_000)
+    const [empty, into] = makePipe()
+    closeFd(into)
+    await attack('pages-1.img', empty, 3)
+    for (const end of [full, feeder, empty]) closeFd(end)
+    const criu = restore()
+    for (const [name, bytes] of Object.entries(images)) assert.ok((await criu.image(name))?.equals(bytes), name)
+    criu.close()
+    const sealed = mappings(cache.child.pid as number).filter(({ rights, path }) => rights === 'r--p' && path === '')
+    assert.ok(sealed.reduce((bytes, { begin, end }) => bytes + end - begin, 0) >= 3 * EXTENT)
+    assert.is((await within(cache.stop())).code, 143)
   }))
 
 test('a dump whose rounds went elsewhere is refused before its tasks are gone', () =>

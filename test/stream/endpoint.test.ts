@@ -4,6 +4,7 @@ import net from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { makePipe } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { acceptUnix, listenUnix } from '../../lib/kernel/unix.ts'
 import {
@@ -17,7 +18,7 @@ import {
 } from '../../lib/stream/endpoint.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { reasonOf, rejectsFault, throwsFault, turns, within } from '../expect.ts'
-import { openFds } from '../kernel/fds.ts'
+import { openFds, strangeFds } from '../kernel/fds.ts'
 import { root, shell, temporary } from '../support/run.ts'
 
 const test = suite<{ dir: string; remove: () => void }>('stream/endpoint')
@@ -248,6 +249,18 @@ test('a descriptor that is not open is USAGE', async () => {
   await rejectsFault('USAGE', connectEndpoint({ kind: 'fd', fd: 999_999 }, 0, never))
 })
 
+test('a descriptor that cannot be read is USAGE, also the write end of a pipe', async () => {
+  const strangers = strangeFds()
+  const [out, into] = makePipe()
+  const { 'a file by name': name, 'a file to write': file, 'a file for neither': neither } = strangers.fds
+  for (const fd of [into, name, file, neither]) {
+    const { message } = await rejectsFault('USAGE', connectEndpoint({ kind: 'fd', fd }, 0, never))
+    assert.is(message, `fd ${fd} is not open to read`)
+  }
+  for (const fd of [out, into]) closeFd(fd)
+  strangers.close()
+})
+
 // Standard input and output belong to the process: a child of ours uses them.
 
 const program = `
@@ -279,6 +292,20 @@ test('stdin and stdout: sockets, pipes and files', async ({ dir }) => {
   const file = await child(`copy >${dir}/out <${import.meta.filename}`)
   assert.equal([file.code, file.stderr], [0, ''])
   assert.equal(readFileSync(join(dir, 'out')), readFileSync(import.meta.filename))
+})
+
+test('stdin that cannot be read and stdout that cannot be written are USAGE, whatever they are', async ({ dir }) => {
+  for (const [what, line] of [
+    ['stdin', `copy 0>${dir}/out`],
+    ['stdin', `{ copy 0>&3 | cat; } 3>&1 >&2 | cat >/dev/null`],
+    ['stdout', `copy 1</dev/null`],
+    ['stdout', `cat </dev/null | { copy 1<&0 0</dev/null; }`],
+  ] as const) {
+    const { code, stderr } = await child(line)
+    const [fd, direction] = what === 'stdin' ? [0, 'read'] : [1, 'write']
+    assert.match(stderr, `USAGE fd ${fd} is not open to ${direction}`, line)
+    assert.is(code, 9, line)
+  }
 })
 
 test('a reader of stdout that left is LINK', async () => {
