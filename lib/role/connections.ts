@@ -64,6 +64,9 @@ export interface ConnectionLimits {
   most: number
   /** How long a connection may take to say its first word, ms. */
   silentMs: number
+  /** How long nothing must have moved on one that gives way, and on one that only waits, ms. */
+  stillMs?: number
+  waitedMs?: number
 }
 
 /** Nothing has moved for so long: a link that stumbles, or a criu that thinks, takes less. */
@@ -75,7 +78,12 @@ const LEAST_MOVED = 4096
 const LOOK_MS = 250
 const LAST_WORD_MS = 500
 
-export function openConnections({ most, silentMs }: ConnectionLimits): Connections {
+export function openConnections({
+  most,
+  silentMs,
+  stillMs = STILL_MS,
+  waitedMs = WAITED_MS,
+}: ConnectionLimits): Connections {
   const entries = new Set<Entry>()
   const isSilent = ({ phase }: Entry): boolean => phase === 'silent'
   const isAnswered = ({ phase }: Entry): boolean => phase !== 'silent'
@@ -124,7 +132,7 @@ export function openConnections({ most, silentMs }: ConnectionLimits): Connectio
 
   function mayGo(entry: Entry): boolean {
     const still = performance.now() - entry.since
-    return entry.phase === 'moving' ? still >= STILL_MS : entry.phase === 'waiting' && still >= WAITED_MS
+    return entry.phase === 'moving' ? still >= stillMs : entry.phase === 'waiting' && still >= waitedMs
   }
 
   function relieve(): boolean {
