@@ -6,7 +6,7 @@ import { benchLongLinks } from '../lib/bench/long-links.ts'
 import { kinds } from '../lib/bench/memory.ts'
 import { cannotSimulate } from '../lib/bench/simulated.ts'
 import { benchOptions, benchUsage } from '../lib/cli/bench.ts'
-import { credentialsOf } from '../lib/cli/credentials.ts'
+import { allowedUids, credentialsOf } from '../lib/cli/credentials.ts'
 import { main } from '../lib/cli/main.ts'
 import { atMostOne, oneOf, wholeMiB, wholeNumber } from '../lib/cli/values.ts'
 import { Fault } from '../lib/fault.ts'
@@ -35,7 +35,7 @@ main({ name: 'bench', usage: benchUsage(ways), options: benchOptions }, async ({
     return void process.stdout.write(await benchLongLinks({ ...common, size, commands, place }))
   }
   if (link !== undefined) {
-    const endpoint = parseEndpoint(link, credentialsOf(values))
+    const endpoint = parseEndpoint(link, credentialsOf(values), allowedUids(values))
     if (endpoint.kind === 'tcp') await checkNetwork(endpoint.host, endpoint.credentials, values.insecure)
     return void process.stdout.write(
       await benchLink(endpoint, wholeNumber('--connections', values.connections, 1, 16), common),

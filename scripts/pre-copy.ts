@@ -1,5 +1,12 @@
 #!/usr/bin/env node
-import { credentialHelp, credentialOptions, credentialsOf } from '../lib/cli/credentials.ts'
+import {
+  allowedUids,
+  credentialHelp,
+  credentialOptions,
+  credentialsOf,
+  localUserHelp,
+  localUserOptions,
+} from '../lib/cli/credentials.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { main } from '../lib/cli/main.ts'
 import { roundHelp, roundOptions, ruleOf } from '../lib/cli/rounds.ts'
@@ -37,7 +44,7 @@ ${sendingHelp}
   -v, --verbose        say what happens        -q, --quiet    only errors
   -h, --help           this text               -V, --version
 
-${[credentialHelp, exitCodeHelp].join('\n\n')}
+${[`${credentialHelp}\n${localUserHelp}`, exitCodeHelp].join('\n\n')}
 
 example, on the source host:
   pre-copy -v -t $PID --port 9997 --downtime-goal 200`
@@ -55,6 +62,7 @@ const options = {
   ...roundOptions,
   ...sendingOptions,
   ...credentialOptions,
+  ...localUserOptions,
 } as const
 
 main({ name: 'pre-copy', usage, options }, async ({ values, rest, report, signal }) => {
@@ -63,7 +71,7 @@ main({ name: 'pre-copy', usage, options }, async ({ values, rest, report, signal
   atMostOne({ '--tree': tree, '--settle': settle })
   const credentials = credentialsOf(values)
   await checkNetwork(address, credentials, insecure)
-  const cache = { kind: 'tcp', host: address, port, credentials } as const
+  const cache = { kind: 'tcp', host: address, port, credentials, uids: allowedUids(values) } as const
   const way = { cache, directory: dir, timeoutMs: timeoutMs(values.timeout, 60_000), report, signal }
   if (settle !== undefined) return settlePreCopy(snapshotId(settle, 'USAGE'), way)
   const pid = wholeNumber('--tree', required('--tree', tree, 'pre-copy --help'), 1, 2 ** 22)

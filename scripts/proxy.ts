@@ -1,5 +1,12 @@
 #!/usr/bin/env node
-import { credentialHelp, credentialOptions, credentialsOf } from '../lib/cli/credentials.ts'
+import {
+  allowedUids,
+  credentialHelp,
+  credentialOptions,
+  credentialsOf,
+  localUserHelp,
+  localUserOptions,
+} from '../lib/cli/credentials.ts'
 import { daemonHelp, daemonOptions } from '../lib/cli/daemon.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { inheritedFd } from '../lib/cli/inherited.ts'
@@ -37,7 +44,7 @@ ${sendingHelp}
 ${proxyWireHelp}
   -q, --quiet          only errors     -h, --help   this text     -V, --version
 
-${[daemonHelp, credentialHelp, exitCodeHelp].join('\n\n')}
+${[daemonHelp, `${credentialHelp}\n${localUserHelp}`, exitCodeHelp].join('\n\n')}
 
 example, on the source host:
   proxy --address 127.0.0.1 --port 9997 -D /run/ferry &
@@ -53,6 +60,7 @@ const options = {
   ...sendingOptions,
   ...proxyWireOptions,
   ...credentialOptions,
+  ...localUserOptions,
   ...daemonOptions,
 } as const
 
@@ -75,6 +83,6 @@ main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, rep
     const number = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)
     const credentials = credentialsOf(values)
     await checkNetwork(address, credentials, insecure)
-    return { kind: 'tcp', host: address, port: number, credentials }
+    return { kind: 'tcp', host: address, port: number, credentials, uids: allowedUids(values) }
   }
 })

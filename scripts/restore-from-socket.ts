@@ -1,5 +1,12 @@
 #!/usr/bin/env node
-import { credentialHelp, credentialOptions, credentialsOf } from '../lib/cli/credentials.ts'
+import {
+  allowedUids,
+  credentialHelp,
+  credentialOptions,
+  credentialsOf,
+  localUserHelp,
+  localUserOptions,
+} from '../lib/cli/credentials.ts'
 import { exitCodeHelp } from '../lib/cli/exit.ts'
 import { main } from '../lib/cli/main.ts'
 import { memoryHelp, memoryOf, memoryOptions } from '../lib/cli/memory.ts'
@@ -34,7 +41,7 @@ ${memoryHelp}
   -v, --verbose        say what happens        -q, --quiet    only errors
   -h, --help           this text               -V, --version
 
-${[credentialHelp, exitCodeHelp].join('\n\n')}
+${[`${credentialHelp}\n${localUserHelp}`, exitCodeHelp].join('\n\n')}
 
 example, on the target host:
   restore-from-socket --from 127.0.0.1:9997 -- --tcp-established`
@@ -50,6 +57,7 @@ const options = {
   criu: { type: 'string' },
   ...byHandOptions,
   ...credentialOptions,
+  ...localUserOptions,
 } as const
 
 main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, report, signal }) => {
@@ -71,7 +79,7 @@ main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, rep
   const restores = listen !== true && toDir === undefined
   const program = restores ? findCriu(criu) : ''
   const credentials = credentialsOf(values)
-  const endpoint = parseEndpoint(from, credentials)
+  const endpoint = parseEndpoint(from, credentials, allowedUids(values))
   if (endpoint.kind === 'tcp') await checkNetwork(endpoint.host, credentials, values.insecure)
   const link = await connectEndpoint(endpoint, common.timeoutMs, signal)
   if (toDir !== undefined) return restoreToDirectory(toDir, link, common)

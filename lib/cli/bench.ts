@@ -1,5 +1,5 @@
 /** The options of the benchmark, and its usage text. */
-import { credentialHelp, credentialOptions } from './credentials.ts'
+import { credentialHelp, credentialOptions, localUserHelp, localUserOptions } from './credentials.ts'
 import { exitCodeHelp } from './exit.ts'
 
 export const benchOptions = {
@@ -16,6 +16,7 @@ export const benchOptions = {
   connections: { type: 'string', default: '1' },
   'long-links': { type: 'boolean' },
   ...credentialOptions,
+  ...localUserOptions,
 } as const
 
 /** `ways`: a line each. */
@@ -42,7 +43,7 @@ ${ways.map(({ name, what }) => `                         ${name.padEnd(13)} ${wh
   -q, --quiet          no line for each run
   -h, --help           this text               -V, --version
 
-${[credentialHelp, exitCodeHelp].join('\n\n')}
+${[`${credentialHelp}\n${localUserHelp}`, exitCodeHelp].join('\n\n')}
 
 example, on two hosts:
   cache --port 9997 -D /run/ferry

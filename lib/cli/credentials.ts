@@ -27,13 +27,13 @@ export const credentialHelp = `between hosts, one of these, the same at both end
                        as from head -c 32 /dev/urandom
       --insecure       plain TCP, in a network and between users that you trust`
 
-/** Which users of this host may speak on a port where nothing has to be proved. */
+/** Which users of this host may be at the other end of a loopback connection where nothing has to be proved. */
 export const localUserOptions = { 'allow-uid': { type: 'string', multiple: true } } as const
 
 /** The part of the usage text about them. */
-export const localUserHelp = `      --allow-uid UID  on a loopback port without --tls or --key-file: this user of this
-                       host may speak too, beside root and our own; may be given again
-                       (an ssh -L comes as the user that it logged in as)`
+export const localUserHelp = `      --allow-uid UID  over loopback without --tls or --key-file: the other end may be
+                       this user's too, beside root's and our own; may be given again
+                       (an ssh -L is its user's; at the far host, whom it logged in as)`
 
 const HIGHEST_UID = 2 ** 32 - 2
 

@@ -1,7 +1,6 @@
 /** A client of the cache gets a snapshot, when it is here. */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
-import { MOST_DATA } from '../format/wire.ts'
 import type { Piece, StoredImage } from '../store/memory.ts'
 import { taking } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
@@ -12,6 +11,8 @@ import type { Talk } from './talk.ts'
 
 /** Larger windows are sent as they are. */
 const LARGEST_GATHERED = 2 ** 16
+/** Smaller ones are put together: so much a client, that many clients at a time need little. */
+const GATHERED_BYTES = 2 * LARGEST_GATHERED
 
 /** What a client says when it has all. */
 const confirmation = taking('sealed')
@@ -33,7 +34,7 @@ export async function give(
   let lead: Lead | undefined
   try {
     connection.enter('moving', mostStillMs)
-    memory.add(MOST_DATA)
+    memory.add(GATHERED_BYTES)
     if (holds) remote = arrivals.remote(snapshot.id, writer)
     else lead = arrivals.lead(snapshot.id, undefined, undefined)
     const begun = performance.now()
@@ -44,7 +45,7 @@ export async function give(
     if (reply?.digest !== sent.digest) {
       throw new Fault('LINK', 'the client did not confirm the snapshot')
     }
-    memory.add(-MOST_DATA)
+    memory.add(-GATHERED_BYTES)
     connection.enter(remote === undefined ? 'waiting' : 'holding')
     const ms = performance.now() - begun
     report({ event: 'served', id: snapshot.id, images: sent.images.length, bytes: sent.bytes, ms })
@@ -63,7 +64,7 @@ function* gathered(pieces: Iterable<Piece>): Generator<Uint8Array> {
   let room: Buffer | undefined
   let filled = 0
   for (const { window } of pieces) {
-    if (filled > 0 && filled + window.length > MOST_DATA && room !== undefined) {
+    if (filled > 0 && filled + window.length > GATHERED_BYTES && room !== undefined) {
       yield room.subarray(0, filled)
       filled = 0
     }
@@ -73,7 +74,7 @@ function* gathered(pieces: Iterable<Piece>): Generator<Uint8Array> {
       yield window
       continue
     }
-    room ??= Buffer.allocUnsafeSlow(MOST_DATA)
+    room ??= Buffer.allocUnsafeSlow(GATHERED_BYTES)
     room.set(window, filled)
     filled += window.length
   }

@@ -13,6 +13,7 @@ import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
 import { allows, duplicate, type Fd, isPipe, limitUnsent, ownNonBlocking, type PipeEnd } from '../kernel/fd.ts'
 import { inheritedSocket } from '../kernel/inherited.ts'
+import { isLoopback, ownerOf } from '../kernel/tcp-owner.ts'
 import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
 import { duplexLink, fdOf, readableLink, writableLink } from './node-link.ts'
@@ -20,19 +21,28 @@ import { readSecrets } from './secrets.ts'
 import { secureClient, secureServer } from './secure.ts'
 
 export type Endpoint =
-  /** Plain without `credentials`. */
-  | { kind: 'tcp'; host: string; port: number; credentials?: Credentials | undefined }
+  /**
+   * Plain without `credentials`. `uids`: where the other end is on loopback, the users of this host whose it may be, beside root and our own;
+   * anybody's if undefined.
+   */
+  | {
+      kind: 'tcp'
+      host: string
+      port: number
+      credentials?: Credentials | undefined
+      uids?: readonly number[] | undefined
+    }
   | { kind: 'unix'; path: string }
   | { kind: 'fd'; fd: number }
   | { kind: 'stdio' }
   /** A socket that is connected already; `take` throws `LINK` the second time. */
   | { kind: 'inherited'; name: string; take: () => Link }
 
-/** `credentials` are for a link over TCP; nothing else takes any. Throws `USAGE`. */
-export function parseEndpoint(text: string, credentials?: Credentials): Endpoint {
+/** `credentials` are for a link over TCP; nothing else takes any. `uids`: see `Endpoint`. Throws `USAGE`. */
+export function parseEndpoint(text: string, credentials?: Credentials, uids?: readonly number[]): Endpoint {
   const endpoint = parsePlain(text)
+  if (endpoint.kind === 'tcp') return { ...endpoint, ...(credentials && { credentials }), ...(uids && { uids }) }
   if (credentials === undefined) return endpoint
-  if (endpoint.kind === 'tcp') return { ...endpoint, credentials }
   throw new Fault('USAGE', `${text} is no TCP link: --tls and --key-file do nothing there`, { hint: 'HOST:PORT' })
 }
 
@@ -98,7 +108,7 @@ const LEAST_CONNECT_MS = 1000
 
 /**
  * Connects, and tries again every 100 ms while the other end is not there yet. Throws `LINK` after `timeoutMs`, or
- * at once for what does not mend itself, such as an end that cannot prove who it is. With `oneOfMany` a TCP link takes little
+ * at once for what does not mend itself, such as an end that cannot prove who it is, and `REFUSED` for one of a user who may not be it. With `oneOfMany` a TCP link takes little
  * that it cannot send at once.
  */
 export async function connectEndpoint(
@@ -116,7 +126,11 @@ export async function connectEndpoint(
     try {
       const socket = await connectOnce(endpoint, deadline - performance.now(), signal)
       if (oneOfMany && endpoint.kind === 'tcp') limitUnsent(fdOf(socket), UNSENT_BYTES)
-      if (endpoint.kind === 'unix' || endpoint.credentials === undefined) return takeOver(socket, peer)
+      if (endpoint.kind === 'unix') return takeOver(socket, peer)
+      if (endpoint.credentials === undefined) {
+        if (endpoint.uids !== undefined) await refuseOthers(socket, endpoint.uids, signal)
+        return takeOver(socket, peer)
+      }
       return await secureClient(socket, { host: endpoint.host, peer }, endpoint.credentials, signal)
     } catch (cause) {
       if (cause instanceof Fault) throw cause
@@ -159,6 +173,40 @@ function connectOnce(
       socket.off('error', reject)
       resolve(socket)
     })
+  })
+}
+
+const LOOK_MS = 10
+/** A program that listens takes a connection at once, or is stopped. */
+const ACCEPT_MS = 5000
+
+/**
+ * On loopback any user may listen where a cache is expected, and would be sent the memory of root's processes: so nothing is said before it
+ * is known whose the other end is. Throws `REFUSED`, and `LINK` for one that takes no connections.
+ */
+async function refuseOthers(socket: net.Socket, uids: readonly number[], signal: AbortSignal): Promise<void> {
+  const { remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 } = socket
+  if (!isLoopback(remoteAddress)) return
+  const theirs = { address: remoteAddress, port: remotePort }
+  const ends = { theirs, ours: { address: localAddress, port: localPort } }
+  const deadline = performance.now() + ACCEPT_MS
+  // Before it is accepted it is nobody's.
+  for (let owner = ownerOf(ends); performance.now() < deadline; owner = ownerOf(ends)) {
+    if (owner !== undefined) {
+      if ([0, process.geteuid?.(), ...uids].includes(owner.uid)) return
+      socket.destroy()
+      throw new Fault('REFUSED', `user ${owner.uid} of this host listens at ${remoteAddress}:${remotePort}`, {
+        hint: `if it is to have the images (as its ssh -L): --allow-uid ${owner.uid}; else end that program`,
+      })
+    }
+    await setTimeout(LOOK_MS, undefined, { signal }).catch(() => {
+      socket.destroy()
+      throw signal.reason
+    })
+  }
+  socket.destroy()
+  throw new Fault('LINK', `it cannot be seen who listens at ${remoteAddress}:${remotePort}`, {
+    hint: 'is it stopped, or in another network namespace? --insecure does not ask',
   })
 }
 
