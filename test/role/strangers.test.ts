@@ -29,9 +29,10 @@ test('our action script is known by every path that leads to it, and no other is
     const criu = spawn('sh', ['-c', 'read word', 'criu', ...words], { cwd: path, stdio: ['pipe', 'ignore', 'ignore'] })
     const pid = criu.pid as number
     await eventually(() => commandLine(pid).includes('criu') || undefined, 'the command line')
-    assert.is(runsScript(pid, script), isOurs, words.join(' '))
+    const found = runsScript(pid, script)
     criu.stdin.end()
     await new Promise((resolve) => criu.once('exit', resolve))
+    assert.is(found, isOurs, words.join(' '))
   }
   assert.not(runsScript(2 ** 22, script))
   remove()
