@@ -25,7 +25,10 @@ export interface Voice {
   ready(): void
 }
 
-/** The descriptor on which our starter listens, if it does; programs that we start do not inherit its number. Throws `USAGE`. */
+/**
+ * The descriptor on which our starter listens, if it does; programs that we start do not inherit its number. Throws
+ * `USAGE`.
+ */
 export function starterFd(): number | undefined {
   const { [STARTER]: text } = process.env
   delete process.env[STARTER]
@@ -65,7 +68,10 @@ export function openVoice(starter?: number): Voice {
   }
 }
 
-/** A descriptor that appends to `path`, which is made with mode 0600 if it is missing. Throws `IO`, and `EXISTS` for what is no file of ours. */
+/**
+ * A descriptor that appends to `path`, which is made with mode 0600 if it is missing. Throws `IO`, and `EXISTS` for
+ * what is no file of ours.
+ */
 export function openLog(path: string): number {
   const { O_APPEND, O_CREAT, O_WRONLY } = constants
   try {

@@ -6,8 +6,8 @@ import { userName } from './trusted-path.ts'
 const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY } = constants
 
 /**
- * A descriptor for a regular file of our own user, opened with `flags` and never through a link. One to be written has no other
- * name, which somebody could have given it. Throws `EXISTS` for everything else, and what open(2) says.
+ * A descriptor for a regular file of our own user, opened with `flags` and never through a link. One to be written has
+ * no other name, which somebody could have given it. Throws `EXISTS` for everything else, and what open(2) says.
  */
 export function openOwnFile(path: string, flags: number, mode = 0o600): number {
   const fd = opened(path, flags | O_NOFOLLOW, mode)

@@ -1,9 +1,9 @@
 /**
  * Whether nobody but root and us can change where a path leads to.
  *
- * Each part from / on belongs to root or to us and is writable by nobody else, links on the way too. A part whose parents
- * have passed cannot be exchanged by others any more, so what was seen of it stays true, and so does the path that is returned,
- * which has no links. In a sticky directory (/tmp) others may make entries, but not touch ours.
+ * Each part from / on belongs to root or to us and is writable by nobody else, links on the way too. A part whose
+ * parents have passed cannot be exchanged by others any more, so what was seen of it stays true, and so does the path
+ * that is returned, which has no links. In a sticky directory (/tmp) others may make entries, but not touch ours.
  */
 import { lstatSync, readFileSync, readlinkSync, type Stats } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'

@@ -32,7 +32,8 @@ export function saidByHand(values: { 'let-run'?: string; drop?: string }) {
 
 /**
  * Gives the verdict to who listens at the socket `name` in `directory`, or, where its holder is gone, to the copy itself. Throws
- * `MISSING`, what it refuses with, `IO` where this user may not ask, and `USAGE` for a directory that others can change.
+ * `MISSING`, what it refuses with, `IO` where this user may not ask, and `USAGE` for a directory that others can
+ * change.
  */
 export async function tellByHand(
   directory: string,

@@ -17,8 +17,8 @@ import { trustedPath } from '../kernel/trusted-path.ts'
 const FETCHED = join('.criu', 'current', 'criu')
 
 /**
- * The path of the criu to run: `option`, else FERRY_CRIU, else the one that the set-up fetched, else the system's. Throws `CRIU`, also for
- * one that others can change.
+ * The path of the criu to run: `option`, else FERRY_CRIU, else the one that the set-up fetched, else the system's.
+ * Throws `CRIU`, also for one that others can change.
  */
 export function findCriu(option?: string): string {
   const criu = resolve(chosenCriu(option))

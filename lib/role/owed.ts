@@ -94,7 +94,8 @@ export function writeOwed(
 }
 
 function unwritten(path: string, cause: unknown): Fault {
-  return new Fault('IO', `cannot write ${path} (${(cause as NodeJS.ErrnoException).code})`, {
+  const why = cause instanceof Fault ? cause.message : (cause as NodeJS.ErrnoException).code
+  return new Fault('IO', `cannot write ${path} (${why})`, {
     hint: 'make room there: the verdict of a hand-over must be on disk before it is given',
     cause,
   })
@@ -126,7 +127,10 @@ export function settleOwed(owed: Owed): void {
   rmSync(owed.path, { force: true })
 }
 
-/** What a proxy before us left in `directory`. Files that it did not finish are ignored, and those that others could have written. */
+/**
+ * What a proxy before us left in `directory`. Files that it did not finish are ignored, and those that others could
+ * have written.
+ */
 export function readOwed(directory: string): Owed[] {
   return readdirSync(directory)
     .filter((name) => name.endsWith(SUFFIX))

@@ -143,7 +143,8 @@ type Wishes = Parameters<typeof saidByHand>[0] & { ls: boolean; rm?: string; pin
 
 /**
  * Asks the cache that runs in `directory` what the options ask for. Returns a list where that was it, and undefined where they ask for
- * nothing: then a cache is to be. Throws like `connectWithin`, what `removeHolding`, `pinHolding` and `decideByHand` throw, and `USAGE`.
+ * nothing: then a cache is to be. Throws like `connectWithin`, what `removeHolding`, `pinHolding` and `decideByHand`
+ * throw, and `USAGE`.
  */
 export async function askCache(
   directory: string,

@@ -80,7 +80,10 @@ function locked(path: string): PrivateDirectory | undefined {
   }
 }
 
-/** A private one for temporary files; those that killed commands of ours left there go. Throws `IO`, and like `trustedPath`. */
+/**
+ * A private one for temporary files; those that killed commands of ours left there go. Throws `IO`, and like
+ * `trustedPath`.
+ */
 export function temporaryDirectory(place = tmpdir()): PrivateDirectory {
   const parent = trustedPath(place, { parent: true, otherwise: 'name another directory with TMPDIR' })
   for (const left of abandoned(parent, /^criu-ferry\.\d+\.\w{6}$/)) left.remove()
@@ -144,8 +147,8 @@ export function openWorkDir(path: string | undefined, socketName: string): WorkD
 const otherwise = 'choose another -D DIR'
 
 /**
- * Makes the directory, mode 0700, if it is missing. Returns its path, without links, where nobody but root and us can change
- * anything. Throws like `trustedPath`, and `IO`.
+ * Makes the directory, mode 0700, if it is missing. Returns its path, without links, where nobody but root and us can
+ * change anything. Throws like `trustedPath`, and `IO`.
  */
 export function openDirectory(path: string): string {
   const wanted = resolve(path)
@@ -164,8 +167,8 @@ export function openDirectory(path: string): string {
 }
 
 /**
- * Connects to who listens at the socket `name` in `path`. Throws `MISSING`, which says `nobody`, where none does, `IO` where this user may
- * not ask, and `USAGE` where somebody else could answer.
+ * Connects to who listens at the socket `name` in `path`. Throws `MISSING`, which says `nobody`, where none does, `IO`
+ * where this user may not ask, and `USAGE` where somebody else could answer.
  */
 export function connectWithin(path: string, name: string, nobody: string): Fd {
   try {

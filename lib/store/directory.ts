@@ -125,7 +125,10 @@ function readAndClose(fd: number): Buffer {
   }
 }
 
-/** An image for reading, whatever the owner of its directory has put in its place meanwhile. Throws `IO`, and `MISSING` for no regular file. */
+/**
+ * An image for reading, whatever the owner of its directory has put in its place meanwhile. Throws `IO`, and `MISSING`
+ * for no regular file.
+ */
 export function openImage(file: string): number {
   try {
     return openRegularFile(file, constants.O_RDONLY | constants.O_NOFOLLOW)

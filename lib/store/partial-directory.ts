@@ -1,9 +1,9 @@
 /**
  * A directory that has its name only when all files are in it.
  *
- * It may be made below a directory of somebody else, who can then rename it and put a link in its place. So nothing is found by its path:
- * the parent and the new directory are opened once, and what is made, renamed or removed is so by these descriptors. At the end
- * what has the name must be what was written.
+ * It may be made below a directory of somebody else, who can then rename it and put a link in its place. So nothing is
+ * found by its path: the parent and the new directory are opened once, and what is made, renamed or removed is so by
+ * these descriptors. At the end what has the name must be what was written.
  */
 import {
   closeSync,

@@ -103,7 +103,10 @@ function blocks(path: string, kind: string): string[] {
   throw new Fault('USAGE', `${path} has no ${kind} in it`, { hint: `a PEM file, with -----BEGIN ${kind}-----` })
 }
 
-/** All of a regular file, if `check` does not throw. Links are followed, as certificates are often named. Throws `USAGE`. */
+/**
+ * All of a regular file, if `check` does not throw. Links are followed, as certificates are often named. Throws
+ * `USAGE`.
+ */
 function readRegular(path: string, check: (found: Stats) => void = () => {}): Buffer {
   let file: number | undefined
   try {
