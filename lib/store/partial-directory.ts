@@ -59,8 +59,23 @@ export function partialDirectory(path: string): PartialDirectory {
   let isOpen = true
 
   function isOurs(at: string): boolean {
-    const [found, own] = [lstatSync(at, { throwIfNoEntry: false }), fstatSync(directory)]
-    return found?.ino === own.ino && found.dev === own.dev
+    const own = fstatSync(directory)
+    try {
+      const found = lstatSync(at)
+      return found.ino === own.ino && found.dev === own.dev
+    } catch {
+      return false
+    }
+  }
+
+  /** Where an empty directory is replaced, and nothing else: the file system knows no better. */
+  function renamePlainly(): void {
+    try {
+      renameSync(beside(temporary), beside(name))
+    } catch (cause) {
+      const { code } = cause as NodeJS.ErrnoException
+      throw new Fault('IO', `cannot give ${target} its name (${code})`, { cause })
+    }
   }
 
   function close(): void {
@@ -88,7 +103,7 @@ export function partialDirectory(path: string): PartialDirectory {
       if (refuseUnlessEmpty(beside(name), target, parent)) makeWay(beside(name), target)
       const became = renameNew(parent, temporary, name)
       if (became === 'in the way') throw inTheWay(target)
-      if (became === 'unknown') renameSync(beside(temporary), beside(name))
+      if (became === 'unknown') renamePlainly()
       if (!isOurs(target)) throw exchanged(target)
       close()
     },
