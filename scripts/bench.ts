@@ -10,6 +10,7 @@ import { allowedUids, credentialsOf } from '../lib/cli/credentials.ts'
 import { main } from '../lib/cli/main.ts'
 import { atMostOne, oneOf, wholeMiB, wholeNumber } from '../lib/cli/values.ts'
 import { Fault } from '../lib/fault.ts'
+import { trustedPath } from '../lib/kernel/trusted-path.ts'
 import { findCriu } from '../lib/role/criu.ts'
 import { checkNetwork, parseEndpoint } from '../lib/stream/endpoint.ts'
 
@@ -21,18 +22,21 @@ const commands = {
 const ways = contenders(commands)
 
 main({ name: 'bench', usage: benchUsage(ways), options: benchOptions }, async ({ values, signal }) => {
-  const { link, only, plot, place, json = false, quiet = false } = values
+  const { link, only, plot, json = false, quiet = false } = values
   const say = (line: string): void => void (quiet || process.stderr.write(`bench: ${line}\n`))
   const sizes = (values.size ?? ['1G']).map((size) => wholeMiB('--size', size))
   const kind = oneOf('--memory', values.memory, kinds)
   const common = { sizes, kind, runs: wholeNumber('--runs', values.runs, 1, 1000), signal, say }
   const long = values['long-links']
+  const inPlace = () => ({
+    place: trustedPath(values.place, { parent: true, otherwise: 'choose another --place DIR' }),
+  })
   atMostOne({ '--link': link, '--long-links': long, '--only, --plot or --json': only ?? plot ?? json })
   if (long) {
     const reason = cannotSimulate()
     if (reason !== undefined) throw new Fault('MISSING', `links cannot be simulated here: ${reason}`)
     const size = values.size === undefined ? undefined : sizes[0]
-    return void process.stdout.write(await benchLongLinks({ ...common, size, commands, place }))
+    return void process.stdout.write(await benchLongLinks({ ...common, size, commands, ...inPlace() }))
   }
   if (link !== undefined) {
     const endpoint = parseEndpoint(link, credentialsOf(values), allowedUids(values))
@@ -46,5 +50,5 @@ main({ name: 'bench', usage: benchUsage(ways), options: benchOptions }, async ({
   const children = wholeNumber('--tree', values.tree, 0, 1000)
   if (children > 0) atMostOne({ '--tree': values.tree, '--memory heap': kind === 'heap' })
   const moved = { contenders: ways.filter(({ name }) => chosen.includes(name)), criu: findCriu(values.criu), children }
-  process.stdout.write(await benchMoves({ ...common, ...moved, place, json, chart: plot }))
+  process.stdout.write(await benchMoves({ ...common, ...moved, ...inPlace(), json, chart: plot }))
 })

@@ -43,7 +43,7 @@ const below: Record<string, readonly string[]> = {
   'floor 0': [],
   'lib/format': ['floor 0'],
   'lib/kernel': ['floor 0'],
-  'lib/cli': ['floor 0'],
+  'lib/cli': ['floor 0', 'lib/kernel'],
   'lib/stream': ['floor 0', 'lib/format', 'lib/kernel'],
   'lib/store': ['floor 0', 'lib/format', 'lib/kernel', 'lib/stream'],
   'lib/role': ['floor 0', 'lib/format', 'lib/kernel', 'lib/stream', 'lib/store'],

@@ -2,7 +2,8 @@
  * The benchmark: how long a process stands still when it is moved, ours and what a user has without us, on one machine in
  * one run. Figures of another run or another machine are never compared: on shared machines they differ by a factor of two.
  */
-import { writeFileSync } from 'node:fs'
+import { closeSync, constants, ftruncateSync, writeFileSync } from 'node:fs'
+import { openOwnFile } from '../kernel/own-file.ts'
 import { formatSize } from '../size.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
 import { connectMany } from '../stream/joining.ts'
@@ -37,9 +38,20 @@ export interface MoveOptions extends BenchOptions {
   chart: string | undefined
 }
 
-/** Returns the table, or JSON. */
+/** Returns the table, or JSON. Throws `EXISTS` where the chart's name is no file of ours, and what a race throws. */
 export async function benchMoves(options: MoveOptions): Promise<string> {
-  const { criu, runs, kind, children, say, json, chart } = options
+  const { chart } = options
+  const file = chart === undefined ? undefined : openOwnFile(chart, constants.O_WRONLY | constants.O_CREAT, 0o644)
+  try {
+    return await compare(options, file)
+  } finally {
+    if (file !== undefined) closeSync(file)
+  }
+}
+
+/** `chart`: a file that is written anew. */
+async function compare(options: MoveOptions, chart: number | undefined): Promise<string> {
+  const { criu, runs, kind, children, say, json } = options
   const contenders = options.contenders.filter(({ name, missing }) => {
     const why = missing()
     if (why !== undefined) say(`without ${name}: ${why}`)
@@ -53,7 +65,10 @@ export async function benchMoves(options: MoveOptions): Promise<string> {
       say(`${name} ${formatSize(bytes)}: stood still for ${downtime.toFixed(3)} s, ${total.toFixed(3)} s in all`),
   })
   const words = describe(machine, kind, runs, children)
-  if (chart !== undefined) writeFileSync(chart, plot(lanes, 'seconds that the process stood still'))
+  if (chart !== undefined) {
+    ftruncateSync(chart)
+    writeFileSync(chart, plot(lanes, 'seconds that the process stood still'))
+  }
   return json
     ? `${JSON.stringify({ machine, kind, runs, children, lanes }, null, 2)}\n`
     : `${words}${table(lanes)}${remarks(lanes)}`

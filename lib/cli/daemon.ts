@@ -9,6 +9,7 @@ import { spawn } from 'node:child_process'
 import { closeSync, statSync, writeSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { Fault } from '../fault.ts'
+import { isPipe, ownNonBlocking } from '../kernel/fd.ts'
 import { closeInherited, inheritedFd, inheritedOutput, listenFds } from './inherited.ts'
 import { holdPidfile } from './pidfile.ts'
 import { openLog, READY, STARTER, type Voice } from './voice.ts'
@@ -95,12 +96,13 @@ export function beginLife(plan: DaemonPlan, voice: Voice, tell: (state: string) 
   }
 }
 
+/** Whoever asked may have gone, or may not read from a pipe that is full: a daemon waits for neither. */
 function writeZero(fd: number): void {
+  const own = isPipe(fd) ? ownNonBlocking(fd, 'write') : fd
   try {
-    writeSync(fd, Buffer.of(0))
-  } catch {
-    // Whoever asked has gone.
-  }
+    writeSync(own, Buffer.of(0))
+  } catch {}
+  if (own !== fd) closeSync(own)
   closeSync(fd)
 }
 

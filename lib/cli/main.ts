@@ -14,7 +14,7 @@ import type { Progress, Report } from '../progress.ts'
 import { beginLife, detach, planDaemon } from './daemon.ts'
 import { exitCodes } from './exit.ts'
 import { describe } from './report.ts'
-import { openVoice, type Voice } from './voice.ts'
+import { openVoice, starterFd, type Voice } from './voice.ts'
 
 type Options = NonNullable<ParseArgsConfig['options']>
 
@@ -56,7 +56,7 @@ export function main<Spec extends Options>(
   body: (run: Invocation<Spec>) => Promise<void>,
 ): void {
   setFlagsFromString('--no-opt')
-  const voice = openVoice()
+  let voice = openVoice()
   // Without a listener of ours Node would open its debugger.
   if (command.daemon !== undefined) process.on('SIGUSR1', () => {})
   const stop = new AbortController()
@@ -69,7 +69,11 @@ export function main<Spec extends Options>(
       setTimeout(() => process.exit(128 + constants.signals[name]), STOP_MS).unref()
     })
   }
-  invoke(command, voice, stop.signal, body).then(
+  const begin = async (): Promise<number> => {
+    voice = openVoice(starterFd())
+    return invoke(command, voice, stop.signal, body)
+  }
+  begin().then(
     (code) => process.exit(code === 0 || caught === undefined ? code : 128 + constants.signals[caught]),
     (error: unknown) => {
       complain(command, voice, error)

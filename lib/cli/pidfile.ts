@@ -2,8 +2,9 @@
  * A file that holds our pid while we run. It appears whole (written under another name, then linked), so that whoever
  * finds it can read it, and of two daemons that start at once only one gets it.
  */
-import { linkSync, lstatSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, constants, fstatSync, linkSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { Fault } from '../fault.ts'
+import { openOwnFile } from '../kernel/own-file.ts'
 
 /**
  * Makes the pidfile; the result removes it. A stale one, of a process that is gone, is replaced. Throws `EXISTS` if that
@@ -25,7 +26,7 @@ export function holdPidfile(path: string): () => void {
     rmSync(own, { force: true })
   }
   return () => {
-    if (holder(path) === process.pid) rmSync(path, { force: true })
+    if (holds(path, process.pid)) rmSync(path, { force: true })
   }
 }
 
@@ -51,19 +52,37 @@ function removeStale(path: string, own: string): void {
   const aside = `${own}.stale`
   try {
     renameSync(path, aside)
-    if (readFileSync(aside, 'latin1').trim() !== String(pid)) linked(aside, path)
+    if (!holds(aside, pid)) linked(aside, path)
     rmSync(aside, { force: true })
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
   }
 }
 
-/** The pid in the file; undefined if there is no such file. */
+function holds(path: string, pid: number): boolean {
+  try {
+    return holder(path) === pid
+  } catch {
+    return false
+  }
+}
+
+/** The pid in the file; undefined if there is no such file. Throws `EXISTS` for what is no pidfile of our own user. */
 function holder(path: string): number | undefined {
-  const found = lstatSync(path, { throwIfNoEntry: false })
-  if (found === undefined) return undefined
-  const pid = found.isFile() && found.size < 32 ? /^(\d{1,10})\n?$/.exec(readFileSync(path, 'utf8'))?.[1] : undefined
-  if (pid !== undefined) return Number(pid)
+  let file: number
+  try {
+    file = openOwnFile(path, constants.O_RDONLY)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw error
+  }
+  try {
+    const text = fstatSync(file).size < 32 ? readFileSync(file, 'utf8') : ''
+    const pid = /^(\d{1,10})\n?$/.exec(text)?.[1]
+    if (pid !== undefined) return Number(pid)
+  } finally {
+    closeSync(file)
+  }
   throw new Fault('EXISTS', `${path} is in the way and is not a pidfile`, { hint: 'choose another --pidfile' })
 }
 

@@ -2,8 +2,10 @@
  * Where a command's messages go: to stderr; those of a daemon into its log, if it has one. A daemon that was started with -d
  * also tells whoever started it, until it is ready.
  */
-import { closeSync, openSync, writeSync } from 'node:fs'
+import { closeSync, constants, writeSync } from 'node:fs'
 import { Fault } from '../fault.ts'
+import { openOwnFile } from '../kernel/own-file.ts'
+import { inheritedFd } from './inherited.ts'
 
 /** In the environment of a detached daemon: the descriptor that its starter listens on. */
 export const STARTER = 'FERRY_STARTER_FD'
@@ -13,7 +15,7 @@ export const READY = '\0'
 export interface Voice {
   /** Whether this process was started by `detach`. */
   readonly detached: boolean
-  /** From now on messages go into the file, with the time. Throws `IO` if it cannot be opened. */
+  /** From now on messages go into the file, with the time. Throws like `openLog`. */
   logTo(path: string): void
   /** Whole lines. */
   say(text: string): void
@@ -23,10 +25,19 @@ export interface Voice {
   ready(): void
 }
 
-export function openVoice(): Voice {
-  const detached = process.env[STARTER] !== undefined
-  let starter = detached ? Number(process.env[STARTER]) : undefined
+/**
+ * The descriptor on which our starter listens, if it does; programs that we start do not inherit its number. Throws
+ * `USAGE`.
+ */
+export function starterFd(): number | undefined {
+  const { [STARTER]: text } = process.env
   delete process.env[STARTER]
+  return text === undefined ? undefined : inheritedFd(STARTER, text)
+}
+
+/** `starter`: the descriptor on which whoever detached us listens. */
+export function openVoice(starter?: number): Voice {
+  const detached = starter !== undefined
   let log: number | undefined
   // Who closes our stderr does not want to know; the work goes on.
   process.stderr.on('error', () => {})
@@ -57,11 +68,16 @@ export function openVoice(): Voice {
   }
 }
 
-/** A descriptor that appends to `path`, which is made with mode 0600 if it is missing. Throws `IO`. */
+/**
+ * A descriptor that appends to `path`, which is made with mode 0600 if it is missing. Throws `IO`, and `EXISTS` for
+ * what is no file of ours.
+ */
 export function openLog(path: string): number {
+  const { O_APPEND, O_CREAT, O_WRONLY } = constants
   try {
-    return openSync(path, 'a', 0o600)
+    return openOwnFile(path, O_WRONLY | O_APPEND | O_CREAT)
   } catch (cause) {
+    if (cause instanceof Fault) throw cause
     throw new Fault('IO', `cannot write to the log ${path} (${(cause as NodeJS.ErrnoException).code})`, {
       hint: 'is its directory there, and may you write to it?',
       cause,

@@ -83,6 +83,9 @@ export const setns = call<[fd: number, kind: number]>('int setns(int, int)')
 export const ppoll = call<[fds: Uint8Array, count: number, time: BigInt64Array, mask: null]>(
   'int ppoll(void *, unsigned long, void *, void *)',
 )
+export const renameat2 = call<[from: number, path: string, to: number, name: string, flags: number]>(
+  'int renameat2(int, const char *, int, const char *, unsigned int)',
+)
 export const mkfifo = call<[path: string, mode: number]>('int mkfifo(const char *, unsigned int)')
 const syscall = call<[number: number, first: number, second: number, third: number, fourth: number]>(
   'int64_t syscall(int64_t, int64_t, int64_t, int64_t, int64_t)',
@@ -166,6 +169,10 @@ export const ECONNREFUSED = 111
 export const EADDRINUSE = 98
 export const ENOENT = 2
 export const EPERM = 1
+export const EACCES = 13
+export const EEXIST = 17
+export const EINVAL = 22
+export const ENOSYS = 38
 
 /** Bytes that are waiting in a pipe or socket. */
 export const FIONREAD = 0x541b
@@ -173,6 +180,8 @@ export const FALLOC_FL_KEEP_SIZE = 1
 export const EOPNOTSUPP = 95
 export const EMFILE = 24
 export const ENFILE = 23
+/** Not where there is something of that name. */
+export const RENAME_NOREPLACE = 1
 export const LOCK_EX = 2
 export const LOCK_NB = 4
 export const SIGKILL = 9

@@ -33,13 +33,18 @@ function unixSocket(): Fd {
   return asFd(check(libc.socket(libc.AF_UNIX, type, 0), 'socket'))
 }
 
-/** Connects at once, or throws `LINK`. */
+/** Connects at once. Throws `LINK` where nobody listens, and `IO` where this user may not connect. */
 export function connectUnix(path: string): Fd {
   const address = sockaddr(path)
   const fd = unixSocket()
   const result = libc.connect(fd, address, address.length)
   if (result === 0) return fd
   closeFd(fd)
+  if (result === -libc.EACCES || result === -libc.EPERM) {
+    throw new Fault('IO', `you may not connect to ${path} (${libc.errnoName(-result)})`, {
+      hint: 'run this as root, or as the user whose program listens there',
+    })
+  }
   throw new Fault('LINK', `cannot connect to ${path} (${libc.errnoName(-result)})`, {
     hint: 'is the other end started?',
   })

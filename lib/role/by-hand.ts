@@ -5,12 +5,12 @@ import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import type { Fate, Verdict } from '../format/words.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { connectUnix } from '../kernel/unix.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { type Adopted, adoptRestores } from './adopt.ts'
 import { openArrival } from './arrival.ts'
 import { holdSocket } from './hold.ts'
 import { tell } from './owed.ts'
+import { connectWithin } from './workdir.ts'
 
 export const byHandOptions = { 'let-run': { type: 'string' }, drop: { type: 'string' } } as const
 
@@ -32,7 +32,8 @@ export function saidByHand(values: { 'let-run'?: string; drop?: string }) {
 
 /**
  * Gives the verdict to who listens at the socket `name` in `directory`, or, where its holder is gone, to the copy itself. Throws
- * `MISSING`, or what it refuses with.
+ * `MISSING`, what it refuses with, `IO` where this user may not ask, and `USAGE` for a directory that others can
+ * change.
  */
 export async function tellByHand(
   directory: string,
@@ -42,10 +43,11 @@ export async function tellByHand(
   const place = resolve(directory)
   let socket: Fd
   try {
-    socket = connectUnix(join(place, name))
-  } catch (cause) {
+    socket = connectWithin(place, name, `nobody holds a snapshot ${id} in ${directory}`)
+  } catch (error) {
+    if (!(error instanceof Fault && error.code === 'MISSING')) throw error
     const [left] = existsSync(place) ? adoptRestores(place, id) : []
-    if (left === undefined) throw new Fault('MISSING', `nobody holds a snapshot ${id} in ${directory}`, { cause })
+    if (left === undefined) throw error
     if (name === holdSocket(id)) rmSync(join(place, name), { force: true })
     return tellCopy(left, verdict)
   }

@@ -3,20 +3,36 @@
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { accessSync, constants, statSync } from 'node:fs'
-import { delimiter, dirname, join } from 'node:path'
+import { accessSync, constants, existsSync, statSync } from 'node:fs'
+import { delimiter, dirname, join, resolve } from 'node:path'
 import type { Readable } from 'node:stream'
 import pump from 'pump'
 import split from 'split2'
 import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { ownChild } from '../kernel/orphans.ts'
+import { trustedPath } from '../kernel/trusted-path.ts'
 
 /** Made by the project's set-up: a wrapper for the newest CRIU that works here. */
 const FETCHED = join('.criu', 'current', 'criu')
 
-/** The criu to run: `option`, else FERRY_CRIU, else the one that the set-up fetched, else the system's. Throws `CRIU`. */
+/**
+ * The path of the criu to run: `option`, else FERRY_CRIU, else the one that the set-up fetched, else the system's.
+ * Throws `CRIU`, also for one that others can change.
+ */
 export function findCriu(option?: string): string {
+  const criu = resolve(chosenCriu(option))
+  try {
+    trustedPath(criu, { otherwise: 'name another one with --criu PATH', program: import.meta.filename })
+  } catch (cause) {
+    if (!(cause instanceof Fault)) throw cause
+    const { message, hint = '' } = cause
+    throw new Fault('CRIU', `${criu} is not started: ${message}`, { hint, cause })
+  }
+  return criu
+}
+
+function chosenCriu(option: string | undefined): string {
   const asked = option ?? process.env.FERRY_CRIU
   const hint = 'install criu 4.1 or newer, or name one with --criu PATH; in a checkout: npm run setup'
   if (asked === 'none') throw new Fault('CRIU', 'FERRY_CRIU=none: criu is switched off', { hint: 'unset FERRY_CRIU' })
@@ -26,6 +42,8 @@ export function findCriu(option?: string): string {
   }
   for (let folder = import.meta.dirname; folder !== dirname(folder); folder = dirname(folder)) {
     if (isProgram(join(folder, FETCHED))) return join(folder, FETCHED)
+    // Above it others may have theirs.
+    if (existsSync(join(folder, 'package.json'))) break
   }
   for (const folder of [...(process.env.PATH ?? '').split(delimiter), '/usr/sbin', '/usr/local/sbin']) {
     if (folder !== '' && isProgram(join(folder, 'criu'))) return join(folder, 'criu')

@@ -6,8 +6,9 @@
 import {
   closeSync,
   constants,
-  existsSync,
+  fstatSync,
   fsyncSync,
+  lstatSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -21,6 +22,7 @@ import { Fault, type FaultCode } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { type Frame, NO_TOKEN } from '../format/wire.ts'
 import type { Fate, Verdict } from '../format/words.ts'
+import { openOwnFile } from '../kernel/own-file.ts'
 import { frameReader, frameWriter, taking, unexpected } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
 import { fateOf, lives, type Member, type Tree } from './tree.ts'
@@ -41,6 +43,9 @@ export type OwedStage = (typeof stages)[number]
 const stages = ['held', 'let go', 'kept'] as const
 
 const SUFFIX = '.owed'
+const { O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_WRONLY } = constants
+/** Bytes of a file; a task takes about 40 of them. */
+const LARGEST = 2 ** 24
 
 function thisBoot(): string {
   return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
@@ -48,7 +53,7 @@ function thisBoot(): string {
 
 /** Why a snapshot cannot have this id: what became of an earlier one of that id is not known to its target. */
 export function owedAlready(directory: string, id: SnapshotId): Fault | undefined {
-  if (!existsSync(join(directory, `${id}${SUFFIX}`))) return undefined
+  if (lstatSync(join(directory, `${id}${SUFFIX}`), { throwIfNoEntry: false }) === undefined) return undefined
   return new Fault('EXISTS', `the verdict of an earlier snapshot ${id} is still owed to its target`, {
     hint: 'choose another --snapshot ID, or wait until the target was reached',
   })
@@ -67,10 +72,15 @@ export function writeOwed(
   const already = owedAlready(directory, id)
   if (already !== undefined) throw already
   try {
-    const file = openSync(`${path}.new`, 'w', 0o600)
-    writeSync(file, `${JSON.stringify(owed)}\n${stage}\n`)
-    fsyncSync(file)
-    closeSync(file)
+    // Left by one that was killed here.
+    rmSync(`${path}.new`, { force: true })
+    const file = openOwnFile(`${path}.new`, O_WRONLY | O_CREAT | O_EXCL)
+    try {
+      writeSync(file, `${JSON.stringify(owed)}\n${stage}\n`)
+      fsyncSync(file)
+    } finally {
+      closeSync(file)
+    }
     renameSync(`${path}.new`, path)
     const folder = openSync(directory, 'r')
     fsyncSync(folder)
@@ -83,7 +93,8 @@ export function writeOwed(
 }
 
 function unwritten(path: string, cause: unknown): Fault {
-  return new Fault('IO', `cannot write ${path} (${(cause as NodeJS.ErrnoException).code})`, {
+  const why = cause instanceof Fault ? cause.message : (cause as NodeJS.ErrnoException).code
+  return new Fault('IO', `cannot write ${path} (${why})`, {
     hint: 'make room there: the verdict of a hand-over must be on disk before it is given',
     cause,
   })
@@ -97,7 +108,7 @@ export function letGo(owed: Owed): void {
 function mark(owed: Owed, stage: OwedStage): void {
   try {
     // Never made anew: without its first line it says nothing.
-    const file = openSync(owed.path, constants.O_WRONLY | constants.O_APPEND)
+    const file = openOwnFile(owed.path, O_WRONLY | O_APPEND)
     try {
       writeSync(file, `${stage}\n`)
       fsyncSync(file)
@@ -115,7 +126,10 @@ export function settleOwed(owed: Owed): void {
   rmSync(owed.path, { force: true })
 }
 
-/** What a proxy before us left in `directory`. Files that it did not finish are ignored. */
+/**
+ * What a proxy before us left in `directory`. Files that it did not finish are ignored, and those that others could
+ * have written.
+ */
 export function readOwed(directory: string): Owed[] {
   return readdirSync(directory)
     .filter((name) => name.endsWith(SUFFIX))
@@ -125,7 +139,7 @@ export function readOwed(directory: string): Owed[] {
 function read(path: string): Owed[] {
   try {
     // What follows the last end of a line was not written to its end.
-    const [owed = '', ...words] = readFileSync(path, 'utf8').split('\n').slice(0, -1)
+    const [owed = '', ...words] = textOf(path).split('\n').slice(0, -1)
     const { id, token, boot, criu, tasks } = JSON.parse(owed) as Owed
     if (typeof boot !== 'string' || !/^[0-9a-f]{32}$/.test(token) || ![criu, ...tasks].every(isMember)) return []
     // Earlier versions wrote no word, and asked the tasks.
@@ -133,6 +147,16 @@ function read(path: string): Owed[] {
     return [{ id: snapshotId(id), token, boot, criu, tasks, stage, path }]
   } catch {
     return []
+  }
+}
+
+function textOf(path: string): string {
+  const file = openOwnFile(path, O_RDONLY)
+  try {
+    const { mode, size } = fstatSync(file)
+    return (mode & 0o077) === 0 && size <= LARGEST ? readFileSync(file, 'utf8') : ''
+  } finally {
+    closeSync(file)
   }
 }
 

@@ -2,13 +2,10 @@
  * What a cache holds, for a person on its host who asks at its own socket: the list, and dropping one of it. What is the only
  * copy of a process, or may become it, is never dropped here: that takes a verdict.
  */
-import { join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import type { Holding, StockState } from '../format/stock.ts'
 import type { Frame } from '../format/wire.ts'
-import type { Fd } from '../kernel/fd.ts'
-import { connectUnix } from '../kernel/unix.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { unexpected } from '../stream/frames.ts'
 import type { Arrival } from './arrival.ts'
@@ -17,6 +14,7 @@ import { decideByHand, saidByHand } from './by-hand.ts'
 import { CACHE_SOCKET, type House } from './cache.ts'
 import type { TargetState } from './handover.ts'
 import { ask } from './owed.ts'
+import { connectWithin } from './workdir.ts'
 
 /** What a hand-over makes of a sealed snapshot. */
 const handedOver: Record<TargetState, StockState> = {
@@ -118,12 +116,7 @@ function refusalFor({ id, state, pinned }: Holding, directory: string): string |
 }
 
 async function asked(directory: string, frame: Frame): Promise<Frame> {
-  let socket: Fd
-  try {
-    socket = connectUnix(join(resolve(directory), CACHE_SOCKET))
-  } catch (cause) {
-    throw new Fault('MISSING', `no cache runs in ${directory}`, { cause })
-  }
+  const socket = connectWithin(directory, CACHE_SOCKET, `no cache runs in ${directory}`)
   return ask(fdLink(socket, 'the cache', 'socket'), frame)
 }
 
@@ -150,7 +143,8 @@ type Wishes = Parameters<typeof saidByHand>[0] & { ls: boolean; rm?: string; pin
 
 /**
  * Asks the cache that runs in `directory` what the options ask for. Returns a list where that was it, and undefined where they ask for
- * nothing: then a cache is to be. Throws `MISSING` where none runs, what `removeHolding`, `pinHolding` and `decideByHand` throw, and `USAGE`.
+ * nothing: then a cache is to be. Throws like `connectWithin`, what `removeHolding`, `pinHolding` and `decideByHand`
+ * throw, and `USAGE`.
  */
 export async function askCache(
   directory: string,

@@ -1,5 +1,5 @@
 /** A `criu restore` that somebody else started in the cache's work directory. */
-import { readlinkSync } from 'node:fs'
+import { readlinkSync, realpathSync } from 'node:fs'
 import { resolve } from 'node:path'
 import type { Fd } from '../kernel/fd.ts'
 import { commandLine, openProcess } from '../kernel/process.ts'
@@ -63,8 +63,16 @@ export function runsScript(pid: number, script: string): boolean {
   const words = commandLine(pid).map((word) => word.replace(/^--action-script=/, ''))
   try {
     const from = readlinkSync(`/proc/${pid}/cwd`)
-    return words.some((word) => resolve(from, word) === script)
+    return words.some((word) => [resolve(from, word), withoutLinks(resolve(from, word))].includes(script))
   } catch {
     return false
+  }
+}
+
+function withoutLinks(path: string): string | undefined {
+  try {
+    return realpathSync(path)
+  } catch {
+    return undefined
   }
 }

@@ -12,12 +12,13 @@ import {
   statSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join, resolve } from 'node:path'
+import { basename, dirname, join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
 import { asFd, type Fd } from '../kernel/fd.ts'
 import { flock, LOCK_EX, LOCK_NB } from '../kernel/libc.ts'
 import { closeFd } from '../kernel/readiness.ts'
-import { listenUnix } from '../kernel/unix.ts'
+import { trustedPath } from '../kernel/trusted-path.ts'
+import { connectUnix, listenUnix } from '../kernel/unix.ts'
 
 /** A directory with one socket for CRIU in it. */
 export interface WorkDir {
@@ -79,15 +80,19 @@ function locked(path: string): PrivateDirectory | undefined {
   }
 }
 
-/** A private one for temporary files; those that killed commands of ours left there go. */
-export function temporaryDirectory(parent = tmpdir()): PrivateDirectory {
+/**
+ * A private one for temporary files; those that killed commands of ours left there go. Throws `IO`, and like
+ * `trustedPath`.
+ */
+export function temporaryDirectory(place = tmpdir()): PrivateDirectory {
+  const parent = trustedPath(place, { parent: true, otherwise: 'name another directory with TMPDIR' })
   for (const left of abandoned(parent, /^criu-ferry\.\d+\.\w{6}$/)) left.remove()
   return privateDirectory(parent, `criu-ferry.${process.pid}.`)
 }
 
 const TMPFS_MAGIC = 0x01021994
 
-/** The same, in memory. Throws `MISSING`, `IO`. */
+/** The same, in memory. Throws `MISSING` too where there is none. */
 export function memoryDirectory(): PrivateDirectory {
   const parent = ['/run', '/dev/shm', tmpdir()].find(
     (path) => existsSync(path) && statfsSync(path).type === TMPFS_MAGIC,
@@ -113,14 +118,13 @@ function temporaryPath(parent: string, prefix: string): string {
 
 /**
  * Offers `socketName` in `path`, which is made if it is missing, or in a private temporary directory.
- * Throws `EXISTS`, `USAGE` or `IO`.
+ * Throws `EXISTS`, `USAGE`, `MISSING` or `IO`; `USAGE` where somebody else could change what is there.
  */
 export function openWorkDir(path: string | undefined, socketName: string): WorkDir {
   const temporary = path === undefined ? temporaryDirectory() : undefined
-  const directory = temporary?.path ?? resolve(path ?? '')
-  const socket = join(directory, socketName)
   try {
-    if (temporary === undefined) makeDirectory(directory)
+    const directory = temporary?.path ?? openDirectory(path ?? '')
+    const socket = join(directory, socketName)
     const listener = listenUnix(socket)
     let there = true
     return {
@@ -140,11 +144,39 @@ export function openWorkDir(path: string | undefined, socketName: string): WorkD
   }
 }
 
-/** Makes the directory, mode 0700, if it is missing. Returns its path. Throws `IO`. */
+const otherwise = 'choose another -D DIR'
+
+/**
+ * Makes the directory, mode 0700, if it is missing. Returns its path, without links, where nobody but root and us can
+ * change anything. Throws like `trustedPath`, and `IO`.
+ */
 export function openDirectory(path: string): string {
-  const directory = resolve(path)
-  makeDirectory(directory)
-  return directory
+  const wanted = resolve(path)
+  const directory = join(trustedPath(dirname(wanted), { parent: true, otherwise }), basename(wanted))
+  try {
+    mkdirSync(directory, { mode: 0o700 })
+  } catch (cause) {
+    if (statSync(directory, { throwIfNoEntry: false })?.isDirectory() !== true) {
+      throw new Fault('IO', `cannot make the directory ${directory} (${(cause as NodeJS.ErrnoException).code})`, {
+        hint: otherwise,
+        cause,
+      })
+    }
+  }
+  return trustedPath(directory, { otherwise })
+}
+
+/**
+ * Connects to who listens at the socket `name` in `path`. Throws `MISSING`, which says `nobody`, where none does, `IO`
+ * where this user may not ask, and `USAGE` where somebody else could answer.
+ */
+export function connectWithin(path: string, name: string, nobody: string): Fd {
+  try {
+    return connectUnix(join(trustedPath(path, { otherwise }), name))
+  } catch (cause) {
+    const absent = cause instanceof Fault && (cause.code === 'LINK' || cause.code === 'MISSING')
+    throw absent ? new Fault('MISSING', nobody, { cause }) : cause
+  }
 }
 
 /** Others may still use it. */
@@ -152,17 +184,4 @@ export function removeIfEmpty(directory: string): void {
   try {
     rmdirSync(directory)
   } catch {}
-}
-
-function makeDirectory(directory: string): void {
-  const found = statSync(directory, { throwIfNoEntry: false })
-  if (found?.isDirectory() === true) return
-  try {
-    mkdirSync(directory, { mode: 0o700 })
-  } catch (cause) {
-    throw new Fault('IO', `cannot make the directory ${directory} (${(cause as NodeJS.ErrnoException).code})`, {
-      hint: 'choose another -D DIR',
-      cause,
-    })
-  }
 }

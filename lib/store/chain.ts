@@ -4,14 +4,14 @@
  * CRIU leaves a link `parent` in each directory of a chain. The newest directory has everything but some of the pages: its pagemaps
  * are written anew, its pages images are put together from those of all layers (flat-pages.ts), the other images are passed on.
  */
-import { existsSync, lstatSync, readFileSync, readlinkSync, realpathSync, type Stats, statSync } from 'node:fs'
+import { existsSync, lstatSync, readlinkSync, realpathSync, type Stats, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { decodeInventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
 import { checkPagemaps } from '../format/pagemap.ts'
 import type { ImageBody, ImageSource } from '../stream/image.ts'
-import { ioFault, listImages, PARENT, piecesOf } from './directory.ts'
+import { listImages, PARENT, piecesOf, readImage } from './directory.ts'
 import { flatPages, naming } from './flat-pages.ts'
 
 export const pagemapPattern = /^pagemap-(shmem-)?\d+\.img$/
@@ -117,13 +117,5 @@ function checkInventory(directory: string, newest: boolean): void {
     throw new Fault('FAILED_DUMP', `${directory} is a pre-dump: it has pages, and no process`, {
       hint: 'name the directory of the dump that came after it',
     })
-  }
-}
-
-function readImage(file: string): Buffer {
-  try {
-    return readFileSync(file)
-  } catch (cause) {
-    return ioFault(file)(cause)
   }
 }

@@ -4,22 +4,15 @@
  * Written under a temporary name beside the real one and renamed when everything is verified, files 0600 in a directory
  * 0700: a failed run leaves nothing, and nobody else reads them.
  */
-import {
-  createReadStream,
-  lstatSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  statSync,
-} from 'node:fs'
-import { type FileHandle, open } from 'node:fs/promises'
-import { basename, dirname, join, resolve } from 'node:path'
+import { closeSync, constants, createReadStream, fstatSync, lstatSync, readdirSync, readFileSync } from 'node:fs'
+import type { FileHandle } from 'node:fs/promises'
+import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
 import { MOST_DATA } from '../format/wire.ts'
+import { openRegularFile } from '../kernel/own-file.ts'
 import type { ImageSink, ImageSource, OpenImage } from '../stream/image.ts'
+import { partialDirectory } from './partial-directory.ts'
 
 /** CRIU's link to the directory of the dump before, which has the pages that did not change since. */
 export const PARENT = 'parent'
@@ -31,23 +24,13 @@ export interface DirectorySink extends ImageSink {
   drop(): Promise<void>
 }
 
-/** Throws `EXISTS` if `path` is there and is not an empty directory. */
+/** Throws `EXISTS` if `path` is there and is not an empty directory, `IO` if nothing can be made beside it. */
 export function directorySink(path: string): DirectorySink {
-  const target = resolve(path)
-  refuseUnlessEmpty(target)
-  let temporary: string
-  try {
-    temporary = mkdtempSync(join(dirname(target), `.${basename(target)}.partial-`))
-  } catch (cause) {
-    throw new Fault('IO', `cannot make a directory in ${dirname(target)} (${(cause as NodeJS.ErrnoException).code})`, {
-      hint: 'it must exist and be writable',
-      cause,
-    })
-  }
+  const directory = partialDirectory(path)
   const files = new Set<FileHandle>()
   return {
     async open(name) {
-      const file = await open(join(temporary, name), 'wx', 0o600).catch(ioFault(join(path, name)))
+      const file = await directory.create(name).catch(ioFault(join(path, name)))
       files.add(file)
       const scratch = Buffer.allocUnsafeSlow(MOST_DATA)
       return {
@@ -63,36 +46,18 @@ export function directorySink(path: string): DirectorySink {
         },
       }
     },
-    seal() {
-      refuseUnlessEmpty(target)
-      try {
-        renameSync(temporary, target)
-      } catch (cause) {
-        ioFault(path)(cause)
-      }
-    },
+    seal: directory.seal,
     async drop() {
       for (const file of files) await file.close().catch(() => {})
-      rmSync(temporary, { recursive: true, force: true })
+      directory.drop()
     },
   }
 }
 
-function refuseUnlessEmpty(path: string): void {
-  const found = lstatSync(path, { throwIfNoEntry: false })
-  if (found === undefined) return
-  if (found.isDirectory() && found.dev !== statSync(dirname(path)).dev) {
-    throw new Fault('EXISTS', `${path} is a mount point`, { hint: 'name a directory below it that does not exist yet' })
-  }
-  if (found.isDirectory() && readdirSync(path).length === 0) return
-  throw new Fault('EXISTS', `${path} is there already and is not an empty directory`, {
-    hint: 'name a directory that does not exist yet',
-  })
-}
-
-/** Throws the `IO` fault of an error at `path`. */
+/** Throws the `IO` fault of an error at `path`; what is a fault already as it is. */
 export function ioFault(path: string): (cause: unknown) => never {
   return (cause) => {
+    if (cause instanceof Fault) throw cause
     const code = (cause as NodeJS.ErrnoException).code ?? 'unknown error'
     throw new Fault('IO', `${path}: ${code}`, {
       cause,
@@ -127,15 +92,53 @@ export function directorySource(path: string): ImageSource {
 /** A file up to this is read at once: a stream takes five turns of Node's threads, and of such files there are ten or more in a dump. */
 const SMALL_FILE = 2 ** 16
 
-/** One file in pieces. Throws `IO`. */
+/** One image in pieces. Throws like `openImage`. */
 export async function* piecesOf(file: string): AsyncGenerator<Buffer> {
+  const fd = openImage(file)
   try {
-    const small = statSync(file).size <= SMALL_FILE ? readFileSync(file) : undefined
-    if (small === undefined) yield* createReadStream(file, { highWaterMark: MOST_DATA }) as AsyncIterable<Buffer>
-    else if (small.length > 0) yield small
+    if (fstatSync(fd).size > SMALL_FILE) {
+      yield* createReadStream('', { fd, highWaterMark: MOST_DATA }) as AsyncIterable<Buffer>
+      return
+    }
+    const small = readAndClose(fd)
+    if (small.length > 0) yield small
   } catch (cause) {
     ioFault(file)(cause)
   }
+}
+
+/** One image at once. Throws like `openImage`. */
+export function readImage(file: string): Buffer {
+  const fd = openImage(file)
+  try {
+    return readAndClose(fd)
+  } catch (cause) {
+    return ioFault(file)(cause)
+  }
+}
+
+function readAndClose(fd: number): Buffer {
+  try {
+    return readFileSync(fd)
+  } finally {
+    closeSync(fd)
+  }
+}
+
+/**
+ * An image for reading, whatever the owner of its directory has put in its place meanwhile. Throws `IO`, and `MISSING`
+ * for no regular file.
+ */
+export function openImage(file: string): number {
+  try {
+    return openRegularFile(file, constants.O_RDONLY | constants.O_NOFOLLOW)
+  } catch (cause) {
+    return cause instanceof Fault ? refuseOdd(file) : ioFault(file)(cause)
+  }
+}
+
+function refuseOdd(file: string): never {
+  throw new Fault('MISSING', `${file} is not a regular file`, { hint: 'put the image itself there' })
 }
 
 /** The names of the images in a directory, inventory.img last. Throws `MISSING`, `NAME` or `FAILED_DUMP`. */
@@ -150,9 +153,7 @@ export function listImages(path: string): ImageName[] {
   }
   const images = files.filter((file) => file.name.endsWith('.img'))
   const odd = images.find((file) => !file.isFile())
-  if (odd !== undefined) {
-    throw new Fault('MISSING', `${join(path, odd.name)} is not a regular file`, { hint: 'put the image itself there' })
-  }
+  if (odd !== undefined) refuseOdd(join(path, odd.name))
   const names = images.map((file) => imageName(file.name))
   if (!names.includes(INVENTORY)) {
     throw new Fault('FAILED_DUMP', `no ${INVENTORY} in ${path}`, {

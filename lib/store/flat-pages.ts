@@ -4,14 +4,14 @@
  * The plan is lib/format/flatten.ts. It is made twice, for the pagemap and for its pages, because it is cheap and may be long:
  * what is held is a chunk of each layer's pagemap and one piece of pages.
  */
-import { closeSync, existsSync, openSync, readSync, statSync } from 'node:fs'
+import { closeSync, existsSync, readSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type FlatRange, flatEntries, flatten } from '../format/flatten.ts'
 import { type ImageName, imageName } from '../format/names.ts'
 import { encodePagemap, PAGE_BYTES, type PagemapEntry, presentPages, readPagemap } from '../format/pagemap.ts'
 import { MOST_DATA } from '../format/wire.ts'
-import { ioFault } from './directory.ts'
+import { ioFault, openImage } from './directory.ts'
 
 /** So much of a pagemap is read at a time. */
 const CHUNK_BYTES = 2 ** 16
@@ -110,13 +110,9 @@ function openLayer(directory: string, name: ImageName, opened: number[]): Layer 
 }
 
 function openFile(file: string, opened: number[]): number {
-  try {
-    const fd = openSync(file, 'r')
-    opened.push(fd)
-    return fd
-  } catch (cause) {
-    return ioFault(file)(cause)
-  }
+  const fd = openImage(file)
+  opened.push(fd)
+  return fd
 }
 
 function* chunksOf(fd: number, file: string): Generator<Buffer> {

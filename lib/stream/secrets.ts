@@ -1,9 +1,10 @@
 /** Certificates and keys from their files. What is wrong with a file is said with its name, never with its contents. */
 import { constants } from 'node:crypto'
-import { closeSync, constants as fs, fstatSync, openSync, readFileSync } from 'node:fs'
+import { closeSync, fstatSync, readFileSync, type Stats } from 'node:fs'
 import tls from 'node:tls'
 import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
+import { openRegularFile } from '../kernel/own-file.ts'
 
 /** Bytes of a shared key: as many as the digest of the TLS suite has, and as many as OpenSSL takes. */
 const LEAST_KEY = 32
@@ -83,11 +84,7 @@ function sharedKey(path: string): Secrets {
 
 /** A file that only its owner may read, who is root or us. Throws `USAGE`. */
 function readPrivate(path: string): Buffer {
-  const fd = reading(path, () => openSync(path, fs.O_RDONLY | fs.O_NONBLOCK))
-  try {
-    const stat = fstatSync(fd)
-    const { uid, mode } = stat
-    if (!stat.isFile()) throw new Fault('USAGE', `${path} is no file`, { hint: 'it is read more than once' })
+  return readRegular(path, ({ uid, mode }) => {
     if (uid !== 0 && uid !== process.geteuid?.()) {
       throw new Fault('USAGE', `${path} belongs to another user (${uid})`, { hint: `copy it, or chown it to yourself` })
     }
@@ -95,24 +92,32 @@ function readPrivate(path: string): Buffer {
       const open = (mode & 0o777).toString(8).padStart(4, '0')
       throw new Fault('USAGE', `${path} can be used by others (mode ${open})`, { hint: `chmod 600 ${path}` })
     }
-    return reading(path, () => readFileSync(fd))
-  } finally {
-    closeSync(fd)
-  }
+  })
 }
 
 /** The PEM blocks of one kind; at least one. Throws `USAGE`. */
 function blocks(path: string, kind: string): string[] {
-  const text = reading(path, () => readFileSync(path, 'latin1'))
+  const text = readRegular(path).toString('latin1')
   const found = text.match(new RegExp(`-----BEGIN ${kind}-----[^-]*-----END ${kind}-----`, 'g'))
   if (found !== null) return found
   throw new Fault('USAGE', `${path} has no ${kind} in it`, { hint: `a PEM file, with -----BEGIN ${kind}-----` })
 }
 
-function reading<Result>(path: string, read: () => Result): Result {
+/**
+ * All of a regular file, if `check` does not throw. Links are followed, as certificates are often named. Throws
+ * `USAGE`.
+ */
+function readRegular(path: string, check: (found: Stats) => void = () => {}): Buffer {
+  let file: number | undefined
   try {
-    return read()
+    file = openRegularFile(path)
+    check(fstatSync(file))
+    return readFileSync(file)
   } catch (cause) {
+    if (cause instanceof Fault && cause.code === 'USAGE') throw cause
+    if (cause instanceof Fault) throw new Fault('USAGE', `${path} is no file`, { hint: 'it is read more than once' })
     throw new Fault('USAGE', `cannot read ${path} (${(cause as NodeJS.ErrnoException).code})`, { cause })
+  } finally {
+    if (file !== undefined) closeSync(file)
   }
 }

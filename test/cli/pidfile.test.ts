@@ -1,9 +1,21 @@
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  chownSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { holdPidfile } from '../../lib/cli/pidfile.ts'
+import { check } from '../../lib/kernel/fd.ts'
+import { mkfifo } from '../../lib/kernel/libc.ts'
 import { throwsFault } from '../expect.ts'
 import { temporary } from '../support/run.ts'
 
@@ -61,6 +73,27 @@ test('what is not a pidfile is refused and stays', ({ path, folder }) => {
   symlinkSync(join(folder, 'nowhere'), link)
   throwsFault('EXISTS', () => holdPidfile(link))
   assert.equal(readdirSync(folder).sort(), ['daemon.pid', 'directory', 'link'])
+})
+
+test('a FIFO, and the pidfile of another user, are in the way and stay', ({ path, folder }) => {
+  check(mkfifo(path, 0o600), 'mkfifo')
+  throwsFault('EXISTS', () => holdPidfile(path))
+  const his = join(folder, 'his')
+  writeFileSync(his, `${gone}\n`)
+  if (process.geteuid?.() === 0) {
+    chownSync(his, 65534, 0)
+    assert.match(throwsFault('EXISTS', () => holdPidfile(his)).message, /belongs to user 65534/)
+    assert.is(readFileSync(his, 'utf8'), `${gone}\n`)
+  }
+  assert.equal(readdirSync(folder).sort(), ['daemon.pid', 'his'])
+})
+
+test('at the end what somebody has put in its place stays', ({ path }) => {
+  const release = holdPidfile(path)
+  rmSync(path)
+  symlinkSync('nowhere', path)
+  release()
+  assert.ok(lstatSync(path).isSymbolicLink())
 })
 
 test('one that another daemon has taken over is not removed', ({ path }) => {

@@ -136,7 +136,7 @@ forRoot('another user is closed unheard, ours is taken', async ({ dir }) => {
   const path = join(dir, 's.sock')
   const listener = listenUnix(path)
   chmodSync(dir, 0o755)
-  throwsFault('LINK', () => asNobody(() => connectUnix(path)), 'mode 0600')
+  throwsFault('IO', () => asNobody(() => connectUnix(path)), 'mode 0600')
   chmodSync(path, 0o666)
   const stranger = asNobody(() => connectUnix(path))
   const accepting = acceptUnix(listener)

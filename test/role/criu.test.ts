@@ -1,7 +1,10 @@
+import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
+import { basename, dirname, join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { checkCriuOptions, leavingOption } from '../../lib/role/criu.ts'
+import { checkCriuOptions, findCriu, leavingOption } from '../../lib/role/criu.ts'
 import { throwsFault } from '../expect.ts'
+import { temporary } from '../support/run.ts'
 
 const test = suite('criu options')
 
@@ -33,6 +36,46 @@ test('what only looks like one is none', () => {
   }
   assert.is(leavingOption(['-o', '-R', '-R']), '-R')
   assert.is(leavingOption(['-v', '-R']), '-R')
+})
+
+test('a criu that others can change is not started, whoever named it', () => {
+  const { path, remove } = temporary()
+  const folder = join(path, 'bin')
+  mkdirSync(folder)
+  const criu = join(folder, 'criu')
+  writeFileSync(criu, '#!/bin/sh\n', { mode: 0o755 })
+  symlinkSync('bin/criu', join(path, 'wrapper'))
+  const { FERRY_CRIU } = process.env
+  try {
+    delete process.env.FERRY_CRIU
+    for (const name of [criu, join(path, 'wrapper')]) {
+      assert.is(findCriu(name), name)
+      for (const part of [criu, folder]) {
+        chmodSync(part, 0o775)
+        const fault = throwsFault('CRIU', () => findCriu(name), name)
+        assert.is(fault.message, `${name} is not started: ${part} can be written by its group`)
+        assert.match(fault.hint ?? '', /^chmod go-w .*--criu PATH$/)
+        process.env.FERRY_CRIU = name
+        throwsFault('CRIU', () => findCriu())
+        delete process.env.FERRY_CRIU
+        chmodSync(part, 0o755)
+      }
+    }
+  } finally {
+    if (FERRY_CRIU !== undefined) process.env.FERRY_CRIU = FERRY_CRIU
+    remove()
+  }
+})
+
+test('what is found in the current directory is what is started', () => {
+  const { path, remove } = temporary()
+  writeFileSync(join(path, 'criu'), '#!/bin/sh\n', { mode: 0o755 })
+  const here = process.cwd()
+  process.chdir(path)
+  assert.is(findCriu('criu'), join(path, 'criu'))
+  assert.is(findCriu(join('..', basename(path), 'criu')), join(dirname(path), basename(path), 'criu'))
+  process.chdir(here)
+  remove()
 })
 
 test.run()

@@ -1,9 +1,21 @@
 import { spawn } from 'node:child_process'
-import { readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import {
+  chmodSync,
+  chownSync,
+  lstatSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
+import { check } from '../../lib/kernel/fd.ts'
+import { mkfifo } from '../../lib/kernel/libc.ts'
 import { startTime } from '../../lib/kernel/process.ts'
 import { deliver, letGo, type Owed, readOwed, settleOwed, verdictFor, writeOwed } from '../../lib/role/owed.ts'
 import { throwsFault } from '../expect.ts'
@@ -114,6 +126,50 @@ test('a debt is never written over', () => {
   throwsFault('EXISTS', () => writeOwed(path, id, Buffer.alloc(16, 8), { criu, tasks: [] }, 'held'))
   assert.is(readOwed(path)[0]?.token, token.toString('hex'))
   assert.equal(readdirSync(path), ['web-1.owed'])
+  remove()
+})
+
+test('what lies in the way of a new debt is removed, and never written through', () => {
+  const { path, remove } = temporary()
+  const criu = { pid: process.pid, start: 1 }
+  writeFileSync(join(path, 'precious'), 'x')
+  for (const [name, makeStale] of [
+    ['torn', () => writeFileSync(join(path, 'torn.owed.new'), 'half')],
+    ['linked', () => symlinkSync('precious', join(path, 'linked.owed.new'))],
+    ['dangling', () => symlinkSync('made', join(path, 'dangling.owed.new'))],
+  ] as const) {
+    makeStale()
+    writeOwed(path, snapshotId(name), token, { criu, tasks: [] }, 'held')
+    assert.ok(lstatSync(join(path, `${name}.owed`)).isFile(), name)
+  }
+  assert.is(readFileSync(join(path, 'precious'), 'utf8'), 'x')
+  assert.equal(readdirSync(path).sort(), ['dangling.owed', 'linked.owed', 'precious', 'torn.owed'])
+  symlinkSync('nowhere', join(path, 'web-1.owed'))
+  throwsFault('EXISTS', () => writeOwed(path, id, token, { criu, tasks: [] }, 'held'))
+  remove()
+})
+
+test('a debt that others could have written, a link, a FIFO and what is too large are not read', () => {
+  const { path, remove } = temporary()
+  const owed = writeOwed(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
+  const names = (): string[] => readOwed(path).map((one) => one.id)
+  symlinkSync('web-1.owed', join(path, 'link.owed'))
+  check(mkfifo(join(path, 'fifo.owed'), 0o600), 'mkfifo')
+  assert.equal(names(), ['web-1'])
+  for (const mode of [0o640, 0o604, 0o620, 0o602]) {
+    chmodSync(owed.path, mode)
+    assert.equal(names(), [], mode.toString(8))
+  }
+  chmodSync(owed.path, 0o600)
+  if (process.geteuid?.() === 0) {
+    chownSync(owed.path, 65534, 0)
+    assert.equal(names(), [])
+    throwsFault('IO', () => letGo(owed))
+    chownSync(owed.path, 0, 0)
+  }
+  assert.equal(names(), ['web-1'])
+  truncateSync(owed.path, 2 ** 24 + 1)
+  assert.equal(names(), [])
   remove()
 })
 

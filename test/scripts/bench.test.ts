@@ -1,6 +1,6 @@
 /** The benchmark itself: that it moves what it says, verifies it, and leaves nothing. What it measures is not asserted. */
 import { spawnSync } from 'node:child_process'
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { readdirSync, readFileSync, readlinkSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -162,6 +162,22 @@ test('misuse: one line, a hint or a reason, exit 2', async () => {
     assert.match(ran.stderr, message)
     assert.match(ran.stderr, /^bench: error: [^\n]+\n(bench: hint: [^\n]+\n)?$/)
   }
+})
+
+test('a chart goes into a file of our own, and never through a link', async () => {
+  const { path, remove } = temporary()
+  writeFileSync(join(path, 'precious'), 'x')
+  symlinkSync('precious', join(path, 'chart.svg'))
+  for (const [file, reason] of [
+    [join(path, 'chart.svg'), 'is a link'],
+    ['/dev/null', 'is no regular file'],
+  ] as const) {
+    const ran = await bench('--plot', file, '--place', path, '--criu', '/bin/true')
+    assert.is(ran.code, 1, ran.stderr)
+    assert.ok(ran.stderr.startsWith(`bench: error: ${file} ${reason}\n`), ran.stderr)
+  }
+  assert.is(readFileSync(join(path, 'precious'), 'utf8'), 'x')
+  remove()
 })
 
 test.run()

@@ -13,7 +13,8 @@ import net from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { asFd, type Fd, makePipe } from '../../lib/kernel/fd.ts'
+import { asFd, type Fd, makePipe, setBlocking } from '../../lib/kernel/fd.ts'
+import { write } from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
 import { listenUnix } from '../../lib/kernel/unix.ts'
@@ -229,6 +230,26 @@ for (const more of [[], ['-d']]) {
     }
   })
 }
+
+test('--status-fd: a pipe that is full and not read holds nobody up', async ({ folder, target }) => {
+  for (const [at, more] of [[], ['-d']].entries()) {
+    const [out, into] = makePipe()
+    while (write(into, Buffer.alloc(4096), 4096) > 0);
+    // As a shell has it: a write would wait.
+    setBlocking(into)
+    const pidfile = join(folder, 'pid')
+    const options = ['--port', '0', '-D', `${target}-${at}`, '--status-fd', '3', '--pidfile', pidfile, ...more]
+    const cache = start('cache', options, { fds: [into] })
+    await within(cache.says(/streamer-serve/))
+    const pid = await eventually(() => (existsSync(pidfile) ? Number(text(pidfile)) : undefined), 'the pidfile')
+    started.push(pid)
+    if (more.length > 0) assert.is((await within(cache.ended)).code, 0)
+    process.kill(pid, 'SIGTERM')
+    await eventually(() => !runs(pid) || undefined, 'the end of the cache', 10_000)
+    closeFd(into)
+    closeFd(out)
+  }
+})
 
 test('--status-fd: nobody gets a byte when the daemon cannot start', async () => {
   for (const more of [[], ['-d']]) {

@@ -4,6 +4,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   symlinkSync,
   writeFileSync,
@@ -14,6 +15,8 @@ import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
 import { imageName } from '../../lib/format/names.ts'
 import { MOST_DATA } from '../../lib/format/wire.ts'
+import { check } from '../../lib/kernel/fd.ts'
+import { mkfifo } from '../../lib/kernel/libc.ts'
 import { directorySink, directorySource } from '../../lib/store/directory.ts'
 import { memorySnapshot } from '../../lib/store/memory.ts'
 import { frameWriter } from '../../lib/stream/frames.ts'
@@ -140,6 +143,50 @@ test('a file that cannot be made is IO', async ({ target }) => {
   await rejectsFault('IO', Promise.resolve(sink.open(imageName('a.img'))))
 })
 
+/** Somebody who may write to `dir` puts a link in the place of what has that name. */
+function exchange(dir: string, name: string, victim: string): void {
+  renameSync(join(dir, name), join(dir, 'away'))
+  symlinkSync(victim, join(dir, name))
+}
+
+test('who puts a link in the place of the partial directory gets no image, and it never has its name', async ({
+  dir,
+  target,
+}) => {
+  const victim = join(dir, 'victim')
+  mkdirSync(victim)
+  const before = openFds()
+  for (const name of ['images', 'early', 'late']) {
+    const at = join(dir, name)
+    const sink = directorySink(at)
+    const partial = readdirSync(dir).find((each) => each.startsWith(`.${name}.partial-`)) ?? ''
+    if (name === 'early') exchange(dir, partial, victim)
+    await move(sourceOf(images), sink)
+    if (name === 'late') exchange(dir, partial, victim)
+    if (name === 'images') sink.seal()
+    else assert.match(throwsFault('IO', () => sink.seal()).message, /exchanged/)
+    await sink.drop()
+    rmSync(join(dir, partial), { force: true })
+    assert.equal(readdirSync(victim), [], name)
+  }
+  assert.equal(readdirSync(dir).sort(), ['images', 'victim'], 'what was moved away is removed')
+  assert.is(readdirSync(target).length, images.length)
+  assert.is(openFds(), before, 'a descriptor is left')
+})
+
+test('who moves the parent away gets nothing under the name', async ({ dir }) => {
+  const parent = join(dir, 'parent')
+  mkdirSync(parent)
+  mkdirSync(join(dir, 'victim'))
+  const sink = directorySink(join(parent, 'images'))
+  await move(sourceOf(images), sink)
+  exchange(dir, 'parent', join(dir, 'victim'))
+  assert.match(throwsFault('IO', () => sink.seal()).message, /exchanged/)
+  await sink.drop()
+  assert.equal(tree(join(dir, 'victim')), [])
+  assert.equal(tree(join(dir, 'away')), [])
+})
+
 // Source
 
 function fill(target: string, names: readonly string[]): void {
@@ -208,6 +255,30 @@ test('a file that goes away while it is sent is IO', async ({ target }) => {
   const sink = memorySnapshot(pool)
   assert.match((await rejectsFault('IO', move(source, sink))).message, /a\.img: ENOENT/)
   sink.drop()
+})
+
+test('what is put in the place of an image while it is sent is neither followed nor waited for', async ({
+  dir,
+  target,
+}) => {
+  writeFileSync(join(dir, 'secret'), 'secret')
+  for (const size of [10, 2 ** 17]) {
+    for (const put of [
+      (at: string) => symlinkSync(join(dir, 'secret'), at),
+      (at: string) => void check(mkfifo(at, 0o600), 'mkfifo'),
+    ]) {
+      fill(target, ['inventory.img'])
+      const image = join(target, 'a.img')
+      writeFileSync(image, Buffer.alloc(size))
+      const source = directorySource(target)
+      rmSync(image)
+      put(image)
+      const sink = memorySnapshot(pool)
+      assert.match((await rejectsFault('MISSING', move(source, sink))).message, /a\.img is not a regular file/)
+      sink.drop()
+      rmSync(target, { recursive: true })
+    }
+  }
 })
 
 test('a source that is destroyed throws the reason', async ({ target }) => {

@@ -1,11 +1,13 @@
 import { randomBytes } from 'node:crypto'
-import { chmodSync, chownSync, readFileSync, writeFileSync } from 'node:fs'
+import { chmodSync, chownSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
 import tls from 'node:tls'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { Credentials } from '../../lib/credentials.ts'
+import { check } from '../../lib/kernel/fd.ts'
+import { mkfifo } from '../../lib/kernel/libc.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { readSecrets } from '../../lib/stream/secrets.ts'
 import { secureClient, secureServer } from '../../lib/stream/secure.ts'
@@ -335,6 +337,20 @@ test('a key file of another user is refused', () => {
     throwsFault('USAGE', () => readSecrets(credentials)).message,
     `${join(folder, 'given')} belongs to another user (1000)`,
   )
+})
+
+test('a FIFO in the place of any of the files is refused, and not waited for', () => {
+  if (ca === undefined) return
+  const good = certificate('cache')
+  const fifo = join(folder, 'fifo')
+  check(mkfifo(fifo, 0o600), 'mkfifo')
+  for (const at of ['ca', 'cert', 'key', 'crl'] as const) {
+    assert.is(throwsFault('USAGE', () => readSecrets({ ...good, [at]: fifo }), at).message, `${fifo} is no file`)
+  }
+  throwsFault('USAGE', () => readSecrets({ kind: 'key', key: fifo }))
+  const link = join(folder, 'link')
+  symlinkSync(good.cert, link)
+  readSecrets({ ...good, cert: link })
 })
 
 test('certificate files that cannot be used are USAGE, with their names', () => {
