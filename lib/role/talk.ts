@@ -69,11 +69,16 @@ export async function answer(
   const reader = frameReader(link.inlet, { onGot: line.onGot, memory })
   const talk = { line, link, connection, reader, writer, memory }
   let what = link.peer
+  /** Why it was closed from outside: what breaks then follows from it. */
+  let gaveWay: Fault | undefined
   try {
     await writer.send({ type: 'hello' })
     const frame = await reader.next(trusted ? localBeginnings : beginnings)
     if (frame === undefined) return
-    connection.beforeClose((fault) => sayRefused(link, writer, fault))
+    connection.beforeClose((fault) => {
+      gaveWay = fault
+      return sayRefused(link, writer, fault)
+    })
     // Who comes back goes on in the place of its first connection.
     if (frame.type !== 'resume') connection.enter('waiting')
     if (frame.type === 'snapshot') {
@@ -95,9 +100,8 @@ export async function answer(
     } else if (joined) throw unexpected(frame)
     else await house.groups.join(frame, line, source)
   } catch (error) {
-    const fault = asFault(error)
-    house.failures.tell(source, what, fault)
-    await refuse(link, writer, fault).catch(() => {})
+    house.failures.tell(source, what, gaveWay ?? asFault(error))
+    if (gaveWay === undefined) await refuse(link, writer, asFault(error)).catch(() => {})
   } finally {
     link.destroy()
     for (const [id, taking] of house.lines) if (taking === line) house.lines.delete(id)
@@ -176,6 +180,7 @@ async function take(
         shown = token
         if (token === undefined) return
         line.outlive(token, options.timeoutMs, memory)
+        connection.enter('moving', options.timeoutMs + LINK_MS)
         if (arriving.owns) lines.set(id, line)
       },
       onLayer(layer) {
@@ -261,6 +266,8 @@ function rehearsing(arriving: Arriving): ImageSink {
   }
 }
 
+/** A link that outlives its breaks notices by itself that nothing comes: it has its time before it is closed from here. */
+const LINK_MS = 1000
 /** How long a link stays after its verdict. */
 const SETTLED_MS = 1000
 

@@ -1,8 +1,9 @@
 /**
  * The snapshots that a cache holds, by id, and those who wait for one.
  *
- * "The newest" is the one that was sealed last, of those that whoever asks may have, whatever arrives meanwhile: who begins a snapshot and falls
- * silent, or never says what became of it, must not keep others from theirs. Who means the one that is on its way names it.
+ * "The newest" is the one that was sealed last, whatever arrives meanwhile: who begins a snapshot and falls silent must not keep others
+ * from theirs. Its verdict, without which not everybody may have it, is waited for a while, and then the one before is the newest. Who means
+ * one that is on its way names it.
  */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
@@ -107,6 +108,9 @@ interface Entry extends Sealed {
   notBefore: number
 }
 
+/** How long a source may take for its verdict, as far as those go who ask for the newest: most take some milliseconds. */
+const VERDICT_MS = 10_000
+
 export function openShelf(
   pool: Pool,
   { idleMs = Number.POSITIVE_INFINITY, dedup = false, onDropped, relieve = () => false }: ShelfOptions = {},
@@ -146,10 +150,16 @@ export function openShelf(
   }
 
   function now({ id, early, fits, since }: Wish): Sealed | undefined {
-    const may = ({ images, undecided, notBefore }: Entry): boolean =>
-      (early || !undecided) && notBefore <= since && (id !== undefined || (fits?.(images) ?? true))
-    const of = id === undefined ? [...sealed.values()] : [sealed.get(id)].filter((entry) => entry !== undefined)
-    return of.findLast(may)
+    const may = ({ undecided, notBefore }: Entry): boolean => (early || !undecided) && notBefore <= since
+    if (id !== undefined) {
+      const entry = sealed.get(id)
+      return entry !== undefined && may(entry) ? entry : undefined
+    }
+    const soon = performance.now() - VERDICT_MS
+    const newest = [...sealed.values()].findLast(
+      (entry) => (fits?.(entry.images) ?? true) && (may(entry) || (entry.undecided && entry.since > soon)),
+    )
+    return newest !== undefined && may(newest) ? newest : undefined
   }
 
   function lose(id: SnapshotId, images: Images): void {
@@ -257,6 +267,7 @@ export function openShelf(
           }
           sealed.set(id, entry)
           void aside(protecting)
+          if (undecided) setTimeout(waiters.wake, VERDICT_MS).unref()
           void chain?.flat.settle()
           waiters.wake()
         },

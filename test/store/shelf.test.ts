@@ -67,7 +67,7 @@ test('the newest is the one that was sealed last', async () => {
   assert.is((await within(shelf.find(undefined, LONG))).id, 'one')
 })
 
-test('the newest waits neither for one that arrives nor for one whose verdict is not known; an id does', async () => {
+test('the newest waits for none that arrives, and for a while for a verdict; an id waits for both', async () => {
   const shelf = openShelf(openPool(8 * EXTENT))
   const first = shelf.find(undefined, LONG)
   const arriving = await arrive(shelf, two)
@@ -78,12 +78,24 @@ test('the newest waits neither for one that arrives nor for one whose verdict is
   assert.is((await within(shelf.find(undefined, LONG))).id, 'one')
   const named = shelf.find(two, LONG)
   arriving.seal(true)
-  assert.is((await within(shelf.find(undefined, LONG))).id, 'one', 'nobody knows whether the other runs on')
+  const newest = shelf.find(undefined, LONG)
+  assert.ok(await waits(newest))
   assert.is((await within(shelf.find(undefined, LONG, undefined, { early: true }))).id, 'two')
   assert.ok(await waits(named))
   shelf.decide(two, false)
   assert.is((await within(named)).id, 'two')
-  assert.is((await within(shelf.find(undefined, LONG))).id, 'two')
+  assert.is((await within(newest)).id, 'two')
+})
+
+test('a verdict that does not come keeps nobody from the newest before it', async () => {
+  const shelf = openShelf(openPool(8 * EXTENT))
+  ;(await arrive(shelf, one)).seal()
+  ;(await arrive(shelf, two)).seal(true)
+  const newest = shelf.find(undefined, LONG)
+  assert.ok(await waits(newest))
+  assert.is((await within(newest)).id, 'one')
+  assert.is((await within(shelf.find(undefined, LONG))).id, 'one')
+  assert.is((await within(shelf.find(undefined, LONG, undefined, { early: true }))).id, 'two')
 })
 
 test('an id that is here or on its way is EXISTS, and what is here stays', async () => {
