@@ -14,7 +14,7 @@ import type { Approach } from './approach.ts'
 import type { CriuCommand } from './criu-command.ts'
 import { pay } from './debt.ts'
 import { type Departure, depart } from './departure.ts'
-import { conclude } from './ending.ts'
+import { conclude, ranOn } from './ending.ts'
 import { abandon, type Chain, type Sent, sendRound } from './layers.ts'
 import { type Owed, readOwed } from './owed.ts'
 import type { PageServer } from './page-server.ts'
@@ -84,11 +84,12 @@ export function ferryDelivery({ cache, connections, until, tuning, timeoutMs }: 
   }
 
   return {
-    async dump(criu, { id, layer }, place) {
+    async dump(criu, { id, layer, command }, place) {
       const { directory, report, signal, onBytes } = place
       const begun = performance.now()
       const onFailed = (fault: Error): void => report({ event: 'failed', what: `snapshot ${id}`, fault })
-      const agreement = { until, connect, tuning, layer, resumes: true, timeoutMs, signal, onBytes, onFailed }
+      const leaves = command?.leaves === true
+      const agreement = { until, leaves, connect, tuning, layer, resumes: true, timeoutMs, signal, onBytes, onFailed }
       const end = await depart(criu, { id, gates: directory, directory, ...agreement }).finally(criu.remove)
       reportSmallPipes(report)
       if ('reason' in end) {
@@ -97,10 +98,12 @@ export function ferryDelivery({ cache, connections, until, tuning, timeoutMs }: 
       }
       const { snapshot, spared, verdict, fate, owed } = end
       const ms = performance.now() - begun
-      report({ event: 'sent', id, images: snapshot.images.length, bytes: snapshot.bytes, spared, ms, verified: true })
+      const { images, bytes } = snapshot
+      if (verdict === 'drop') onFailed(ranOn())
+      else report({ event: 'sent', id, images: images.length, bytes, spared, ms, verified: true })
       if (fate === undefined) await payCache(owed, place)
       else conclude(id, { verdict, fate }, report)
-      return true
+      return verdict !== 'drop'
     },
     round(chain, source, { tree }, { signal }) {
       const reserve = chain.under === 0 ? memoryOfTree(tree) : 0

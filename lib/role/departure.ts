@@ -19,6 +19,7 @@ import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import type { Approach } from './approach.ts'
+import { ranOn } from './ending.ts'
 import { closedGate } from './gate.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './handover.ts'
 import { manyLinks, oneLink } from './line.ts'
@@ -31,6 +32,8 @@ import { aborted, late } from './wait.ts'
 export interface Departure {
   id: SnapshotId
   until: Until
+  /** The dump was asked to leave the tasks: then it is a copy. Else one whose tasks run on has failed. */
+  leaves: boolean
   /** Where the gate's script is. */
   gates: string
   /** Where the verdict is kept. */
@@ -72,7 +75,7 @@ export interface Failed {
  * before the tasks were gone.
  */
 export async function depart(criu: Approach, options: Departure): Promise<Departed | Failed> {
-  const { id, until, gates, directory, connect, layer, timeoutMs, signal } = options
+  const { id, until, leaves, gates, directory, connect, layer, timeoutMs, signal } = options
   const { pid, bytes } = criu
   const known = options.tuning?.dedup && openKnown(options.tuning.dedup)
   const token = randomBytes(TOKEN_BYTES)
@@ -125,7 +128,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   let owed: Owed | undefined
   const watch = (): void => {
     tree = watchTree(pid)
-    void tree.fate.then(step)
+    void tree.fate.then((fate) => step(fate === 'dead' ? 'dead' : leaves ? 'left' : 'ran on'))
   }
   // One that waited for us before the freeze waits for us before it kills; only a link that can go on acknowledges each image.
   const byReference = options.tuning?.unchecked === true && options.resumes === true && bytes !== undefined
@@ -163,6 +166,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
         if (byReference) await stillThere(images)
         const watched = tree as Tree
         if (watched.tasks.length === 0 && atGate) throw unseen()
+        if (verdictOf(state) === 'drop') throw ranOn()
         // Without our script nobody asks us.
         owed = writeOwed(directory, id, token, watched, atGate ? 'held' : 'let go')
       },
@@ -213,7 +217,8 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
 
 const NO_MEMORY = 'the target did not make memory ready'
 
-function unseen(): Fault {
+/** A criu whose tasks cannot be watched. */
+export function unseen(): Fault {
   return new Fault('CRIU', 'cannot see the tasks that this criu dumps, and so not whether they die', {
     hint: 'run this command in the pid namespace of that criu',
   })

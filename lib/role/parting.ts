@@ -11,7 +11,7 @@ import type { Link } from '../stream/link.ts'
 import type { Approach } from './approach.ts'
 import { pay } from './debt.ts'
 import { type Departed, type Departure, depart } from './departure.ts'
-import { conclude, endingOf } from './ending.ts'
+import { conclude, endingOf, ranOn } from './ending.ts'
 import { type Delivered, type Owed, readOwed, verdictFor } from './owed.ts'
 
 /** The way to the target, and what cannot go it now. */
@@ -42,14 +42,15 @@ export async function part(
   const { id } = departure
   const { debts: directory, connect, timeoutMs, signal, report } = way
   const begun = performance.now()
-  const end = await depart(criu, { ...departure, directory, connect, timeoutMs, signal })
+  const end = await depart(criu, { ...departure, leaves: false, directory, connect, timeoutMs, signal })
   if ('reason' in end) {
     const moved = end.owed !== undefined && (await settleFailed(end.owed, way))
     if (moved) return
     throw end.reason
   }
   const { images, bytes } = end.snapshot
-  report({ event: 'sent', id, images: images.length, bytes, ms: performance.now() - begun, verified: true })
+  const ms = performance.now() - begun
+  if (end.verdict !== 'drop') report({ event: 'sent', id, images: images.length, bytes, ms, verified: true })
   const delivered = isTold(end) ? end : await payInTime(end.owed, way)
   concludeOnce(id, delivered, way)
   // The process runs there, whatever criu says at its end.
@@ -78,7 +79,7 @@ function grave(report: Report, id: SnapshotId, fault: Error): void {
   report({ event: 'failed', what: `the verdict of snapshot ${id}`, fault })
 }
 
-/** A copy was not asked for. */
+/** Here it is an error where the process is not there, and nowhere else. */
 function concludeOnce(id: SnapshotId, delivered: Delivered, { keeps, report }: Way): void {
   const ending = endingOf(delivered.verdict, delivered.fate)
   if (ending === 'stored' && !keeps) {
@@ -86,11 +87,7 @@ function concludeOnce(id: SnapshotId, delivered: Delivered, { keeps, report }: W
       hint: 'it is lost, unless the target kept its images',
     })
   }
-  if (ending === 'copied' || ending === 'stayed') {
-    throw new Fault('CRIU', 'the process runs on here: criu dump did not kill it', {
-      hint: 'was criu killed, or does a configuration file of it say leave-running?',
-    })
-  }
+  if (ending === 'stayed') throw ranOn()
   conclude(id, delivered, report)
 }
 

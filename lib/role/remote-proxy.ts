@@ -2,8 +2,9 @@
  * The image-proxy's end of the wire of `criu --remote`: a criu that dumps to us, sent to an image-cache of that time (`--wire criu-remote`).
  *
  * Such a cache takes one connection, and is over with its end: so a dump and all rounds before it share one, which waits between them.
- * The cache never answers. So the tasks are let go when our kernel has taken all bytes for it, and nobody can say whether they have arrived.
- * Nor is there a verdict that could take a dump back: where criu does not wait for us, its tasks must be dead before inventory.img goes.
+ * The cache never answers. So the tasks are let go when our kernel has taken all bytes for it but the last image, and nobody can say whether they have
+ * arrived. Nor is there a verdict that could take a dump back: its tasks must be dead before inventory.img goes, for criu may still fail. That image
+ * is some bytes of what a connection that breaks in this moment would lose anyway.
  */
 import { Fault } from '../fault.ts'
 import { printable } from '../format/names.ts'
@@ -15,6 +16,7 @@ import type { Endpoint } from '../stream/endpoint.ts'
 import type { CriuCommand } from './criu-command.ts'
 import type { Delivery } from './delivery.ts'
 import { watched } from './departure.ts'
+import { ranOn } from './ending.ts'
 import { closedGate } from './gate.ts'
 import { type Chain, pagesOf } from './layers.ts'
 import { openRemoteLine, type RemoteLine } from './remote-line.ts'
@@ -87,15 +89,20 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
           },
           async confirm() {
             if (criu.bytes !== undefined && !atGate) throw unfinished()
-            if (atGate || command?.leaves === true) return
+            line.signal.throwIfAborted()
+            if (atGate) {
+              // From here on what happens to the tasks decides, and a signal comes too late.
+              heedNoMore()
+              gate.open()
+              // Its script must find the gate open, and not gone.
+              await task?.ended
+            }
+            if (command?.leaves === true) return
             // A dump that failed has its inventory.img too, where it failed late enough.
             if ((await Promise.race([tree?.fate, aborted(line.signal)])) === 'alive') throw ranOn()
           },
         })
         await line.finish()
-        gate.open()
-        // Its script must find the gate open, and not gone.
-        if (atGate) await task?.ended
         const ms = performance.now() - begun
         report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: false })
         return true
@@ -151,12 +158,6 @@ function idOf(command: CriuCommand | undefined): string {
   if (command !== undefined) return command.images
   throw new Fault('CRIU', 'cannot see the -D of this criu, by which a restore finds its images', {
     hint: 'run this command in the pid namespace of that criu, or add --snapshot DIR',
-  })
-}
-
-function ranOn(): Fault {
-  return new Fault('FAILED_DUMP', 'criu has ended, and the process that it dumped runs on: the dump failed', {
-    hint: "see the dump's own log; --leave-running, if that was meant, must be on its command line",
   })
 }
 
