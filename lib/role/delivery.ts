@@ -21,6 +21,8 @@ import type { PageServer } from './page-server.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 
 export interface Delivery {
+  /** How long a criu may say nothing. */
+  readonly timeoutMs: number
   /**
    * Sends what one criu dumps, and lets it go when the cache has it, which is returned. What went wrong is reported or thrown; criu has failed then,
    * unless it had written all and waits for nobody.
@@ -68,7 +70,7 @@ export interface FerryDelivery {
   /** What the cache must have before CRIU may kill the tasks. */
   until: Until
   tuning: Tuning
-  /** How long the cache may be out of reach, and how long it may take to do what `until` says. */
+  /** How long the cache may be out of reach, and how long it may take to do what `until` says; how long criu may say nothing. */
   timeoutMs: number
 }
 
@@ -84,6 +86,7 @@ export function ferryDelivery({ cache, connections, until, tuning, timeoutMs }: 
   }
 
   return {
+    timeoutMs,
     async dump(criu, { id, layer, command }, place) {
       const { directory, report, signal, onBytes } = place
       const begun = performance.now()

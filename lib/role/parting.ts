@@ -4,6 +4,7 @@
  * Nobody stays here to tell the target again and again, as a proxy does. A verdict that cannot be delivered stays on disk, and is
  * delivered when somebody asks for it (`--settle`): by its name, for only the user knows the way to its target.
  */
+import { setTimeout as delay } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Report } from '../progress.ts'
@@ -54,7 +55,7 @@ export async function part(
   const delivered = isTold(end) ? end : await payInTime(end.owed, way)
   concludeOnce(id, delivered, way)
   // The process runs there, whatever criu says at its end.
-  await run.catch(() => {})
+  await Promise.race([run.catch(() => {}), delay(CRIU_PATIENCE_MS, undefined, { ref: false })])
 }
 
 /** The verdict of a hand-over that failed here: what keeps it from its target is said. Whether the process moved all the same. */
@@ -90,6 +91,9 @@ function concludeOnce(id: SnapshotId, delivered: Delivered, { keeps, report }: W
   if (ending === 'stayed') throw ranOn()
   conclude(id, delivered, report)
 }
+
+/** A criu whose tasks are gone has nothing to do but to end. */
+const CRIU_PATIENCE_MS = 10_000
 
 /** How long a target may take after a signal, of the time that a command has then. */
 const HURRY_MS = 2000

@@ -81,6 +81,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
       directory: work.path,
       chains,
       newId,
+      timeoutMs: delivery.timeoutMs,
       sendRound: (taken, source, round) => forwardRound(taken, source, round, delivery, place),
       sendDump: (criu, dump) => delivery.dump(criu, dump, place),
       abandon: (chain) => delivery.abandon(chain).catch(() => {}),
@@ -136,7 +137,7 @@ async function forward(
   delivery: Delivery,
   place: DeliveryPlace,
 ): Promise<void> {
-  const approaching = await approach(socket, place.directory, place.signal)
+  const approaching = await approach(socket, place.directory, delivery.timeoutMs, place.signal)
   if (approaching === undefined) return
   // It may clear the kernel's marks of changed pages, at a moment that we do not see.
   const command = criuCommand(approaching.pid)
