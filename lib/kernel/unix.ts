@@ -60,24 +60,30 @@ function refuseUnlessStale(path: string): void {
   }
 }
 
-/** A listening socket at `path`, mode 0600. Throws `EXISTS` if a live listener or something else holds the name. */
-export function listenUnix(path: string): Fd {
+/**
+ * A listening socket at `path`, mode 0600. `prepare` makes what those who connect will look for, and is called when nobody else listens there and before
+ * anybody can connect. Throws `EXISTS` if a live listener or something else holds the name, and what `prepare` throws.
+ */
+export function listenUnix(path: string, prepare = (): void => {}): Fd {
   sockaddr(path)
   refuseUnlessStale(path)
   const temporary = join(dirname(path), `.${process.pid.toString(36)}${basename(path).slice(-6)}`)
   const address = sockaddr(temporary)
   const fd = unixSocket()
-  const umask = process.umask(0o177)
   try {
-    check(libc.bind(fd, address, address.length), `cannot make a socket in ${dirname(path)}`)
+    const umask = process.umask(0o177)
+    try {
+      check(libc.bind(fd, address, address.length), `cannot make a socket in ${dirname(path)}`)
+    } finally {
+      process.umask(umask)
+    }
     check(libc.listen(fd, 16), 'listen')
+    prepare()
     renameSync(temporary, path)
   } catch (error) {
     closeFd(fd)
     rmSync(temporary, { force: true })
     throw error
-  } finally {
-    process.umask(umask)
   }
   return fd
 }

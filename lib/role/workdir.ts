@@ -112,16 +112,20 @@ function temporaryPath(parent: string, prefix: string): string {
 }
 
 /**
- * Offers `socketName` in `path`, which is made if it is missing, or in a private temporary directory.
- * Throws `EXISTS`, `USAGE` or `IO`.
+ * Offers `socketName` in `path`, which is made if it is missing, or in a private temporary directory. `prepare` makes what else is to be there
+ * before anybody can connect. Throws `EXISTS`, `USAGE` or `IO`, and what `prepare` throws.
  */
-export function openWorkDir(path: string | undefined, socketName: string): WorkDir {
+export function openWorkDir(
+  path: string | undefined,
+  socketName: string,
+  prepare = (_directory: string): void => {},
+): WorkDir {
   const temporary = path === undefined ? temporaryDirectory() : undefined
   const directory = temporary?.path ?? resolve(path ?? '')
   const socket = join(directory, socketName)
   try {
     if (temporary === undefined) makeDirectory(directory)
-    const listener = listenUnix(socket)
+    const listener = listenUnix(socket, () => prepare(directory))
     let there = true
     return {
       path: directory,
