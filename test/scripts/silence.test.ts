@@ -7,9 +7,11 @@ import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { connectUnix } from '../../lib/kernel/unix.ts'
 import { CAPTURE_SOCKET } from '../../lib/role/capture.ts'
+import { DUMP_SOCKET } from '../../lib/role/remote.ts'
 import { impatient, within } from '../expect.ts'
 import { type Daemons, daemons } from '../support/daemons.ts'
 import { type FakeDump, fakeDump } from '../support/fake-criu.ts'
+import { fakeRemote } from '../support/fake-remote-criu.ts'
 import { eventually, start, temporary } from '../support/run.ts'
 
 const test = suite('silence')
@@ -94,6 +96,20 @@ test('a criu that has written all and waits for nobody, but does not end: its ta
     await proxy.says(/handed over/)
     await isLeft(silent)
     silent.close()
+  }))
+
+test('a criu --remote that pushes its list and says nothing, and one that falls silent in the middle of an image', () =>
+  played(async ({ source, proxy }) => {
+    const mute = fakeRemote(join(source, DUMP_SOCKET), 'mute')
+    await mute.push()
+    await proxy.says(/the dump of "mute" failed: a criu that has connected began no dump within 1 s/)
+    const half = fakeRemote(join(source, DUMP_SOCKET), 'half')
+    await half.push()
+    const pipe = await half.open('pages-1.img')
+    await writeAll(pipe, Buffer.alloc(1000))
+    await proxy.says(/failed: criu sent nothing for 1 s/)
+    await assertBroken(writeAll(pipe, Buffer.alloc(2 ** 20)))
+    closeFd(pipe)
   }))
 
 test('a criu that says nothing to dump-to-stdout --listen holds up nobody; one that begins and falls silent ends it', async () => {
