@@ -57,11 +57,12 @@ main({ name: 'dump-to-stdout', usage, options }, async ({ values, rest, report, 
   if (tree === undefined) atMostOne({ '--listen or --from-dir': true, 'criu options': rest.length > 0 })
   const patience = viaPatience(values, tree)
   const id = snapshot === undefined ? freshId() : snapshotId(snapshot, 'USAGE')
-  const common = { id, directory: dir, tuning: tuningOf(sendingOf(values, 'dump-to-stdout')), report, signal }
+  const tuning = tuningOf(sendingOf(values, 'dump-to-stdout'))
+  const common = { id, directory: dir, tuning, timeoutMs: patience, report, signal }
   if (settle !== undefined) {
     const command = required('--via', via, 'the command that leads to its target')
     atMostOne({ '--settle': true, '--until or --snapshot': until ?? snapshot })
-    return settleVia(snapshotId(settle, 'USAGE'), command, { ...common, timeoutMs: patience })
+    return settleVia(snapshotId(settle, 'USAGE'), command, common)
   }
   if (fromDir !== undefined) return dumpFromDirectory(fromDir, stdoutLink(), common)
   if (listen === true) {
@@ -70,6 +71,5 @@ main({ name: 'dump-to-stdout', usage, options }, async ({ values, rest, report, 
   }
   const pid = wholeNumber('--tree', required('--tree', tree, 'dump-to-stdout --help'), 1, 2 ** 22)
   if (via === undefined) return dumpTree(findCriu(criu), pid, rest, stdoutLink(), common)
-  const agreement = { until: oneOf('--until', until ?? 'running', untils), timeoutMs: patience }
-  await handOverTree(findCriu(criu), pid, rest, via, { ...common, ...agreement })
+  await handOverTree(findCriu(criu), pid, rest, via, { ...common, until: oneOf('--until', until ?? 'running', untils) })
 })

@@ -34,8 +34,8 @@ ${roundHelp}
 
       --until sealed   let the process go when the cache has it all (the default)
       --until running  let it go when the target has restored it and holds it
-      --timeout SEC    how long the cache may be out of reach, and may take to agree
-                       (default: 60)
+      --timeout SEC    how long the cache may be out of reach, and may take to agree,
+                       and criu may say nothing (default: 60)
       --settle ID      tell the cache what became of the process of an earlier one
   -D, --dir DIR        where verdicts are kept (default: /run/criu-ferry)
       --snapshot ID    name of the snapshot (default: time, host, random)

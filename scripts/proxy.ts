@@ -39,7 +39,8 @@ criu kills the process only when the cache agrees.
       --snapshot ID    name of the snapshot (default: time, host, random)
       --until WHAT     sealed: let the process go when the cache has it all (the default);
                        running: when the target has restored it and holds it
-      --timeout SEC    how long the cache may be out of reach, or may take (default: 60)
+      --timeout SEC    how long the cache may be out of reach, or may take, and how long a
+                       criu may say nothing (default: 60)
 ${sendingHelp}
 ${proxyWireHelp}
   -q, --quiet          only errors     -h, --help   this text     -V, --version

@@ -145,6 +145,12 @@ export function commandLine(pid: number): string[] {
   return procFile(pid, 'cmdline').split('\0')
 }
 
+/** The variables that it was started with; none where they may not be seen. */
+export function environmentOf(pid: number): NodeJS.ProcessEnv {
+  const entries = procFile(pid, 'environ').split('\0').filter(Boolean)
+  return Object.fromEntries(entries.map((entry) => [entry.replace(/=.*/s, ''), entry.replace(/^[^=]*=?/, '')]))
+}
+
 function procFile(pid: number, name: string): string {
   try {
     return readFileSync(`/proc/${pid}/${name}`, 'utf8')

@@ -10,7 +10,7 @@ import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { asFd, check, type Fd } from './fd.ts'
 import * as libc from './libc.ts'
-import { closeFd, readable, writable } from './readiness.ts'
+import { closeFd, interrupt, readable, writable } from './readiness.ts'
 
 /** sun_path holds 108 bytes with its NUL; CRIU cuts a longer path without a word (criu/img-streamer.c, 4.1.1). */
 const LONGEST_PATH = 107
@@ -65,24 +65,30 @@ function refuseUnlessStale(path: string): void {
   }
 }
 
-/** A listening socket at `path`, mode 0600. Throws `EXISTS` if a live listener or something else holds the name. */
-export function listenUnix(path: string): Fd {
+/**
+ * A listening socket at `path`, mode 0600. `prepare` makes what those who connect will look for, and is called when nobody else listens there and before
+ * anybody can connect. Throws `EXISTS` if a live listener or something else holds the name, and what `prepare` throws.
+ */
+export function listenUnix(path: string, prepare = (): void => {}): Fd {
   sockaddr(path)
   refuseUnlessStale(path)
   const temporary = join(dirname(path), `.${process.pid.toString(36)}${basename(path).slice(-6)}`)
   const address = sockaddr(temporary)
   const fd = unixSocket()
-  const umask = process.umask(0o177)
   try {
-    check(libc.bind(fd, address, address.length), `cannot make a socket in ${dirname(path)}`)
+    const umask = process.umask(0o177)
+    try {
+      check(libc.bind(fd, address, address.length), `cannot make a socket in ${dirname(path)}`)
+    } finally {
+      process.umask(umask)
+    }
     check(libc.listen(fd, 16), 'listen')
+    prepare()
     renameSync(temporary, path)
   } catch (error) {
     closeFd(fd)
     rmSync(temporary, { force: true })
     throw error
-  } finally {
-    process.umask(umask)
   }
   return fd
 }
@@ -143,13 +149,29 @@ export function hasNews(socket: Fd): boolean {
   return libc.recv(socket, Buffer.alloc(1), 1, libc.MSG_PEEK) !== -libc.EAGAIN
 }
 
-/** The next connection that says something; those that do not are closed. */
-export async function acceptSpeaker(listener: Fd): Promise<Fd> {
-  for (;;) {
-    const socket = await acceptUnix(listener)
-    if (await hasSpoken(socket)) return socket
-    closeFd(socket)
-  }
+/** The next connection that says something, whoever is silent before it; the others are closed then, and nobody is heard any more. */
+export function acceptSpeaker(listener: Fd): Promise<Fd> {
+  return new Promise((resolve, reject) => {
+    const silent = new Set<Fd>()
+    let over = false
+    async function hear(socket: Fd): Promise<void> {
+      silent.add(socket)
+      const spoke = await hasSpoken(socket).catch(() => false)
+      silent.delete(socket)
+      if (over || !spoke) return closeFd(socket)
+      over = true
+      for (const other of [...silent, listener]) interrupt(other)
+      resolve(socket)
+    }
+    async function listen(): Promise<void> {
+      while (!over) void hear(await acceptUnix(listener))
+    }
+    listen().catch((reason: unknown) => {
+      over = true
+      for (const other of silent) interrupt(other)
+      reject(reason)
+    })
+  })
 }
 
 function credentials(fd: Fd): { pid: number; uid: number } {

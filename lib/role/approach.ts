@@ -3,6 +3,7 @@
  * ready for what will come: page faults in the receiver cost more than the bytes on the link, and so they happen while the
  * tasks still run.
  */
+import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { memoryOfTree } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
@@ -10,6 +11,7 @@ import { hasSpoken, peerPid } from '../kernel/unix.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { capture } from './capture.ts'
 import { closedGate } from './gate.ts'
+import { late } from './wait.ts'
 
 /** What a source of images may wait for. */
 export interface HandOver {
@@ -17,6 +19,8 @@ export interface HandOver {
   complete: Promise<void>
   /** Resolves when the target has so many images; rejects where it cannot have them. */
   taken(images: number): Promise<void>
+  /** Called when criu has heard that all is taken: whatever it does not wait for, it does now. */
+  answered(): void
 }
 
 /** A criu that has come to us and will dump. */
@@ -32,8 +36,16 @@ export interface Approach {
   remove(): void
 }
 
-/** Waits for its first word. Undefined, with the socket closed, for one that leaves without any, or where the signal comes first. */
-export async function approach(socket: Fd, gates: string, signal: AbortSignal): Promise<Approach | undefined> {
+/**
+ * Waits for its first word, or until it is at pre-dump. Undefined, with the socket closed, for one that leaves without any, or where the signal
+ * comes first. Throws `TIMEOUT`, with the socket closed, for one that has nothing to say for `timeoutMs`: its tasks may be frozen.
+ */
+export async function approach(
+  socket: Fd,
+  gates: string,
+  timeoutMs: number,
+  signal: AbortSignal,
+): Promise<Approach | undefined> {
   const pid = peerPid(socket)
   const gate = closedGate(gates, pid, 'pre-dump')
   const spoken = hasSpoken(socket)
@@ -45,7 +57,17 @@ export async function approach(socket: Fd, gates: string, signal: AbortSignal): 
     gate.remove()
   }
   signal.addEventListener('abort', leave)
-  const first = await Promise.race([gate.held, spoken]).catch(() => false)
+  const over = new AbortController()
+  const silent = late(timeoutMs, 'a criu that has connected began no dump', over.signal).catch((reason: unknown) => {
+    if (!over.signal.aborted) leave()
+    throw reason
+  })
+  silent.catch(() => {})
+  const first = await Promise.race([gate.held, spoken, silent]).catch((reason: unknown) => {
+    if (reason instanceof Fault && reason.code === 'TIMEOUT') throw reason
+    return false
+  })
+  over.abort()
   signal.removeEventListener('abort', leave)
   if (first === false || !there) return void leave()
   const begun = spoken.finally(gate.remove)

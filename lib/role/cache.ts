@@ -81,6 +81,9 @@ export interface CacheOptions {
 /** A UNIX socket that speaks the wire, in the work directory: for this host's root, and for verdicts by hand. */
 export const CACHE_SOCKET = 'cache.sock'
 
+/** For criu --action-script. */
+const SCRIPT = 'post-restore'
+
 /** What every conversation needs. */
 export interface House {
   shelf: Shelf
@@ -100,11 +103,12 @@ export interface House {
 
 /** Runs until the signal comes; throws its reason. Throws `EXISTS`, `IO` or `LINK` if it cannot listen. */
 export async function cache(options: CacheOptions): Promise<never> {
-  const work = openWorkDir(options.directory, SERVE_SOCKET)
+  const work = openWorkDir(options.directory, SERVE_SOCKET, (directory) => void writeScript(directory, SCRIPT))
   try {
     return await keepHouse(work, options)
   } finally {
     work.remove()
+    rmSync(join(work.path, SCRIPT), { force: true })
   }
 }
 
@@ -174,7 +178,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     return connection
   }
   const control = openWorkDir(work.path, CACHE_SOCKET)
-  const script = writeScript(work.path, 'post-restore')
+  const script = join(work.path, SCRIPT)
   arrivals.adopt()
   const remote = openRemoteRestores(script, house)
   try {
@@ -207,7 +211,6 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     server.close()
     control.remove()
     remote.close()
-    rmSync(script, { force: true })
     connections.close(signal.reason as Fault)
     failures.close()
     strangers.close()

@@ -5,6 +5,7 @@ import { Fault } from '../fault.ts'
 import { linkOf } from '../kernel/loopback.ts'
 import { commandLine } from '../kernel/process.ts'
 import { leavingOption } from './criu.ts'
+import { configuredOptions, startOf } from './criu-config.ts'
 
 export interface CriuCommand {
   pid: number
@@ -19,7 +20,7 @@ export interface CriuCommand {
   before: string | undefined
   /** It sends images by `--stream` and pages by `--page-server`, as far as its command line says. */
   splits: boolean
-  /** The tasks are to be there after the dump, running or stopped. */
+  /** The tasks are to be there after the dump, running or stopped: says its command line, or a configuration file of it. */
   leaves: boolean
 }
 
@@ -43,7 +44,7 @@ export function criuCommand(pid: number): CriuCommand | undefined {
   if (directory === undefined) return undefined
   const has = (option: RegExp): boolean => words.some((word) => option.test(word))
   const splits = has(/^--stre/) && has(/^--page-s/)
-  const leaves = leavingOption(words) !== undefined
+  const leaves = [words, configuredOptions(words, startOf(pid))].some((said) => leavingOption(said) !== undefined)
   const before = beforeOf(directory, optionOf(words, PREVIOUS))
   return {
     pid,

@@ -12,6 +12,7 @@ import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { ownChild } from '../kernel/orphans.ts'
 import { trustedPath } from '../kernel/trusted-path.ts'
+import { configuredOptions, ownStart } from './criu-config.ts'
 
 /** Made by the project's set-up: a wrapper for the newest CRIU that works here. */
 const FETCHED = join('.criu', 'current', 'criu')
@@ -109,10 +110,12 @@ export function leavingOption(options: readonly string[]): string | undefined {
 
 /** Throws `USAGE` where criu would leave a second process beside the one that `what` hands over. */
 export function refuseLeaving(options: readonly string[], what: string, hint: string): void {
-  const leaves = leavingOption(options)
-  if (leaves === undefined) return
-  throw new Fault('USAGE', `criu option ${leaves} and ${what} do not go together: a hand-over leaves one process`, {
-    hint,
+  const said = leavingOption(options)
+  const configured = leavingOption(configuredOptions(options, ownStart()))
+  if (said === undefined && configured === undefined) return
+  const option = said ?? `${configured}, which a configuration file of criu's has,`
+  throw new Fault('USAGE', `criu option ${option} and ${what} do not go together: a hand-over leaves one process`, {
+    hint: said === undefined ? 'add -- --no-default-config, or take it out of the file' : hint,
   })
 }
 

@@ -14,13 +14,15 @@ import type { Approach } from './approach.ts'
 import type { CriuCommand } from './criu-command.ts'
 import { pay } from './debt.ts'
 import { type Departure, depart } from './departure.ts'
-import { conclude } from './ending.ts'
+import { conclude, ranOn } from './ending.ts'
 import { abandon, type Chain, type Sent, sendRound } from './layers.ts'
 import { type Owed, readOwed } from './owed.ts'
 import type { PageServer } from './page-server.ts'
 import { reportSmallPipes } from './small-pipes.ts'
 
 export interface Delivery {
+  /** How long a criu may say nothing. */
+  readonly timeoutMs: number
   /**
    * Sends what one criu dumps, and lets it go when the cache has it, which is returned. What went wrong is reported or thrown; criu has failed then,
    * unless it had written all and waits for nobody.
@@ -68,7 +70,7 @@ export interface FerryDelivery {
   /** What the cache must have before CRIU may kill the tasks. */
   until: Until
   tuning: Tuning
-  /** How long the cache may be out of reach, and how long it may take to do what `until` says. */
+  /** How long the cache may be out of reach, and how long it may take to do what `until` says; how long criu may say nothing. */
   timeoutMs: number
 }
 
@@ -84,11 +86,13 @@ export function ferryDelivery({ cache, connections, until, tuning, timeoutMs }: 
   }
 
   return {
-    async dump(criu, { id, layer }, place) {
+    timeoutMs,
+    async dump(criu, { id, layer, command }, place) {
       const { directory, report, signal, onBytes } = place
       const begun = performance.now()
       const onFailed = (fault: Error): void => report({ event: 'failed', what: `snapshot ${id}`, fault })
-      const agreement = { until, connect, tuning, layer, resumes: true, timeoutMs, signal, onBytes, onFailed }
+      const leaves = command?.leaves === true
+      const agreement = { until, leaves, connect, tuning, layer, resumes: true, timeoutMs, signal, onBytes, onFailed }
       const end = await depart(criu, { id, gates: directory, directory, ...agreement }).finally(criu.remove)
       reportSmallPipes(report)
       if ('reason' in end) {
@@ -97,10 +101,12 @@ export function ferryDelivery({ cache, connections, until, tuning, timeoutMs }: 
       }
       const { snapshot, spared, verdict, fate, owed } = end
       const ms = performance.now() - begun
-      report({ event: 'sent', id, images: snapshot.images.length, bytes: snapshot.bytes, spared, ms, verified: true })
+      const { images, bytes } = snapshot
+      if (verdict === 'drop') onFailed(ranOn())
+      else report({ event: 'sent', id, images: images.length, bytes, spared, ms, verified: true })
       if (fate === undefined) await payCache(owed, place)
       else conclude(id, { verdict, fate }, report)
-      return true
+      return verdict !== 'drop'
     },
     round(chain, source, { tree }, { signal }) {
       const reserve = chain.under === 0 ? memoryOfTree(tree) : 0

@@ -6,6 +6,7 @@
  * what really happens to the tasks counts.
  */
 import { randomBytes } from 'node:crypto'
+import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
@@ -17,20 +18,25 @@ import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { openKnown } from '../stream/known.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
+import { openSilence } from '../stream/silence.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import type { Approach } from './approach.ts'
+import { ranOn } from './ending.ts'
 import { closedGate } from './gate.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './handover.ts'
 import { manyLinks, oneLink } from './line.ts'
 import { letGo, type Owed, owedAlready, settleOwed, writeOwed } from './owed.ts'
 import { rehearse } from './rehearsal.ts'
 import { listenTo, type Said } from './said.ts'
+import { runsScript } from './strangers.ts'
 import { type Tree, watchTree } from './tree.ts'
-import { aborted, late } from './wait.ts'
+import { aborted, defer, late } from './wait.ts'
 
 export interface Departure {
   id: SnapshotId
   until: Until
+  /** The dump was asked to leave the tasks: then it is a copy. Else one whose tasks run on has failed. */
+  leaves: boolean
   /** Where the gate's script is. */
   gates: string
   /** Where the verdict is kept. */
@@ -42,7 +48,7 @@ export interface Departure {
   tuning?: Tuning | undefined
   /** The snapshot is the last of a chain. */
   layer?: SendOptions['layer']
-  /** From the last image to the target's answer; and how long there may be no link. */
+  /** From the last image to the target's answer; how long there may be no link; how long criu may say nothing. */
   timeoutMs: number
   signal: AbortSignal
   /** Called when it has failed, before the target has taken note. */
@@ -72,7 +78,7 @@ export interface Failed {
  * before the tasks were gone.
  */
 export async function depart(criu: Approach, options: Departure): Promise<Departed | Failed> {
-  const { id, until, gates, directory, connect, layer, timeoutMs, signal } = options
+  const { id, until, leaves, gates, directory, connect, layer, timeoutMs, signal } = options
   const { pid, bytes } = criu
   const known = options.tuning?.dedup && openKnown(options.tuning.dedup)
   const token = randomBytes(TOKEN_BYTES)
@@ -82,7 +88,21 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
     atGate = true
   })
   whenHeld.catch(() => {})
+  const waitsForUs = runsScript(pid, join(gates, 'post-dump'))
   const stop = new AbortController()
+  let source: ImageSource | undefined
+  /** Whoever dumps waits for nobody any more, or only at our gate. */
+  let written = false
+  const goesOn = defer<void>()
+  const silence = openSilence(timeoutMs, (reason) => {
+    // What kills its tasks is at work; and what may kill them at any moment is not to be told that they stay.
+    if (tree?.isDying()) silence.heard()
+    else if (written && !waitsForUs) goesOn.resolve()
+    else {
+      stop.abort(reason)
+      source?.destroy(reason)
+    }
+  })
   const outside = (): void => stop.abort(signal.reason)
   signal.addEventListener('abort', outside)
   const line = options.resumes
@@ -106,7 +126,8 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
     const reserved = talk.then((said) => said.reserved)
     const prepared = Promise.all([reserved, known?.ready])
     const ready = Promise.race([prepared, late(timeoutMs, NO_MEMORY, stop.signal)])
-    Promise.all([ready, rehearse()])
+    silence
+      .during(Promise.all([ready, rehearse()]))
       .then(criu.open)
       .catch((reason: unknown) => stop.abort(reason))
   }
@@ -125,18 +146,20 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   let owed: Owed | undefined
   const watch = (): void => {
     tree = watchTree(pid)
-    void tree.fate.then(step)
+    void tree.fate.then((fate) => step(fate === 'dead' ? 'dead' : leaves ? 'left' : 'ran on'))
   }
   // One that waited for us before the freeze waits for us before it kills; only a link that can go on acknowledges each image.
   const byReference = options.tuning?.unchecked === true && options.resumes === true && bytes !== undefined
   const taken = async (images: number): Promise<void> => {
     const said = await Promise.race([talk, aborted(stop.signal)])
     const what = 'the target did not take the images'
-    await Promise.race([said.taken(images), late(timeoutMs, what, stop.signal), aborted(stop.signal)])
+    const all = Promise.race([said.taken(images), late(timeoutMs, what, stop.signal), aborted(stop.signal)])
+    await silence.during(all)
   }
   /** What was passed on by reference is what it was, if the target has it all while the tasks are still frozen. */
   const stillThere = async (images: number): Promise<void> => {
-    await Promise.race([Promise.all([taken(images), whenHeld]), aborted(stop.signal), gone()])
+    const atLast = late(timeoutMs, 'criu did not come to its post-dump', stop.signal)
+    await Promise.race([Promise.all([taken(images), whenHeld]), atLast, aborted(stop.signal), gone()])
     if (tree?.frozen() !== true) throw changed()
   }
   const gone = async (): Promise<void> => {
@@ -147,9 +170,16 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   // Before it has written all: a criu without our script kills the tasks then, whatever we say.
   const objection = pid < 1 ? unseen() : owedAlready(directory, id)
   if (objection !== undefined) stop.abort(objection)
+  const wrote = (): void => {
+    written = true
+  }
+  const complete = Promise.race([whenHeld, goesOn.promise])
   try {
-    const snapshot = await sendSnapshot(writer, id, watched(criu.images({ complete: whenHeld, taken }), watch), {
+    source = criu.images({ complete, taken, answered: wrote })
+    const snapshot = await sendSnapshot(writer, id, watched(source, watch), {
       ...options.tuning,
+      silence,
+      onDrained: async () => wrote(),
       signal: stop.signal,
       onFail: (reason) => stop.abort(reason),
       until,
@@ -163,6 +193,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
         if (byReference) await stillThere(images)
         const watched = tree as Tree
         if (watched.tasks.length === 0 && atGate) throw unseen()
+        if (verdictOf(state) === 'drop') throw ranOn()
         // Without our script nobody asks us.
         owed = writeOwed(directory, id, token, watched, atGate ? 'held' : 'let go')
       },
@@ -204,6 +235,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   } finally {
     signal.removeEventListener('abort', outside)
     stop.abort(new Fault('ABORTED', 'over'))
+    silence.close()
     line.destroy()
     tree?.close()
     gate.remove()
@@ -213,7 +245,8 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
 
 const NO_MEMORY = 'the target did not make memory ready'
 
-function unseen(): Fault {
+/** A criu whose tasks cannot be watched. */
+export function unseen(): Fault {
   return new Fault('CRIU', 'cannot see the tasks that this criu dumps, and so not whether they die', {
     hint: 'run this command in the pid namespace of that criu',
   })
@@ -229,7 +262,7 @@ export function watched(source: ImageSource, first: () => void): ImageSource {
       yield image
     }
   }
-  return { images: images(), destroy: (reason) => source.destroy(reason) }
+  return { ...source, images: images(), destroy: (reason) => source.destroy(reason) }
 }
 
 function changed(): Fault {

@@ -9,6 +9,7 @@
 import { readFileSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { checkPagemaps } from '../format/pagemap.ts'
@@ -22,16 +23,21 @@ import { chainOf, chainSource } from '../store/chain.ts'
 import { directorySource, listImages } from '../store/directory.ts'
 import { frameWriter } from '../stream/frames.ts'
 import type { ImageSource } from '../stream/image.ts'
-import type { Link } from '../stream/link.ts'
+import type { Link, Outlet } from '../stream/link.ts'
 import { type SendOptions, sendSnapshot } from '../stream/send.ts'
+import { openSilence } from '../stream/silence.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import { type Approach, approach } from './approach.ts'
 import { CAPTURE_SOCKET, capture } from './capture.ts'
 import { type CriuRun, checkCriuOptions, startCriu } from './criu.ts'
 import { criuCommand, incrementalFault } from './criu-command.ts'
+import { unseen, watched } from './departure.ts'
+import { ranOn } from './ending.ts'
 import { closedGate, writeScript } from './gate.ts'
+import { sendSteadily } from './line.ts'
 import { reportSmallPipes } from './small-pipes.ts'
-import { aborted } from './wait.ts'
+import { type Tree, watchTree } from './tree.ts'
+import { aborted, defer, late } from './wait.ts'
 import { openWorkDir, temporaryDirectory, type WorkDir } from './workdir.ts'
 
 export interface DumpOptions {
@@ -39,6 +45,8 @@ export interface DumpOptions {
   /** Work directory; a private temporary one if undefined. */
   directory: string | undefined
   tuning?: Tuning
+  /** How long criu may say nothing, and whoever reads may take nothing, while the tasks are frozen. */
+  timeoutMs: number
   report: Report
   signal: AbortSignal
 }
@@ -80,7 +88,7 @@ export async function dumpTree(
     try {
       const images = dumping.images()
       dumping.open()
-      await send(images, link, options, { reserve: dumping.bytes, onDrained, confirm: () => run.done })
+      await send(images, link, options, { frozen: true, reserve: dumping.bytes, onDrained, confirm: () => run.done })
     } finally {
       gate.remove()
     }
@@ -106,14 +114,18 @@ export async function withCriu(
     ...criuOptions,
   ])
   let dumping: Approach | undefined
+  const came = new AbortController()
   try {
+    const { timeoutMs, signal } = options
     dumping = await Promise.race([
-      approachAt(place.listener, secret.path, options.signal),
+      approachAt(place.listener, secret.path, timeoutMs, signal),
+      late(timeoutMs, 'criu dump did not connect to us', came.signal),
       run.done.then(() => {
         throw new Fault('CRIU', 'criu dump ended without sending an image', { hint: 'is it newer than 3.15?' })
       }),
-      aborted(options.signal),
+      aborted(signal),
     ])
+    came.abort()
     await work({ dumping, run, gates: secret.path })
     reportSmallPipes(options.report)
     options.report({ event: 'dumped', frozenMs: frozenMs(place), ms: performance.now() - begun })
@@ -124,6 +136,7 @@ export async function withCriu(
     if (cause === 'impatient') run.kill()
     throw betterOf(error, cause)
   } finally {
+    came.abort()
     dumping?.remove()
     secret.remove()
     place.remove()
@@ -131,9 +144,9 @@ export async function withCriu(
 }
 
 /** Whoever leaves without a word was no criu. */
-async function approachAt(listener: Fd, gates: string, signal: AbortSignal): Promise<Approach> {
+async function approachAt(listener: Fd, gates: string, timeoutMs: number, signal: AbortSignal): Promise<Approach> {
   for (;;) {
-    const dumping = await approach(await acceptUnix(listener), gates, signal)
+    const dumping = await approach(await acceptUnix(listener), gates, timeoutMs, signal)
     if (dumping !== undefined) return dumping
   }
 }
@@ -148,20 +161,61 @@ function openedBeside(secret: { remove: () => void }, directory: string | undefi
   }
 }
 
-/** Waits in `directory` for a `criu dump --stream` that somebody else starts. Throws `LINK`, `FAILED_DUMP`, `IO`, and `REFUSED` for an incremental one. */
+/**
+ * Waits in `directory` for a `criu dump --stream` that somebody else starts. It waits for nobody, and has no exit code for us: what it does to its
+ * tasks says whether the dump is good. Throws `LINK`, `FAILED_DUMP`, `IO`, `TIMEOUT`, `CRIU` where its tasks cannot be seen, and `REFUSED` for an incremental one.
+ */
 export async function dumpFromListener(link: Link, options: DumpOptions): Promise<void> {
   const work = openWorkDir(options.directory, CAPTURE_SOCKET)
+  let tree: Tree | undefined
   try {
     options.report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
     const socket = await Promise.race([acceptSpeaker(work.listener), aborted(options.signal)])
-    const incremental = incrementalFault(criuCommand(peerPid(socket)))
-    if (incremental !== undefined) {
+    const pid = peerPid(socket)
+    const command = criuCommand(pid)
+    const objection = pid < 1 ? unseen() : incrementalFault(command)
+    if (objection !== undefined) {
       closeFd(socket)
-      throw incremental
+      throw objection
     }
-    await send(capture(socket), link, options)
+    const written = defer<void>()
+    const fate = written.promise.then(() => fateInTime(tree as Tree, options.timeoutMs))
+    const source = capture(
+      socket,
+      fate.then(() => {}),
+    )
+    fate.catch((reason: Error) => source.destroy(reason))
+    const dump = watched(source, () => {
+      tree = watchTree(pid)
+    })
+    await send(dump, link, options, {
+      frozen: true,
+      onDrained: async () => written.resolve(),
+      async confirm() {
+        if ((await fate) === 'alive' && command?.leaves !== true) throw ranOn()
+      },
+    })
   } finally {
+    tree?.close()
     work.remove()
+  }
+}
+
+/** What becomes of tasks whose images are all written. One that does not die takes its time. Throws `TIMEOUT` where nothing happens to them. */
+async function fateInTime(tree: Tree, timeoutMs: number): Promise<'dead' | 'alive'> {
+  const over = new AbortController()
+  try {
+    for (;;) {
+      const patience = setTimeout(timeoutMs, undefined, { signal: over.signal })
+      patience.catch(() => {})
+      const fate = await Promise.race([tree.fate, patience])
+      if (fate !== undefined) return fate
+      if (!tree.isDying()) {
+        throw new Fault('TIMEOUT', `criu has written all, and did not end within ${timeoutMs / 1000} s`)
+      }
+    }
+  } finally {
+    over.abort()
   }
 }
 
@@ -175,30 +229,59 @@ export async function dumpFromDirectory(path: string, link: Link, options: DumpO
 async function send(
   source: ImageSource,
   link: Link,
-  { id, tuning, report, signal }: DumpOptions,
-  more: Pick<SendOptions, 'reserve' | 'onDrained' | 'confirm'> = {},
+  { id, tuning, timeoutMs, report, signal }: DumpOptions,
+  { frozen = false, ...more }: Pick<SendOptions, 'reserve' | 'onDrained' | 'confirm'> & { frozen?: boolean } = {},
 ): Promise<void> {
   const begun = performance.now()
-  const writer = frameWriter(link.outlet)
+  const [stop, stuck] = [new AbortController(), new AbortController()]
   // A reader that has stopped reading must not hold up the end.
-  const cut = (): void => link.destroy(signal.reason as Error)
-  signal.addEventListener('abort', cut)
+  const cut = (reason: Error): void => {
+    stop.abort(reason)
+    link.destroy(reason)
+  }
+  const signalled = (): void => cut(signal.reason as Error)
+  stuck.signal.addEventListener('abort', () => cut(stuck.signal.reason as Error))
+  signal.addEventListener('abort', signalled)
+  if (signal.aborted) signalled()
+  const silence = frozen
+    ? openSilence(timeoutMs, (reason) => {
+        stop.abort(reason)
+        source.destroy(reason)
+      })
+    : undefined
+  let waits = frozen
   const onDrained = async (endBytes: number): Promise<void> => {
-    signal.removeEventListener('abort', cut)
+    waits = false
+    silence?.close()
+    signal.removeEventListener('abort', signalled)
     await more.onDrained?.(endBytes)
   }
-  const sent = await sendSnapshot(writer, id, source, { signal, ...tuning, ...more, onDrained })
-  await link.outlet.finish()
-  link.destroy()
-  const ms = performance.now() - begun
-  report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: false })
+  const outlet: Outlet = {
+    send: (bytes, follows) =>
+      waits
+        ? sendSteadily(link.outlet, bytes, follows, timeoutMs, 'whoever reads stdout', stuck)
+        : link.outlet.send(bytes, follows),
+    settle: link.outlet.settle,
+    finish: link.outlet.finish,
+  }
+  const options = { signal: stop.signal, silence, ...tuning, ...more, onDrained }
+  try {
+    const sent = await sendSnapshot(frameWriter(outlet), id, source, options)
+    await link.outlet.finish()
+    link.destroy()
+    const ms = performance.now() - begun
+    report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: false })
+  } finally {
+    signal.removeEventListener('abort', signalled)
+    silence?.close()
+  }
 }
 
 /** A criu whose socket is gone ends within milliseconds; it may still have to thaw a large tree. */
 const CRIU_PATIENCE_MS = 10_000
 
 function patience(): Promise<'impatient'> {
-  return new Promise((resolve) => setTimeout(resolve, CRIU_PATIENCE_MS, 'impatient').unref())
+  return setTimeout(CRIU_PATIENCE_MS, 'impatient' as const, { ref: false })
 }
 
 /** criu's own error explains a stream that broke off; a broken link explains criu's. */

@@ -12,7 +12,7 @@ export type Ending =
   | 'stored'
   /** It runs on here, because something failed. */
   | 'stayed'
-  /** It runs on here, for criu left it running: it was asked to, or failed at its end. */
+  /** It runs on here, for criu was asked to leave it. */
   | 'copied'
   /** It runs neither here nor there. */
   | 'lost'
@@ -29,6 +29,13 @@ const endings: Record<Verdict, Record<Fate, Ending>> = {
 /** Pure. */
 export function endingOf(verdict: Verdict, fate: Fate): Ending {
   return endings[verdict][fate]
+}
+
+/** Why nothing of a dump may be restored whose criu has ended and has not killed: `FAILED_DUMP`. */
+export function ranOn(): Fault {
+  return new Fault('FAILED_DUMP', 'criu has ended, and the process that it dumped runs on: the dump failed', {
+    hint: "see the dump's own log; --leave-running, if that was meant, must be on its command line or in its configuration",
+  })
 }
 
 /** Reports an ending that is in order. Throws `MISSING` where no process is left, and `EXISTS` where there are two. */

@@ -10,6 +10,13 @@
  *     shut()            rename the lock to drop, drop the lock   exit 1: the dumped tasks run on, the restored ones go
  *     we were killed    the kernel drops the lock                    dumps: exit 1; post-restore: waits on for one of
  *                                                                    the names, for the copy may be the only one
+ *     we were stopped   nothing: the lock stays                      dumps: exit 1 after a while; post-restore: waits on
+ *
+ * How long an honest holder takes nobody can say, for its link may be slow. So the script of a dump asks by the FIFO once in a
+ * while, and leaves a holder that does not answer: it must not keep the tasks frozen for ever.
+ *
+ * What the script looks for has its name only when it is ready: the lock is made and locked, and the FIFO made and opened, under
+ * another one. A word that is written into a FIFO before its reader is there is lost, and then each waits for the other.
  *
  * A shell and flock(1) (util-linux, on every Debian) take 1.7 ms of the freeze, where starting a node would take 60: each
  * other program that the script starts, such as dirname(1) or a command for flock to run, costs one more.
@@ -17,7 +24,7 @@
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
-import { asFd, check } from '../kernel/fd.ts'
+import { asFd, check, type Fd } from '../kernel/fd.ts'
 import { flock, LOCK_EX, LOCK_NB, mkfifo, O_CLOEXEC, O_NONBLOCK, O_RDWR, open } from '../kernel/libc.ts'
 import { startTime } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
@@ -41,14 +48,27 @@ export interface Gate {
   remove(): void
 }
 
-/** Writes the script for `criu --action-script` into `directory`, and returns its path. That of `post-dump` stops at `pre-dump` too. */
-export function writeScript(directory: string, moment: Exclude<Moment, 'pre-dump'>): string {
+/** How long a holder may take to answer the script of a dump, seconds: a busy one takes some milliseconds. */
+const ANSWER_S = 60
+
+/**
+ * Writes the script for `criu --action-script` into `directory`, and returns its path. That of `post-dump` stops at `pre-dump` too. It has
+ * its name when it is whole: half a script may exit 0, and the tasks would die. `answerS`: as `ANSWER_S`. Throws `IO`.
+ */
+export function writeScript(directory: string, moment: Exclude<Moment, 'pre-dump'>, answerS = ANSWER_S): string {
   const path = join(directory, moment)
-  made(() => {
-    rmSync(path, { force: true })
-    writeFileSync(path, moment === 'post-dump' ? postDump : postRestore, { mode: 0o700, flag: 'wx' })
-  })
-  return path
+  const fresh = beside(path)
+  return made(() => {
+    rmSync(fresh, { force: true })
+    writeFileSync(fresh, moment === 'post-dump' ? postDump(answerS) : postRestore, { mode: 0o700, flag: 'wx' })
+    renameSync(fresh, path)
+    return path
+  }, fresh)
+}
+
+/** The name under which something is made that gets the name `path` when it is ready. */
+function beside(path: string): string {
+  return `${path}.new`
 }
 
 /** The gates of this process. */
@@ -62,10 +82,26 @@ export function closedGate(directory: string, pid: number, moment: Moment): Gate
   const { lock: path, held } = names(directory, pid, moment)
   if (gates.has(held)) return noGate()
   clean(directory, pid, moment)
-  const lock = made(() => openSync(path, 'wx', 0o600))
-  check(flock(asFd(lock), LOCK_EX), 'flock')
-  check(mkfifo(held, 0o600), 'mkfifo')
-  return gateAt(directory, pid, moment, lock)
+  const lock = made(() => openSync(beside(path), 'wx', 0o600))
+  let fifo: Fd | undefined
+  try {
+    check(flock(asFd(lock), LOCK_EX | LOCK_NB), 'flock')
+    check(mkfifo(beside(held), 0o600), 'mkfifo')
+    fifo = openFifo(beside(held))
+    // The lock first: by the FIFO the script sees that there is a gate.
+    renameSync(beside(path), path)
+    renameSync(beside(held), held)
+    return gateAt(directory, pid, moment, lock, fifo)
+  } catch (error) {
+    if (fifo !== undefined) closeFd(fifo)
+    closeSync(lock)
+    clean(directory, pid, moment)
+    throw error
+  }
+}
+
+function openFifo(path: string): Fd {
+  return asFd(check(open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0), 'open'))
 }
 
 /** A gate whose holder was killed, at which its criu still waits. */
@@ -98,14 +134,15 @@ export function adoptGates(directory: string, isWanted?: (label: string) => bool
       closeSync(lock)
       return []
     }
-    return [{ pid, label, gate: gateAt(directory, pid, moment, lock) }]
+    const fifo = openFifo(names(directory, pid, moment).held)
+    return [{ pid, label, gate: gateAt(directory, pid, moment, lock, fifo) }]
   })
 }
 
 /** Takes away the gates of dumps in `directory` whose criu is gone: their holder was killed. */
 export function clearGates(directory: string): void {
   for (const name of readdirSync(directory)) {
-    const [, pid, moment] = /^(\d+)\.(pre-dump|post-dump)\.(?:held|lock|go|drop)$/.exec(name) ?? []
+    const [, pid, moment] = /^(\d+)\.(pre-dump|post-dump)\.(?:held|lock|go|drop|here)(?:\.new)?$/.exec(name) ?? []
     if (moment === undefined || startTime(Number(pid)) !== undefined) continue
     clean(directory, Number(pid), moment as Moment)
   }
@@ -113,17 +150,18 @@ export function clearGates(directory: string): void {
 
 function names(directory: string, pid: number, moment: Moment) {
   const file = (kind: string): string => join(directory, `${pid}.${moment}.${kind}`)
-  return { held: file('held'), lock: file('lock'), go: file('go'), drop: file('drop') }
+  return { held: file('held'), lock: file('lock'), go: file('go'), drop: file('drop'), here: file('here') }
 }
 
 function clean(directory: string, pid: number, moment: Moment): void {
-  for (const path of Object.values(names(directory, pid, moment))) rmSync(path, { force: true })
+  for (const path of Object.values(names(directory, pid, moment))) {
+    for (const either of [path, beside(path)]) rmSync(either, { force: true })
+  }
 }
 
-function gateAt(directory: string, pid: number, moment: Moment, lock: number): Gate {
+function gateAt(directory: string, pid: number, moment: Moment, lock: number, fifo: Fd): Gate {
   const paths = names(directory, pid, moment)
   gates.add(paths.held)
-  const fifo = asFd(check(open(paths.held, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0), 'open'))
   let decided = false
   const decide = (kind: 'go' | 'drop'): void => {
     if (decided) return
@@ -142,6 +180,7 @@ function gateAt(directory: string, pid: number, moment: Moment, lock: number): G
     for (;;) {
       const said = words.toString('latin1', 0, await readSome(fifo, words))
       held.resolve(Number(/^held (\d+)/.exec(said)?.[1] ?? 0))
+      if (said.includes(ASKS)) made(() => writeFileSync(paths.here, ''))
       if (said.includes(RESUMED)) return resumed.resolve()
     }
   }
@@ -174,15 +213,18 @@ function noGate(): Gate {
   return { held: never, resumed: never, label() {}, open() {}, shut() {}, remove() {} }
 }
 
-/** A full disk is an `IO`. */
-function made<Result>(make: () => Result): Result {
+/** A full disk is an `IO`; `half`: a file that is taken away then. */
+function made<Result>(make: () => Result, half?: string): Result {
   try {
     return make()
   } catch (cause) {
+    if (half !== undefined) rmSync(half, { force: true })
     throw new Fault('IO', `cannot write a file for criu (${(cause as NodeJS.ErrnoException).code})`, { cause })
   }
 }
 
+/** What the script of a dump writes into the FIFO when it has waited for long, and wants to know whether anybody is there. */
+const ASKS = 'asks'
 /** What the script writes into the FIFO when the tasks run. */
 const RESUMED = 'resumed'
 /** All that one script writes. */
@@ -206,10 +248,24 @@ pre-dump) gate=$PPID.pre-dump
   tries=0; until [ -p $gate.held ] || [ $tries -ge 20 ]; do sleep 0.05; tries=$((tries + 1)); done
   [ -p $gate.held ] || exit 0 ;;`
 
-const postDump = `${head('post-dump', preDump)}
-flock -s 9 9>>$gate.lock && [ -e $gate.go ]
+/** That a limit was reached is told from a flock that cannot be used. */
+const LATE = 75
+
+const postDump = (answerS: number): string => `${head('post-dump', preDump)}
+asked=
+while flock -s -w ${answerS} -E ${LATE} 9 9>>$gate.lock; [ $? = ${LATE} ]; do
+  if [ -n "$asked" ] && [ ! -e $gate.here ]; then
+    echo "$CRTOOLS_SCRIPT_ACTION: criu-ferry holds this criu and does not answer" >&2
+    break
+  fi
+  rm -f $gate.here
+  asked=yes
+  echo ${ASKS} 1<>$gate.held
+done
+[ -e $gate.go ]
 `
 
+/** Without an end: the copy may be the only one, and the next holder takes it over. */
 const postRestore = `${head('post-restore')}
 while kill -0 $PPID && [ -p $gate.held ]; do
   flock -s 9 9>>$gate.lock

@@ -17,7 +17,7 @@ export type SourceState =
   | 'gone'
   /** The tasks run on because something failed. */
   | 'kept'
-  /** All images are out and the tasks run on: `--leave-running`, or a CRIU that was killed in its last moment. */
+  /** All images are out and the tasks run on, as CRIU was asked: `--leave-running` or `--leave-stopped`. */
   | 'copied'
 
 export type SourceEvent =
@@ -27,8 +27,10 @@ export type SourceEvent =
   | 'failed'
   /** All tasks were seen to be dead. */
   | 'dead'
-  /** CRIU has ended and the tasks live. */
-  | 'alive'
+  /** CRIU has ended and the tasks live, as it was asked. */
+  | 'left'
+  /** CRIU has ended and the tasks live, though it was to kill them: it failed, or was killed, perhaps in its last moment. */
+  | 'ran on'
 
 export type TargetState =
   /** Images come. */
@@ -61,8 +63,8 @@ export type TargetEvent =
 type Table<State extends string, Event extends string> = Record<State, Partial<Record<Event, State>>>
 
 const source: Table<SourceState, SourceEvent> = {
-  offering: { agreed: 'letting go', failed: 'kept', dead: 'gone', alive: 'copied' },
-  'letting go': { dead: 'gone', alive: 'copied' },
+  offering: { agreed: 'letting go', failed: 'kept', dead: 'gone', left: 'copied', 'ran on': 'kept' },
+  'letting go': { dead: 'gone', left: 'copied', 'ran on': 'kept' },
   gone: {},
   kept: {},
   copied: {},

@@ -18,6 +18,7 @@ import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { openKnown } from '../stream/known.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
+import { openSilence } from '../stream/silence.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import type { HandOver } from './approach.ts'
 import { watched } from './departure.ts'
@@ -51,7 +52,7 @@ export interface RoundOptions {
   tuning: Tuning | undefined
   /** About how many bytes will come. */
   reserve: number
-  /** How long the cache may take to seal it. */
+  /** How long the cache may take to seal it, and criu may say nothing. */
   timeoutMs: number
   signal: AbortSignal
 }
@@ -75,6 +76,10 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
   const over = new Fault('ABORTED', 'over')
   const known = tuning?.dedup && openKnown(tuning.dedup)
   const line = oneLink(connect(stop.signal), timeoutMs, stop)
+  const silence = openSilence(timeoutMs, (reason) => {
+    stop.abort(reason)
+    server.destroy(reason)
+  })
   try {
     // CRIU is read from before the cache is there: it may ask with the tasks frozen.
     const talk = line.reader.then((reader) => listenTo(reader, false, known))
@@ -86,10 +91,11 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
     // The tasks run by then: a criu pre-dump sends pages when it has thawed them.
     const offered = (): Promise<void> =>
       Promise.race([known?.ready, late(timeoutMs, 'the target did not say what it has', stop.signal)])
-    const source = known === undefined ? server : waiting(server, offered())
+    const source = known === undefined ? server : waiting(server, silence.during(offered()))
     const sent = await sendSnapshot(line.writer, chain.id, watched(source, begin), {
       ...tuning,
       known,
+      silence,
       signal: stop.signal,
       layer: nextLayer(chain, false),
       reserve,
@@ -110,6 +116,7 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
     throw error
   } finally {
     signal.removeEventListener('abort', outside)
+    silence.close()
     stop.abort(over)
     line.destroy()
   }
@@ -127,7 +134,7 @@ function waiting(source: ImageSource, ready: Promise<void>): ImageSource {
       yield { name, body: body.kind === 'pieces' ? { kind: 'pieces', pieces: after(body.pieces) } : body }
     }
   }
-  return { images: images(), destroy: (reason) => source.destroy(reason) }
+  return { ...source, images: images(), destroy: (reason) => source.destroy(reason) }
 }
 
 export function pagesOf({ images }: Snapshot): number {
@@ -142,7 +149,7 @@ export function pagesOf({ images }: Snapshot): number {
 export function lastLayer(
   server: PageServer,
   directory: string,
-  { complete, taken, ended }: Partial<HandOver> & { ended: Promise<unknown> },
+  { complete, taken, answered, ended }: Partial<HandOver> & { ended: Promise<unknown> },
 ): ImageSource {
   const stop = new AbortController()
   const begun = Date.now()
@@ -154,6 +161,7 @@ export function lastLayer(
     }
     await taken?.(count)
     await server.answerClose(true)
+    answered?.()
     await Promise.race([complete, ended, aborted(stop.signal)].filter((event) => event !== undefined))
     const names = listImages(directory)
     refuseIfOld(join(directory, INVENTORY), begun)

@@ -47,14 +47,31 @@ export function manyLinks(
   }
 }
 
+/** A link that takes as little within the time-out is slow, and not stuck. */
+const LEAST_TAKEN = 64 * 2 ** 10
+
+/** Sends; `stop` is aborted, with `TIMEOUT`, when `who` takes nothing for `timeoutMs`. */
+export async function sendSteadily(
+  outlet: Outlet,
+  bytes: Uint8Array,
+  more: boolean | undefined,
+  timeoutMs: number,
+  who: string,
+  stop: AbortController,
+): Promise<void> {
+  for (let at = 0; at < bytes.length; at += LEAST_TAKEN) {
+    const end = at + LEAST_TAKEN
+    const stuck = (): void => stop.abort(new Fault('TIMEOUT', `${who} took nothing for ${timeoutMs / 1000} s`))
+    const timer = globalThis.setTimeout(stuck, timeoutMs)
+    await outlet.send(bytes.subarray(at, end), more === true || end < bytes.length).finally(() => clearTimeout(timer))
+  }
+}
+
 /** CRIU is read from before the target is there: what fits into its pipes does not wait to be read. */
 export function whenConnected(connecting: Promise<Link>, timeoutMs: number, stop: AbortController): Outlet {
   return {
     async send(bytes, more) {
-      const { outlet } = await connecting
-      const stuck = new Fault('TIMEOUT', `the target took nothing for ${timeoutMs / 1000} s`)
-      const timer = globalThis.setTimeout(() => stop.abort(stuck), timeoutMs)
-      await outlet.send(bytes, more).finally(() => clearTimeout(timer))
+      await sendSteadily((await connecting).outlet, bytes, more, timeoutMs, 'the target', stop)
     },
     settle: async () => {},
     finish: async () => (await connecting).outlet.finish(),

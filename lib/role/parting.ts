@@ -4,6 +4,7 @@
  * Nobody stays here to tell the target again and again, as a proxy does. A verdict that cannot be delivered stays on disk, and is
  * delivered when somebody asks for it (`--settle`): by its name, for only the user knows the way to its target.
  */
+import { setTimeout as delay } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Report } from '../progress.ts'
@@ -11,7 +12,7 @@ import type { Link } from '../stream/link.ts'
 import type { Approach } from './approach.ts'
 import { pay } from './debt.ts'
 import { type Departed, type Departure, depart } from './departure.ts'
-import { conclude, endingOf } from './ending.ts'
+import { conclude, endingOf, ranOn } from './ending.ts'
 import { type Delivered, type Owed, readOwed, verdictFor } from './owed.ts'
 
 /** The way to the target, and what cannot go it now. */
@@ -42,18 +43,19 @@ export async function part(
   const { id } = departure
   const { debts: directory, connect, timeoutMs, signal, report } = way
   const begun = performance.now()
-  const end = await depart(criu, { ...departure, directory, connect, timeoutMs, signal })
+  const end = await depart(criu, { ...departure, leaves: false, directory, connect, timeoutMs, signal })
   if ('reason' in end) {
     const moved = end.owed !== undefined && (await settleFailed(end.owed, way))
     if (moved) return
     throw end.reason
   }
   const { images, bytes } = end.snapshot
-  report({ event: 'sent', id, images: images.length, bytes, ms: performance.now() - begun, verified: true })
+  const ms = performance.now() - begun
+  if (end.verdict !== 'drop') report({ event: 'sent', id, images: images.length, bytes, ms, verified: true })
   const delivered = isTold(end) ? end : await payInTime(end.owed, way)
   concludeOnce(id, delivered, way)
   // The process runs there, whatever criu says at its end.
-  await run.catch(() => {})
+  await Promise.race([run.catch(() => {}), delay(CRIU_PATIENCE_MS, undefined, { ref: false })])
 }
 
 /** The verdict of a hand-over that failed here: what keeps it from its target is said. Whether the process moved all the same. */
@@ -78,7 +80,7 @@ function grave(report: Report, id: SnapshotId, fault: Error): void {
   report({ event: 'failed', what: `the verdict of snapshot ${id}`, fault })
 }
 
-/** A copy was not asked for. */
+/** Here it is an error where the process is not there, and nowhere else. */
 function concludeOnce(id: SnapshotId, delivered: Delivered, { keeps, report }: Way): void {
   const ending = endingOf(delivered.verdict, delivered.fate)
   if (ending === 'stored' && !keeps) {
@@ -86,13 +88,12 @@ function concludeOnce(id: SnapshotId, delivered: Delivered, { keeps, report }: W
       hint: 'it is lost, unless the target kept its images',
     })
   }
-  if (ending === 'copied' || ending === 'stayed') {
-    throw new Fault('CRIU', 'the process runs on here: criu dump did not kill it', {
-      hint: 'was criu killed, or does a configuration file of it say leave-running?',
-    })
-  }
+  if (ending === 'stayed') throw ranOn()
   conclude(id, delivered, report)
 }
+
+/** A criu whose tasks are gone has nothing to do but to end. */
+const CRIU_PATIENCE_MS = 10_000
 
 /** How long a target may take after a signal, of the time that a command has then. */
 const HURRY_MS = 2000

@@ -195,15 +195,16 @@ async function copyRound(copying: Copying, options: PreCopyOptions, way: Way): P
   }
 }
 
-/** A criu that lost its socket ends by itself; one that is stopped does not. */
+/** A criu that lost its socket ends by itself; one that is stopped does not, and its tasks run on when it is killed. */
 const CRIU_PATIENCE_MS = 3000
 /** criu/config.c, 4.1.1 to 4.3. */
 const NOT_TRACKED = /Tracking memory is not available/
 
 /** criu's own error explains a conversation that broke off. */
-async function betterOf(error: unknown, { done }: CriuRun): Promise<unknown> {
-  const patience = setTimeout(CRIU_PATIENCE_MS, undefined, { ref: false })
+async function betterOf(error: unknown, { done, kill }: CriuRun): Promise<unknown> {
+  const patience = setTimeout(CRIU_PATIENCE_MS, 'impatient' as const, { ref: false })
   const cause = await Promise.race([done.catch((reason: unknown) => reason), patience])
+  if (cause === 'impatient') kill()
   const word = error instanceof Fault && error.code === 'FAILED_DUMP' && cause instanceof Fault ? cause : error
   if (!(word instanceof Fault && NOT_TRACKED.test(word.message))) return word
   return new Fault('CRIU', 'this kernel does not track changed pages (CONFIG_MEM_SOFT_DIRTY)', {
@@ -236,7 +237,8 @@ async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Pr
     remove,
   }
   try {
-    await Promise.race([gate.held, run.done, aborted(way.signal)])
+    const held = late(way.timeoutMs, 'criu dump did not come to its pre-dump', way.signal)
+    await Promise.race([gate.held, run.done, held, aborted(way.signal)])
     const departure = { id, until, gates, tuning, resumes: true, layer: nextLayer(chain, true) }
     await part(criu, run.done, way, departure)
     way.report({ event: 'dumped', frozenMs: frozenMs(directory), ms: performance.now() - begun })

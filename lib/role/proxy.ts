@@ -48,7 +48,11 @@ export interface ProxyOptions {
 /** Runs until the signal comes; throws its reason. Throws `EXISTS` or `IO` if the socket cannot be made. */
 export async function proxy(options: ProxyOptions): Promise<never> {
   const { delivery, report, signal } = options
-  const work = openWorkDir(options.directory, CAPTURE_SOCKET)
+  // A gate that an earlier proxy left open must not be that of a criu which has its number now.
+  const work = openWorkDir(options.directory, CAPTURE_SOCKET, (directory) => {
+    clearGates(directory)
+    writeScript(directory, 'post-dump')
+  })
   hurry()
   const running = new Set<Promise<void>>()
   const track = (task: Promise<void>, what: string): void => {
@@ -73,14 +77,13 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   let port: PagePort | undefined
   let remote: RemoteDumps | undefined
   try {
-    writeScript(work.path, 'post-dump')
-    clearGates(work.path)
     for (const { id, paid } of delivery.debts(place)) track(paid, `snapshot ${id}`)
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
     remote = openRemoteDumps({
       directory: work.path,
       chains,
       newId,
+      timeoutMs: delivery.timeoutMs,
       sendRound: (taken, source, round) => forwardRound(taken, source, round, delivery, place),
       sendDump: (criu, dump) => delivery.dump(criu, dump, place),
       abandon: (chain) => delivery.abandon(chain).catch(() => {}),
@@ -136,7 +139,7 @@ async function forward(
   delivery: Delivery,
   place: DeliveryPlace,
 ): Promise<void> {
-  const approaching = await approach(socket, place.directory, place.signal)
+  const approaching = await approach(socket, place.directory, delivery.timeoutMs, place.signal)
   if (approaching === undefined) return
   // It may clear the kernel's marks of changed pages, at a moment that we do not see.
   const command = criuCommand(approaching.pid)

@@ -16,20 +16,22 @@ import type { Approach } from './approach.ts'
 import type { Chains, Taken } from './chains.ts'
 import { type CriuCommand, criuCommand } from './criu-command.ts'
 import type { Cargo, RoundCargo } from './delivery.ts'
-import { closedGate } from './gate.ts'
+import { closedGate, type Gate } from './gate.ts'
 import { type Chain, nextLayer } from './layers.ts'
 import type { PageServer } from './page-server.ts'
 import { DUMP_SOCKET, encodeIds, odd, readFirstWord, readIds } from './remote.ts'
 import { openClients } from './remote-clients.ts'
 import { type RemoteImages, remoteImages, roundOf, unfinished } from './remote-images.ts'
 import { give, type Reading, type Round, withRound } from './remote-reads.ts'
-import { defer } from './wait.ts'
+import { defer, late } from './wait.ts'
 
 export interface RemoteDumpsOptions {
   /** Where the socket is, and our action script. */
   directory: string
   chains: Chains
   newId: () => SnapshotId
+  /** How long a criu may say nothing before its first image. */
+  timeoutMs: number
   /** Sends a pre-dump and keeps the chain as that of `images`. Throws what went wrong; the chain is over then. */
   sendRound(taken: Taken, source: PageServer, round: RoundCargo & { images: string }): Promise<void>
   /** Hands over a dump. Returns whether the target has it. */
@@ -182,11 +184,13 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     know(rounds)
     const snapshots = nameIt(dump, rounds)
     const gate = closedGate(directory, pid, 'pre-dump')
-    const first = await Promise.race([gate.held, images.begun]).catch(() => undefined)
+    let bytes: number | undefined
     void images.begun.then(gate.remove)
     const criu: Approach = {
       pid,
-      bytes: typeof first === 'number' ? memoryOfTree(first) : undefined,
+      get bytes() {
+        return bytes
+      },
       open: gate.open,
       images(handOver) {
         // At post-dump everything is written.
@@ -200,12 +204,27 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     const id = taken?.chain.id ?? options.newId()
     let sent = false
     try {
+      const first = await firstSign(gate, images)
+      bytes = first === undefined ? undefined : memoryOfTree(first)
       if (!clients.areHeard) throw stopped()
       sent = await options.sendDump(criu, { id, command, snapshots, layer, chain: taken?.chain })
     } finally {
       gate.remove()
       taken?.end()
       if (!sent && chained) await options.abandon(taken.chain)
+    }
+  }
+
+  /** Its first task, where it waits for us before it freezes it; undefined where an image has come. Throws `TIMEOUT`. */
+  async function firstSign(gate: Gate, images: RemoteImages): Promise<number | undefined> {
+    const over = new AbortController()
+    const silent = late(options.timeoutMs, 'a criu that has connected began no dump', over.signal)
+    silent.catch(() => {})
+    const held = gate.held.catch(() => undefined)
+    try {
+      return (await Promise.race([held, images.begun, silent])) ?? undefined
+    } finally {
+      over.abort()
     }
   }
 

@@ -52,6 +52,7 @@ export function remoteImages(): RemoteImages {
   const writing = new Map<ImageName, Promise<void>>()
   const reading = new Set<Fd>()
   const news = openNews()
+  const heard = openNews()
   const first = openNews()
   const begun = first.told()
   let bytesKept = 0
@@ -102,6 +103,7 @@ export function remoteImages(): RemoteImages {
       if (size > LARGEST_KEPT || bytesKept > MOST_KEPT) break
       const room = Buffer.allocUnsafe(READ_BYTES)
       const got = await readSome(fd, room)
+      heard.tell()
       if (got === 0) {
         kept.set(name, Buffer.concat(parts))
         return true
@@ -150,6 +152,7 @@ export function remoteImages(): RemoteImages {
   return {
     images: images(),
     destroy: fail,
+    news: heard,
     kept,
     names,
     begun,
@@ -159,6 +162,7 @@ export function remoteImages(): RemoteImages {
       if (failure !== undefined) return void closeFd(socket)
       names.add(name)
       first.tell()
+      heard.tell()
       const task = (writing.get(name) ?? Promise.resolve())
         .then(() => gather(name, append, socket))
         .catch(fail)
@@ -193,7 +197,7 @@ export function roundOf(source: RemoteImages): ImageSource {
     const pagemaps = count(pagemapPattern)
     if (pagemaps === 0 || count(pagesPattern) > pagemaps) throw unfinished()
   }
-  return { images: images(), destroy: source.destroy }
+  return { images: images(), destroy: source.destroy, news: source.news }
 }
 
 export function unfinished(): Fault {

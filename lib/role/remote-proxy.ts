@@ -2,26 +2,31 @@
  * The image-proxy's end of the wire of `criu --remote`: a criu that dumps to us, sent to an image-cache of that time (`--wire criu-remote`).
  *
  * Such a cache takes one connection, and is over with its end: so a dump and all rounds before it share one, which waits between them.
- * The cache never answers. So the tasks are let go when our kernel has taken all bytes for it, and nobody can say whether they have arrived.
- * Nor is there a verdict that could take a dump back: where criu does not wait for us, its tasks must be dead before inventory.img goes.
+ * The cache never answers. So the tasks are let go when our kernel has taken all bytes for it but the last image, and nobody can say whether they have
+ * arrived. Nor is there a verdict that could take a dump back: its tasks must be dead before inventory.img goes, for criu may still fail. That image
+ * is some bytes of what a connection that breaks in this moment would lose anyway.
  */
+import { join } from 'node:path'
 import { Fault } from '../fault.ts'
-import { printable } from '../format/names.ts'
+import { INVENTORY, printable } from '../format/names.ts'
 import { LONGEST_STRING } from '../format/remote.ts'
 import { openProcess } from '../kernel/process.ts'
 import { memorySnapshot } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
+import { openSilence } from '../stream/silence.ts'
 import type { CriuCommand } from './criu-command.ts'
 import type { Delivery } from './delivery.ts'
 import { watched } from './departure.ts'
+import { ranOn } from './ending.ts'
 import { closedGate } from './gate.ts'
 import { type Chain, pagesOf } from './layers.ts'
 import { openRemoteLine, type RemoteLine } from './remote-line.ts'
 import { sendDump } from './remote-sink.ts'
 import { reportSmallPipes } from './small-pipes.ts'
+import { runsScript } from './strangers.ts'
 import { type Tree, watchTree } from './tree.ts'
-import { aborted } from './wait.ts'
+import { aborted, defer } from './wait.ts'
 
 export interface RemoteDelivery {
   cache: Endpoint
@@ -29,7 +34,7 @@ export interface RemoteDelivery {
   maxMemory: number
   /** The snapshot id of what comes by the stream; the `-D` of the criu that dumps if undefined. */
   snapshot: string | undefined
-  /** How long the cache may be out of reach, or take nothing. */
+  /** How long the cache may be out of reach, or take nothing; how long criu may say nothing. */
   timeoutMs: number
 }
 
@@ -54,6 +59,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
   }
 
   return {
+    timeoutMs,
     async dump(criu, { command, snapshots, chain }, { directory, report, signal, onBytes }) {
       const begun = performance.now()
       const gate = closedGate(directory, criu.pid, 'post-dump')
@@ -66,19 +72,30 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
       whenHeld.catch(() => {})
       const heedNoMore = line.heed(signal)
       let tree: Tree | undefined
-      const source = watched(criu.images({ complete: whenHeld, taken: async () => {} }), () => {
+      const waitsForUs = runsScript(criu.pid, join(directory, 'post-dump'))
+      const goesOn = defer<void>()
+      const complete = Promise.race([whenHeld, goesOn.promise])
+      const source = watched(criu.images({ complete, taken: async () => {}, answered() {} }), () => {
         tree = watchTree(criu.pid)
       })
       const memory = memorySnapshot(pool)
+      const silent = new AbortController()
+      const silence = openSilence(timeoutMs, (reason) => {
+        if (tree?.isDying()) silence.heard()
+        else if (memory.images.has(INVENTORY) && !waitsForUs) goesOn.resolve()
+        else silent.abort(reason)
+      })
+      const heedNoSilence = line.heed(silent.signal)
       try {
         if (criu.bytes !== undefined) {
-          Promise.all([line.connected, memory.reserve(criu.bytes)]).then(criu.open, () => {})
+          silence.during(Promise.all([line.connected, memory.reserve(criu.bytes)])).then(criu.open, () => {})
         }
         const ids = snapshots ?? [snapshot ?? idOf(command)]
         const id = ids.at(-1) as string
         const sent = await sendDump(line.outlet, memory, source, {
           snapshot: id,
           before: ids.slice(0, -1),
+          silence,
           signal: line.signal,
           onBytes,
           onTaken() {
@@ -87,15 +104,20 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
           },
           async confirm() {
             if (criu.bytes !== undefined && !atGate) throw unfinished()
-            if (atGate || command?.leaves === true) return
+            line.signal.throwIfAborted()
+            if (atGate) {
+              // From here on what happens to the tasks decides, and a signal comes too late.
+              heedNoMore()
+              gate.open()
+              // Its script must find the gate open, and not gone.
+              await task?.ended
+            }
+            if (command?.leaves === true) return
             // A dump that failed has its inventory.img too, where it failed late enough.
             if ((await Promise.race([tree?.fate, aborted(line.signal)])) === 'alive') throw ranOn()
           },
         })
         await line.finish()
-        gate.open()
-        // Its script must find the gate open, and not gone.
-        if (atGate) await task?.ended
         const ms = performance.now() - begun
         report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: false })
         return true
@@ -104,6 +126,8 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
         source.destroy(error as Error)
         throw line.reasonOf(error)
       } finally {
+        silence.close()
+        heedNoSilence()
         heedNoMore()
         gate.remove()
         criu.remove()
@@ -120,9 +144,12 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
       const begun = performance.now()
       const line = takeLine(chain)
       const heedNoMore = line.heed(signal)
+      const silent = new AbortController()
+      const silence = openSilence(timeoutMs, (reason) => silent.abort(reason))
+      const heedNoSilence = line.heed(silent.signal)
       const memory = memorySnapshot(pool)
       try {
-        const options = { snapshot: snapshots.at(-1) as string, round: true, signal: line.signal, onBytes }
+        const options = { snapshot: snapshots.at(-1) as string, round: true, silence, signal: line.signal, onBytes }
         const sent = await sendDump(line.outlet, memory, source, options)
         line.signal.throwIfAborted()
         chain.under++
@@ -133,6 +160,8 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
         await line.close()
         throw reason
       } finally {
+        silence.close()
+        heedNoSilence()
         heedNoMore()
         memory.drop()
       }
@@ -151,12 +180,6 @@ function idOf(command: CriuCommand | undefined): string {
   if (command !== undefined) return command.images
   throw new Fault('CRIU', 'cannot see the -D of this criu, by which a restore finds its images', {
     hint: 'run this command in the pid namespace of that criu, or add --snapshot DIR',
-  })
-}
-
-function ranOn(): Fault {
-  return new Fault('FAILED_DUMP', 'criu has ended, and the process that it dumped runs on: the dump failed', {
-    hint: "see the dump's own log; --leave-running, if that was meant, must be on its command line",
   })
 }
 

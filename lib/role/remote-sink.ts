@@ -20,6 +20,7 @@ import type { ImageBody, ImageSource } from '../stream/image.ts'
 import type { Outlet } from '../stream/link.ts'
 import { type PipeReader, pipeReader } from '../stream/pipe-reader.ts'
 import { type Snapshot, summarize } from '../stream/send.ts'
+import type { Silence } from '../stream/silence.ts'
 import { IDS } from './remote.ts'
 
 /** Bytes that are given to the link at once. */
@@ -36,6 +37,8 @@ export interface SendDumpOptions {
   onTaken?: () => void
   /** Awaited when all others were sent, before inventory.img is. */
   confirm?: () => void | Promise<void>
+  /** Is told when CRIU has said something, and closed when it has said all. */
+  silence?: Silence
   /** Called for progress. */
   onBytes?: (bytes: number) => void
   /** Stops everything; its reason is thrown. */
@@ -50,7 +53,16 @@ export async function sendDump(
   outlet: Outlet,
   memory: MemorySnapshot,
   source: ImageSource,
-  { snapshot, before = [], round = false, onTaken = () => {}, confirm, onBytes = () => {}, signal }: SendDumpOptions,
+  {
+    snapshot,
+    before = [],
+    round = false,
+    onTaken = () => {},
+    confirm,
+    silence,
+    onBytes = () => {},
+    signal,
+  }: SendDumpOptions,
 ): Promise<Snapshot> {
   const stop = new AbortController()
   const readers = new Set<PipeReader>()
@@ -67,7 +79,7 @@ export async function sendDump(
   const outside = (): void => fail(signal.reason)
 
   async function fill(writer: MemoryWriter, body: ImageBody): Promise<number> {
-    if (body.kind === 'pieces') return fillFromPieces(writer, body.pieces)
+    if (body.kind === 'pieces') return fillFromPieces(writer, body.pieces, silence)
     const reader = pipeReader(body.fd, MOST_SENT, body.begun)
     readers.add(reader)
     let size = 0
@@ -76,6 +88,7 @@ export async function sendDump(
         stop.signal.throwIfAborted()
         const got = reader.take(writer.room(1))
         writer.wrote(got)
+        silence?.heard()
         size += got
       }
       return size
@@ -140,7 +153,9 @@ export async function sendDump(
       last = push()
       track(last)
     }
+    silence?.follow(source.news)
     for await (const { name, body } of source.images) {
+      silence?.heard()
       // The list says it.
       if (name === IDS && body.kind === 'pieces') continue
       if (names.has(name) || names.size >= MOST_IMAGES) {
@@ -153,6 +168,7 @@ export async function sendDump(
       track(image.then((whole) => (name === INVENTORY && !round ? undefined : send(whole))))
     }
     await Promise.all(reads)
+    silence?.close()
     onTaken()
     await Promise.all(running)
     stop.signal.throwIfAborted()
@@ -172,9 +188,11 @@ export async function sendDump(
 async function fillFromPieces(
   writer: MemoryWriter,
   pieces: Extract<ImageBody, { kind: 'pieces' }>['pieces'],
+  silence: Silence | undefined,
 ): Promise<number> {
   let size = 0
   for await (const piece of pieces) {
+    silence?.heard()
     writeInto(writer, piece)
     size += piece.length
   }

@@ -44,16 +44,22 @@ const MOST_IDS = 1001
 
 /** What the client wants; undefined for one that leaves without a word. Throws `CRIU_PROTOCOL`, `NAME`, `TIMEOUT`. */
 export async function readFirstWord(socket: Fd): Promise<RemoteRequest | undefined> {
-  const silent = new AbortController()
-  const message = readMessage(socket)
-  message.catch(() => {})
-  const late = setTimeout(FIRST_WORD_MS, 'late' as const, { ref: false, signal: silent.signal }).catch(() => undefined)
+  const body = await inTime(readMessage(socket))
+  return body === undefined ? undefined : requestOf(decodeLocalImage(body))
+}
+
+/** What a client has ready when it connects. */
+async function inTime<Word>(saying: Promise<Word>): Promise<Word> {
+  saying.catch(() => {})
+  const said = new AbortController()
+  const late = setTimeout(FIRST_WORD_MS, 'late' as const, { ref: false, signal: said.signal })
+  late.catch(() => {})
   try {
-    const body = await Promise.race([message, late])
-    if (body === 'late') throw new Fault('TIMEOUT', 'a client of criu --remote said nothing')
-    return body === undefined ? undefined : requestOf(decodeLocalImage(body))
+    const word = await Promise.race([saying, late])
+    if (word === 'late') throw new Fault('TIMEOUT', 'a client of criu --remote said nothing')
+    return word
   } finally {
-    silent.abort()
+    said.abort()
   }
 }
 
@@ -71,8 +77,12 @@ async function readMessage(socket: Fd): Promise<Buffer | undefined> {
   }
 }
 
-/** The ids that a client pushes, to the end of the connection. Throws `CRIU_PROTOCOL`. */
-export async function readIds(socket: Fd): Promise<string[]> {
+/** The ids that a client pushes, to the end of the connection. Throws `CRIU_PROTOCOL`, `TIMEOUT`. */
+export function readIds(socket: Fd): Promise<string[]> {
+  return inTime(readAllIds(socket))
+}
+
+async function readAllIds(socket: Fd): Promise<string[]> {
   const ids: string[] = []
   for (;;) {
     const body = await readMessage(socket)

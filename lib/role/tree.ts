@@ -20,6 +20,8 @@ export interface Tree {
   readonly tasks: readonly Member[]
   /** `dead` when all tasks are; `alive` when the criu has ended and the first of them is alive. Never settles after `close`. */
   readonly fate: Promise<'dead' | 'alive'>
+  /** Whether one of them was killed: criu is at work. */
+  isDying(): boolean
   /** Whether criu still holds every task. */
   frozen(): boolean
   close(): void
@@ -45,6 +47,7 @@ export function watchTree(pid: number): Tree {
       dead.then(resolve, () => {})
       over.then(resolve, () => {})
     }),
+    isDying: () => members.some((task) => isDying(task.pid) || !lives(task)),
     frozen() {
       const held = new Set(tracedBy(pid))
       return members.length > 0 && members.every((task) => held.has(task.pid) && startTime(task.pid) === task.start)

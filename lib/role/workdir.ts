@@ -117,15 +117,20 @@ function temporaryPath(parent: string, prefix: string): string {
 }
 
 /**
- * Offers `socketName` in `path`, which is made if it is missing, or in a private temporary directory.
- * Throws `EXISTS`, `USAGE`, `MISSING` or `IO`; `USAGE` where somebody else could change what is there.
+ * Offers `socketName` in `path`, which is made if it is missing, or in a private temporary directory. `prepare` makes what else is to be there
+ * before anybody can connect. Throws `EXISTS`, `USAGE`, `MISSING` or `IO`, and what `prepare` throws; `USAGE` where somebody else could change
+ * what is there.
  */
-export function openWorkDir(path: string | undefined, socketName: string): WorkDir {
+export function openWorkDir(
+  path: string | undefined,
+  socketName: string,
+  prepare = (_directory: string): void => {},
+): WorkDir {
   const temporary = path === undefined ? temporaryDirectory() : undefined
   try {
     const directory = temporary?.path ?? openDirectory(path ?? '')
     const socket = join(directory, socketName)
-    const listener = listenUnix(socket)
+    const listener = listenUnix(socket, () => prepare(directory))
     let there = true
     return {
       path: directory,

@@ -73,7 +73,7 @@ export interface Shelf {
   /** Whether `find` would answer at once. */
   has(id: SnapshotId | undefined): boolean
   /**
-   * The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`, or until `signal`, or until it is lost: `FAILED_DUMP`.
+   * The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`, or until `signal`, or until the dump that it is of has failed: `FAILED_DUMP`.
    */
   find(id: SnapshotId | undefined, timeoutMs: number, signal?: AbortSignal, wants?: Wants): Promise<Sealed>
   /** What was on its way with that id comes to nothing, however it came: who waits for it waits no longer. */
@@ -163,7 +163,9 @@ export function openShelf(
   }
 
   function lose(id: SnapshotId, images: Images): void {
-    waiters.lose({ id, images, others: [...arriving.keys()].some((other) => other !== id) })
+    const undecided = [...sealed.values()].filter((entry) => entry.undecided)
+    const onTheirWay = [...arriving.keys(), ...undecided.map((entry) => entry.id)]
+    waiters.lose({ id, images, others: onTheirWay.some((other) => other !== id) })
   }
 
   function refuseTaken(id: SnapshotId): void {

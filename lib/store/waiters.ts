@@ -10,7 +10,7 @@ export interface Failure {
   id: SnapshotId
   /** What there was of it. */
   images: Images
-  /** Others are on their way still. */
+  /** Others are on their way still, or wait for their verdict. */
   others: boolean
 }
 
@@ -20,7 +20,7 @@ export interface Wants {
   early?: boolean
   /** The newest of those that do, also as far as they have come. */
   fits?: (images: Images) => boolean
-  /** Whether there is nothing to wait for any more. */
+  /** Whether there is nothing to wait for any more; where it is not given, as `lostTo` says. */
   lost?: (failure: Failure) => boolean
 }
 
@@ -41,6 +41,11 @@ export interface Waiters<Snapshot> {
   wait(wish: Wish, timeoutMs: number, signal?: AbortSignal): Promise<Snapshot>
 }
 
+/** Who asked by an id waits for that one; who asked for the newest waits as long as one is on its way, or is here. */
+function lostTo(failure: Failure, { id }: Wish, isHere: boolean): boolean {
+  return id === undefined ? !failure.others && !isHere : failure.id === id
+}
+
 /** `now` says what there is for a wish. */
 export function openWaiters<Snapshot>(now: (wish: Wish) => Snapshot | undefined): Waiters<Snapshot> {
   const waiting = new Map<Wish, { found(snapshot: Snapshot): void; giveUp(reason: unknown): void }>()
@@ -55,8 +60,9 @@ export function openWaiters<Snapshot>(now: (wish: Wish) => Snapshot | undefined)
       }
     },
     lose(failure) {
-      for (const [{ lost }, { giveUp }] of waiting) {
-        if (lost?.(failure)) giveUp(new Fault('FAILED_DUMP', 'the dump that was on its way failed'))
+      for (const [wish, { giveUp }] of waiting) {
+        const isLost = wish.lost?.(failure) ?? lostTo(failure, wish, now(wish) !== undefined)
+        if (isLost) giveUp(new Fault('FAILED_DUMP', 'the dump that was on its way failed'))
       }
     },
     wait(wish, timeoutMs, signal) {

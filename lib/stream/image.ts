@@ -1,6 +1,7 @@
 import type { ImageEntry } from '../format/list.ts'
 import type { ImageName } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
+import type { News } from './news.ts'
 
 /** What an image is made of: a pipe (or a socket) that CRIU fills, or pieces of memory. */
 export type ImageBody =
@@ -20,6 +21,8 @@ export interface ImageSource {
   readonly images: AsyncIterable<OpenImage>
   /** Stops the source; `images` throws `reason`. */
   destroy(reason: Error): void
+  /** Tells when something has come of images that are not open yet. */
+  readonly news?: News | undefined
 }
 
 /** Takes the images of one snapshot. */

@@ -20,6 +20,7 @@ import type { Known } from './known.ts'
 import { limited } from './limit.ts'
 import { openPacking } from './packing.ts'
 import { type Sender, sendImage } from './send-image.ts'
+import type { Silence } from './silence.ts'
 import type { Tuning } from './tuning.ts'
 import { turns } from './turns.ts'
 
@@ -64,6 +65,8 @@ export interface SendOptions extends Tuning {
   frozen?: boolean
   /** Called for progress. */
   onBytes?: (bytes: number) => void
+  /** Is told while CRIU is waited for and when it has said something, and closed when it has said all. */
+  silence?: Silence | undefined
   /** Called when inventory.img and every image before it are out of CRIU's pipes: it may let go of the tasks.
    * `endBytes` is the size of the end frame that is still to come. If it throws, the snapshot fails. */
   onDrained?: (endBytes: number) => Promise<void>
@@ -96,7 +99,8 @@ export async function sendSnapshot(
     known,
     compress,
     limit,
-    onBytes = () => {},
+    onBytes: progress = () => {},
+    silence,
     onDrained,
     confirm = async () => {},
     onFail,
@@ -116,9 +120,15 @@ export async function sendSnapshot(
   signal?.addEventListener('abort', outside)
   const entries: (ImageEntry | undefined)[] = []
   const most = wholePages(limit?.most ?? MOST_DATA)
-  const within = limit === undefined ? link : limited(link, limit)
+  const heeded = silence === undefined ? link : heedful(link, silence)
+  const within = limit === undefined ? heeded : limited(heeded, limit)
   const packing = compress || known ? openPacking(compress, within, most, known) : undefined
   const writer = packing?.writer ?? within
+  const onBytes = (bytes: number): void => {
+    silence?.heard()
+    progress(bytes)
+  }
+  silence?.follow(source.news)
   const sender: Sender = {
     writer,
     most,
@@ -160,6 +170,7 @@ export async function sendSnapshot(
         throw new Fault('CRIU_PROTOCOL', `image ${image.name} is opened twice, or is one too many`)
       }
       names.add(image.name)
+      silence?.heard()
       const done = track(sendImage(sender, image))
       // CRIU holds several pipes open and needs them all read; what merely lies there goes out in order.
       if (image.body.kind === 'pieces' && !image.body.meanwhile) await done
@@ -168,6 +179,7 @@ export async function sendSnapshot(
     // The link may not take the rest for long.
     if (!round && !names.has(INVENTORY)) throw unfinished()
     await Promise.all(running)
+    silence?.close()
     stop.signal.throwIfAborted()
     const snapshot = summarize(entries as ImageEntry[], round)
     await confirm(entries.length)
@@ -181,7 +193,17 @@ export async function sendSnapshot(
     throw reason
   } finally {
     signal?.removeEventListener('abort', outside)
+    silence?.close()
     packing?.close()
+  }
+}
+
+/** The same writer: who waits for it does not wait for CRIU. */
+function heedful({ inPlace, send, exclusive }: FrameWriter, silence: Silence): FrameWriter {
+  return {
+    inPlace,
+    send: (frame) => silence.during(send(frame)),
+    exclusive: (turn) => silence.during(exclusive(turn)),
   }
 }
 

@@ -12,11 +12,12 @@ import {
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { Fault } from '../../lib/fault.ts'
 import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
-import { acceptUnix, connectUnix, listenUnix, receiveWithFds } from '../../lib/kernel/unix.ts'
+import { acceptSpeaker, acceptUnix, connectUnix, listenUnix, receiveWithFds } from '../../lib/kernel/unix.ts'
 import { reasonOf, rejectsFault, throwsFault, turns, within } from '../expect.ts'
 import { sendWithFds } from '../support/fake-criu.ts'
 import { root, run, temporary } from '../support/run.ts'
@@ -202,6 +203,46 @@ test('the collector takes nothing away from under a system call', async () => {
   const hurry = ['--import', 'tsx', '--stress-scavenge=50', '--max-lazy']
   const ran = await run(process.execPath, [...hurry, join(root, 'test', 'kernel', 'many-messages.ts')])
   assert.is(`${ran.stdout}${ran.stderr}`, '0 wrong\n')
+})
+
+test('what is prepared is there before anybody can connect, and not where somebody else listens', ({ dir }) => {
+  const path = join(dir, 's.sock')
+  let seen: string[] | undefined
+  const listener = listenUnix(path, () => {
+    throwsFault('LINK', () => connectUnix(path))
+    seen = readdirSync(dir)
+    writeFileSync(join(dir, 'script'), '', { mode: 0o700 })
+  })
+  assert.not(seen?.includes('s.sock'))
+  assert.equal(readdirSync(dir).sort(), ['s.sock', 'script'])
+  assert.is(lstatSync(join(dir, 'script')).mode & 0o777, 0o700, 'the rights of a socket are for the socket')
+  throwsFault('EXISTS', () =>
+    listenUnix(path, () => {
+      throw new Error('prepared in the place of another')
+    }),
+  )
+  closeFd(listener)
+  const refused = new Fault('IO', 'the disk is full')
+  throwsFault('IO', () =>
+    listenUnix(path, () => {
+      throw refused
+    }),
+  )
+  throwsFault('LINK', () => connectUnix(path))
+})
+
+test('a client that is silent holds up nobody who speaks, and is closed', async ({ dir }) => {
+  const path = join(dir, 's.sock')
+  const listener = listenUnix(path)
+  const first = acceptSpeaker(listener)
+  const [silent, left, speaker, late] = [connectUnix(path), connectUnix(path), connectUnix(path), connectUnix(path)]
+  closeFd(left)
+  await writeAll(speaker, Buffer.from('x'), { socket: true })
+  const socket = await within(first)
+  const word = Buffer.alloc(2)
+  assert.is(await readSome(socket, word), 1)
+  assert.is(await within(readSome(silent, word)), 0)
+  for (const fd of [silent, speaker, late, socket, listener]) closeFd(fd)
 })
 
 test.run()

@@ -1,9 +1,10 @@
-import { readdirSync, writeFileSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { closeSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { clearGates, closedGate, type Moment, writeScript } from '../../lib/role/gate.ts'
-import { within } from '../expect.ts'
+import { throwsFault, within } from '../expect.ts'
 import { type Running, root, run, start, temporary } from '../support/run.ts'
 
 const test = suite('gate')
@@ -125,6 +126,105 @@ test('the tasks run: post-resume tells us', async () => {
   remove()
 })
 
+/** Sets a limit of this process as it is while `act` runs, and gives it back. */
+function limited(name: 'nofile' | 'fsize', soft: string, act: () => void): void {
+  const line = name === 'nofile' ? 'Max open files' : 'Max file size'
+  const [, was = ''] = new RegExp(`^${line}\\s+(\\S+)`, 'm').exec(readFileSync('/proc/self/limits', 'utf8')) ?? []
+  const set = (value: string): void => {
+    assert.is(spawnSync('prlimit', ['--pid', String(process.pid), `--${name}=${value}:`]).status, 0, value)
+  }
+  set(soft)
+  try {
+    act()
+  } finally {
+    set(was)
+  }
+}
+
+/** Lets `act` have so many descriptors and no more. */
+function withDescriptors(count: number, act: () => void): void {
+  const taken: number[] = []
+  try {
+    for (;;) taken.push(openSync('/dev/null', 'r'))
+  } catch {}
+  try {
+    for (const fd of taken.splice(0, count)) closeSync(fd)
+    act()
+  } finally {
+    for (const fd of taken) closeSync(fd)
+  }
+}
+
+test('a gate is not seen before somebody listens there: one that cannot be opened leaves nothing', () => {
+  const { path, remove } = temporary()
+  const lock = 1
+  limited('nofile', '256', () => {
+    // Between the FIFO and its reader: there a script would say its word to nobody.
+    withDescriptors(lock, () => throwsFault('IO', () => closedGate(path, process.pid, 'post-dump')))
+    withDescriptors(0, () => throwsFault('IO', () => closedGate(path, process.pid, 'post-dump')))
+  })
+  assert.equal(readdirSync(path), [])
+  closedGate(path, process.pid, 'post-dump').remove()
+  remove()
+})
+
+test('a script that looks for its gate all the time is never lost', async () => {
+  const { path, remove } = temporary()
+  const eager = `for $pid (1 .. $ARGV[1]) {
+    1 until open HELD, '+<', "$ARGV[0]/$pid.post-dump.held";
+    syswrite HELD, "held $pid\\n"; close HELD
+  }`
+  const gates = 300
+  const scripts = start('perl', ['-e', eager, path, String(gates)])
+  for (let pid = 1; pid <= gates; pid++) {
+    const gate = closedGate(path, pid, 'post-dump')
+    assert.is(await within(gate.held), pid)
+    gate.remove()
+  }
+  assert.is((await scripts.ended).code, 0)
+  remove()
+})
+
+test('a script that cannot be written leaves the one that is there, whole', () => {
+  const { path, remove } = temporary()
+  const script = writeScript(path, 'post-dump')
+  const whole = readFileSync(script, 'utf8')
+  limited('fsize', '0', () => throwsFault('IO', () => writeScript(path, 'post-dump')))
+  assert.equal(readdirSync(path), ['post-dump'])
+  assert.is(readFileSync(script, 'utf8'), whole)
+  remove()
+})
+
+/** Seconds that a script waits for a holder in these tests. */
+const SOON_S = 0.3
+
+test('a dump waits for a holder that is there, however long it takes', async () => {
+  const { path, remove } = temporary()
+  const script = writeScript(path, 'post-dump', SOON_S)
+  const gate = closedGate(path, process.pid, 'post-dump')
+  const running = action(script, 'post-dump')
+  await within(gate.held)
+  await new Promise((resolve) => setTimeout(resolve, 6 * SOON_S * 1000))
+  assert.is(running.child.exitCode, null)
+  gate.open()
+  assert.is((await running.ended).code, 0)
+  gate.remove()
+  assert.equal(readdirSync(path), ['post-dump'])
+  remove()
+})
+
+for (const moment of ['pre-dump', 'post-dump'] as const) {
+  test(`a dump at ${moment} waits no longer for a holder that is stopped: it fails, and its tasks run on`, async () => {
+    const { holder, script, remove } = await anotherHolder(moment, SOON_S)
+    holder.child.kill('SIGSTOP')
+    const ran = await within(action(script, moment).ended)
+    assert.is(ran.code, 1)
+    assert.match(ran.stderr, `${moment}: criu-ferry holds this criu and does not answer`)
+    await holder.stop('SIGKILL')
+    remove()
+  })
+}
+
 test('a gate whose directory is gone is removed without a word', () => {
   const { path, remove } = temporary()
   const gate = closedGate(path, process.pid, 'post-restore')
@@ -147,16 +247,22 @@ test('a second client with the same number does not disturb the first', async ()
   remove()
 })
 
-/** A process that holds a gate for us, and is killed. */
-async function killedHolder(moment: Moment) {
+/** A process that holds a gate for us. */
+async function anotherHolder(moment: Moment, answerS: number) {
   const { path, remove } = temporary()
+  const scriptOf = moment === 'pre-dump' ? 'post-dump' : moment
   const code = `import('./lib/role/gate.ts').then(({ closedGate, writeScript }) => {
     closedGate(${JSON.stringify(path)}, ${process.pid}, '${moment}')
-    console.error(writeScript(${JSON.stringify(path)}, '${moment}'))
+    console.error(writeScript(${JSON.stringify(path)}, '${scriptOf}', ${answerS}))
     setTimeout(() => {}, 60_000)
   })`
   const holder = start(process.execPath, ['--import', 'tsx', '-e', code], { cwd: root })
-  const [script = ''] = await holder.says(new RegExp(`/.*${moment}`))
+  const [script = ''] = await holder.says(new RegExp(`/.*${scriptOf}`))
+  return { holder, script, path, remove }
+}
+
+async function killedHolder(moment: Moment) {
+  const { holder, script, path, remove } = await anotherHolder(moment, 60)
   const running = action(script, moment)
   assert.is(await soon(running.ended), 'waiting')
   await holder.stop('SIGKILL')

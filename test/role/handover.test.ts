@@ -30,6 +30,8 @@ interface World {
   /** The verdict was heard by the target. */
   told: boolean
   gated: boolean
+  /** CRIU was asked to leave the tasks. */
+  leaves: boolean
 }
 
 interface Step {
@@ -41,7 +43,7 @@ interface Step {
 function steps(world: World): Step[] {
   const all: Step[] = []
   const add = (what: string, change: Partial<World>): void => void all.push({ what, next: { ...world, ...change } })
-  const { source, target, tasks, criu, link, toSource, until, gated } = world
+  const { source, target, tasks, criu, link, toSource, until, gated, leaves } = world
 
   const toTarget = (event: TargetEvent): Partial<World> => {
     const next = targetAfter(target, event)
@@ -71,12 +73,17 @@ function steps(world: World): Step[] {
   if (criu === 'works') add('CRIU has written all', { criu: 'waits at the gate' })
   if (criu === 'works') add('CRIU fails', { criu: 'ended', tasks: 'running' })
   if (criu === 'waits at the gate') {
-    if (!gated || source === 'letting go') add('CRIU kills the tasks', { criu: 'ended', tasks: 'dead' })
+    const isFree = !gated || source === 'letting go'
+    if (isFree && !leaves) add('CRIU kills the tasks', { criu: 'ended', tasks: 'dead' })
+    if (isFree && leaves) add('CRIU leaves the tasks', { criu: 'ended', tasks: 'running' })
+    if (isFree) add('CRIU fails late', { criu: 'ended', tasks: 'running' })
     if (gated && (source === 'kept' || source === 'copied')) add('CRIU is refused', { criu: 'ended', tasks: 'running' })
     add('CRIU is killed', { criu: 'ended', tasks: 'running' })
   }
   if (tasks === 'dead') add('the source sees them dead', toSourceEnd('dead'))
-  if (criu === 'ended' && tasks === 'running') add('the source sees them alive', toSourceEnd('alive'))
+  if (criu === 'ended' && tasks === 'running') {
+    add('the source sees them alive', toSourceEnd(leaves ? 'left' : 'ran on'))
+  }
 
   const verdict: Verdict | undefined = verdictOf(source)
   // Over the same link or a new one, at any time, any number of times.
@@ -92,10 +99,11 @@ function steps(world: World): Step[] {
   return all
 }
 
-function start(until: Until, gated: boolean): World {
+function start(until: Until, gated: boolean, leaves = false): World {
   return {
     until,
     gated,
+    leaves,
     source: 'offering',
     tasks: 'frozen',
     criu: 'works',
@@ -154,6 +162,34 @@ for (const until of ['sealed', 'running'] as const) {
   })
 }
 
+for (const [gated, leaves] of [
+  [true, false],
+  [false, false],
+  [true, true],
+  [false, true],
+] as const) {
+  const how = `${gated ? 'with' : 'without'} the gate${leaves ? ', to be left' : ''}`
+
+  test(`${how}: what runs on at its source is restorable only where it was to be left`, () => {
+    const worlds = [...explore(start('sealed', gated, leaves)).values()]
+    const ranOn = worlds.filter(({ world }) => world.tasks === 'running' && world.criu === 'ended')
+    assert.ok(ranOn.length > 20)
+    for (const { world, way } of ranOn) {
+      const verdict = verdictOf(world.source)
+      if (leaves) continue
+      assert.ok(verdict === undefined || verdict === 'drop', `${verdict} after: ${way.join(', ')}`)
+      if (world.told) assert.is(world.target, 'dropped', way.join(', '))
+    }
+    assert.is(
+      ranOn.some(({ world }) => verdictOf(world.source) === 'copy'),
+      leaves,
+    )
+    for (const { world, way } of worlds) {
+      assert.not(world.tasks === 'running' && world.target === 'running', way.join(', '))
+    }
+  })
+}
+
 test('a criu without the gate can lose the process, and that is what the gate is for', () => {
   const worlds = [...explore(start('sealed', false)).values()]
   assert.ok(worlds.some(({ world }) => world.tasks === 'dead' && world.target === 'dropped'))
@@ -163,7 +199,9 @@ test('a criu without the gate can lose the process, and that is what the gate is
 test('what is not in the tables changes nothing', () => {
   const sources: SourceState[] = ['offering', 'letting go', 'gone', 'kept', 'copied']
   for (const state of sources.slice(2)) {
-    for (const event of ['agreed', 'failed', 'dead', 'alive'] as const) assert.is(sourceAfter(state, event), state)
+    for (const event of ['agreed', 'failed', 'dead', 'left', 'ran on'] as const) {
+      assert.is(sourceAfter(state, event), state)
+    }
   }
   assert.is(sourceAfter('letting go', 'failed'), 'letting go')
   assert.is(targetAfter('running', 'drop'), 'running')

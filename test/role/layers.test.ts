@@ -18,7 +18,7 @@ import { SERVE_SOCKET } from '../../lib/role/serve.ts'
 import { askCache } from '../../lib/role/stock.ts'
 import { EXTENT } from '../../lib/store/pool.ts'
 import { connectEndpoint } from '../../lib/stream/endpoint.ts'
-import { rejectsFault } from '../expect.ts'
+import { rejectsFault, within } from '../expect.ts'
 import { startCache } from '../support/daemons.ts'
 import { fakeRestore } from '../support/fake-criu.ts'
 import { inventory, part, putInto, sendPart } from '../support/rounds.ts'
@@ -193,6 +193,29 @@ test('a cache that says nothing: the round fails in time, and criu with it', asy
     assert.is(chain.under, 0)
   }
   mute.close()
+})
+
+test('a criu that falls silent at the page server loses its round, before and in the middle of its pages', async () => {
+  // Whoever takes what is here, and says nothing.
+  const target = net.createServer((socket) => socket.on('error', () => {}).resume()).listen(0, '127.0.0.1')
+  await once(target, 'listening')
+  const { port } = target.address() as net.AddressInfo
+  const where = { kind: 'tcp', host: '127.0.0.1', port, credentials: undefined } as const
+  const connect = (stop: AbortSignal) => connectEndpoint(where, 1000, stop)
+  for (const begun of [false, true]) {
+    const [ours, theirs] = socketPair()
+    const record = encodeRecord(layouts.new, { command: psCommand.OPEN2, type: 1, id: 7 })
+    if (begun) await writeAll(theirs, record, { socket: true })
+    const server = pageServer(ours, { hasParent: () => false })
+    const signal = new AbortController().signal
+    const options = { connect, tuning: undefined, reserve: 0, timeoutMs: 300, signal }
+    const { message } = await rejectsFault('TIMEOUT', sendRound(newChain(snapshotId('silent')), server, options))
+    assert.is(message, 'criu sent nothing for 0.3 s')
+    // The answer to what it has said, and then the end.
+    while ((await within(readSome(theirs, Buffer.alloc(64)).catch(() => 0))) > 0);
+    closeFd(theirs)
+  }
+  target.close()
 })
 
 test.run()

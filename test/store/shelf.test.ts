@@ -210,24 +210,23 @@ test('who waits is told when what it waits for has failed, and by no other failu
     seen.push([id, [...images.keys()], others])
     return id === two
   }
-  const [waiting, patient] = [shelf.find(two, LONG, undefined, { lost }), shelf.find(two, LONG)]
+  const [waiting, plain] = [shelf.find(two, LONG, undefined, { lost }), shelf.find(two, LONG)]
+  const [newest, other] = [shelf.find(undefined, LONG), shelf.find(snapshotId('three'), LONG)]
   shelf.receive(snapshotId('round'), { under: 0, last: false, token: Buffer.alloc(16) }).drop()
   const first = await arrive(shelf, one)
   const second = await arrive(shelf, two)
   first.drop()
-  assert.ok(await waits(waiting), 'it waits for another one')
+  for (const each of [waiting, plain, newest]) assert.ok(await waits(each), 'it waits for another one')
   second.seal(true)
-  shelf.lose(one)
   shelf.remove(two)
-  await rejectsFault('FAILED_DUMP', waiting)
+  for (const each of [waiting, plain, newest]) await rejectsFault('FAILED_DUMP', each)
   assert.equal(seen, [
     ['one', ['inventory.img'], true],
-    ['one', [], false],
     ['two', ['inventory.img'], false],
   ])
-  const third = await arrive(shelf, two)
+  const third = await arrive(shelf, snapshotId('three'))
   third.seal()
-  assert.is((await within(patient)).id, 'two', 'who did not ask for it is told nothing')
+  assert.is((await within(other)).id, 'three', 'who did not ask for it is told nothing')
 })
 
 test('the newest of those that fit', async () => {

@@ -1,0 +1,79 @@
+/**
+ * The configuration files of a criu, which it reads before its command line (criu/config.c): /etc/criu/default.conf and
+ * $HOME/.criu/default.conf, unless --no-default-config or --config is on the command line, then the file that CRIU_CONFIG_FILE names, then
+ * that of --config. Every line is an option without its dashes, with its value if it has one; `#` begins a comment.
+ *
+ * A file that cannot be read here, such as a pipe, says nothing. Then a dump that is to leave its tasks running looks like one that failed, and is
+ * taken back: the process runs on in any case.
+ */
+import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { environmentOf } from '../kernel/process.ts'
+
+/** What a criu was started with. */
+export interface CriuStart {
+  environment: NodeJS.ProcessEnv
+  /** Its root, as seen from here. */
+  root: string
+  /** Where it was started, as far as that can be told. */
+  directory: string
+}
+
+/** Of a criu that runs: it has gone elsewhere meanwhile, and only its shell's word says where it was started. */
+export function startOf(pid: number): CriuStart {
+  const environment = environmentOf(pid)
+  return { environment, root: `/proc/${pid}/root`, directory: environment.PWD ?? '/' }
+}
+
+/** Of one that we start. */
+export function ownStart(): CriuStart {
+  return { environment: process.env, root: '/', directory: process.cwd() }
+}
+
+const DEFAULT = 'criu/default.conf'
+/** A larger one is not read. */
+const LARGEST = 2 ** 20
+
+/** The options in the configuration files of a criu with this command line, as words of a command line. */
+export function configuredOptions(words: readonly string[], { environment, root, directory }: CriuStart): string[] {
+  const { HOME, CRIU_CONFIG_FILE } = environment
+  const named = configOf(words)
+  const defaults = named === undefined && !words.includes('--no-default-config')
+  const files = [
+    ...(defaults ? [`/etc/${DEFAULT}`, HOME && `${HOME}/.${DEFAULT}`] : []),
+    CRIU_CONFIG_FILE,
+    named,
+  ].filter((file) => file !== undefined && file !== '')
+  return files.flatMap((file) => optionsIn(read(join(root, resolve(directory, file as string)))))
+}
+
+/** The last one counts. It is looked for before getopt, and so only by its whole name. */
+function configOf(words: readonly string[]): string | undefined {
+  return words
+    .map((word, at) => (word === '--config' ? words[at + 1] : /--config=(.*)$/s.exec(word)?.[1]))
+    .findLast((file) => file !== undefined)
+}
+
+function read(path: string): string {
+  try {
+    const file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK)
+    try {
+      const found = fstatSync(file)
+      return found.isFile() && found.size <= LARGEST ? readFileSync(file, 'utf8') : ''
+    } finally {
+      closeSync(file)
+    }
+  } catch {
+    return ''
+  }
+}
+
+/** The words of a configuration file. Pure. */
+export function optionsIn(text: string): string[] {
+  return text.split('\n').flatMap((line) => {
+    const words = [...line.matchAll(/"((?:\\"|[^"])*)"|(\S+)/g)].map(([, quoted, plain = '']) => quoted ?? plain)
+    const comment = words.findIndex((word) => word.startsWith('#'))
+    const [option, ...values] = comment < 0 ? words : words.slice(0, comment)
+    return option === undefined ? [] : [`--${option}`, ...values]
+  })
+}
