@@ -25,6 +25,7 @@ import { type Chains, openChains, type Taken } from './chains.ts'
 import { type CriuCommand, criuCommand, incrementalFault } from './criu-command.ts'
 import type { Delivery, DeliveryPlace, RoundCargo } from './delivery.ts'
 import { freshId } from './dump.ts'
+import { openFailures } from './failures.ts'
 import { clearGates, writeScript } from './gate.ts'
 import { lastLayer, nextLayer } from './layers.ts'
 import { openPagePort, type PagePort } from './page-port.ts'
@@ -74,6 +75,8 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     command.splits || splits.streams(command.pid)
       ? splits.pages(command.pid, socket)
       : forwardPages(socket, command, () => chains.take(command.tree, command.before, newId), delivery, place)
+  /** Those who are no criu, at the port to which anybody can connect. */
+  const strangers = openFailures(report)
   let port: PagePort | undefined
   let remote: RemoteDumps | undefined
   try {
@@ -95,7 +98,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     if (options.pagePort !== undefined) {
       const take = (socket: Fd, command: CriuCommand): void =>
         track(takePages(socket, command), `the ${command.action} of ${command.tree}`)
-      const refuse = (fault: Fault): void => report({ event: 'failed', what: 'a connection', fault })
+      const refuse = (fault: Fault): void => strangers.tell('the page server port', 'a connection', fault)
       port = await openPagePort(options.pagePort, take, refuse)
       report({ event: 'listening', at: `127.0.0.1:${port.port}` })
     }
@@ -110,6 +113,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     }
   } finally {
     port?.close()
+    strangers.close()
     remote?.close()
     chains.close()
     work.remove()
