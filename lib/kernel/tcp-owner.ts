@@ -9,12 +9,14 @@
 import { readFileSync } from 'node:fs'
 import { isIPv4 } from 'node:net'
 import { endianness } from 'node:os'
-import { asFd, type Fd } from './fd.ts'
 import {
   AF_INET,
   AF_INET6,
   AF_NETLINK,
+  close,
   EINTR,
+  EMFILE,
+  ENFILE,
   IPPROTO_TCP,
   NETLINK_SOCK_DIAG,
   recv,
@@ -24,7 +26,6 @@ import {
   send,
   socket,
 } from './libc.ts'
-import { closeFd } from './readiness.ts'
 
 /** A connection within this host, by addresses and ports: the other end's and ours. */
 export interface Loopback {
@@ -44,7 +45,7 @@ export interface Owner {
   inode: number
 }
 
-/** Undefined where it is closed, or of another network namespace. */
+/** Undefined where it is closed, or of another network namespace. Throws an errno where there is no descriptor left to ask with. */
 export function ownerOf(ends: Loopback): Owner | undefined {
   const found = ownerBySockDiag(ends) ?? ownerByProc(ends)
   return found === 'none' || found.inode === 0 ? undefined : found
@@ -75,12 +76,11 @@ const ENOENT = 2
 
 /** One block for every request and answer, for ever: the kernel gets addresses, which keep nothing alive. */
 const block = Buffer.alloc(1024)
-let diag: Fd | 'absent' | undefined
+let absent = false
 
 /** `none` where there is no such socket, undefined where the kernel cannot be asked. */
 export function ownerBySockDiag({ theirs, ours }: Loopback): Owner | 'none' | undefined {
-  diag ??= openDiag()
-  if (diag === 'absent') return undefined
+  if (absent) return undefined
   const request = Buffer.alloc(NLMSG_HEADER + REQUEST_BYTES)
   request.writeUInt32LE(request.length, 0)
   request.writeUInt16LE(SOCK_DIAG_BY_FAMILY, 4)
@@ -96,7 +96,7 @@ export function ownerBySockDiag({ theirs, ours }: Loopback): Owner | 'none' | un
   local.copy(request, id + 4)
   remote.copy(request, id + 20)
   request.fill(0xff, id + 40, id + 48)
-  const got = ask(diag, request)
+  const got = ask(request)
   if (got >= NLMSG_HEADER + 4 && block.readUInt16LE(4) === NLMSG_ERROR) {
     if (block.readInt32LE(NLMSG_HEADER) === -ENOENT) return 'none'
   } else if (got >= ANSWER_BYTES && block.readUInt16LE(4) === SOCK_DIAG_BY_FAMILY) {
@@ -104,23 +104,24 @@ export function ownerBySockDiag({ theirs, ours }: Loopback): Owner | 'none' | un
     if (block.readUInt16BE(NLMSG_HEADER + 4 + 2) !== ours.port) return 'none'
     return { uid: block.readUInt32LE(UID_AT), inode: block.readUInt32LE(UID_AT + 4) }
   }
-  closeFd(diag)
-  diag = 'absent'
+  // Descriptors may come back.
+  absent = got !== -EMFILE && got !== -ENFILE
   return undefined
 }
 
-function openDiag(): Fd | 'absent' {
-  const fd = socket(AF_NETLINK, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
-  return fd < 0 ? 'absent' : asFd(fd)
-}
-
 /** The kernel answers while it is asked. Returns the length of the answer, or minus errno. */
-function ask(fd: Fd, request: Buffer): number {
-  const sent = send(fd, request, request.length, 0)
-  if (sent < 0) return sent
-  for (;;) {
-    const got = recv(fd, block, block.length, 0)
-    if (got !== -EINTR) return got
+function ask(request: Buffer): number {
+  const fd = socket(AF_NETLINK, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
+  if (fd < 0) return fd
+  try {
+    const sent = send(fd, request, request.length, 0)
+    if (sent < 0) return sent
+    for (;;) {
+      const got = recv(fd, block, block.length, 0)
+      if (got !== -EINTR) return got
+    }
+  } finally {
+    close(fd)
   }
 }
 

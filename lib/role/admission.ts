@@ -8,7 +8,7 @@ import { Fault } from '../fault.ts'
 import type { Frame } from '../format/frame.ts'
 import { encodePreamble } from '../format/preamble.ts'
 import { encodeFrame } from '../format/wire.ts'
-import { isLoopback, ownerOf } from '../kernel/tcp-owner.ts'
+import { isLoopback, type Loopback, ownerOf } from '../kernel/tcp-owner.ts'
 
 export interface Admission {
   /** Whose share of the connections it counts to: a user of this host, or an address. */
@@ -21,11 +21,10 @@ export interface Admission {
 export function admissionOf(socket: net.Socket, uids: readonly number[] | undefined): Admission {
   const { remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 } = socket
   if (!isLoopback(remoteAddress)) return { source: sourceOf(remoteAddress), refusal: undefined }
-  const owner = ownerOf({
+  const uid = uidOf({
     theirs: { address: remoteAddress, port: remotePort },
     ours: { address: localAddress, port: localPort },
   })
-  const uid = owner?.uid
   const source = uid === undefined ? 'users who have gone' : `user ${uid}`
   if (uids === undefined || (uid !== undefined && [0, process.geteuid?.(), ...uids].includes(uid))) {
     return { source, refusal: undefined }
@@ -47,6 +46,15 @@ export async function turnAway(socket: net.Socket, { message: reason }: Fault): 
   socket.end(Buffer.concat([encodePreamble(), ...words.map((frame) => encodeFrame(frame))]))
   await closed
   clearTimeout(timer)
+}
+
+/** Undefined where it cannot be seen: the client has gone, or no descriptor is left to look with. */
+function uidOf(ends: Loopback): number | undefined {
+  try {
+    return ownerOf(ends)?.uid
+  } catch {
+    return undefined
+  }
 }
 
 function refused(uid: number | undefined): Fault {

@@ -191,7 +191,8 @@ async function refuseOthers(socket: net.Socket, uids: readonly number[], signal:
   const ends = { theirs, ours: { address: localAddress, port: localPort } }
   const deadline = performance.now() + ACCEPT_MS
   // Before it is accepted it is nobody's.
-  for (let owner = ownerOf(ends); performance.now() < deadline; owner = ownerOf(ends)) {
+  while (performance.now() < deadline) {
+    const owner = ownerOf(ends)
     if (owner !== undefined) {
       if ([0, process.geteuid?.(), ...uids].includes(owner.uid)) return
       socket.destroy()

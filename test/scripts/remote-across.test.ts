@@ -187,7 +187,9 @@ for (const [how, unread] of [
     const { path, remove } = temporary()
     const target = join(path, 'target')
     const first = await startCache(target, remote)
-    const proxy = await startProxy(path, first.port, [...remote, '--timeout', '1'])
+    // A cache that is stopped takes no connection, and so nobody can see whose it is.
+    const unasked = unread ? ['--insecure'] : []
+    const proxy = await startProxy(path, first.port, [...remote, '--timeout', '1', ...unasked])
     const fds = descriptors(proxy)
     let second: Awaited<ReturnType<typeof startCache>> | undefined
     try {
