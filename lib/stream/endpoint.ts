@@ -128,7 +128,7 @@ export async function connectEndpoint(
       if (oneOfMany && endpoint.kind === 'tcp') limitUnsent(fdOf(socket), UNSENT_BYTES)
       if (endpoint.kind === 'unix') return takeOver(socket, peer)
       if (endpoint.credentials === undefined) {
-        if (endpoint.uids !== undefined) await refuseOthers(socket, endpoint.uids, signal)
+        if (endpoint.uids !== undefined) await refuseOthers(socket, endpoint.uids, signal).catch(destroying(socket))
         return takeOver(socket, peer)
       }
       return await secureClient(socket, { host: endpoint.host, peer }, endpoint.credentials, signal)
@@ -195,20 +195,24 @@ async function refuseOthers(socket: net.Socket, uids: readonly number[], signal:
     const owner = ownerOf(ends)
     if (owner !== undefined) {
       if ([0, process.geteuid?.(), ...uids].includes(owner.uid)) return
-      socket.destroy()
       throw new Fault('REFUSED', `user ${owner.uid} of this host listens at ${remoteAddress}:${remotePort}`, {
         hint: `if it is to have the images (as its ssh -L): --allow-uid ${owner.uid}; else end that program`,
       })
     }
     await setTimeout(LOOK_MS, undefined, { signal }).catch(() => {
-      socket.destroy()
       throw signal.reason
     })
   }
-  socket.destroy()
   throw new Fault('LINK', `it cannot be seen who listens at ${remoteAddress}:${remotePort}`, {
     hint: 'is it stopped, or in another network namespace? --insecure does not ask',
   })
+}
+
+function destroying(socket: net.Socket): (reason: unknown) => never {
+  return (reason) => {
+    socket.destroy()
+    throw reason
+  }
 }
 
 /** Of one of several connections: a chunk that waits behind more than this holds up the others' (striped-link.ts). */
