@@ -37,7 +37,8 @@ ${listenHelp}
 ${stockHelp}
 ${byHandHelp}
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
-      --timeout SEC    how long a restore waits, and an idle chain is safe (default: 60)
+      --timeout SEC    how long a restore waits, an idle chain is safe, and a snapshot that
+                       comes or goes may stand still (default: 60)
 ${memoryHelp}
 ${wireHelp}
   -q, --quiet          only errors     -h, --help   this text     -V, --version
