@@ -1,6 +1,7 @@
 /**
  * Runs the tests: every file in a process of its own, in passes (both data paths, every CRIU that was fetched, none). A file
- * that hangs, dies or runs no test has failed. `npm test -- wire` runs what has `wire` in its name. Last: `N passed, N failed`.
+ * that hangs, dies or runs no test has failed. `npm test -- wire` runs what has `wire` in its name, `npm test -- --all` everything, as
+ * no word does. Last: `N passed, N failed`.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -10,12 +11,11 @@ import { dirname, join, relative } from 'node:path'
 import { type Task, tasks } from '../test/support/passes.ts'
 
 const root = dirname(import.meta.dirname)
-const wanted = process.argv.slice(2)
 const LIMIT_MS = 10 * 60_000
 
 let [passed, failed] = [0, 0]
 
-async function runFile({ file, pass, env }: Task): Promise<void> {
+async function runFile({ file, pass, env, limitMs = LIMIT_MS }: Task): Promise<void> {
   const path = join(root, 'test', file)
   // Some tests look at what is left in the directory for temporary files: each file has its own.
   const temporary = mkdtempSync(join(tmpdir(), 't-'))
@@ -23,7 +23,7 @@ async function runFile({ file, pass, env }: Task): Promise<void> {
   const begun = performance.now()
   const how = { cwd: root, env: { ...process.env, ...env, TMPDIR: temporary } }
   const child = spawn(process.execPath, ['--import', 'tsx', path], { ...how, stdio: ['ignore', 'pipe', 'inherit'] })
-  const timer = setTimeout(() => child.kill('SIGKILL'), LIMIT_MS)
+  const timer = setTimeout(() => child.kill('SIGKILL'), limitMs)
   let output = ''
   child.stdout.setEncoding('utf8').on('data', (text: string) => (output += text))
   const [code] = (await once(child, 'close')) as [number | null]
@@ -43,7 +43,7 @@ async function runFile({ file, pass, env }: Task): Promise<void> {
   if (bad > 0) console.log(output, code === null ? 'killed: it took too long' : `exit code ${code}`)
 }
 
-const queue = tasks(wanted)
+const queue = tasks(process.argv.slice(2))
 const running = new Set<string>()
 /** Takes the next file that does not run already: some want a port, or a directory, that there is once. */
 async function work(): Promise<void> {

@@ -15,10 +15,10 @@ export interface Loaded {
   /** Resolves when the processes that were started here, not their copies, are gone, and their numbers free. */
   gone: Promise<void>
   /**
-   * The copy, which has the same number here, compares its memory, and says for how long it stood still at most, in
-   * seconds. Throws `DIGEST` where the memory is not what it was.
+   * The copy, which has the same number here or the one that is given, compares its memory, and says for how long it stood
+   * still at most, in seconds. Throws `DIGEST` where the memory is not what it was.
    */
-  verify(): Promise<number>
+  verify(copy?: number): Promise<number>
   kill(): void
 }
 
@@ -74,8 +74,8 @@ export async function startMemory(options: MemoryOptions): Promise<Loaded> {
   return {
     pid,
     gone,
-    async verify() {
-      process.kill(pid, 'SIGUSR1')
+    async verify(copy = pid) {
+      process.kill(copy, 'SIGUSR1')
       const line = await said('all')
       return Number(/[\d.]+$/.exec(line)?.[0])
     },

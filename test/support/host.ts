@@ -20,7 +20,9 @@ export interface Host {
 export async function startHost(): Promise<Host> {
   // The first process of a host takes away the dead that others leave, or their numbers stay taken.
   const init0 = ['perl', '-e', '$SIG{CHLD} = "IGNORE"; sleep 3600 while 1']
-  const unshare: ChildProcess = spawn('unshare', ['--pid', '--mount', '--fork', '--mount-proc', ...init0], {
+  // It ends with us, also where we are killed.
+  const ending = ['--pdeathsig', 'KILL', 'unshare', '--kill-child']
+  const unshare: ChildProcess = spawn('setpriv', [...ending, '--pid', '--mount', '--fork', '--mount-proc', ...init0], {
     stdio: 'ignore',
   })
   const exited = once(unshare, 'exit')

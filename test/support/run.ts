@@ -23,6 +23,8 @@ export interface RunOptions {
   cwd?: string
   /** Descriptors of ours that the program gets as 3, 4 and so on. */
   fds?: readonly number[]
+  /** When it is killed: after two minutes if this is missing. */
+  limitMs?: number
 }
 
 export interface Running {
@@ -47,14 +49,14 @@ function environment(extra: Record<string, string> = {}): NodeJS.ProcessEnv {
   return { ...process.env, ...extra, PATH: `${join(root, 'scripts', 'bin')}:${process.env.PATH}` }
 }
 
-/** Starts a program; it is killed after two minutes, or longer where all takes longer. */
+/** Starts a program; it is killed after two minutes, or longer where all takes longer or it is asked for. */
 export function start(program: string, args: readonly string[], options: RunOptions = {}): Running {
   const child: ChildProcess = spawn(program, args, {
     env: environment(options.env),
     cwd: options.cwd,
     stdio: ['pipe', 'pipe', 'pipe', ...(options.fds ?? [])],
   })
-  const timer = setTimeout(() => child.kill('SIGKILL'), LIMIT_MS)
+  const timer = setTimeout(() => child.kill('SIGKILL'), options.limitMs ?? LIMIT_MS)
   const stdout: Buffer[] = []
   let stderr = ''
   let over = false
