@@ -102,12 +102,17 @@ const fault = new Fault('REFUSED', 'you may not', { hint: 'for the one who start
 
 test('who is turned away reads why, also when he has said much already, and hears the end', () =>
   connected('127.0.0.1', 0, async ({ client, socket }) => {
-    client.write(Buffer.concat([encodePreamble(), Buffer.alloc(2 ** 20)]))
+    const written = new Promise<void>((resolve, reject) =>
+      client.write(Buffer.concat([encodePreamble(), Buffer.alloc(2 ** 25)]), (error) =>
+        error ? reject(error) : resolve(),
+      ),
+    )
     const over = turnAway(socket, fault)
     const reader = frameReader(duplexLink(client, 'cache').inlet)
     assert.equal(await within(reader.expect(anyFrame)), { type: 'hello' })
     assert.equal(await within(reader.expect(anyFrame)), { type: 'refused', code: 'REFUSED', reason: 'you may not' })
     assert.is(await within(reader.next(anyFrame)), undefined)
+    await within(written)
     client.end()
     await within(over)
     assert.ok(socket.destroyed)
