@@ -69,11 +69,13 @@ export async function answer(
   const reader = frameReader(link.inlet, { onGot: line.onGot, memory })
   const talk = { line, link, connection, reader, writer, memory }
   let what = link.peer
+  let { strangers: failures } = house
   try {
     await writer.send({ type: 'hello' })
     const frame = await reader.next(trusted ? localBeginnings : beginnings)
     if (frame === undefined) return
     connection.beforeClose((fault) => sayRefused(link, writer, fault))
+    failures = house.failures
     // Who comes back goes on in the place of its first connection.
     if (frame.type !== 'resume') connection.enter('waiting')
     if (frame.type === 'snapshot') {
@@ -96,7 +98,7 @@ export async function answer(
     else await house.groups.join(frame, line, source)
   } catch (error) {
     const fault = asFault(error)
-    house.failures.tell(source, what, fault)
+    failures.tell(source, what, fault)
     await refuse(link, writer, fault).catch(() => {})
   } finally {
     link.destroy()
