@@ -136,7 +136,7 @@ async function takeAtLast(where: Where, id: string | undefined): Promise<Taking>
 
 for (const [name, { what, count, come }] of Object.entries(slow)) {
   test(`${count} ${what}: an honest snapshot beside them is sealed and had, and is the newest`, () =>
-    scene(['--timeout', '20'], async ({ port, look }) => {
+    scene(['--timeout', '300'], async ({ port, look }) => {
       const images = { 'core-1.img': randomBytes(8 * MIB), 'inventory.img': Buffer.from('abc') }
       await leaveAtLast({ port }, 'older', { 'core-1.img': randomBytes(20 * MIB), 'inventory.img': Buffer.from('abc') })
       assert.is(had(await take({ port }, undefined)), 'got older')
