@@ -4,6 +4,7 @@
  * A script gives its name, its usage text, its options and one function; whatever that function throws becomes a line and
  * an exit code here, and nothing else prints.
  */
+import { setMaxListeners } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import { dirname, join } from 'node:path'
@@ -60,6 +61,8 @@ export function main<Spec extends Options>(
   // Without a listener of ours Node would open its debugger.
   if (command.daemon !== undefined) process.on('SIGUSR1', () => {})
   const stop = new AbortController()
+  // Each conversation of a daemon listens while it lasts.
+  setMaxListeners(0, stop.signal)
   let caught: NodeJS.Signals | undefined
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(name, () => {

@@ -17,9 +17,13 @@ export interface Admission {
   refusal: Fault | undefined
 }
 
+/** The two ends of a connection, as Node's sockets tell them. */
+type Ends = Partial<Record<'remoteAddress' | 'localAddress', string | undefined>> &
+  Partial<Record<'remotePort' | 'localPort', number | undefined>>
+
 /** `uids`: users of this host who may speak beside root and our own; undefined for everybody. */
-export function admissionOf(socket: net.Socket, uids: readonly number[] | undefined): Admission {
-  const { remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 } = socket
+export function admissionOf(ends: Ends, uids: readonly number[] | undefined): Admission {
+  const { remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 } = ends
   if (!isLoopback(remoteAddress)) return { source: sourceOf(remoteAddress), refusal: undefined }
   const uid = uidOf({
     theirs: { address: remoteAddress, port: remotePort },
@@ -59,7 +63,7 @@ function uidOf(ends: Loopback): number | undefined {
 
 function refused(uid: number | undefined): Fault {
   if (uid === undefined) return new Fault('REFUSED', 'it cannot be seen which user of this host connected')
-  return new Fault('REFUSED', `user ${uid} of this host may not speak here`, {
+  return new Fault('REFUSED', `user ${uid} of this host may not speak here without --allow-uid ${uid} at this end`, {
     hint: `start this command with --allow-uid ${uid}, or with --tls or --key-file; --insecure lets everybody in`,
   })
 }

@@ -97,8 +97,9 @@ export interface House {
   groups: Groups
   /** What is held for peers beside images. */
   peers: PeerMemory
-  /** Tells what peers make fail. */
+  /** Tells what peers make fail, and, more briefly, what those do who have not spoken. */
   failures: Failures
+  strangers: Failures
 }
 
 /** Runs until the signal comes; throws its reason. Throws `EXISTS`, `IO` or `LINK` if it cannot listen. */
@@ -141,6 +142,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
     groups,
     peers,
     failures,
+    strangers,
   }
   const server = net.createServer({
     pauseOnConnect: true,

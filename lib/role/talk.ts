@@ -71,6 +71,7 @@ export async function answer(
   let what = link.peer
   /** Why it was closed from outside: what breaks then follows from it. */
   let gaveWay: Fault | undefined
+  let { strangers: failures } = house
   try {
     await writer.send({ type: 'hello' })
     const frame = await reader.next(trusted ? localBeginnings : beginnings)
@@ -79,6 +80,7 @@ export async function answer(
       gaveWay = fault
       return sayRefused(link, writer, fault)
     })
+    failures = house.failures
     // Who comes back goes on in the place of its first connection.
     if (frame.type !== 'resume') connection.enter('waiting')
     if (frame.type === 'snapshot') {
@@ -100,7 +102,7 @@ export async function answer(
     } else if (joined) throw unexpected(frame)
     else await house.groups.join(frame, line, source)
   } catch (error) {
-    house.failures.tell(source, what, gaveWay ?? asFault(error))
+    failures.tell(source, what, gaveWay ?? asFault(error))
     if (gaveWay === undefined) await refuse(link, writer, asFault(error)).catch(() => {})
   } finally {
     link.destroy()

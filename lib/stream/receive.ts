@@ -91,7 +91,8 @@ export async function receiveSnapshot(
   let reserving = false
   let checked = true
 
-  const begun = (): boolean => reserving || !checked
+  let asked = false
+  const begun = (): boolean => reserving || asked || !checked
   const open = (number: number): Channel => {
     const channel = channels.get(number)
     if (channel === undefined) throw new Fault('FORMAT', `channel ${number} is not open`)
@@ -143,6 +144,7 @@ export async function receiveSnapshot(
       }
       case 'recall':
         if (onRecall === undefined) throw unexpected(frame)
+        asked = true
         // Who asks and does not read the answers makes us hold one, and no more.
         await recalling
         recalling = onRecall(frame.offset)

@@ -20,7 +20,7 @@ export interface Daemons {
 
 export async function startCache(target: string, options: string[] = [], port = '0') {
   const cache = start('cache', ['--port', port, '-D', target, ...options])
-  const [, found = ''] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
+  const [, found = ''] = await cache.says(/listening on \S+:(\d+)$/m)
   await cache.says(/streamer-serve/)
   return { cache, port: found }
 }

@@ -26,6 +26,8 @@ export async function startSshd(host: Host): Promise<Sshd | string> {
   for (const key of ['host', 'user']) {
     execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', join(path, key)])
   }
+  // Read with the rights of whoever logs in.
+  execFileSync('chmod', ['711', path])
   const port = await freePort()
   const users = readFileSync('/etc/passwd', 'utf8')
   file('passwd', `${users}sshd:x:64999:65534::/run/sshd:/usr/sbin/nologin\n`)

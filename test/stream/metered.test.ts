@@ -1,0 +1,82 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import type { Link } from '../../lib/stream/link.ts'
+import { metered } from '../../lib/stream/metered.ts'
+import { rejectsFault, within } from '../expect.ts'
+import { cable } from './cables.ts'
+
+const test = suite('stream/metered')
+const MIB = 2 ** 20
+
+/** A metered end, and what it told. */
+function meter(link: Link) {
+  const told: number[] = []
+  return { told, sum: () => told.reduce((sum, bytes) => sum + bytes, 0), end: metered(link, (n) => void told.push(n)) }
+}
+
+test('bytes that come are told as they come, by whichever call', async () => {
+  const { near, far } = cable()
+  const { told, end } = meter(near)
+  await far.outlet.send(Buffer.alloc(10))
+  assert.is(await within(end.inlet.read(Buffer.alloc(100))), 10)
+  await far.outlet.send(Buffer.alloc(3))
+  await far.outlet.send(Buffer.alloc(4))
+  assert.ok(await within(end.inlet.fill(Buffer.alloc(7))))
+  assert.equal(told, [10, 3, 4])
+})
+
+test('bytes that go are told when the other end has taken them, a part at a time: one call for much is much progress', async () => {
+  const { near, far } = cable({ room: MIB / 2 })
+  const { sum, end, told } = meter(near)
+  const bytes = Buffer.alloc(4 * MIB).map((_, at) => at >> 8)
+  const sending = end.outlet.send(bytes)
+  const got = Buffer.alloc(bytes.length)
+  let taken = 0
+  const part = got.subarray(0, 3 * MIB)
+  await within(far.inlet.fill(part))
+  taken += part.length
+  assert.ok(sum() >= taken - MIB / 4 && sum() <= taken + MIB, `told ${sum()} of ${taken} taken`)
+  await within(far.inlet.fill(got.subarray(taken)))
+  await within(sending)
+  assert.is(sum(), bytes.length)
+  assert.ok(told.length >= 16, 'many parts')
+  assert.ok(got.equals(bytes))
+})
+
+test('bytes that nobody takes are never told', async () => {
+  const { near, far, cut } = cable({ room: 1 })
+  const { told, end } = meter(near)
+  const first = end.outlet.send(Buffer.alloc(MIB))
+  first.catch(() => {})
+  await new Promise((resolve) => setTimeout(resolve, 50))
+  assert.ok(told.length <= 1, `${told.length} parts were told`)
+  cut()
+  far.destroy()
+  await rejectsFault('LINK', first)
+  assert.ok(told.length <= 1)
+})
+
+test('what follows is told to the link below: a frame in parts is one, and what belongs together goes out together', async () => {
+  const said: [number, boolean][] = []
+  const link = {
+    ...cable().near,
+    outlet: {
+      send: async (bytes: Uint8Array, more = false) => void said.push([bytes.length, more]),
+      settle: async () => {},
+      finish: async () => {},
+    },
+  }
+  const { end } = meter(link)
+  await end.outlet.send(Buffer.alloc(600 * 1024), true)
+  await end.outlet.send(Buffer.alloc(300 * 1024))
+  const step = 256 * 1024
+  assert.equal(said, [
+    [step, true],
+    [step, true],
+    [88 * 1024, true],
+    [step, true],
+    [44 * 1024, false],
+  ])
+})
+
+test.run()
