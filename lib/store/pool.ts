@@ -33,6 +33,8 @@ export interface Extent {
   digests?: Digests
   /** It may be: see read-only.ts. */
   readOnly?: boolean
+  /** Somebody may still write there: when it is given back it counts as free, and is nobody's until this resolves. */
+  lent?: Promise<void>
 }
 
 interface Sharing {
@@ -183,14 +185,22 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
 
   /** All of it is back. */
   function finish(extent: Extent): void {
-    const { address, window, holes, digests, readOnly } = extent
+    const { address, window, holes, digests, readOnly, lent } = extent
     handed.delete(Number(address))
     used -= heldIn(extent)
     if (digests !== undefined) used -= DIGESTS_BYTES
     if (holes !== undefined) allowHuge(address, EXTENT, true)
-    ;(readOnly ? locked : free).push({ address, window })
-    unlock()
-    void refill()
+    const back = (): void => {
+      ;(readOnly ? locked : free).push({ address, window })
+      unlock()
+      void refill()
+    }
+    if (lent === undefined) back()
+    else
+      void lent.then(() => {
+        discard(address, EXTENT)
+        back()
+      })
   }
 
   /** Gives back those pages that their owner has given and nobody needs. */

@@ -285,4 +285,30 @@ test('a tree of small processes takes what its pages take, and not 2 MiB for eac
   }
 })
 
+test('who is dropped while bytes come writes into nobody else’s memory, and no more into its own', async () => {
+  for (const apart of [false, true]) {
+    const pool = openPool(4 * EXTENT)
+    const dropped = memorySnapshot(pool, apart)
+    const name = imageName('pages-1.img')
+    const [writer, complete] = [dropped.open(name), dropped.open(imageName('complete.img'))]
+    complete.room(1).fill(1)
+    complete.wrote(1)
+    const late = writer.room(EXTENT)
+    dropped.drop()
+    assert.is(pool.used, 0)
+    const others = Array.from({ length: 4 }, () => pool.take())
+    for (const { window } of others) window.fill(7)
+    late.fill(9)
+    for (const { window } of others) assert.not(window.includes(9))
+    // Nothing more comes: what was kept from others is free, and there is enough for all.
+    dropped.drop()
+    for (const extent of others) pool.give(extent)
+    throwsFault('ABORTED', () => writer.room(1))
+    throwsFault('ABORTED', () => writer.wrote(1))
+    throwsFault('ABORTED', () => complete.end(entry('complete.img', bytesOf('x', 1))))
+    throwsFault('ABORTED', () => dropped.open(name))
+    assert.is(pool.used, 0)
+  }
+})
+
 test.run()

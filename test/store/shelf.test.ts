@@ -238,4 +238,20 @@ test('the newest of those that fit', async () => {
   assert.is((await within(shelf.find(undefined, LONG))).id, 'two')
 })
 
+test('what was dropped from outside is never sealed, also while it is looked through', async () => {
+  const shelf = openShelf(openPool(4 * EXTENT))
+  const arriving = await arrive(shelf, one)
+  const completed = arriving.complete()
+  arriving.drop()
+  await rejectsFault('ABORTED', completed)
+  throwsFault('ABORTED', () => arriving.seal())
+  throwsFault('ABORTED', () => arriving.join({ under: 0, last: true, token: Buffer.alloc(16) }))
+  throwsFault('ABORTED', () => arriving.open('late.img' as never))
+  arriving.drop()
+  assert.equal([shelf.has(one), shelf.all.filter(({ state }) => state !== 'leaving').length], [false, 0])
+  const again = await arrive(shelf, one)
+  again.seal()
+  assert.ok(shelf.has(one))
+})
+
 test.run()
