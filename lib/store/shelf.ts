@@ -2,8 +2,8 @@
  * The snapshots that a cache holds, by id, and those who wait for one.
  *
  * "The newest" is the one that was sealed last, whatever arrives meanwhile: who begins a snapshot and falls silent must not keep others
- * from theirs. Its verdict, without which not everybody may have it, is waited for a while, and then the one before is the newest. Who means
- * one that is on its way names it.
+ * from theirs. Its verdict, without which not everybody may have it, is waited for a while, and then the one before is the newest: also for
+ * who has waited as long, whatever was sealed meanwhile. Who means one that is on its way names it.
  */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
@@ -160,7 +160,8 @@ export function openShelf(
     }
     const soon = performance.now() - VERDICT_MS
     const newest = [...sealed.values()].findLast(
-      (entry) => (fits?.(entry.images) ?? true) && (may(entry) || (entry.undecided && entry.since > soon)),
+      (entry) =>
+        (fits?.(entry.images) ?? true) && (may(entry) || (entry.undecided && Math.min(entry.since, since) > soon)),
     )
     return newest !== undefined && may(newest) ? newest : undefined
   }

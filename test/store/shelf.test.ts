@@ -98,6 +98,21 @@ test('a verdict that does not come keeps nobody from the newest before it', asyn
   assert.is((await within(shelf.find(undefined, LONG, undefined, { early: true }))).id, 'two')
 })
 
+test('nor do those keep anybody that come one after the other, each without a verdict', async () => {
+  const shelf = openShelf(openPool(8 * EXTENT))
+  ;(await arrive(shelf, one)).seal()
+  ;(await arrive(shelf, two)).seal(true)
+  const newest = shelf.find(undefined, LONG)
+  let more = 0
+  const next = async (): Promise<void> => (await arrive(shelf, snapshotId(`more${more++}`))).seal(true)
+  const flood = setInterval(() => void next().catch(() => {}), 6000)
+  try {
+    assert.is((await within(newest, 'the newest', 25_000)).id, 'one')
+  } finally {
+    clearInterval(flood)
+  }
+})
+
 test('an id that is here or on its way is EXISTS, and what is here stays', async () => {
   const shelf = openShelf(openPool(4 * EXTENT))
   const arriving = await arrive(shelf, one)
