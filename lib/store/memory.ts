@@ -95,7 +95,9 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   const needed = openRanges(pool)
   const lists = new Set<Ranges>()
   const charges = openCharges(pool)
-  const pay = payForImages(charges)
+  /** On JavaScript's heap. */
+  const known = openCharges({ charge: (bytes) => pool.charge(bytes, true) })
+  const pay = payForImages(known)
 
   /** Where bytes come just now: who drops us from outside cannot stop that at once. */
   let lent: Extent | undefined
@@ -298,7 +300,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     complete: giveAhead,
     protect: () => makeReadOnly(extents.values()),
     get held() {
-      let bytes = charges.bytes
+      let bytes = charges.bytes + known.bytes
       for (const extent of extents.values()) bytes += heldIn(extent)
       for (const extent of left) {
         const still = heldIn(extent)
@@ -352,6 +354,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
       pool.unshare(needed)
       needed.close()
       charges.close()
+      known.close()
       closeLists()
     },
   }
