@@ -119,11 +119,11 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const pool = openPool(options.maxMemory, options.reserve)
   const connections = openConnections({ most: MOST_LINKS, silentMs: FIRST_FRAME_MS })
   const peers = openPeerMemory(pool)
-  peers.relief = connections.relieve
+  peers.relief = () => connections.relieve(true)
   const failures = openFailures(report, MOST_FAILURES)
   const strangers = openFailures(report)
   const shelf = openShelf(pool, {
-    relieve: connections.relieve,
+    relieve: () => connections.relieve(false),
     idleMs: options.timeoutMs,
     dedup: options.dedup,
     onDropped(id, idleMs) {

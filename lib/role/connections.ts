@@ -40,8 +40,11 @@ export interface Connections {
   readonly counts: { silent: number; answered: number }
   /** `source`: whose share it counts to. `close` is called when it has to go. */
   add(source: string, close: (reason: Fault) => void, count?: number): Connection
-  /** Makes one give way on which nothing has moved for a while. Returns whether there was one. */
-  relieve(): boolean
+  /**
+   * Makes one give way on which nothing has moved for a while, for the memory that it holds. One that only waits goes when `waiting`: it
+   * has none for images. Returns whether there was one.
+   */
+  relieve(waiting: boolean): boolean
   /** Closes all. */
   close(reason: Fault): void
 }
@@ -135,8 +138,8 @@ export function openConnections({
     return entry.phase === 'moving' ? still >= stillMs : entry.phase === 'waiting' && still >= waitedMs
   }
 
-  function relieve(): boolean {
-    const still = victim(mayGo)
+  function relieve(waiting: boolean): boolean {
+    const still = victim((entry) => mayGo(entry) && (waiting || entry.phase === 'moving'))
     if (still !== undefined) drop(still, new Fault('TIMEOUT', 'nothing moved, and others needed the room'))
     return still !== undefined
   }
@@ -188,7 +191,7 @@ export function openConnections({
         },
         enter(phase, limitMs = Number.POSITIVE_INFINITY) {
           while (isSilent(entry) && countOf(isAnswered) + entry.count > most) {
-            if (!relieve()) throw new Fault('LIMIT', `${most} connections are answered already`)
+            if (!relieve(true)) throw new Fault('LIMIT', `${most} connections are answered already`)
           }
           Object.assign(entry, { phase, limitMs, since: performance.now(), unseen: 0 })
         },

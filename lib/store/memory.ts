@@ -55,7 +55,10 @@ export interface MemorySnapshot extends ImageSink {
   discard(image: StoredImage): void
   /** From here on its pages are nobody's, and are given back one by one. */
   trim(image: StoredImage): void
-  /** Gives all memory back. Nothing may read the pieces any more. */
+  /**
+   * Gives all memory back. Nothing may read the pieces any more. Writers throw `ABORTED` from now on; where bytes come just now
+   * is nobody else's until they are there, or until this is called again: then no more come.
+   */
   drop(): void
 }
 
@@ -92,7 +95,13 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   const needed = openRanges(pool)
   const lists = new Set<Ranges>()
   const charges = openCharges(pool)
-  const pay = payForImages(charges)
+  /** On JavaScript's heap. */
+  const known = openCharges({ charge: (bytes) => pool.charge(bytes, true) })
+  const pay = payForImages(known)
+
+  /** Where bytes come just now: who drops us from outside cannot stop that at once. */
+  let lent: Extent | undefined
+  let returned = (): void => {}
 
   /** Of the images that come now: what is made ready for them is for no others. */
   let arrival = { open: true }
@@ -100,12 +109,14 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   function extent(): Extent {
     const taken = ahead.pop() ?? pool.take()
     // Whoever had to give way for it may have been this very snapshot.
-    if (dropped) {
-      pool.give(taken)
-      throw new Fault('ABORTED', 'the snapshot was dropped')
-    }
+    if (dropped) pool.give(taken)
+    alive()
     extents.set(Number(taken.address), taken)
     return taken
+  }
+
+  function alive(): void {
+    if (dropped) throw new Fault('ABORTED', 'the snapshot was dropped')
   }
 
   function closeLists(): void {
@@ -201,35 +212,66 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     }
   }
 
+  /** What `make` makes of a way to get space: nothing goes into memory that is not ours any more. */
+  function guarded(give: (wanted: number) => Piece, make: (space: typeof give) => MemoryWriter): MemoryWriter {
+    let extent: Extent | undefined
+    const writer = make((wanted) => {
+      const space = give(wanted)
+      extent = pool.at(Number(space.address))
+      return space
+    })
+    return {
+      ...writer,
+      room(wanted) {
+        alive()
+        const room = writer.room(wanted)
+        lent = extent
+        return room
+      },
+      wrote(bytes) {
+        lent = undefined
+        returned()
+        alive()
+        writer.wrote(bytes)
+      },
+      end(entry) {
+        alive()
+        writer.end(entry)
+      },
+    }
+  }
+
   function openPages(name: ImageName): MemoryWriter {
     const ranges = openRanges(pool)
     lists.add(ranges)
-    return pageWriter(name, pool, ranges, {
-      space: spaces(PAGE_BYTES, carvePages),
-      leave,
-      share(address, pages) {
-        pool.share(address, pages)
-        try {
-          needed.add(address, pages * PAGE_BYTES)
-        } catch (error) {
-          pool.unshare([[address, pages * PAGE_BYTES]])
-          throw error
-        }
-      },
-      end: (image) => void images.set(name, image),
-    })
+    const share = (address: number, pages: number): void => {
+      alive()
+      pool.share(address, pages)
+      try {
+        needed.add(address, pages * PAGE_BYTES)
+      } catch (error) {
+        pool.unshare([[address, pages * PAGE_BYTES]])
+        throw error
+      }
+    }
+    const end = (image: StoredImage): void => void images.set(name, image)
+    return guarded(spaces(PAGE_BYTES, carvePages), (space) =>
+      pageWriter(name, pool, ranges, { space, leave, share, end }),
+    )
   }
 
   function openImage(name: ImageName): MemoryWriter {
+    alive()
     const withPages = apart && pagesPattern.test(name)
     pay.opened(withPages)
     if (withPages) return openPages(name)
-    return pieceWriter(spaces(FIRST_PIECE, carve), (entry, pieces) => {
+    const end = (entry: ImageEntry, pieces: Piece[]): void => {
       images.set(name, { ...entry, pieces })
       const last = pieces.at(-1)
       const extent = owned.has(Number(last?.address)) && extents.get(Number(last?.address))
       if (last && extent) leave(extent, last.window.length)
-    })
+    }
+    return guarded(spaces(FIRST_PIECE, carve), (space) => pieceWriter(space, end))
   }
 
   return {
@@ -258,7 +300,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
     complete: giveAhead,
     protect: () => makeReadOnly(extents.values()),
     get held() {
-      let bytes = charges.bytes
+      let bytes = charges.bytes + known.bytes
       for (const extent of extents.values()) bytes += heldIn(extent)
       for (const extent of left) {
         const still = heldIn(extent)
@@ -296,7 +338,13 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
       for (const { address } of spaces ?? pieces) owned.delete(Number(address))
     },
     drop() {
+      if (dropped) return returned()
       dropped = true
+      if (lent !== undefined) {
+        lent.lent = new Promise((resolve) => {
+          returned = resolve
+        })
+      }
       giveAhead()
       images.clear()
       for (const taken of extents.values()) give(taken)
@@ -306,6 +354,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
       pool.unshare(needed)
       needed.close()
       charges.close()
+      known.close()
       closeLists()
     },
   }

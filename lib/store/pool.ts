@@ -7,6 +7,7 @@
  * sender's appetite too: `take` throws `MEMORY`, and the snapshot that asked is dropped while others stay. What was only made ready
  * ahead gives way to images: an announcement costs nobody else anything, and takes no memory that the machine lacks.
  */
+import { getHeapStatistics } from 'node:v8'
 import { Fault } from '../fault.ts'
 import { DIGEST_WORDS } from '../format/page-digest.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
@@ -33,6 +34,8 @@ export interface Extent {
   digests?: Digests
   /** It may be: see read-only.ts. */
   readOnly?: boolean
+  /** Somebody may still write there: when it is given back it counts as free, and is nobody's until this resolves. */
+  lent?: Promise<void>
 }
 
 interface Sharing {
@@ -89,8 +92,11 @@ export interface Pool {
   /** All pages of it stay until as many `unpin`. */
   pin(extent: Extent): void
   unpin(extent: Extent): void
-  /** Counts memory that is not in extents; a negative number gives it back. Throws `MEMORY`. */
-  charge(bytes: number): void
+  /**
+   * Counts memory that is not in extents; a negative number gives it back. `onHeap`: of JavaScript's heap, whose limit ends this process
+   * whatever that of the pool is. Throws `MEMORY`.
+   */
+  charge(bytes: number, onHeap?: boolean): void
   /**
    * Pages of an extent, whose number this is of the first, are of no use any more: the system has them again, and they count as free.
    * Each is given once, whoever says it again, and is free when nobody else needs it. Returns whether that was the last of them: then the extent is free.
@@ -98,8 +104,11 @@ export interface Pool {
   givePages(extent: Extent, first: number, count: number): boolean
 }
 
+/** The other half is for all else. */
+const MOST_ON_HEAP = getHeapStatistics().heap_size_limit / 2
+
 /** A pool of at most `limit` bytes, of which `reserve` are kept ready. */
-export function openPool(limit: number, reserve = 0, available = availableMemory): Pool {
+export function openPool(limit: number, reserve = 0, available = availableMemory, mostOnHeap = MOST_ON_HEAP): Pool {
   const free: Extent[] = []
   const ready: Extent[] = []
   /** Free, but read-only still. */
@@ -108,6 +117,7 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
   let zeros: Region | undefined
   const spare: Pool['spare'] = new Set()
   let used = 0
+  let heap = 0
   let mapped = 0
   let filling = false
 
@@ -183,14 +193,22 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
 
   /** All of it is back. */
   function finish(extent: Extent): void {
-    const { address, window, holes, digests, readOnly } = extent
+    const { address, window, holes, digests, readOnly, lent } = extent
     handed.delete(Number(address))
     used -= heldIn(extent)
     if (digests !== undefined) used -= DIGESTS_BYTES
     if (holes !== undefined) allowHuge(address, EXTENT, true)
-    ;(readOnly ? locked : free).push({ address, window })
-    unlock()
-    void refill()
+    const back = (): void => {
+      ;(readOnly ? locked : free).push({ address, window })
+      unlock()
+      void refill()
+    }
+    if (lent === undefined) back()
+    else
+      void lent.then(() => {
+        discard(address, EXTENT)
+        back()
+      })
   }
 
   /** Gives back those pages that their owner has given and nobody needs. */
@@ -288,12 +306,14 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
       shared(extent).pins--
       if (isOut(extent)) reclaim(extent, 0, PAGES)
     },
-    charge(bytes) {
+    charge(bytes, onHeap = false) {
+      while (onHeap && bytes > 0 && heap + bytes > mostOnHeap) if (!pool.relief()) throw tooMany()
       while (bytes > 0 && used + bytes > limit) {
         const given = makeRoom(bytes)
         if (given !== undefined) pool.give(given)
       }
       used += bytes
+      if (onHeap) heap += bytes
     },
     givePages(extent, first, count) {
       if (!isOut(extent)) return true
@@ -302,6 +322,12 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
     },
   }
   return pool
+}
+
+function tooMany(): Fault {
+  return new Fault('MEMORY', 'too many images are here at a time', {
+    hint: 'drop a snapshot: cache -D DIR --ls, and --rm ID',
+  })
 }
 
 function mapZeros(): Region {

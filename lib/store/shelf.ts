@@ -2,8 +2,8 @@
  * The snapshots that a cache holds, by id, and those who wait for one.
  *
  * "The newest" is the one that was sealed last, whatever arrives meanwhile: who begins a snapshot and falls silent must not keep others
- * from theirs. Its verdict, without which not everybody may have it, is waited for a while, and then the one before is the newest. Who means
- * one that is on its way names it.
+ * from theirs. Its verdict, without which not everybody may have it, is waited for a while, and then the one before is the newest: also for
+ * who has waited as long, whatever was sealed meanwhile. Who means one that is on its way names it.
  */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
@@ -57,7 +57,10 @@ export interface Arriving {
   complete(): Promise<void>
   /** Everything is here, verified and completed. A round waits for the next part, and nobody can have it. Else whoever waits gets it, or, if it is `undecided`, only who may have it early. */
   seal(undecided?: boolean): void
-  /** Forgets what came, unless it was sealed; with it the chain that it is a part of. */
+  /**
+   * Forgets what came, unless it was sealed; with it the chain that it is a part of. All else throws `ABORTED` from then on. Who
+   * takes it in calls this when nothing more comes, whoever called it before.
+   */
   drop(): void
 }
 
@@ -157,7 +160,8 @@ export function openShelf(
     }
     const soon = performance.now() - VERDICT_MS
     const newest = [...sealed.values()].findLast(
-      (entry) => (fits?.(entry.images) ?? true) && (may(entry) || (entry.undecided && entry.since > soon)),
+      (entry) =>
+        (fits?.(entry.images) ?? true) && (may(entry) || (entry.undecided && Math.min(entry.since, since) > soon)),
     )
     return newest !== undefined && may(newest) ? newest : undefined
   }
@@ -199,11 +203,17 @@ export function openShelf(
         if (offers !== undefined) offer ??= offers.open(() => donors(chain))
         return taken
       }
+      let dropped = false
+      function alive(): void {
+        if (dropped) throw new Fault('ABORTED', 'the snapshot was dropped')
+      }
       function owned(): MemorySnapshot {
+        alive()
         if (sink === undefined) throw unfinished(id)
         return sink
       }
       function join(said: Layer): void {
+        alive()
         if (sink === undefined) refuseTaken(id)
         sink?.drop()
         chain = chains.take(id, said)
@@ -229,6 +239,8 @@ export function openShelf(
           if (chain === undefined) await inTurns(checkWhole(owned().images))
           else if (layer?.last === false) await chain.flat.round()
           else await chain.flat.last()
+          // Who drops it does not wait for us.
+          alive()
         },
         seal(undecided = false) {
           const sink = owned()
@@ -274,7 +286,10 @@ export function openShelf(
           waiters.wake()
         },
         drop() {
-          if (over || sink === undefined) return
+          if (dropped) return sink?.drop()
+          if (over) return
+          dropped = true
+          if (sink === undefined) return
           over = true
           offer?.close()
           arriving.delete(id)

@@ -109,15 +109,15 @@ test('an image is there only when it has ended', async () => {
 })
 
 test('many small images share an extent', async () => {
-  const pool = openPool(3 * EXTENT)
+  const pool = openPool(8 * EXTENT)
   const sink = memorySnapshot(pool)
   for (let index = 0; index < 2048; index++) await put(sink, `i${index}`, bytesOf(`i${index}`, 500))
-  // What is known of them beside, at most 512 bytes each.
+  // What is known of them beside, at most 2 KiB each.
   const known = sink.held - EXTENT
-  assert.ok(known <= 2048 * 512, `${known}`)
+  assert.ok(known <= 2048 * 2048, `${known}`)
   assert.is(pool.used, sink.held)
   for (let index = 2048; index < 2500; index++) await put(sink, `i${index}`, bytesOf(`i${index}`, 500))
-  assert.ok(sink.held - 2 * EXTENT <= 2500 * 512)
+  assert.ok(sink.held - 2 * EXTENT <= 2500 * 2048)
   for (const [name, got] of contents(sink)) assert.ok(got.equals(bytesOf(name, 500)), name)
   sink.drop()
 })
@@ -283,6 +283,49 @@ test('a tree of small processes takes what its pages take, and not 2 MiB for eac
     sink.drop()
     assert.is(pool.used, 0)
   }
+})
+
+test('who is dropped while bytes come writes into nobody else’s memory, and no more into its own', async () => {
+  for (const apart of [false, true]) {
+    const pool = openPool(4 * EXTENT)
+    const dropped = memorySnapshot(pool, apart)
+    const name = imageName('pages-1.img')
+    const [writer, complete] = [dropped.open(name), dropped.open(imageName('complete.img'))]
+    complete.room(1).fill(1)
+    complete.wrote(1)
+    const late = writer.room(EXTENT)
+    dropped.drop()
+    assert.is(pool.used, 0)
+    const others = Array.from({ length: 4 }, () => pool.take())
+    for (const { window } of others) window.fill(7)
+    late.fill(9)
+    for (const { window } of others) assert.not(window.includes(9))
+    // Nothing more comes: what was kept from others is free, and there is enough for all.
+    dropped.drop()
+    for (const extent of others) pool.give(extent)
+    throwsFault('ABORTED', () => writer.room(1))
+    throwsFault('ABORTED', () => writer.wrote(1))
+    throwsFault('ABORTED', () => complete.end(entry('complete.img', bytesOf('x', 1))))
+    throwsFault('ABORTED', () => dropped.open(name))
+    assert.is(pool.used, 0)
+  }
+})
+
+test('what is known of images is bounded by JavaScript’s heap, too, and given back', () => {
+  const pool = openPool(100 * EXTENT, 0, undefined, 2 ** 20)
+  const many = (sink: MemorySnapshot, count: number): void => {
+    for (let at = 0; at < count; at++) sink.open(imageName(`i${at}`)).end(entry(`i${at}`, bytesOf('', 0)))
+  }
+  const first = memorySnapshot(pool)
+  many(first, 500)
+  const second = memorySnapshot(pool)
+  throwsFault('MEMORY', () => many(second, 1000))
+  first.drop()
+  second.drop()
+  const third = memorySnapshot(pool)
+  many(third, 500)
+  third.drop()
+  assert.is(pool.used, 0)
 })
 
 test.run()

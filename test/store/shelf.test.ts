@@ -98,6 +98,21 @@ test('a verdict that does not come keeps nobody from the newest before it', asyn
   assert.is((await within(shelf.find(undefined, LONG, undefined, { early: true }))).id, 'two')
 })
 
+test('nor do those keep anybody that come one after the other, each without a verdict', async () => {
+  const shelf = openShelf(openPool(8 * EXTENT))
+  ;(await arrive(shelf, one)).seal()
+  ;(await arrive(shelf, two)).seal(true)
+  const newest = shelf.find(undefined, LONG)
+  let more = 0
+  const next = async (): Promise<void> => (await arrive(shelf, snapshotId(`more${more++}`))).seal(true)
+  const flood = setInterval(() => void next().catch(() => {}), 6000)
+  try {
+    assert.is((await within(newest, 'the newest', 25_000)).id, 'one')
+  } finally {
+    clearInterval(flood)
+  }
+})
+
 test('an id that is here or on its way is EXISTS, and what is here stays', async () => {
   const shelf = openShelf(openPool(4 * EXTENT))
   const arriving = await arrive(shelf, one)
@@ -236,6 +251,22 @@ test('the newest of those that fit', async () => {
   const fits = (images: ReadonlyMap<string, unknown>): boolean => images === first
   assert.is((await within(shelf.find(undefined, LONG, undefined, { fits }))).id, 'one')
   assert.is((await within(shelf.find(undefined, LONG))).id, 'two')
+})
+
+test('what was dropped from outside is never sealed, also while it is looked through', async () => {
+  const shelf = openShelf(openPool(4 * EXTENT))
+  const arriving = await arrive(shelf, one)
+  const completed = arriving.complete()
+  arriving.drop()
+  await rejectsFault('ABORTED', completed)
+  throwsFault('ABORTED', () => arriving.seal())
+  throwsFault('ABORTED', () => arriving.join({ under: 0, last: true, token: Buffer.alloc(16) }))
+  throwsFault('ABORTED', () => arriving.open('late.img' as never))
+  arriving.drop()
+  assert.equal([shelf.has(one), shelf.all.filter(({ state }) => state !== 'leaving').length], [false, 0])
+  const again = await arrive(shelf, one)
+  again.seal()
+  assert.ok(shelf.has(one))
 })
 
 test.run()
