@@ -56,8 +56,8 @@ function openHouse() {
   const pool = openPool(64 * MIB)
   const connections = openConnections({ most: 16, silentMs: 5000 })
   const peers = openPeerMemory(pool)
-  peers.relief = connections.relieve
-  const shelf = openShelf(pool, { relieve: connections.relieve, idleMs: PATIENCE_MS })
+  peers.relief = () => connections.relieve(true)
+  const shelf = openShelf(pool, { relieve: () => connections.relieve(false), idleMs: PATIENCE_MS })
   const options: CacheOptions = {
     host: '127.0.0.1',
     port: undefined,
