@@ -72,7 +72,8 @@ async function staged(body: (stage: Stage) => Promise<void>): Promise<void> {
   const startProxy = async (port: string, until: string): Promise<Proxy> => {
     const directory = join(folder, until)
     const pages = ['--page-server-port', '0', '--until', until]
-    const daemon = begin('proxy', ['--port', port, '-D', directory, ...pages])
+    const withUs = ['--pdeathsig', 'TERM', command('proxy')]
+    const daemon = begin('setpriv', [...withUs, '--port', port, '-D', directory, ...pages])
     const [, pagePort = ''] = await daemon.says(/listening on 127\.0\.0\.1:(\d+)/)
     return { name: `the proxy until ${until}`, run: daemon, pid: daemon.child.pid as number, directory, pagePort }
   }
@@ -186,7 +187,8 @@ function tellFigures(alone: number[], beside: number[], seconds: number, made: M
   const ratio = `${times(first.slowest)} the slowest alone and ${times(first.median)} the median alone`
   const stoodStill = `${alone.length} alone: ${first.text}; ${beside.length} beside attackers: ${second.text}, ${ratio}`
   const kinds = [...made].map(([name, count]) => `${name} ${count}`).join(', ')
-  console.log(`figures: processes stood still, ${stoodStill}; connections in ${seconds.toFixed()} s: ${kinds}`)
+  // uvu has begun a line.
+  console.log(`\nfigures: processes stood still, ${stoodStill}; connections in ${seconds.toFixed()} s: ${kinds}`)
 }
 
 async function soak(criu: string, stage: Stage): Promise<void> {
