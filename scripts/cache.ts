@@ -71,13 +71,14 @@ main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, res
   const [listener, number] = [listenFd(), listenPort(port, psSocket)]
   const where = listener === undefined ? { host: address, port: number } : inheritedListener(listener)
   const credentials = credentialsOf(values)
+  const allowUids = allowedUids(values)
   if (where.port !== undefined) await checkNetwork(where.host, credentials, insecure)
   const peer = psSocket && (await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure))
   await cache({
     ...where,
     first: peer ? peer.take() : undefined,
     credentials,
-    allowUids: allowedUids(values),
+    allowUids,
     directory,
     id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
     timeoutMs: timeoutMs(timeout, 60_000),
