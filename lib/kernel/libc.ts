@@ -77,6 +77,7 @@ export const setsockopt = call<[fd: number, level: number, option: number, value
 export const ioctl = call<[fd: number, request: number, argument: Pointer | number]>(
   'int ioctl(int, unsigned long, void *)',
 )
+export const mallocTrim = call<[pad: number]>('int malloc_trim(size_t)')
 export const unshare = call<[flags: number]>('int unshare(int)')
 export const setns = call<[fd: number, kind: number]>('int setns(int, int)')
 /** Waits for `ms` milliseconds at most, and blocks the thread meanwhile. */

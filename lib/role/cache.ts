@@ -16,6 +16,7 @@ import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
+import { giveBack } from '../kernel/memory.ts'
 import { reapOrphans } from '../kernel/orphans.ts'
 import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
@@ -117,7 +118,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const { report, signal } = options
   reapOrphans()
   const pool = openPool(options.maxMemory, options.reserve)
-  const connections = openConnections({ most: MOST_LINKS, silentMs: FIRST_FRAME_MS })
+  const connections = openConnections({ most: MOST_LINKS, silentMs: FIRST_FRAME_MS, onQuiet: giveBack })
   const peers = openPeerMemory(pool)
   peers.relief = () => connections.relieve(true)
   const failures = openFailures(report, MOST_FAILURES)
