@@ -34,6 +34,7 @@ import { type Arrivals, openArrivals } from './arrivals.ts'
 import { type Connection, openConnections } from './connections.ts'
 import { type Failures, openFailures } from './failures.ts'
 import { writeScript } from './gate.ts'
+import { openQuiet } from './quiet.ts'
 import { openRemoteRestores } from './remote-restores.ts'
 import { SERVE_SOCKET } from './serve.ts'
 import { serveCriu } from './strangers.ts'
@@ -118,7 +119,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
   const { report, signal } = options
   reapOrphans()
   const pool = openPool(options.maxMemory, options.reserve)
-  const connections = openConnections({ most: MOST_LINKS, silentMs: FIRST_FRAME_MS, onQuiet: giveBack })
+  const connections = openConnections({ most: MOST_LINKS, silentMs: FIRST_FRAME_MS, quiet: openQuiet(giveBack) })
   const peers = openPeerMemory(pool)
   peers.relief = () => connections.relieve(true)
   const failures = openFailures(report, MOST_FAILURES)

@@ -10,6 +10,7 @@
  */
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
+import type { Quiet } from './quiet.ts'
 
 /** What a connection is for, as far as its place goes. */
 export type Phase =
@@ -70,9 +71,8 @@ export interface ConnectionLimits {
   /** How long nothing must have moved on one that gives way, and on one that only waits, ms. */
   stillMs?: number
   waitedMs?: number
-  /** Called when all have gone for a while, and they were many: what they had made us hold may go. */
-  onQuiet?: () => void
-  quietMs?: number
+  /** Told of each that comes and goes. */
+  quiet?: Quiet
 }
 
 /** Nothing has moved for so long: a link that stumbles, or a criu that thinks, takes less. */
@@ -82,10 +82,6 @@ const WAITED_MS = 60_000
 /** Fewer bytes are no progress: the ends of a conversation tell each other that they are alive. */
 const LEAST_MOVED = 4096
 const LOOK_MS = 250
-/** Nobody has come for so long. */
-const QUIET_MS = 5000
-/** Fewer connections leave nothing that is worth it. */
-const MANY = 100
 const LAST_WORD_MS = 500
 
 export function openConnections({
@@ -93,16 +89,12 @@ export function openConnections({
   silentMs,
   stillMs = STILL_MS,
   waitedMs = WAITED_MS,
-  onQuiet,
-  quietMs = QUIET_MS,
+  quiet,
 }: ConnectionLimits): Connections {
   const entries = new Set<Entry>()
   const isSilent = ({ phase }: Entry): boolean => phase === 'silent'
   const isAnswered = ({ phase }: Entry): boolean => phase !== 'silent'
   let timer: NodeJS.Timeout | undefined
-  let quiet: NodeJS.Timeout | undefined
-  /** Connections since it was quiet last. */
-  let came = 0
 
   function countOf(which: (entry: Entry) => boolean): number {
     let count = 0
@@ -128,26 +120,12 @@ export function openConnections({
 
   function remove(entry: Entry): void {
     if (!entries.delete(entry)) return
-    if (entries.size === 0) rest()
+    if (entries.size === 0) {
+      clearInterval(timer)
+      timer = undefined
+    }
+    quiet?.left()
     for (const release of entry.releases.splice(0)) release()
-  }
-
-  /** Nobody is there. */
-  function rest(): void {
-    clearInterval(timer)
-    timer = undefined
-    if (came < MANY || onQuiet === undefined) return
-    quiet = globalThis.setTimeout(() => {
-      came = 0
-      onQuiet()
-    }, quietMs)
-    quiet.unref()
-  }
-
-  function wake(): void {
-    came++
-    clearTimeout(quiet)
-    timer ??= setInterval(closeStill, LOOK_MS).unref()
   }
 
   function drop(entry: Entry, reason: Fault): void {
@@ -201,7 +179,8 @@ export function openConnections({
         drop(oldest, new Fault('LIMIT', 'the client said nothing, and others came'))
       }
       entries.add(entry)
-      wake()
+      quiet?.came()
+      timer ??= setInterval(closeStill, LOOK_MS).unref()
       return {
         onClose: (release) => void entry.releases.push(release),
         beforeClose(say) {

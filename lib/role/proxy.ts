@@ -13,6 +13,7 @@ import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import type { Fd } from '../kernel/fd.ts'
+import { giveBack } from '../kernel/memory.ts'
 import { openProcess } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { acceptUnix, peerPid } from '../kernel/unix.ts'
@@ -30,6 +31,7 @@ import { clearGates, writeScript } from './gate.ts'
 import { lastLayer, nextLayer } from './layers.ts'
 import { openPagePort, type PagePort } from './page-port.ts'
 import { type PageServer, pageServer } from './page-server.ts'
+import { openQuiet } from './quiet.ts'
 import { openRemoteDumps, type RemoteDumps } from './remote-dumps.ts'
 import { type Half, openSplits } from './split.ts'
 import { openWorkDir } from './workdir.ts'
@@ -56,10 +58,15 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   })
   hurry()
   const running = new Set<Promise<void>>()
+  const quiet = openQuiet(giveBack)
   const track = (task: Promise<void>, what: string): void => {
+    quiet.came()
     const tracked = task
       .catch((fault: Error) => void (signal.aborted || report({ event: 'failed', what, fault })))
-      .finally(() => running.delete(tracked))
+      .finally(() => {
+        running.delete(tracked)
+        quiet.left()
+      })
     running.add(tracked)
   }
   const newId = (): SnapshotId => options.id ?? freshId()

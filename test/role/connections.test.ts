@@ -102,28 +102,6 @@ test('a peer that does not take the reason is closed all the same, and at the en
   assert.equal(closed, ['deaf LIMIT', 'next ABORTED'])
 })
 
-test('when many have come and nobody is left it is told, after a while and once', async () => {
-  let calm = 0
-  const connections = openConnections({ most: 200, silentMs: 60_000, quietMs: 50, onQuiet: () => calm++ })
-  const come = (count: number): Connection[] => Array.from({ length: count }, () => connections.add('a', () => {}))
-  for (const each of come(99)) each.leave()
-  await setTimeout(100)
-  assert.is(calm, 0, 'few')
-  const [last, ...others] = come(2)
-  for (const each of others) each.leave()
-  await setTimeout(100)
-  assert.is(calm, 0, 'one is there')
-  last?.leave()
-  const [late] = come(1)
-  await setTimeout(100)
-  assert.is(calm, 0, 'another has come')
-  late?.leave()
-  await setTimeout(100)
-  for (const each of come(2)) each.leave()
-  await setTimeout(100)
-  assert.is(calm, 1)
-})
-
 test('a group that carries one stream counts as many as it has', () => {
   const { closed, connections, add } = table(4)
   add('one')
