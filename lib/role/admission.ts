@@ -17,10 +17,17 @@ export interface Admission {
   refusal: Fault | undefined
 }
 
-/** `uids`: users of this host who may speak beside root and our own; undefined for everybody. */
-export function admissionOf(socket: net.Socket, uids: readonly number[] | undefined): Admission {
-  const { remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 } = socket
-  if (!isLoopback(remoteAddress)) return { source: sourceOf(remoteAddress), refusal: undefined }
+/** A connection, by its two ends. */
+export type Ends = Pick<net.Socket, 'remoteAddress' | 'remotePort' | 'localAddress' | 'localPort'>
+
+/**
+ * `uids`: users of this host who may speak beside root and our own; undefined for everybody. Then nobody else may, whatever address
+ * he comes from: to loopback a user can connect from any address of his host.
+ */
+export function admissionOf(ends: Ends, uids: readonly number[] | undefined): Admission {
+  const { remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 } = ends
+  const within = isLoopback(remoteAddress) || isLoopback(localAddress)
+  if (uids === undefined && !within) return { source: sourceOf(remoteAddress), refusal: undefined }
   const owner = ownerOf({
     theirs: { address: remoteAddress, port: remotePort },
     ours: { address: localAddress, port: localPort },
