@@ -21,10 +21,14 @@ export interface Admission {
 type Ends = Partial<Record<'remoteAddress' | 'localAddress', string | undefined>> &
   Partial<Record<'remotePort' | 'localPort', number | undefined>>
 
-/** `uids`: users of this host who may speak beside root and our own; undefined for everybody. */
+/**
+ * `uids`: users of this host who may speak beside root and our own; undefined for everybody. Then nobody else may, whatever address
+ * he comes from: to loopback a user can connect from any address of his host.
+ */
 export function admissionOf(ends: Ends, uids: readonly number[] | undefined): Admission {
   const { remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 } = ends
-  if (!isLoopback(remoteAddress)) return { source: sourceOf(remoteAddress), refusal: undefined }
+  const within = isLoopback(remoteAddress) || isLoopback(localAddress)
+  if (uids === undefined && !within) return { source: sourceOf(remoteAddress), refusal: undefined }
   const uid = uidOf({
     theirs: { address: remoteAddress, port: remotePort },
     ours: { address: localAddress, port: localPort },

@@ -28,6 +28,18 @@ async function connected(on: string, to: string) {
   return { ends, client, socket, close }
 }
 
+test('where the kernel finds nobody at all /proc is asked: the part that knows of TCP may not be there', async () => {
+  const { ends, close } = await connected('127.0.0.1', '127.0.0.1')
+  assert.is(ownerOf(ends, () => 'none')?.uid, process.getuid?.())
+  assert.ok(ownerOf(ends))
+  if (ownerBySockDiag(ends) !== undefined)
+    assert.is(
+      ownerOf(ends, () => 'none'),
+      undefined,
+    )
+  await close()
+})
+
 for (const [on, to] of [
   ['127.0.0.1', '127.0.0.1'],
   ['::1', '::1'],

@@ -1,5 +1,6 @@
 import { once } from 'node:events'
 import net from 'node:net'
+import { networkInterfaces } from 'node:os'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
@@ -81,9 +82,9 @@ test('where it cannot be seen who it is, nobody may speak but where everybody ma
     assert.is(admissionOf(ends, undefined).refusal, undefined)
   }))
 
-test('from another host everybody may; an address is a peer, of IPv6 what its network gave it', () => {
+test('where everybody may speak an address is a peer, of IPv6 what its network gave it', () => {
   const of = (remoteAddress: string) =>
-    admissionOf({ remoteAddress, remotePort: 1, localAddress: '10.0.0.1', localPort: 2 }, [])
+    admissionOf({ remoteAddress, remotePort: 1, localAddress: '10.0.0.1', localPort: 2 }, undefined)
   for (const [address, source] of [
     ['10.0.0.7', '10.0.0.7'],
     ['::ffff:10.0.0.7', '::ffff:10.0.0.7'],
@@ -128,6 +129,39 @@ test('who does not leave is left, and one that has gone already is no failure', 
     await within(turnAway(socket, fault))
     assert.ok(socket.destroyed)
   })
+})
+
+const theirs = { remoteAddress: '192.0.2.1', remotePort: 40000 }
+const onLoopback = { localAddress: '127.0.0.1', localPort: 9 }
+const elsewhere = { localAddress: '192.0.2.7', localPort: 9 }
+
+test('whoever is not seen to be a user who may speak may not, from whatever address he connects', () => {
+  for (const ours of [onLoopback, elsewhere]) {
+    assert.is(admissionOf({ ...theirs, ...ours }, []).refusal?.code, 'REFUSED')
+  }
+})
+
+test('our own user may, also from another address of this host', async () => {
+  const own = Object.values(networkInterfaces())
+    .flatMap((addresses) => addresses ?? [])
+    .find(({ family, internal }) => family === 'IPv4' && !internal)
+  const server = net.createServer()
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as net.AddressInfo
+  try {
+    for (const localAddress of ['127.0.0.1', '127.0.0.2', ...(own === undefined ? [] : [own.address])]) {
+      const client = net.connect({ port, host: '127.0.0.1', localAddress })
+      const [socket] = (await once(server, 'connection')) as [net.Socket]
+      const expected = { source: `user ${process.geteuid?.()}`, refusal: undefined }
+      const found = admissionOf(socket, [])
+      client.destroy()
+      socket.destroy()
+      assert.equal(found, expected, localAddress)
+    }
+  } finally {
+    server.close()
+  }
 })
 
 test.run()
