@@ -42,6 +42,7 @@ export async function hearRemote({ link: bare }: Line, house: House, { connectio
   const link = metered(bare, connection.moved)
   const id = freshId()
   const conversation = openConversation(id, house)
+  connection.onClose(conversation.drop)
   try {
     await take(link.inlet, conversation, () => connection.enter('moving', MOST_TIMEOUTS * house.options.timeoutMs))
   } catch (error) {

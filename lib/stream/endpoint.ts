@@ -22,8 +22,8 @@ import { secureClient, secureServer } from './secure.ts'
 
 export type Endpoint =
   /**
-   * Plain without `credentials`. `uids`: where the other end is on loopback, the users of this host whose it may be, beside root and our own;
-   * anybody's if undefined.
+   * Plain without `credentials`. `uids`: it must be on loopback, and of one of these users of this host, of root or of our own; anybody's,
+   * anywhere, if undefined.
    */
   | {
       kind: 'tcp'
@@ -186,7 +186,12 @@ const ACCEPT_MS = 5000
  */
 async function refuseOthers(socket: net.Socket, uids: readonly number[], signal: AbortSignal): Promise<void> {
   const { remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 } = socket
-  if (!isLoopback(remoteAddress)) return
+  if (!isLoopback(remoteAddress)) {
+    // Its name was one of this host's when it was looked up before.
+    throw new Fault('REFUSED', `plain TCP to ${remoteAddress} is neither secret nor authenticated`, {
+      hint: 'use --tls or --key-file, or --insecure in a network that you trust',
+    })
+  }
   const theirs = { address: remoteAddress, port: remotePort }
   const ends = { theirs, ours: { address: localAddress, port: localPort } }
   const deadline = performance.now() + ACCEPT_MS

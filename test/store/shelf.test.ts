@@ -93,7 +93,7 @@ test('a verdict that does not come keeps nobody from the newest before it', asyn
   ;(await arrive(shelf, two)).seal(true)
   const newest = shelf.find(undefined, LONG)
   assert.ok(await waits(newest))
-  assert.is((await within(newest)).id, 'one')
+  assert.is((await within(newest, 'the newest', 60_000)).id, 'one')
   assert.is((await within(shelf.find(undefined, LONG))).id, 'one')
   assert.is((await within(shelf.find(undefined, LONG, undefined, { early: true }))).id, 'two')
 })
