@@ -12,11 +12,13 @@ test('a hand-over is of a tree, or is settled', () => {
   assert.match(throwsFault('USAGE', () => viaPatience({ via: 'ssh host' }, undefined)).message, '--tree is missing')
 })
 
+test('a reader has longer than a target, and each has what is asked for', () => {
+  assert.is(viaPatience({}, undefined), 300_000)
+  assert.is(viaPatience({ timeout: '5' }, '17'), 5000)
+})
+
 test('what belongs to a hand-over needs one', () => {
-  assert.is(viaPatience({}, undefined), 60_000)
-  for (const values of [{ until: 'sealed' }, { timeout: '5' }]) {
-    assert.match(throwsFault('USAGE', () => viaPatience(values, '17')).message, 'no --via')
-  }
+  assert.match(throwsFault('USAGE', () => viaPatience({ until: 'sealed' }, '17')).message, 'no --via')
 })
 
 test.run()

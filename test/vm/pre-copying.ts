@@ -235,7 +235,8 @@ const vetoed: Scenario = {
       writeFileSync(failing, '#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ]\n', { mode: 0o700 })
       const refused = await tools.criu('dump', true, '--action-script', failing).ended
       expect(refused.code !== 0, 'it was not refused')
-      await tools.proxy.says(/the source runs on, criu left it running/)
+      await tools.proxy.says(/the process that it dumped runs on: the dump failed/)
+      await tools.proxy.says(/not handed over: the source runs on, the target runs nothing of it/)
       await stage.load.runsOn()
       await ended(tools.criu('dump', true), tools.proxy, tools.cache)
     }),
