@@ -151,8 +151,10 @@ export function openConnections({
     const now = performance.now()
     for (const entry of [...entries]) {
       if (now - entry.since <= entry.limitMs) continue
-      const what = isSilent(entry) ? 'the client said nothing' : 'nothing moved'
-      drop(entry, new Fault('TIMEOUT', `${what} for ${entry.limitMs / 1000} s`))
+      const long = `for ${entry.limitMs / 1000} s`
+      // It is read at the other end, which may have a longer one.
+      const what = isSilent(entry) ? `the client said nothing ${long}` : `nothing moved ${long} (the cache's --timeout)`
+      drop(entry, new Fault('TIMEOUT', what))
     }
   }
 

@@ -86,7 +86,7 @@ test('who says nothing, and who stands still for as long as it may, is closed; i
     still.enter('moving', 50)
   })
   await within(done)
-  assert.equal(closing, ['released', 'told TIMEOUT', 'closed: nothing moved for 0.05 s'])
+  assert.equal(closing, ['released', 'told TIMEOUT', "closed: nothing moved for 0.05 s (the cache's --timeout)"])
   assert.equal(connections.counts, { silent: 0, answered: 0 })
 })
 
