@@ -165,7 +165,7 @@ async function keepHouse(work: WorkDir, options: CacheOptions): Promise<never> {
         // A client of another wire would not understand.
         return hear === answer ? await turnAway(socket, refusal) : void socket.destroy()
       }
-      const link = await door(socket, what)
+      const link = await door(socket, what, source)
       lobby.leave()
       admit(link, source)
     } catch (fault) {

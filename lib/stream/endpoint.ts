@@ -281,7 +281,9 @@ export function peerOf(socket: net.Socket): string {
  * Makes links of a server's clients; one that must prove who it is and does not is sent away. Throws `LINK`; `IO` when
  * there are no descriptors left; `USAGE` for credentials that cannot be used any more.
  */
-export function openDoor(credentials: Credentials | undefined): (socket: net.Socket, peer: string) => Promise<Link> {
+export function openDoor(
+  credentials: Credentials | undefined,
+): (socket: net.Socket, peer: string, source: string) => Promise<Link> {
   if (credentials !== undefined) return secureServer(credentials)
   return async (socket, peer) => {
     try {

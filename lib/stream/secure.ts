@@ -18,7 +18,7 @@ import { readSecrets, type Secrets } from './secrets.ts'
 
 /** How long a handshake may take, however often the other end sends a byte. */
 const HANDSHAKE_MS = 10_000
-/** Handshakes at a time, of clients whose greeting is here; when one more comes, the oldest is given up. */
+/** Handshakes at a time, of clients whose greeting is here; when one more comes, the oldest of the peer that has most is given up. */
 const MOST_HANDSHAKES = 64
 
 const late = `no TLS handshake within ${HANDSHAKE_MS / 1000} s`
@@ -109,10 +109,25 @@ async function greeted(raw: net.Socket): Promise<void> {
   }
 }
 
-/** Lets the clients of a server in: each that connected becomes a link, or is sent away and a `LINK` fault. */
-export function secureServer(credentials: Credentials): (raw: net.Socket, peer: string) => Promise<Link> {
-  const underWay = new Set<(error: unknown) => void>()
-  const handshake = (raw: net.Socket, peer: string): Promise<Link> =>
+type Fail = (error: unknown) => void
+
+/** The one that has been under way for longest, of those from the source that has most. */
+function oldestOfMost(underWay: ReadonlyMap<Fail, string>): Fail | undefined {
+  const shares = new Map<string, number>()
+  for (const source of underWay.values()) shares.set(source, (shares.get(source) ?? 0) + 1)
+  const most = Math.max(...shares.values())
+  return [...underWay].find(([, source]) => shares.get(source) === most)?.[0]
+}
+
+/**
+ * Lets the clients of a server in: each that connected becomes a link, or is sent away and a `LINK` fault. `source`: whose share of
+ * the handshakes it counts to.
+ */
+export function secureServer(
+  credentials: Credentials,
+): (raw: net.Socket, peer: string, source: string) => Promise<Link> {
+  const underWay = new Map<Fail, string>()
+  const handshake = (raw: net.Socket, peer: string, source: string): Promise<Link> =>
     new Promise((resolve, reject) => {
       const fail = (error: unknown): void => {
         over()
@@ -124,9 +139,9 @@ export function secureServer(credentials: Credentials): (raw: net.Socket, peer: 
         underWay.delete(fail)
       }
       const timer = setTimeout(() => fail(new Fault('LINK', late)), HANDSHAKE_MS)
-      const [oldest] = underWay
-      if (underWay.size >= MOST_HANDSHAKES) oldest?.(new Fault('LINK', 'too many handshakes at a time'))
-      underWay.add(fail)
+      const tooMany = new Fault('LINK', 'too many handshakes at a time')
+      if (underWay.size >= MOST_HANDSHAKES) oldestOfMost(underWay)?.(tooMany)
+      underWay.set(fail, source)
       raw.on('error', () => {})
       const secrets = tryRead(credentials, fail)
       if (secrets === undefined) return
@@ -145,7 +160,7 @@ export function secureServer(credentials: Credentials): (raw: net.Socket, peer: 
       })
       server.emit('connection', raw)
     })
-  return async (raw, peer) => {
+  return async (raw, peer, source) => {
     raw.on('error', () => {})
     try {
       await greeted(raw)
@@ -153,7 +168,7 @@ export function secureServer(credentials: Credentials): (raw: net.Socket, peer: 
       raw.destroy()
       throw error
     }
-    return handshake(raw, peer)
+    return handshake(raw, peer, source)
   }
 }
 

@@ -57,12 +57,13 @@ interface Listening {
 }
 
 /** A server that admits clients as the cache does, and speaks first. */
-async function listening(credentials: Credentials): Promise<Listening> {
+async function listening(credentials: Credentials, source = (_count: number): string => 'a'): Promise<Listening> {
   const admit = secureServer(credentials)
   const come: Promise<Link>[] = []
+  let count = 0
   const waiting: ((link: Promise<Link>) => void)[] = []
   const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true }, (socket) => {
-    const link = admit(socket, 'client').then(async (made) => {
+    const link = admit(socket, 'client', source(count++)).then(async (made) => {
       await made.outlet.send(Buffer.from('hello'))
       return made
     })
@@ -291,6 +292,21 @@ test('of those who greet and stall then, the oldest give way', async () => {
   for (const end of [link, other]) end.destroy()
   for (const socket of sockets) socket.destroy()
   for (const outcome of outcomes.slice(7)) {
+    assert.is((await rejectsFault('LINK', outcome)).message, 'the client left in the TLS handshake')
+  }
+  server.close()
+})
+
+test('a peer that has one handshake under way keeps it, however many another peer begins', async () => {
+  const server = await listening(ours, (count) => (count === 0 ? 'honest' : 'hostile'))
+  const greeting = await greetingOf(ours)
+  const slow = await stalling(server, 1, greeting)
+  const { sockets, outcomes } = await stalling(server, 70, greeting)
+  for (const outcome of outcomes.slice(0, 7)) {
+    assert.is((await rejectsFault('LINK', outcome)).message, 'too many handshakes at a time')
+  }
+  for (const socket of [...slow.sockets, ...sockets]) socket.destroy()
+  for (const outcome of [...slow.outcomes, ...outcomes.slice(7)]) {
     assert.is((await rejectsFault('LINK', outcome)).message, 'the client left in the TLS handshake')
   }
   server.close()
