@@ -50,10 +50,15 @@ let diagKnows = false
 
 /** Undefined where it is closed, or of another network namespace. Throws an errno where there is no descriptor left to ask with. */
 export function ownerOf(ends: Loopback, look = ownerBySockDiag): Owner | undefined {
+  const found = socketAt(ends, look)
+  return found === 'none' || found.inode === 0 ? undefined : found
+}
+
+/** The same, with an inode of 0 where no process has it: it is closed, or was not accepted yet. `none` where there is no such socket. */
+export function socketAt(ends: Loopback, look = ownerBySockDiag): Owner | 'none' {
   const said = look(ends)
   diagKnows ||= said !== undefined && said !== 'none'
-  const found = said === undefined || (said === 'none' && !diagKnows) ? ownerByProc(ends) : said
-  return found === 'none' || found.inode === 0 ? undefined : found
+  return said === undefined || (said === 'none' && !diagKnows) ? ownerByProc(ends) : said
 }
 
 /** Whether the address is one of this host's loopback interface. */

@@ -13,7 +13,7 @@ import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
 import { allows, duplicate, type Fd, isPipe, limitUnsent, ownNonBlocking, type PipeEnd } from '../kernel/fd.ts'
 import { inheritedSocket } from '../kernel/inherited.ts'
-import { isLoopback, ownerOf } from '../kernel/tcp-owner.ts'
+import { isLoopback, socketAt } from '../kernel/tcp-owner.ts'
 import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
 import { duplexLink, fdOf, readableLink, writableLink } from './node-link.ts'
@@ -135,10 +135,21 @@ export async function connectEndpoint(
     } catch (cause) {
       if (cause instanceof Fault) throw cause
       const code = (cause as NodeJS.ErrnoException).code ?? ''
-      const mayCome = ['ECONNREFUSED', 'ENOENT', 'ETIMEDOUT', 'EHOSTUNREACH', 'ENETUNREACH', 'EAI_AGAIN'].includes(code)
+      const mayCome = [
+        'ECONNREFUSED',
+        'ENOENT',
+        'ETIMEDOUT',
+        'EHOSTUNREACH',
+        'ENETUNREACH',
+        'EAI_AGAIN',
+        'ENOTCONN',
+      ].includes(code)
       if (!mayCome || performance.now() + RETRY_MS > deadline) {
         throw new Fault('LINK', `cannot connect to ${peer} (${code || (cause as Error).message})`, {
-          hint: 'is the other end started, and is the address right?',
+          hint:
+            code === 'ENOTCONN'
+              ? 'its other end cannot be seen: is it in another network namespace? --insecure does not ask'
+              : 'is the other end started, and is the address right?',
           cause,
         })
       }
@@ -177,6 +188,8 @@ function connectOnce(
 }
 
 const LOOK_MS = 10
+/** It may be on its way while the kernel makes the connection; after that it is gone, and another try may find it. */
+const MOST_UNSEEN = 3
 /** A program that listens takes a connection at once, or is stopped. */
 const ACCEPT_MS = 5000
 
@@ -196,9 +209,11 @@ async function refuseOthers(socket: net.Socket, uids: readonly number[], signal:
   const ends = { theirs, ours: { address: localAddress, port: localPort } }
   const deadline = performance.now() + ACCEPT_MS
   // Before it is accepted it is nobody's.
-  while (performance.now() < deadline) {
-    const owner = ownerOf(ends)
-    if (owner !== undefined) {
+  for (let unseen = 0; performance.now() < deadline; ) {
+    const owner = socketAt(ends)
+    unseen = owner === 'none' ? unseen + 1 : 0
+    if (unseen > MOST_UNSEEN) throw Object.assign(new Error('the other end is not there'), { code: 'ENOTCONN' })
+    if (owner !== 'none' && owner.inode !== 0) {
       if ([0, process.geteuid?.(), ...uids].includes(owner.uid)) return
       throw new Fault('REFUSED', `user ${owner.uid} of this host listens at ${remoteAddress}:${remotePort}`, {
         hint: `if it is to have the images (as its ssh -L): --allow-uid ${owner.uid}; else end that program`,

@@ -90,7 +90,8 @@ else {
         assert.not.match(stderr, 'of this host listens')
         assert.match(await his.got(), /^got \d+$/)
       }
-      const both = await run('restore-from-socket', ['--from', '127.0.0.1:1', '--insecure', '--allow-uid', HE])
+      const flags = ['--insecure', '--allow-uid', HE, '--to-dir', `${path}/none`]
+      const both = await run('restore-from-socket', ['--from', '127.0.0.1:1', ...flags])
       assert.is(both.code, 2)
       assert.match(both.stderr, '--allow-uid and --insecure do not go together')
     } finally {

@@ -141,14 +141,14 @@ test('images are paid for in advance and in portions; the first portion is the f
   const paid: number[] = []
   const pay = payForImages({ add: (bytes) => void paid.push(bytes) })
   const portion = 2 ** 18
-  for (let images = 0; images < 512; images++) pay.opened(false)
+  for (let images = 0; images < 128; images++) pay.opened(false)
   assert.equal(paid, [])
   pay.opened(false)
   assert.equal(paid, [portion])
   for (let images = 0; images < 64; images++) pay.opened(true)
   assert.equal(paid, [portion, portion])
   pay.forgotten()
-  for (let images = 0; images < 3 * 512; images++) pay.opened(false)
+  for (let images = 0; images < 3 * 128; images++) pay.opened(false)
   assert.equal(paid, [portion, portion], 'what was paid for is used again')
   pay.opened(false)
   assert.equal(paid, [portion, portion, portion])
