@@ -164,7 +164,7 @@ async function sizeAtRest(daemon: Daemon): Promise<Size> {
 
 /** Waits until it has what it had. */
 async function isBack(daemon: Daemon, before: Size): Promise<Size> {
-  const most = before.rss + Math.max(before.rss / 10, 24 * MIB)
+  const most = before.rss + Math.max(before.rss / 10, 16 * MIB)
   let size = sizeOf(daemon)
   for (const end = performance.now() + BACK_MS; performance.now() < end; await setTimeout(500)) {
     size = sizeOf(daemon)
