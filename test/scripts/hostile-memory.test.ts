@@ -28,9 +28,8 @@ const FOR_PEERS = 16 * MIB
 const BESIDE = 200 * MIB
 const COUNT = 250
 const SETTLE_MS = 60_000
-/** What it had at its start and a tenth; and what code takes that was not loaded yet, and is compiled from its source here. */
+/** What it had at its start, and a tenth. */
 const SETTLED = 1.1
-const COMPILED = 8 * MIB
 /** A status line has three digits. */
 const ROUNDED = 1.01
 
@@ -190,7 +189,7 @@ for (const [names, ...options] of [
       const seen = () => ({ rss: look.rss(), descriptors: look.descriptors() })
       const after = await untilSettled(
         seen,
-        ({ rss, descriptors }) => rss <= before.rss * SETTLED + COMPILED && descriptors <= before.descriptors,
+        ({ rss, descriptors }) => rss <= before.rss * SETTLED && descriptors <= before.descriptors,
         SETTLE_MS,
       )
       console.log(`figures: RSS ${formatSize(before.rss)} before, ${formatSize(after.rss)} afterwards`)
