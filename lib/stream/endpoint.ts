@@ -137,6 +137,7 @@ export async function connectEndpoint(
       const code = (cause as NodeJS.ErrnoException).code ?? ''
       const mayCome = [
         'ECONNREFUSED',
+        'ECONNRESET',
         'ENOENT',
         'ETIMEDOUT',
         'EHOSTUNREACH',
@@ -198,7 +199,8 @@ const ACCEPT_MS = 5000
  * is known whose the other end is. Throws `REFUSED`, and `LINK` for one that takes no connections.
  */
 async function refuseOthers(socket: net.Socket, uids: readonly number[], signal: AbortSignal): Promise<void> {
-  const { remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 } = socket
+  const { remoteAddress, remotePort = 0, localAddress = '', localPort = 0 } = socket
+  if (remoteAddress === undefined) throw notThere()
   if (!isLoopback(remoteAddress)) {
     // Its name was one of this host's when it was looked up before.
     throw new Fault('REFUSED', `plain TCP to ${remoteAddress} is neither secret nor authenticated`, {
@@ -212,7 +214,7 @@ async function refuseOthers(socket: net.Socket, uids: readonly number[], signal:
   for (let unseen = 0; performance.now() < deadline; ) {
     const owner = socketAt(ends)
     unseen = owner === 'none' ? unseen + 1 : 0
-    if (unseen > MOST_UNSEEN) throw Object.assign(new Error('the other end is not there'), { code: 'ENOTCONN' })
+    if (unseen > MOST_UNSEEN) throw notThere()
     if (owner !== 'none' && owner.inode !== 0) {
       if ([0, process.geteuid?.(), ...uids].includes(owner.uid)) return
       throw new Fault('REFUSED', `user ${owner.uid} of this host listens at ${remoteAddress}:${remotePort}`, {
@@ -226,6 +228,10 @@ async function refuseOthers(socket: net.Socket, uids: readonly number[], signal:
   throw new Fault('LINK', `it cannot be seen who listens at ${remoteAddress}:${remotePort}`, {
     hint: 'is it stopped, or in another network namespace? --insecure does not ask',
   })
+}
+
+function notThere(): Error {
+  return Object.assign(new Error('the other end is not there'), { code: 'ENOTCONN' })
 }
 
 function destroying(socket: net.Socket): (reason: unknown) => never {

@@ -126,11 +126,8 @@ function resumes(criu: string): void {
       relay.plan({ up: 6_000_000, how }, ...Array.from({ length: 100 }, () => ({ up: 0, how })))
       const proxy = await startProxy(source, relay.port, ['--timeout', '3'])
       try {
-        const begun = performance.now()
         const dumped = await dump(started.pid, path, source)
-        const took = performance.now() - begun
         assert.is.not(dumped.code, 0)
-        assert.ok(took > 2500 && took < 9000, `${took} ms`)
         await proxy.says(/failed: .*did not come back within 3 s/)
         await started.runsOn()
         await started.whole()

