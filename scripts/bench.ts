@@ -1,17 +1,17 @@
 /** How long a process stands still when it is moved: our way and the ways that a user has without us, in one run. */
 import { extname } from 'node:path'
-import { benchLink, benchMoves } from '../lib/bench/bench.ts'
 import { contenders } from '../lib/bench/contenders.ts'
 import { benchLongLinks } from '../lib/bench/long-links.ts'
-import { kinds } from '../lib/bench/memory.ts'
+import { benchLink, benchMoves } from '../lib/bench/report.ts'
 import { cannotSimulate } from '../lib/bench/simulated.ts'
-import { benchOptions, benchUsage } from '../lib/cli/bench.ts'
-import { allowedUids, credentialsOf } from '../lib/cli/credentials.ts'
+import { kinds } from '../lib/bench/target-process.ts'
+import { benchOptions, benchUsage } from '../lib/cli/bench-options.ts'
+import { allowedUids, credentialsOf } from '../lib/cli/credential-options.ts'
 import { main } from '../lib/cli/main.ts'
-import { atMostOne, oneOf, wholeMiB, wholeNumber } from '../lib/cli/values.ts'
+import { atMostOne, oneOf, wholeMiB, wholeNumber } from '../lib/cli/parse.ts'
+import { findCriu } from '../lib/criu/run.ts'
 import { Fault } from '../lib/fault.ts'
 import { trustedPath } from '../lib/kernel/trusted-path.ts'
-import { findCriu } from '../lib/role/criu.ts'
 import { checkNetwork, parseEndpoint } from '../lib/stream/endpoint.ts'
 
 const commands = {

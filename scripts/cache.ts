@@ -1,4 +1,7 @@
 #!/usr/bin/env node
+import { askCache } from '../lib/cache/admin.ts'
+import { cache } from '../lib/cache/server.ts'
+import { checkStock, printStock, stockHelp, stockOptions } from '../lib/cli/cache-options.ts'
 import {
   allowedUids,
   credentialHelp,
@@ -6,22 +9,19 @@ import {
   credentialsOf,
   localUserHelp,
   localUserOptions,
-} from '../lib/cli/credentials.ts'
+} from '../lib/cli/credential-options.ts'
 import { daemonHelp, daemonOptions } from '../lib/cli/daemon.ts'
-import { exitCodeHelp } from '../lib/cli/exit.ts'
-import { inheritedFd, listenFd, listenHelp, listenPort } from '../lib/cli/inherited.ts'
+import { exitCodeHelp } from '../lib/cli/exit-codes.ts'
+import { inheritedFd, listenFd, listenHelp, listenPort } from '../lib/cli/inherited-fds.ts'
 import { main } from '../lib/cli/main.ts'
-import { memoryHelp, memoryOf } from '../lib/cli/memory.ts'
-import { checkStock, printStock, stockHelp, stockOptions } from '../lib/cli/stock.ts'
-import { atMostOne, required, timeoutMs } from '../lib/cli/values.ts'
-import { cacheOptions, isRemoteCache, wireHelp } from '../lib/cli/wire.ts'
+import { memoryHelp, memoryOf } from '../lib/cli/memory-options.ts'
+import { atMostOne, required, timeoutMs } from '../lib/cli/parse.ts'
+import { cacheOptions, isRemoteCache, wireHelp } from '../lib/cli/wire-options.ts'
+import { findCriu } from '../lib/criu/run.ts'
+import { hearRemote } from '../lib/criu-remote/cache.ts'
 import { snapshotId } from '../lib/format/names.ts'
+import { byHandHelp, byHandOptions } from '../lib/handover/manual-verdict.ts'
 import { notify } from '../lib/kernel/notify.ts'
-import { byHandHelp, byHandOptions } from '../lib/role/by-hand.ts'
-import { cache } from '../lib/role/cache.ts'
-import { findCriu } from '../lib/role/criu.ts'
-import { hearRemote } from '../lib/role/remote-wire.ts'
-import { askCache } from '../lib/role/stock.ts'
 import { checkNetwork, inheritedEndpoint, inheritedListener } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: cache --port N -D DIR [OPTIONS] [-- CRIU OPTIONS]

@@ -1,9 +1,9 @@
 /** The main job, shown: a process that checks its own memory is handed over to another host; without a CRIU, recorded images. */
 import { readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
+import { findCriu } from '../lib/criu/run.ts'
 import { decodeDumpStats } from '../lib/format/stats.ts'
 import { childrenOf } from '../lib/kernel/process.ts'
-import { findCriu } from '../lib/role/criu.ts'
 import { patternLoad } from '../test/support/loads.ts'
 import { type Showing, showing } from '../test/support/showing.ts'
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env node
-import { exitCodeHelp } from '../lib/cli/exit.ts'
+import { exitCodeHelp } from '../lib/cli/exit-codes.ts'
 import { main } from '../lib/cli/main.ts'
-import { atMostOne, required } from '../lib/cli/values.ts'
-import { flattenDirectory } from '../lib/role/flatten.ts'
+import { atMostOne, required } from '../lib/cli/parse.ts'
+import { flattenDirectory } from '../lib/commands/flatten.ts'
 
 const usage = `usage: flatten -D DIR --to-dir OUT
 

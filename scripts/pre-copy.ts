@@ -6,17 +6,17 @@ import {
   credentialsOf,
   localUserHelp,
   localUserOptions,
-} from '../lib/cli/credentials.ts'
-import { exitCodeHelp } from '../lib/cli/exit.ts'
+} from '../lib/cli/credential-options.ts'
+import { exitCodeHelp } from '../lib/cli/exit-codes.ts'
 import { main } from '../lib/cli/main.ts'
-import { roundHelp, roundOptions, ruleOf } from '../lib/cli/rounds.ts'
-import { sendingHelp, sendingOf, sendingOptions } from '../lib/cli/sending.ts'
-import { atMostOne, oneOf, required, timeoutMs, wholeNumber } from '../lib/cli/values.ts'
+import { atMostOne, oneOf, required, timeoutMs, wholeNumber } from '../lib/cli/parse.ts'
+import { roundHelp, roundOptions, ruleOf } from '../lib/cli/pre-copy-options.ts'
+import { sendingHelp, sendingOf, sendingOptions } from '../lib/cli/send-options.ts'
+import { freshId } from '../lib/commands/dump.ts'
+import { preCopy, settlePreCopy } from '../lib/commands/pre-copy.ts'
+import { findCriu } from '../lib/criu/run.ts'
+import { untils } from '../lib/format/enums.ts'
 import { snapshotId } from '../lib/format/names.ts'
-import { untils } from '../lib/format/words.ts'
-import { findCriu } from '../lib/role/criu.ts'
-import { freshId } from '../lib/role/dump.ts'
-import { preCopy, settlePreCopy } from '../lib/role/pre-copy.ts'
 import { checkNetwork } from '../lib/stream/endpoint.ts'
 import { tuningOf } from '../lib/stream/tuning.ts'
 

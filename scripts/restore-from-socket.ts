@@ -6,16 +6,16 @@ import {
   credentialsOf,
   localUserHelp,
   localUserOptions,
-} from '../lib/cli/credentials.ts'
-import { exitCodeHelp } from '../lib/cli/exit.ts'
+} from '../lib/cli/credential-options.ts'
+import { exitCodeHelp } from '../lib/cli/exit-codes.ts'
 import { main } from '../lib/cli/main.ts'
-import { memoryHelp, memoryOf, memoryOptions } from '../lib/cli/memory.ts'
-import { atMostOne, required, timeoutMs } from '../lib/cli/values.ts'
+import { memoryHelp, memoryOf, memoryOptions } from '../lib/cli/memory-options.ts'
+import { atMostOne, required, timeoutMs } from '../lib/cli/parse.ts'
+import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/commands/restore.ts'
+import { findCriu } from '../lib/criu/run.ts'
 import { snapshotId } from '../lib/format/names.ts'
-import { byHandHelp, byHandOptions, decideByHand, saidByHand } from '../lib/role/by-hand.ts'
-import { findCriu } from '../lib/role/criu.ts'
-import { HOLD_DIRECTORY, holdSocket } from '../lib/role/hold.ts'
-import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/role/restore.ts'
+import { byHandHelp, byHandOptions, decideByHand, saidByHand } from '../lib/handover/manual-verdict.ts'
+import { HOLD_DIRECTORY, holdSocket } from '../lib/handover/standalone-target.ts'
 import { checkNetwork, connectEndpoint, parseEndpoint, stdoutLink } from '../lib/stream/endpoint.ts'
 
 const usage = `usage: restore-from-socket [--from ENDPOINT] [OPTIONS] [-- CRIU OPTIONS]

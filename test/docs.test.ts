@@ -7,7 +7,7 @@ import { root } from './support/run.ts'
 
 const test = suite('docs')
 
-/** `test/role/{capture,serve}` names two files. */
+/** `test/criu/{capture,serve}` names two files. */
 function filesIn(text: string): string[] {
   return [...text.matchAll(/\b(test\/\w+\/)(?:\{([\w,-]+)\}|([\w-]+))/g)].flatMap(([, folder = '', many, one = '']) =>
     (many?.split(',') ?? [one]).map((name) => `${folder}${name}.test.ts`),

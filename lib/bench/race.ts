@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { openChildren } from './children.ts'
 import type { Contender, Figures } from './course.ts'
-import { type Kind, type Loaded, startMemory } from './memory.ts'
+import { type Kind, type Loaded, startMemory } from './target-process.ts'
 
 export interface RaceOptions {
   criu: string

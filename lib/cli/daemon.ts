@@ -10,9 +10,9 @@ import { closeSync, statSync, writeSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { Fault } from '../fault.ts'
 import { isPipe, ownNonBlocking } from '../kernel/fd.ts'
-import { closeInherited, inheritedFd, inheritedOutput, listenFds } from './inherited.ts'
+import { closeInherited, inheritedFd, inheritedOutput, listenFds } from './inherited-fds.ts'
+import { openLog, READY, STARTER, type Voice } from './logger.ts'
 import { holdPidfile } from './pidfile.ts'
-import { openLog, READY, STARTER, type Voice } from './voice.ts'
 
 /** The options that proxy and cache have in common. */
 export const daemonOptions = {

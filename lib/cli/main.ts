@@ -13,9 +13,9 @@ import { setFlagsFromString } from 'node:v8'
 import { Fault } from '../fault.ts'
 import type { Progress, Report } from '../progress.ts'
 import { beginLife, detach, planDaemon } from './daemon.ts'
-import { exitCodes } from './exit.ts'
-import { describe } from './report.ts'
-import { openVoice, starterFd, type Voice } from './voice.ts'
+import { exitCodes } from './exit-codes.ts'
+import { openVoice, starterFd, type Voice } from './logger.ts'
+import { describe } from './progress-display.ts'
 
 type Options = NonNullable<ParseArgsConfig['options']>
 

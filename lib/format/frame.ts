@@ -1,9 +1,10 @@
 /** The frames of the wire as values: their numbers, and what each says. */
-import type { ImageEntry } from './list.ts'
+
+import type { CodecName, Fate, RefusalCode, Until, Verdict } from './enums.ts'
+import type { Holding } from './holdings.ts'
+import type { ImageEntry } from './image-list.ts'
 import type { ImageName, SnapshotId } from './names.ts'
-import type { Holding } from './stock.ts'
 import type { Join } from './stripes.ts'
-import type { CodecName, Fate, RefusalCode, Until, Verdict } from './words.ts'
 
 export const frameType = {
   snapshot: 1,

@@ -9,7 +9,7 @@
  */
 import { crc32 } from 'node:zlib'
 import { Fault } from '../fault.ts'
-import { readCount } from './list.ts'
+import { readCount } from './image-list.ts'
 
 /** Enough for any link that we could make: each has a descriptor and 128 KiB at the sender. */
 export const MOST_CONNECTIONS = 16

@@ -9,14 +9,14 @@
  */
 import { crc32 } from 'node:zlib'
 import { Fault } from '../fault.ts'
+import { codecNames, fates, oneOf, refusalCodes, untils, verdicts } from './enums.ts'
 import { type Frame, type FrameName, type FrameType, frameType } from './frame.ts'
-import { decodeList, encodeList, LONGEST_LIST, numbers, readCount, u32 } from './list.ts'
+import { decodeStock, encodeStock, LONGEST_STOCK } from './holdings.ts'
+import { decodeList, encodeList, LONGEST_LIST, numbers, readCount, u32 } from './image-list.ts'
 import { imageName, LONGEST_ID, LONGEST_NAME, snapshotId } from './names.ts'
 import { decodeRecalled, decodeSame, encodeRecalled, encodeSame, LONGEST_RECALLED, SAME_BYTES } from './page-digest.ts'
 import { cutText, harmless, LONGEST_REASON } from './reason.ts'
-import { decodeStock, encodeStock, LONGEST_STOCK } from './stock.ts'
 import { decodeJoin, encodeJoin, JOIN_BYTES } from './stripes.ts'
-import { codecNames, fates, oneOf, refusalCodes, untils, verdicts } from './words.ts'
 
 export const HEADER_BYTES = 24
 const CRC_BYTES = 4

@@ -1,7 +1,7 @@
 /** What a cache has let go of, and somebody still reads, or shares pages of. */
 import { Fault } from '../fault.ts'
+import type { StockState } from '../format/holdings.ts'
 import type { SnapshotId } from '../format/names.ts'
-import type { StockState } from '../format/stock.ts'
 import type { MemorySnapshot } from './memory.ts'
 
 /** One that has memory here. */

@@ -5,9 +5,9 @@
 import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import type { MemoryWriter, Piece, Places, StoredImage } from './memory.ts'
+import type { Ranges } from './page-ranges.ts'
 import { first } from './piece-writer.ts'
 import { PAGES, type Pool } from './pool.ts'
-import type { Ranges } from './ranges.ts'
 
 /** The snapshot that it is written into. */
 export interface Home {

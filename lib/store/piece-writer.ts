@@ -1,5 +1,5 @@
 /** An image on its way into memory, piece after piece. */
-import type { ImageEntry } from '../format/list.ts'
+import type { ImageEntry } from '../format/image-list.ts'
 import type { MemoryWriter, Piece } from './memory.ts'
 
 /** `space` gives room for the next bytes, at least one. */

@@ -20,7 +20,7 @@ import {
   mapMemory,
   populate,
   type Region,
-} from '../kernel/memory.ts'
+} from '../kernel/mapped-memory.ts'
 import { formatSize } from '../size.ts'
 
 export interface Extent {

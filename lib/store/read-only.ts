@@ -5,7 +5,7 @@
  *
  * Measured for 1 GiB: under 1 ms where it lies in huge pages, 20 ms where it does not.
  */
-import { allowWriting } from '../kernel/memory.ts'
+import { allowWriting } from '../kernel/mapped-memory.ts'
 import { EXTENT, type Extent } from './pool.ts'
 
 /** Of 64 MiB: 1 ms where pages are small. */

@@ -1,5 +1,5 @@
 /** A complete image in memory. */
-import type { ImageEntry } from '../format/list.ts'
+import type { ImageEntry } from '../format/image-list.ts'
 
 /** Consecutive bytes of an image. */
 export interface Piece {

@@ -17,8 +17,8 @@ import { isLoopback, socketAt } from '../kernel/tcp-owner.ts'
 import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
 import { duplexLink, fdOf, readableLink, writableLink } from './node-link.ts'
-import { readSecrets } from './secrets.ts'
-import { secureClient, secureServer } from './secure.ts'
+import { secureClient, secureServer } from './tls.ts'
+import { readSecrets } from './tls-secrets.ts'
 
 export type Endpoint =
   /**

@@ -1,7 +1,7 @@
-import type { ImageEntry } from '../format/list.ts'
+import type { ImageEntry } from '../format/image-list.ts'
 import type { ImageName } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
-import type { News } from './news.ts'
+import type { News } from './condition.ts'
 
 /** What an image is made of: a pipe (or a socket) that CRIU fills, or pieces of memory. */
 export type ImageBody =

@@ -8,6 +8,7 @@
 import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { digest, hex64, NO_DIGEST } from '../format/digest.ts'
+import type { Until } from '../format/enums.ts'
 import {
   EMPTY_LIST_BYTES,
   encodeList,
@@ -15,16 +16,15 @@ import {
   type ImageEntry,
   LARGEST_IMAGE,
   MOST_IMAGES,
-} from '../format/list.ts'
+} from '../format/image-list.ts'
 import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import type { Layer } from '../format/wire.ts'
-import type { Until } from '../format/words.ts'
+import { endedIn, fillZeros, type Room, unpacker } from './decompress.ts'
+import { type Filling, type Offered, receiveSame } from './dedup-receive.ts'
 import { type FrameReader, taking, unexpected } from './frames.ts'
 import type { ImageSink, ImageWriter } from './image.ts'
-import { type Filling, type Offered, receiveSame } from './same.ts'
 import { type Snapshot, summarize } from './send.ts'
-import { endedIn, fillZeros, type Room, unpacker } from './unpacking.ts'
 
 /** Bytes of images, and as much for each frame as takes about its time, before others get a turn. */
 const MOST_AT_ONCE = 8 * 2 ** 20

@@ -3,7 +3,7 @@ import { timingSafeEqual } from 'node:crypto'
 import { Fault } from '../fault.ts'
 import { encodeFrame, type Frame, TOKEN_BYTES } from '../format/wire.ts'
 import type { Link } from './link.ts'
-import { openSession } from './resumable.ts'
+import { openSession } from './open-session.ts'
 import type { Session } from './session.ts'
 
 /** More than all acks of the largest snapshot: a sender that listens at all never fills it. */

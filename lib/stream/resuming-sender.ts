@@ -1,14 +1,14 @@
 /** The sender's side of a conversation that outlives its link (see resumable.ts): it connects, and connects again. */
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
+import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { encodePreamble } from '../format/preamble.ts'
 import { encodeFrame } from '../format/wire.ts'
-import type { Until } from '../format/words.ts'
 import { type FrameReader, frameReader, taking } from './frames.ts'
 import type { Link } from './link.ts'
-import { openSession } from './resumable.ts'
-import { takeRing } from './ring.ts'
+import { openSession } from './open-session.ts'
+import { takeRing } from './replay-memory.ts'
 import type { Session } from './session.ts'
 
 /** As much as is lost in the queues of a link of 1 Gbit/s and 60 ms when it breaks; more would only cost memory. */

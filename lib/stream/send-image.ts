@@ -1,15 +1,15 @@
 /** Sending one image: what is in a pipe or lies in memory, as frames, in turn with the other images that are open. */
 import { digest, NO_DIGEST } from '../format/digest.ts'
-import type { ImageEntry } from '../format/list.ts'
+import type { ImageEntry } from '../format/image-list.ts'
 import type { ImageName } from '../format/names.ts'
 import { pagesPattern } from '../format/pagemap.ts'
 import { encodeFrame, HEADER_BYTES } from '../format/wire.ts'
+import type { Packing } from './compress.ts'
 import type { FrameWriter } from './frames.ts'
 import type { ImageBody, OpenImage } from './image.ts'
 import type { Filled } from './link.ts'
-import type { Packing } from './packing.ts'
 import { type PipeReader, pipeReader } from './pipe-reader.ts'
-import type { Turns } from './turns.ts'
+import type { Turns } from './semaphore.ts'
 
 /** What the images of one snapshot share. */
 export interface Sender {

@@ -8,21 +8,21 @@
  */
 import { Fault } from '../fault.ts'
 import { digest } from '../format/digest.ts'
-import { encodeList, type ImageEntry, MOST_IMAGES } from '../format/list.ts'
+import type { Until } from '../format/enums.ts'
+import { encodeList, type ImageEntry, MOST_IMAGES } from '../format/image-list.ts'
 import { INVENTORY, type SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { encodeFrame, type Layer, MOST_DATA } from '../format/wire.ts'
-import type { Until } from '../format/words.ts'
 import { closeFd } from '../kernel/readiness.ts'
+import { openPacking } from './compress.ts'
+import type { Silence } from './criu-timeout.ts'
+import type { Known } from './dedup-send.ts'
 import type { FrameWriter } from './frames.ts'
 import type { ImageSource } from './image.ts'
-import type { Known } from './known.ts'
-import { limited } from './limit.ts'
-import { openPacking } from './packing.ts'
+import { limited } from './rate-limit.ts'
+import { turns } from './semaphore.ts'
 import { type Sender, sendImage } from './send-image.ts'
-import type { Silence } from './silence.ts'
 import type { Tuning } from './tuning.ts'
-import { turns } from './turns.ts'
 
 export interface Snapshot {
   images: ImageEntry[]

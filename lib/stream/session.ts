@@ -1,7 +1,7 @@
 /** One end of a conversation that outlives its links (see resumable.ts). */
 import type { Fault } from '../fault.ts'
 import type { Link } from './link.ts'
-import type { Ring } from './ring.ts'
+import type { Ring } from './replay-memory.ts'
 
 export interface SessionOptions {
   peer: string

@@ -11,8 +11,8 @@
  */
 import { Fault } from '../fault.ts'
 import { CHUNK_HEADER_BYTES, type Chunk, decodeChunk, encodeChunk } from '../format/stripes.ts'
+import { openNews } from './condition.ts'
 import { filling, type Inlet, type Link, type Outlet } from './link.ts'
-import { openNews } from './news.ts'
 
 /** Bytes of a full chunk. */
 export const CHUNK_BYTES = 128 * 2 ** 10

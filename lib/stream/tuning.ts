@@ -1,6 +1,6 @@
 import type { Report } from '../progress.ts'
-import { type Limit, rateLimit } from './limit.ts'
-import { type Compress, checkCompress } from './packing.ts'
+import { type Compress, checkCompress } from './compress.ts'
+import { type Limit, rateLimit } from './rate-limit.ts'
 
 /** How images are put on the link. */
 export interface Tuning {

@@ -5,7 +5,7 @@ import * as assert from 'uvu/assert'
 import { openChildren } from '../../lib/bench/children.ts'
 import { contenders } from '../../lib/bench/contenders.ts'
 import { residentBytes } from '../../lib/bench/machine.ts'
-import { startMemory } from '../../lib/bench/memory.ts'
+import { startMemory } from '../../lib/bench/target-process.ts'
 import { real } from '../support/criu.ts'
 import { root, temporary } from '../support/run.ts'
 

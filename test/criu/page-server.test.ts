@@ -1,214 +1,232 @@
-/** The real CRIU dumps into our page server, and its own page server writes the same pages. */
-import { mkdirSync, readdirSync } from 'node:fs'
-import net from 'node:net'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { pageServer } from '../../lib/criu/page-server.ts'
 import { Fault } from '../../lib/fault.ts'
-import { duplicate, type Fd } from '../../lib/kernel/fd.ts'
+import type { ImageName } from '../../lib/format/names.ts'
+import { dstType, encodeRecord, type Layout, layouts, type PsRecord, psCommand } from '../../lib/format/page-record.ts'
+import { PAGE_BYTES, pageFlag, readPagemap } from '../../lib/format/pagemap.ts'
+import type { Fd } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { socketPair } from '../../lib/kernel/unix.ts'
-import { pageServer } from '../../lib/role/page-server.ts'
-import { rejectsFault, waits, within } from '../expect.ts'
-import { pagesByAddress } from '../support/chains.ts'
-import { real } from '../support/criu.ts'
-import { startHost } from '../support/host.ts'
-import { type Load, loads, patternLoad, type Started } from '../support/loads.ts'
-import { dumpToUs, givenAway, recordedTalks, writeImages } from '../support/page-server.ts'
-import { shell, start, temporary } from '../support/run.ts'
+import { reasonOf, rejectsFault, turns, waits, within } from '../expect.ts'
+import { openFds } from '../kernel/fds.ts'
+import { readToEnd } from '../support/fake-criu.ts'
+import { writeImages } from '../support/page-server.ts'
+import { temporary } from '../support/run.ts'
+import { pattern } from '../support/talk.ts'
 
-const test = suite('criu/page-server')
+const test = suite<{ ours: Fd; theirs: Fd; folder: ReturnType<typeof temporary>; fds: number }>('criu/page-server')
+
+const { OPEN2, PARENT, ADD_F, CLOSE } = psCommand
+const { parent, present } = pageFlag
 const none = { hasParent: () => false }
+const task = { type: dstType.task, id: 77 }
+const pages = pattern(2 * PAGE_BYTES)
 
-/** The socket of the first client of a TCP port of ours. */
-async function portForOne(): Promise<{ port: number; socket: Promise<Fd> }> {
-  const server = net.createServer({ pauseOnConnect: true }).listen(0, '127.0.0.1')
-  await new Promise((resolve) => server.once('listening', resolve))
-  const socket = new Promise<Fd>((resolve) => {
-    server.once('connection', (client) => {
-      const { _handle } = client as net.Socket & { _handle: { fd: number } }
-      resolve(duplicate(_handle.fd))
-      client.destroy()
-      server.close()
-    })
-  })
-  return { port: (server.address() as net.AddressInfo).port, socket }
+test.before.each((context) => {
+  context.folder = temporary()
+  context.fds = openFds()
+  const [ours, theirs] = socketPair()
+  context.ours = ours
+  context.theirs = theirs
+})
+test.after.each((context) => context.folder.remove())
+
+function record(command: number, rest: Partial<PsRecord> = {}, layout: Layout = layouts.new): Buffer {
+  return encodeRecord(layout, { command, ...rest })
 }
 
-if (typeof real === 'string') console.log(`skipped: the page server: ${real}`)
-else withCriu(real.path, real.version)
+/** A short conversation: one task with two pages, and CLOSE. */
+function short(layout: Layout = layouts.new): Buffer {
+  const add = record(ADD_F, { ...task, flags: present, pages: 2, vaddr: 0x1000 }, layout)
+  return Buffer.concat([record(OPEN2, task, layout), add, pages, record(CLOSE, {}, layout)])
+}
 
-function withCriu(criu: string, version: string): void {
-  /** Restores on a host of its own, and lets the copy see whether it is whole. */
-  const verify = async (started: Started, directory: string): Promise<void> => {
-    const target = await startHost()
-    try {
-      const line = [...target.enter, criu, 'restore', '-d', '-D', directory, '-o', 'restore.log'].join(' ')
-      const restored = await shell(line)
-      assert.is(restored.code, 0, restored.stderr)
-      await started.verify(target.outerPid(started.pid))
-    } finally {
-      await target.stop()
-    }
-  }
+async function answer(socket: Fd, bytes: number): Promise<string> {
+  const into = Buffer.alloc(bytes)
+  const got = await within(readSome(socket, into), 'an answer')
+  return into.subarray(0, got).toString('hex')
+}
 
-  for (const load of [patternLoad(16), loads[1] as Load]) {
-    test(`${load.name}: dumped into our page server, and restored, with CRIU ${version}`, async () => {
+for (const layout of Object.values(layouts)) {
+  test(`a conversation with ${layout} bytes a record`, async ({ ours, theirs, folder, fds }) => {
+    const asked: string[] = []
+    const hasParent = (name: ImageName): boolean => asked.push(name) > 0 && name === 'pagemap-77.img'
+    const source = pageServer(ours, { hasParent })
+    const written = writeImages(source, folder.path)
+    const shmem = { type: dstType.shmem, id: 6 }
+    await writeAll(theirs, record(PARENT, task, layout))
+    assert.is(await answer(theirs, 4), '01000000')
+    await writeAll(theirs, record(OPEN2, task, layout))
+    assert.is(await answer(theirs, 1), '01')
+    await writeAll(theirs, record(ADD_F, { ...task, flags: parent, pages: 9, vaddr: 0x1000 }, layout))
+    await writeAll(theirs, record(ADD_F, { ...task, flags: present, pages: 2, vaddr: 0xa000 }, layout))
+    await writeAll(theirs, pages.subarray(0, 5000))
+    await turns(5)
+    await writeAll(theirs, pages.subarray(5000))
+    await writeAll(theirs, record(OPEN2, shmem, layout))
+    assert.is(await answer(theirs, 1), '00')
+    assert.ok(await waits(written))
+    await writeAll(theirs, record(CLOSE, {}, layout))
+    assert.equal(await within(written), ['pages-65537.img', 'pagemap-77.img', 'pages-65538.img', 'pagemap-shmem-6.img'])
+    assert.equal(asked, ['pagemap-77.img', 'pagemap-77.img', 'pagemap-shmem-6.img'])
+    const image = (name: string): Buffer => readFileSync(join(folder.path, name))
+    assert.ok(image('pages-65537.img').equals(pages))
+    const { pagesId, entries } = readPagemap([image('pagemap-77.img')])
+    assert.is(pagesId, 65537)
+    assert.equal(
+      [...entries],
+      [
+        { vaddr: 0x1000, pages: 9, flags: parent },
+        { vaddr: 0xa000, pages: 2, flags: present },
+      ],
+    )
+    const closing = readSome(theirs, Buffer.alloc(4))
+    assert.ok(await waits(closing), 'CLOSE is not answered by itself')
+    await source.answerClose(true)
+    assert.is(await within(closing), 4)
+    assert.is(await answer(theirs, 1), '', 'the socket is closed')
+    closeFd(theirs)
+    assert.is(openFds(), fds)
+  })
+}
+
+test('CLOSE is answered with a failure', async ({ ours, theirs, folder, fds }) => {
+  const source = pageServer(ours, none)
+  await writeAll(theirs, short())
+  await within(writeImages(source, folder.path))
+  await source.answerClose(false)
+  assert.is((await within(readToEnd(theirs))).toString('hex'), '00ffffffff')
+  assert.match(String(await reasonOf(source.answerClose(true))), /was answered/)
+  closeFd(theirs)
+  assert.is(openFds(), fds)
+})
+
+test('a first CLOSE of either length is answered', async ({ ours, theirs, folder }) => {
+  const source = pageServer(ours, none)
+  await writeAll(theirs, record(CLOSE, {}, layouts.new).subarray(0, layouts.old))
+  assert.equal(await within(writeImages(source, folder.path)), [])
+  await writeAll(theirs, Buffer.alloc(layouts.new - layouts.old))
+  await source.answerClose(true)
+  assert.is((await within(readToEnd(theirs))).toString('hex'), '00000000')
+  closeFd(theirs)
+})
+
+test('a connection that is cut, at every offset', async ({ ours, theirs, fds }) => {
+  closeFd(ours)
+  closeFd(theirs)
+  for (const layout of Object.values(layouts)) {
+    const whole = short(layout)
+    const near = (at: number): boolean =>
+      [0, layout, 2 * layout, whole.length - layout].some((edge) => Math.abs(at - edge) <= layout)
+    for (let at = 0; at < whole.length; at += near(at) ? 1 : 211) {
       const { path, remove } = temporary()
-      const started = await load.start(path)
-      try {
-        const images = join(path, 'images')
-        const { socket, criu: dump } = dumpToUs(criu, started.pid, images)
-        const source = pageServer(socket, none)
-        const names = await within(writeImages(source, images))
-        assert.is(names[0], 'pages-65537.img')
-        assert.not.ok(names.includes('inventory.img'))
-        assert.ok(await waits(dump.ended), 'criu waits for the answer to CLOSE')
-        assert.ok(process.kill(started.pid, 0))
-        await source.answerClose(true)
-        const ended = await within(dump.ended)
-        assert.is(ended.code, 0, ended.stderr)
-        await within(started.gone)
-        await verify(started, images)
-      } finally {
-        started.kill()
-        remove()
-      }
-    })
+      const [server, client] = socketPair()
+      const source = pageServer(server, none)
+      const written = writeImages(source, path)
+      await writeAll(client, whole.subarray(0, at))
+      closeFd(client)
+      const fault = await rejectsFault('FAILED_DUMP', written, `cut at ${at}`)
+      assert.match(fault.message, /^CRIU left the page server/)
+      await rejectsFault('FAILED_DUMP', source.answerClose(true), 'nothing to be answered')
+      remove()
+    }
   }
+  assert.is(openFds(), fds)
+})
 
-  test(`over TCP, with CRIU ${version}`, async () => {
+test('a lie of the client ends the connection', async ({ ours, theirs, fds }) => {
+  closeFd(ours)
+  closeFd(theirs)
+  const twice = Buffer.concat([record(OPEN2, task), record(OPEN2, task)])
+  for (const lie of [record(9, task), record(PARENT, { type: 99, id: 1 }), twice]) {
     const { path, remove } = temporary()
-    const started = await patternLoad(4).start(path)
-    try {
-      const { port, socket } = await portForOne()
-      const to = ['--page-server', '--address', '127.0.0.1', '--port', String(port)]
-      const images = join(path, 'images')
-      mkdirSync(images)
-      const dump = start(criu, ['dump', '-t', String(started.pid), '-D', images, '-o', 'dump.log', ...to])
-      const source = pageServer(await within(socket), none)
-      await within(writeImages(source, images))
-      await source.answerClose(true)
-      const ended = await within(dump.ended)
-      assert.is(ended.code, 0, ended.stderr)
-      await within(started.gone)
-      await verify(started, images)
-    } finally {
-      started.kill()
-      remove()
-    }
-  })
+    const [server, client] = socketPair()
+    await writeAll(client, lie)
+    await rejectsFault('CRIU_PROTOCOL', writeImages(pageServer(server, none), path))
+    await within(readToEnd(client), 'the end of the connection')
+    closeFd(client)
+    remove()
+  }
+  assert.is(openFds(), fds)
+})
 
-  test(`a dump fails, and its tasks run on, unless CLOSE is answered well, with CRIU ${version}`, async () => {
-    const { path, remove } = temporary()
-    const started = await patternLoad(4).start(path)
-    try {
-      const refused = dumpToUs(criu, started.pid, join(path, 'refused'))
-      const refusing = pageServer(refused.socket, none)
-      mkdirSync(join(path, 'pages'))
-      await within(writeImages(refusing, join(path, 'pages')))
-      await refusing.answerClose(false)
-      assert.is.not((await within(refused.criu.ended)).code, 0)
-      await started.runsOn()
-
-      const cut = dumpToUs(criu, started.pid, join(path, 'cut'))
-      const cutting = pageServer(cut.socket, none)
-      const images = cutting.images[Symbol.asyncIterator]()
-      assert.is((await within(images.next())).value?.name, 'pages-65537.img')
-      cutting.destroy(new Fault('ABORTED', 'enough'))
-      await rejectsFault('ABORTED', images.next())
-      assert.is.not((await within(cut.criu.ended)).code, 0)
-      await started.runsOn()
-      await started.whole()
-    } finally {
-      started.kill()
-      remove()
-    }
-  })
-
-  test(`a CRIU ${version} that dies in the middle is a dump that failed`, async () => {
-    const { path, remove } = temporary()
-    const started = await patternLoad(16).start(path)
-    try {
-      const { socket, criu: dump } = dumpToUs(criu, started.pid, join(path, 'images'))
-      const images = pageServer(socket, none).images[Symbol.asyncIterator]()
-      const body = (await within(images.next())).value?.body
-      if (body?.kind !== 'pieces') throw new Error('no pieces')
-      const taking = (async () => {
-        let pieces = 0
-        for await (const _ of body.pieces) if (++pieces === 1) process.kill(dump.child.pid as number, 'SIGKILL')
-      })()
-      await rejectsFault('FAILED_DUMP', taking)
-      await rejectsFault('FAILED_DUMP', images.next())
-      await within(dump.ended)
-      await started.runsOn()
-    } finally {
-      started.kill()
-      remove()
-    }
-  })
-
-  test(`CRIU ${version} writes the same pages of the same conversation`, async () => {
-    const { path, remove } = temporary()
-    try {
-      const talks = recordedTalks().filter((talk) => layoutOf(talk.criu) === layoutOf(version))
-      assert.ok(talks.length > 0)
-      for (const talk of talks) {
-        const [stock, ours] = [join(path, `stock-${talk.criu}`), join(path, `ours-${talk.criu}`)]
-        mkdirSync(stock)
-        mkdirSync(ours)
-        const { ours: client, theirs } = givenAway()
-        const server = start(criu, ['page-server', '-D', stock, '-o', 'server.log', '--ps-socket', '3'], {
-          fds: [theirs],
-        })
-        closeFd(theirs)
-        await replay(client, talk.bytes)
-        const ended = await within(server.ended)
-        assert.is(ended.code, 0, ended.stderr)
-
-        const [here, there] = socketPair()
-        const source = pageServer(here, none)
-        const writing = writeImages(source, ours).then(() => source.answerClose(true))
-        await replay(there, talk.bytes)
-        await within(writing)
-
-        const images = (folder: string): string[] =>
-          readdirSync(folder)
-            .filter((name) => /^page.*\.img$/.test(name))
-            .sort()
-        assert.equal(images(ours), images(stock))
-        const pagemaps = images(ours).filter((name) => name.startsWith('pagemap-'))
-        assert.is(pagemaps.length, 3)
-        for (const name of pagemaps) {
-          const [one, two] = [pagesByAddress(ours, name), pagesByAddress(stock, name)]
-          assert.ok(one.size > 1)
-          assert.equal([...one.keys()], [...two.keys()], name)
-          for (const [vaddr, page] of one) assert.equal(page, two.get(vaddr), `${name} at ${vaddr}`)
-        }
-      }
-    } finally {
-      remove()
-    }
+for (const [where, bytes] of [
+  ['before the first record', 0],
+  ['in a record', 20],
+  ['between records', 32],
+  ['in the middle of pages', 1000],
+] as const) {
+  test(`destroy releases one that waits ${where}`, async ({ ours, theirs, folder, fds }) => {
+    const source = pageServer(ours, none)
+    const written = writeImages(source, folder.path)
+    await writeAll(theirs, short().subarray(0, bytes))
+    assert.ok(await waits(written))
+    source.destroy(new Fault('TIMEOUT', 'enough'))
+    source.destroy(new Fault('IO', 'later'))
+    assert.is((await rejectsFault('TIMEOUT', written)).message, 'enough')
+    await within(readToEnd(theirs), 'the end of the connection')
+    closeFd(theirs)
+    assert.is(openFds(), fds)
   })
 }
 
-/** CRIU changed it with 4.2. */
-function layoutOf(version: string): string {
-  const [major = 0, minor = 0] = version.split('.').map(Number)
-  return major < 4 || (major === 4 && minor < 2) ? 'old' : 'new'
-}
+test('destroy before images are asked for, between two pieces, and instead of the last answer', async ({
+  ours,
+  theirs,
+  folder,
+  fds,
+}) => {
+  const unasked = pageServer(ours, none)
+  unasked.destroy(new Fault('TIMEOUT', 'before'))
+  assert.is((await rejectsFault('TIMEOUT', writeImages(unasked, folder.path))).message, 'before')
+  closeFd(theirs)
 
-/** Says it all, takes the answers as they come, and leaves when there are no more. */
-async function replay(socket: Fd, bytes: Buffer): Promise<void> {
-  const answers = (async () => {
-    const answer = Buffer.alloc(64)
-    let heard = 0
-    for (let got = 1; got > 0 && heard < 3 + 4; heard += got) got = await readSome(socket, answer)
+  const [server, client] = socketPair()
+  const source = pageServer(server, none)
+  await writeAll(client, short())
+  const images = source.images[Symbol.asyncIterator]()
+  const opened = await within(images.next())
+  source.destroy(new Fault('TIMEOUT', 'between'))
+  if (opened.value?.body.kind !== 'pieces') throw new Error('no pieces')
+  const { pieces } = opened.value.body
+  const taking = (async () => {
+    for await (const _ of pieces);
   })()
-  await writeAll(socket, bytes, { socket: true })
-  await within(answers)
-  closeFd(socket)
-}
+  await rejectsFault('TIMEOUT', taking)
+  await rejectsFault('TIMEOUT', images.next())
+  closeFd(client)
+
+  const [third, criu] = socketPair()
+  const last = pageServer(third, none)
+  await writeAll(criu, short())
+  await within(writeImages(last, folder.path))
+  last.destroy(new Fault('TIMEOUT', 'at last'))
+  await rejectsFault('TIMEOUT', last.answerClose(true))
+  assert.is((await within(readToEnd(criu))).toString('hex'), '00', 'CLOSE got no answer')
+  closeFd(criu)
+  assert.is(openFds(), fds)
+})
+
+test('who leaves before the end closes the socket; who leaves pages out is told', async ({ ours, theirs, fds }) => {
+  const source = pageServer(ours, none)
+  await writeAll(theirs, short())
+  for await (const _ of source.images) break
+  assert.is((await within(readToEnd(theirs))).toString('hex'), '00')
+  closeFd(theirs)
+
+  const [server, client] = socketPair()
+  const skipped = pageServer(server, none)
+  await writeAll(client, short())
+  const taking = (async () => {
+    for await (const _ of skipped.images);
+  })()
+  assert.match(String(await reasonOf(taking)), /pages were not taken to their end/)
+  closeFd(client)
+  assert.is(openFds(), fds)
+})
 
 test.run()

@@ -2,7 +2,7 @@ import { crc32 } from 'node:zlib'
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { encodeList, LARGEST_IMAGE, MOST_IMAGES } from '../../lib/format/list.ts'
+import { encodeList, LARGEST_IMAGE, MOST_IMAGES } from '../../lib/format/image-list.ts'
 import { type ImageName, imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
 import { checkPreamble, encodePreamble, PREAMBLE_BYTES } from '../../lib/format/preamble.ts'
 import {

@@ -19,7 +19,7 @@ test('words select files by their names', () => {
 })
 
 test('the soak with the real CRIU is first, once, and may take longer than ten minutes', () => {
-  const soaks = tasks([]).filter(({ file, env }) => file === 'criu/soak.test.ts' && env.FERRY_CRIU !== 'none')
+  const soaks = tasks([]).filter(({ file, env }) => file === 'real-criu/soak.test.ts' && env.FERRY_CRIU !== 'none')
   assert.is(soaks.length, 1)
   assert.equal(tasks([])[0], soaks[0])
   assert.ok((soaks[0]?.limitMs ?? 0) > 15 * 60_000)

@@ -12,7 +12,7 @@ import { type MemorySnapshot, memorySnapshot, type Piece } from '../../lib/store
 import { writeInto } from '../../lib/store/piece-writer.ts'
 import { EXTENT, type Extent, openPool, type Pool } from '../../lib/store/pool.ts'
 import { makeReadOnly } from '../../lib/store/read-only.ts'
-import { type Arriving, openShelf } from '../../lib/store/shelf.ts'
+import { type Arriving, openShelf } from '../../lib/store/snapshots.ts'
 import { turns, within } from '../expect.ts'
 import { bytesOf } from '../stream/snapshots.ts'
 import { readToEnd } from '../support/fake-criu.ts'

@@ -2,7 +2,7 @@
 
 import { Readable, Transform } from 'node:stream'
 import { digest } from '../../lib/format/digest.ts'
-import { encodeList, type ImageEntry } from '../../lib/format/list.ts'
+import { encodeList, type ImageEntry } from '../../lib/format/image-list.ts'
 import { type ImageName, imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
 import { encodePreamble } from '../../lib/format/preamble.ts'
 import { encodeFrame, type Frame } from '../../lib/format/wire.ts'

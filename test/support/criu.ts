@@ -1,7 +1,7 @@
 /** The real CRIU under test: FERRY_CRIU, or the one that the set-up chose. */
 import { spawnSync } from 'node:child_process'
 import { release } from 'node:os'
-import { findCriu } from '../../lib/role/criu.ts'
+import { findCriu } from '../../lib/criu/run.ts'
 import type { Load } from './loads.ts'
 
 export interface RealCriu {

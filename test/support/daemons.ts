@@ -1,7 +1,7 @@
 /** A proxy and a cache as processes, on loopback, each with its work directory. */
 import { join } from 'node:path'
-import { CAPTURE_SOCKET } from '../../lib/role/capture.ts'
-import { SERVE_SOCKET } from '../../lib/role/serve.ts'
+import { CAPTURE_SOCKET } from '../../lib/criu/capture.ts'
+import { SERVE_SOCKET } from '../../lib/criu/serve.ts'
 import { type FakeDump, type FakeRestore, fakeDump, fakeRestore } from './fake-criu.ts'
 import { type Running, start, temporary } from './run.ts'
 

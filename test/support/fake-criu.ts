@@ -3,6 +3,7 @@
  * be made to do.
  */
 import { join } from 'node:path'
+import { CAPTURE_SOCKET } from '../../lib/criu/capture.ts'
 import { Fault } from '../../lib/fault.ts'
 import { decodeReply, encodeRequest, LENGTH_BYTES } from '../../lib/format/streamer.ts'
 import { check, type Fd, makePipe } from '../../lib/kernel/fd.ts'
@@ -10,7 +11,6 @@ import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { connectUnix } from '../../lib/kernel/unix.ts'
-import { CAPTURE_SOCKET } from '../../lib/role/capture.ts'
 import { run } from './run.ts'
 
 /** For every sendmsg(2): an address keeps nothing alive, so what it points to must live for ever. */

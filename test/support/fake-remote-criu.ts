@@ -22,7 +22,7 @@ import {
   encodeSnapshotId,
   messageDecoder,
   openMode,
-} from '../../lib/format/remote.ts'
+} from '../../lib/criu-remote/messages.ts'
 import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'

@@ -174,7 +174,7 @@ function quote(commands: Record<string, Running>): string {
 
 const heading = `# Reliability
 
-What was seen when things broke, with the real CRIU. This page is written by \`test/criu/faults.test.ts\` and \`test/criu/faults-ends.test.ts\`, which play every
+What was seen when things broke, with the real CRIU. This page is written by \`test/real-criu/faults.test.ts\` and \`test/real-criu/faults-ends.test.ts\`, which play every
 row in each run of the tests. Where a row says nothing else, a process that checks its memory is dumped by \`criu dump --stream\` with the action script of the
 proxy, \`proxy --until running\` hands it over to \`cache --restore\` in other pid and mount namespaces, and one thing breaks. "here" is the
 process at the source, "there" its copy on the target; ID stands for the name of a snapshot. In every row one copy

@@ -4,7 +4,7 @@
  */
 import { once } from 'node:events'
 import net from 'node:net'
-import { decodeRemoteImage, encodeRemoteImage, encodeSnapshotId, openMode } from '../../lib/format/remote.ts'
+import { decodeRemoteImage, encodeRemoteImage, encodeSnapshotId, openMode } from '../../lib/criu-remote/messages.ts'
 import type { Fd } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome } from '../../lib/kernel/transfer.ts'

@@ -13,15 +13,16 @@ export interface Task {
 }
 
 const criu = (suite: string): string => join(root, '.criu', suite, 'criu')
-const live = /^criu\/(?!faults|page-port|soak)/
-const withoutSplice = /^(stream|role|scripts)\/(?!soak|daemon|build|flatten|bench|connections)/
+const live = /^real-criu\/(?!faults|page-port|soak)/
+const withoutSplice =
+  /^(stream|commands|handover|criu|precopy|cache|criu-remote|scripts)\/(?!soak|daemon|build|flatten|bench|connections)/
 const passes: (Omit<Task, 'file'> & { files: RegExp })[] = [
-  { pass: 'newest CRIU', files: /^(?!criu\/soak)/, env: {} },
-  { pass: 'newest CRIU, for long', files: /^criu\/soak/, env: {}, limitMs: 20 * 60_000 },
+  { pass: 'newest CRIU', files: /^(?!real-criu\/soak)/, env: {} },
+  { pass: 'newest CRIU, for long', files: /^real-criu\/soak/, env: {}, limitMs: 20 * 60_000 },
   { pass: 'no splice, no CRIU', files: withoutSplice, env: { FERRY_NO_SPLICE: '1', FERRY_CRIU: 'none' } },
-  { pass: 'no CRIU', files: /^criu/, env: { FERRY_CRIU: 'none' } },
+  { pass: 'no CRIU', files: /^real-criu/, env: { FERRY_CRIU: 'none' } },
   { pass: 'no splice, CRIU 4.2', files: live, env: { FERRY_NO_SPLICE: '1', FERRY_CRIU: criu('sid') } },
-  { pass: 'CRIU 4.2', files: /^criu\/(handover|loads)/, env: { FERRY_CRIU: criu('sid') } },
+  { pass: 'CRIU 4.2', files: /^real-criu\/(handover|loads)/, env: { FERRY_CRIU: criu('sid') } },
   { pass: 'CRIU 4.1', files: live, env: { FERRY_CRIU: criu('trixie') } },
 ]
 
@@ -29,7 +30,7 @@ const passes: (Omit<Task, 'file'> & { files: RegExp })[] = [
  * What goes first: the soak takes longest and leaves room beside it, the faults mostly wait for time-outs, and the virtual machine takes
  * all that the processors have.
  */
-const early = ['criu/soak.test.ts', 'criu/faults.test.ts', 'vm/vm.test.ts', 'criu/faults-ends.test.ts']
+const early = ['real-criu/soak.test.ts', 'real-criu/faults.test.ts', 'vm/vm.test.ts', 'real-criu/faults-ends.test.ts']
 const place = ({ file }: Task): number => [...early, file].indexOf(file)
 
 const ALL = '--all'

@@ -1,0 +1,99 @@
+/**
+ * The benchmark: how long a process stands still when it is moved, ours and what a user has without us, on one machine in
+ * one run. Figures of another run or another machine are never compared: on shared machines they differ by a factor of two.
+ */
+import { closeSync, constants, ftruncateSync, writeFileSync } from 'node:fs'
+import { openOwnFile } from '../kernel/own-file.ts'
+import { formatSize } from '../size.ts'
+import { connectMany } from '../stream/connection-groups.ts'
+import type { Endpoint } from '../stream/endpoint.ts'
+import type { Link } from '../stream/link.ts'
+import type { Contender } from './course.ts'
+import { runLink } from './link-speed.ts'
+import { describeMachine } from './machine.ts'
+import { plot } from './plot.ts'
+import { median, race } from './race.ts'
+import { describe, remarks, table } from './table.ts'
+import type { Kind } from './target-process.ts'
+
+export interface BenchOptions {
+  /** Bytes, multiples of 1 MiB. */
+  sizes: readonly number[]
+  runs: number
+  kind: Kind
+  signal: AbortSignal
+  /** A line for people, as it goes. */
+  say: (line: string) => void
+}
+
+export interface MoveOptions extends BenchOptions {
+  criu: string
+  contenders: readonly Contender[]
+  /** Processes more, children of the one. */
+  children: number
+  /** A directory on a file system in memory. */
+  place: string
+  json: boolean
+  /** Where to write a chart. */
+  chart: string | undefined
+}
+
+/** Returns the table, or JSON. Throws `EXISTS` where the chart's name is no file of ours, and what a race throws. */
+export async function benchMoves(options: MoveOptions): Promise<string> {
+  const { chart } = options
+  const file = chart === undefined ? undefined : openOwnFile(chart, constants.O_WRONLY | constants.O_CREAT, 0o644)
+  try {
+    return await compare(options, file)
+  } finally {
+    if (file !== undefined) closeSync(file)
+  }
+}
+
+/** `chart`: a file that is written anew. */
+async function compare(options: MoveOptions, chart: number | undefined): Promise<string> {
+  const { criu, runs, kind, children, say, json } = options
+  const contenders = options.contenders.filter(({ name, missing }) => {
+    const why = missing()
+    if (why !== undefined) say(`without ${name}: ${why}`)
+    return why === undefined
+  })
+  const machine = describeMachine(criu)
+  const lanes = await race({
+    ...options,
+    contenders,
+    onRun: (name, bytes, { downtime, total }) =>
+      say(`${name} ${formatSize(bytes)}: stood still for ${downtime.toFixed(3)} s, ${total.toFixed(3)} s in all`),
+  })
+  const words = describe(machine, kind, runs, children)
+  if (chart !== undefined) {
+    ftruncateSync(chart)
+    writeFileSync(chart, plot(lanes, 'seconds that the process stood still'))
+  }
+  return json
+    ? `${JSON.stringify({ machine, kind, runs, children, lanes }, null, 2)}\n`
+    : `${words}${table(lanes)}${remarks(lanes)}`
+}
+
+/** Returns a line a size. */
+export async function benchLink(
+  endpoint: Endpoint,
+  connections: number,
+  { sizes, runs, kind, signal, say }: BenchOptions,
+): Promise<string> {
+  const lines: string[] = []
+  for (const bytes of sizes) {
+    const times: number[] = []
+    for (let run = 0; run < runs; run++) {
+      const connect = (stop: AbortSignal): Promise<Link> => connectMany(connections, endpoint, CONNECT_MS, stop)
+      const { reserve, transfer } = await runLink(connect, bytes, kind, signal)
+      say(`memory ready after ${reserve.toFixed(3)} s, then sealed after ${transfer.toFixed(3)} s`)
+      times.push(transfer)
+    }
+    const rate = (seconds: number): string => `${formatSize(bytes / seconds)}/s`
+    const spread = `${rate(Math.max(...times))} to ${rate(Math.min(...times))}`
+    lines.push(`${formatSize(bytes)} of ${kind} memory, median of ${runs}: ${rate(median(times))} (${spread})\n`)
+  }
+  return lines.join('')
+}
+
+const CONNECT_MS = 10_000

@@ -1,0 +1,76 @@
+/** The options about who may speak on a TCP link, the same for every command that has such a link. */
+import type { Credentials } from '../credentials.ts'
+import { Fault } from '../fault.ts'
+import { atMostOne, noneBeside, required, wholeNumber } from './parse.ts'
+
+/** CRIU's names, and one of our own. */
+export const credentialOptions = {
+  tls: { type: 'boolean', default: false },
+  'tls-cacert': { type: 'string' },
+  'tls-cert': { type: 'string' },
+  'tls-key': { type: 'string' },
+  'tls-cacrl': { type: 'string' },
+  'tls-no-cn-verify': { type: 'boolean', default: false },
+  'key-file': { type: 'string' },
+  insecure: { type: 'boolean', default: false },
+} as const
+
+/** The part of the usage text about them. */
+export const credentialHelp = `between hosts, one of these, the same at both ends:
+      --tls            TLS 1.3 with certificates, in PEM files:
+        --tls-cacert FILE   the CA, which signed both ends' certificates
+        --tls-cert FILE     our certificate
+        --tls-key FILE      its private key, mode 0600
+        --tls-cacrl FILE    certificates that the CA has revoked
+        --tls-no-cn-verify  the cache's certificate may be for any name
+      --key-file FILE  TLS 1.3 with a shared key, mode 0600: 32 to 256 random bytes,
+                       as from head -c 32 /dev/urandom
+      --insecure       plain TCP, in a network and between users that you trust`
+
+/** Which users of this host may be at the other end of a loopback connection where nothing has to be proved. */
+export const localUserOptions = { 'allow-uid': { type: 'string', multiple: true } } as const
+
+/** The part of the usage text about them. */
+export const localUserHelp = `      --allow-uid UID  over loopback without --tls or --key-file: the other end may be
+                       this user's too, beside root's and our own; may be given again
+                       (an ssh -L is its user's; at the far host, whom it logged in as)`
+
+const HIGHEST_UID = 2 ** 32 - 2
+
+/** Undefined where everybody may (`--insecure`). Throws `USAGE`. */
+export function allowedUids(values: Values & { 'allow-uid'?: string[] | undefined }): number[] | undefined {
+  const { 'allow-uid': uids, insecure, tls, 'key-file': key } = values
+  noneBeside('--allow-uid', uids, { '--insecure': insecure, '--tls': tls, '--key-file': key })
+  return insecure ? undefined : (uids ?? []).map((uid) => wholeNumber('--allow-uid', uid, 0, HIGHEST_UID))
+}
+
+interface Values {
+  tls: boolean
+  'tls-cacert'?: string
+  'tls-cert'?: string
+  'tls-key'?: string
+  'tls-cacrl'?: string
+  'tls-no-cn-verify': boolean
+  'key-file'?: string
+  insecure: boolean
+}
+
+/** What the options name, or undefined for plain TCP. Throws `USAGE`. */
+export function credentialsOf(values: Values): Credentials | undefined {
+  const { tls, 'key-file': key, insecure } = values
+  atMostOne({ '--tls': tls, '--key-file': key, '--insecure': insecure })
+  if (tls) {
+    return {
+      kind: 'tls',
+      ca: required('--tls-cacert', values['tls-cacert'], 'the CA, a PEM file'),
+      cert: required('--tls-cert', values['tls-cert'], 'our certificate, a PEM file'),
+      key: required('--tls-key', values['tls-key'], "the certificate's private key, a PEM file"),
+      crl: values['tls-cacrl'],
+      anyName: values['tls-no-cn-verify'],
+    }
+  }
+  const stray = Object.entries(values).find(([flag, value]) => flag.startsWith('tls-') && value)
+  if (stray !== undefined)
+    throw new Fault('USAGE', `--${stray[0]} needs --tls`, { hint: 'without --tls it does nothing' })
+  return key === undefined ? undefined : { kind: 'key', key }
+}

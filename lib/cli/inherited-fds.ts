@@ -1,0 +1,103 @@
+/** Descriptors that this process was given by whoever started it. */
+import { closeSync, constants, fstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { Fault } from '../fault.ts'
+import { atMostOne, required, wholeNumber } from './parse.ts'
+
+/** The number of an open descriptor that we were given, not one of the first three. Throws `USAGE`. */
+export function inheritedFd(flag: string, text: string): number {
+  const fd = wholeNumber(flag, text, 3, 2 ** 20)
+  if (isOpen(fd) && !isOfNode(fd)) return fd
+  throw new Fault('USAGE', `${flag}: fd ${fd} is not open`, {
+    hint: `whoever starts this command must pass fd ${fd} on`,
+  })
+}
+
+/** The same of one that is to be written to. */
+export function inheritedOutput(flag: string, text: string): number {
+  const fd = inheritedFd(flag, text)
+  const access = flagsOf(fd) & O_ACCMODE
+  if (access === O_WRONLY || access === O_RDWR) return fd
+  throw new Fault('USAGE', `${flag}: fd ${fd} is not open to write`, { hint: 'pass on the write end of a pipe' })
+}
+
+/**
+ * Closes what we were given and what a program that we start would be given too (Node marks its own descriptors, and the lowest
+ * that it was given): a daemon must not hold its starter's pipes and locks.
+ */
+export function closeInherited(except: readonly number[]): void {
+  for (const fd of readdirSync('/proc/self/fd').map(Number)) {
+    if (fd <= 2 || except.includes(fd)) continue
+    try {
+      if ((flagsOf(fd) & O_CLOEXEC) === 0) closeSync(fd)
+    } catch {
+      // It was open only while the directory was read.
+    }
+  }
+}
+
+const { O_RDWR, O_WRONLY } = constants
+const O_ACCMODE = 3
+const O_CLOEXEC = 0o2000000
+
+function flagsOf(fd: number): number {
+  const flags = /^flags:\s+(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0'
+  return Number.parseInt(flags, 8)
+}
+
+function isOpen(fd: number): boolean {
+  try {
+    fstatSync(fd)
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** Node's own descriptors have low numbers too: epoll, eventfd, and pipes of which it has both ends. */
+function isOfNode(fd: number): boolean {
+  const what = linkOf(fd)
+  if (what.startsWith('anon_inode:')) return true
+  return what.startsWith('pipe:') && readdirSync('/proc/self/fd').filter((each) => linkOf(each) === what).length > 1
+}
+
+function linkOf(fd: number | string): string {
+  try {
+    return readlinkSync(`/proc/self/fd/${fd}`)
+  } catch {
+    return ''
+  }
+}
+
+const FIRST_LISTEN_FD = 3
+
+/** What systemd hands over (sd_listen_fds(3)). None if it is meant for another process. Throws `USAGE`. */
+export function listenFds(): number[] {
+  const { LISTEN_PID, LISTEN_FDS = '' } = process.env
+  if (LISTEN_PID !== String(process.pid)) return []
+  const count = wholeNumber('LISTEN_FDS', LISTEN_FDS, 0, 1000)
+  return Array.from({ length: count }, (_, index) => inheritedFd('LISTEN_FDS', String(FIRST_LISTEN_FD + index)))
+}
+
+/** The one listener that systemd hands over, if it does. Throws `USAGE` for more than one. */
+export function listenFd(): number | undefined {
+  const fds = listenFds()
+  if (fds.length < 2) return fds[0]
+  throw new Fault('USAGE', `LISTEN_FDS hands over ${fds.length} sockets`, {
+    hint: 'one ListenStream= in the socket unit',
+  })
+}
+
+/** The part of a usage text about where a daemon listens. */
+export const listenHelp = `      --port N         port to listen on; 0: the kernel chooses, and it is printed
+      --address HOST   address to listen on (default: 127.0.0.1)
+                       without --port: the listener that systemd hands over (LISTEN_FDS)
+      --ps-socket FD   the first connection: FD is a socket that is connected to a
+                       client; without --port it is the only one`
+
+/** The port to listen on; none where a listener or the one connection was handed over. Throws `USAGE`. */
+export function listenPort(port: string | undefined, psSocket: string | undefined): number | undefined {
+  const listener = listenFd()
+  atMostOne({ '--port': port, LISTEN_FDS: listener })
+  if (port === undefined && (psSocket !== undefined || listener !== undefined)) return undefined
+  return wholeNumber('--port', required('--port', port, 'as in --port 9997'), 0, 65535)
+}

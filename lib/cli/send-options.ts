@@ -1,0 +1,53 @@
+/** Options of the commands that send images. */
+import { Fault } from '../fault.ts'
+import { parseSize } from '../size.ts'
+import { atMostOne, oneOf } from './parse.ts'
+
+export const sendingOptions = {
+  compress: { type: 'string', default: 'none' },
+  'rate-limit': { type: 'string' },
+  'no-checksum': { type: 'boolean', default: false },
+  dedup: { type: 'boolean', default: false },
+} as const
+
+export const sendingHelp = `      --compress HOW   none (the default), zstd, lz4, or auto: whichever pays on this
+                       link, and none where the link is fast or memory does not shrink
+      --rate-limit SZ  send at most SZ bytes a second, as in 50M
+      --no-checksum    compare only sizes: damage goes unnoticed
+      --dedup          leave out pages that the cache has already, if it was started with
+                       --dedup: for replicas and restarts on a slow link`
+
+const ways = ['none', 'auto', 'zstd', 'lz4'] as const
+const LEAST_RATE = 64 * 2 ** 10
+
+/** What the options ask for. */
+export interface Sending {
+  compress: Exclude<(typeof ways)[number], 'none'> | undefined
+  /** Bytes a second. */
+  rate: number | undefined
+  unchecked: boolean
+  dedup: boolean
+}
+
+interface SendingValues {
+  compress: string
+  'rate-limit'?: string | undefined
+  'no-checksum': boolean
+  dedup: boolean
+}
+
+/** `oneWay`: a command whose receiver cannot say what it has. Throws `USAGE`. */
+export function sendingOf(values: SendingValues, oneWay?: string): Sending {
+  const { dedup, 'no-checksum': unchecked } = values
+  if (dedup && oneWay !== undefined) {
+    throw new Fault('USAGE', `${oneWay} has no cache to ask which pages it has`, { hint: 'use proxy --dedup' })
+  }
+  atMostOne({ '--dedup': dedup, '--no-checksum': unchecked })
+  const way = oneOf('--compress', values.compress, ways)
+  const limit = values['rate-limit']
+  const rate = limit === undefined ? undefined : parseSize(limit)
+  if (rate !== undefined && rate < LEAST_RATE) {
+    throw new Fault('USAGE', `--rate-limit ${limit} is less than 64k`, { hint: 'bytes a second, as in 50M' })
+  }
+  return { compress: way === 'none' ? undefined : way, rate, unchecked, dedup }
+}

@@ -1,0 +1,64 @@
+/** dump-to-stdout --via: a hand-over to what a shell command starts, which is spoken to at its stdin and stdout. */
+
+import { refuseLeaving } from '../criu/run.ts'
+import { openDirectory, removeIfEmpty } from '../criu/work-directory.ts'
+import type { Until } from '../format/enums.ts'
+import type { SnapshotId } from '../format/names.ts'
+import { part, remind, settle, type Way } from '../handover/deliver-verdict.ts'
+import { HOLD_DIRECTORY } from '../handover/standalone-target.ts'
+import { openCommands } from '../stream/shell-link.ts'
+import { type DumpOptions, withCriu } from './dump.ts'
+
+export interface HandOverOptions extends DumpOptions {
+  until: Until
+  /** How long the target may take, from the last image to its answer. */
+  timeoutMs: number
+}
+
+/**
+ * Dumps the tree of `pid` and hands it over through the shell command `command`. Throws like `dumpTree`, what the target
+ * refuses, and `TIMEOUT`; then the tasks run on here, or the message says where they are.
+ */
+export async function handOverTree(
+  criu: string,
+  pid: number,
+  criuOptions: readonly string[],
+  command: string,
+  options: HandOverOptions,
+): Promise<void> {
+  refuseLeaving(criuOptions, '--via', 'for a copy use a pipe: dump-to-stdout -t PID -- -R | ...')
+  await withWay(command, options, async (way) => {
+    remind(way)
+    const { id, until, tuning } = options
+    await withCriu(criu, pid, criuOptions, options, ({ dumping, run, gates }) =>
+      part(dumping, run.done, way, { id, until, gates, tuning }),
+    )
+  })
+}
+
+/** Delivers the verdict of an earlier hand-over, which is owed in the work directory. Throws like `settle`. */
+export async function settleVia(
+  id: SnapshotId,
+  command: string,
+  options: Pick<HandOverOptions, 'directory' | 'report' | 'signal' | 'timeoutMs'>,
+): Promise<void> {
+  await withWay(command, options, (way) => settle(id, way))
+}
+
+/** With the directory where verdicts are kept, and the command, which ends with us. */
+async function withWay(
+  command: string,
+  { directory, report, signal, timeoutMs }: Pick<HandOverOptions, 'directory' | 'report' | 'signal' | 'timeoutMs'>,
+  work: (way: Way) => Promise<void>,
+): Promise<void> {
+  const debts = openDirectory(directory ?? HOLD_DIRECTORY)
+  const { connect, end } = openCommands(command)
+  const dir = directory === undefined ? '' : ` -D ${directory}`
+  const settling = (id: SnapshotId): string => `dump-to-stdout${dir} --settle ${id} --via COMMAND`
+  try {
+    await work({ debts, connect, settling, keeps: false, report, signal, timeoutMs })
+  } finally {
+    await end()
+    if (directory === undefined) removeIfEmpty(debts)
+  }
+}

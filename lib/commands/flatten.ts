@@ -1,0 +1,56 @@
+/**
+ * flatten: a chain of image directories to one directory that needs no parent.
+ *
+ * There is no wire between: nothing is moved to another host. The directory gets its name when everything is in it.
+ */
+import { digest } from '../format/digest.ts'
+import type { Report } from '../progress.ts'
+import { type DirectorySink, directorySink } from '../store/directory.ts'
+import { chainOf, chainSource, type FlatImage } from '../store/directory-chain.ts'
+
+export interface FlattenOptions {
+  report: Report
+  signal: AbortSignal
+}
+
+/** Writes the dump in `from`, with the pages that its parents have, to `to`. Throws `MISSING`, `FAILED_DUMP`, `FORMAT`, `EXISTS`, `IO`. */
+export async function flattenDirectory(from: string, to: string, { report, signal }: FlattenOptions): Promise<void> {
+  const begun = performance.now()
+  const chain = chainOf(from)
+  const source = chainSource(chain)
+  const sink = directorySink(to)
+  let images = 0
+  let bytes = 0
+  try {
+    for await (const image of source.images) {
+      bytes += await copyImage(image, sink, signal)
+      images++
+    }
+    signal.throwIfAborted()
+    sink.seal()
+  } finally {
+    await sink.drop()
+  }
+  report({ event: 'flattened', layers: chain.length, images, bytes, ms: performance.now() - begun })
+}
+
+/** Returns its size. */
+async function copyImage({ name, body }: FlatImage, sink: DirectorySink, signal: AbortSignal): Promise<number> {
+  const writer = await sink.open(name)
+  const sum = digest()
+  let size = 0
+  for await (const piece of body.pieces) {
+    signal.throwIfAborted()
+    for (let done = 0; done < piece.length; ) {
+      const room = writer.room(piece.length - done)
+      const part = piece.subarray(done, done + room.length)
+      room.set(part)
+      sum.update(part)
+      await writer.wrote(part.length)
+      done += part.length
+    }
+    size += piece.length
+  }
+  await writer.end({ name, size, digest: sum.finish() })
+  return size
+}

@@ -1,0 +1,262 @@
+/**
+ * pre-copy: rounds of `criu pre-dump --track-mem` while the process runs, and then a hand-over of what changed since.
+ *
+ * CRIU speaks its page server protocol to us over an inherited socket, so pages go from it to the cache and touch no disk; what
+ * little it writes by itself stays in memory (tmpfs). Rounds and the last dump are layers of one chain at the cache (layers.ts).
+ */
+import { mkdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
+import { closedGate, writeScript } from '../criu/action-script.ts'
+import type { Approach } from '../criu/incoming-dump.ts'
+import { type PageServer, pageServer } from '../criu/page-server.ts'
+import { type CriuRun, checkCriuOptions, refuseLeaving, startCriu } from '../criu/run.ts'
+import { memoryDirectory, openDirectory, removeIfEmpty, temporaryDirectory } from '../criu/work-directory.ts'
+import { Fault } from '../fault.ts'
+import type { Until } from '../format/enums.ts'
+import type { SnapshotId } from '../format/names.ts'
+import { PAGE_BYTES } from '../format/pagemap.ts'
+import { decodeDumpStats } from '../format/stats.ts'
+import { part, remind, settle, type Way } from '../handover/deliver-verdict.ts'
+import { HOLD_DIRECTORY } from '../handover/standalone-target.ts'
+import { setBlocking } from '../kernel/fd.ts'
+import { isRunning, lockMarks, memoryOfTree } from '../kernel/process.ts'
+import { closeFd } from '../kernel/readiness.ts'
+import { socketPair } from '../kernel/unix.ts'
+import { abandon, type Chain, lastLayer, newChain, nextLayer, sendRound } from '../precopy/send-round.ts'
+import { enough, predictedFreezeMs, type Round, type RoundRule } from '../precopy/stop-rule.ts'
+import type { Report } from '../progress.ts'
+import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
+import type { Link } from '../stream/link.ts'
+import type { Tuning } from '../stream/tuning.ts'
+import { aborted, late } from '../stream/wait.ts'
+
+export interface PreCopyOptions {
+  criu: string
+  pid: number
+  criuOptions: readonly string[]
+  id: SnapshotId
+  until: Until
+  tuning: Tuning
+  rule: RoundRule
+}
+
+export interface Target {
+  cache: Endpoint
+  /** Where verdicts are kept; that of all such commands if undefined. */
+  directory: string | undefined
+  /** How long it may be out of reach, and may take to agree. */
+  timeoutMs: number
+  report: Report
+  signal: AbortSignal
+}
+
+interface Copying {
+  readonly chain: Chain
+  /** In memory: a directory for each layer. */
+  readonly path: string
+  readonly rounds: Round[]
+}
+
+/** What a criu of ours has been started for. */
+interface Layer {
+  run: CriuRun
+  server: PageServer
+  directory: string
+}
+
+/**
+ * Moves the tree of `pid` to the cache at the end of `way`. Throws `CRIU` where the kernel does not track changed pages, and
+ * like `part`; then the tasks run on here, or the message says where they are.
+ */
+export async function preCopy(options: PreCopyOptions, target: Target): Promise<void> {
+  const { criuOptions, pid } = options
+  checkCriuOptions(criuOptions, ours)
+  refuseLeaving(criuOptions, 'pre-copy', 'for a copy use a proxy: criu dump --stream -R')
+  if (!isRunning(pid)) throw new Fault('MISSING', `no process ${pid}`, { hint: 'look with: ps -e' })
+  const release = lockMarks(pid)
+  if (release === undefined) throw copiedAlready(pid)
+  try {
+    await withWay(target, async (way) => {
+      remind(way)
+      await copyAll(options, way)
+    })
+  } finally {
+    release()
+  }
+}
+
+/** Statistics lie there, by which rounds are weighed. */
+const ours = { '-W': 'the work directory is ours', '--work-dir': 'the work directory is ours' }
+
+/** Each would clear the marks that the other needs, and neither would notice. */
+function copiedAlready(pid: number): Fault {
+  return new Fault(
+    'EXISTS',
+    `another pre-copy is at work on process ${pid}, or on a tree that shares tasks with its own`,
+    {
+      hint: 'wait until it has ended; a proxy with rounds of it counts too, until it dumps it or ends',
+    },
+  )
+}
+
+/** Delivers the verdict of an earlier hand-over that is still owed. Throws like `settle`. */
+export async function settlePreCopy(id: SnapshotId, target: Target): Promise<void> {
+  await withWay(target, (way) => settle(id, way))
+}
+
+async function withWay(
+  { cache, directory, timeoutMs, report, signal }: Target,
+  work: (way: Way) => Promise<void>,
+): Promise<void> {
+  const debts = openDirectory(directory ?? HOLD_DIRECTORY)
+  const dir = directory === undefined ? '' : ` -D ${directory}`
+  const settling = (id: SnapshotId): string => `pre-copy${dir} --settle ${id} --address HOST --port N`
+  const connect = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, timeoutMs, stop)
+  try {
+    await work({ debts, connect, settling, keeps: true, report, signal, timeoutMs })
+  } finally {
+    if (directory === undefined) removeIfEmpty(debts)
+  }
+}
+
+async function copyAll(options: PreCopyOptions, way: Way): Promise<void> {
+  const { rule } = options
+  const place = memoryDirectory()
+  const copying: Copying = { chain: newChain(options.id), path: place.path, rounds: [] }
+  const { rounds } = copying
+  try {
+    for (let why = enough(rounds, rule); why === undefined; ) {
+      await copyRound(copying, options, way)
+      why = enough(rounds, rule)
+      way.report({ event: 'predicted', frozenMs: predictedFreezeMs(rounds), enough: why })
+    }
+    await handOver(copying, options, way)
+  } catch (error) {
+    // First: a target that says nothing may cost the rest of our time.
+    place.remove()
+    // It has dropped it already, if that was what failed.
+    await abandon(copying.chain, way.connect, AbortSignal.timeout(ABANDON_MS)).catch(() => {})
+    throw error
+  } finally {
+    place.remove()
+  }
+}
+
+/** Of the time that a command has after a signal; up to 13 s of it the hand-over takes (departure.ts, parting.ts). */
+const ABANDON_MS = 1000
+
+/** Starts criu on the next layer of the chain. It speaks to `server`. */
+function startLayer(
+  { chain, path }: Copying,
+  action: 'pre-dump' | 'dump',
+  { criu, pid, criuOptions }: PreCopyOptions,
+  more: readonly string[],
+): Layer {
+  const number = chain.under
+  const directory = join(path, String(number))
+  mkdirSync(directory, { mode: 0o700 })
+  const [ours, theirs] = socketPair()
+  setBlocking(theirs)
+  try {
+    const run = startCriu(
+      criu,
+      action,
+      [
+        ...['-t', String(pid), '-D', directory, '--track-mem', '--page-server', '--ps-socket', '3'],
+        ...(number === 0 ? [] : ['--prev-images-dir', `../${number - 1}`]),
+        ...more,
+        ...criuOptions,
+      ],
+      [theirs],
+    )
+    return { run, server: pageServer(ours, { hasParent: (name) => chain.pagemaps.has(name) }), directory }
+  } finally {
+    closeFd(theirs)
+  }
+}
+
+async function copyRound(copying: Copying, options: PreCopyOptions, way: Way): Promise<void> {
+  const { chain, rounds } = copying
+  const reserve = chain.under === 0 ? memoryOfTree(options.pid) : 0
+  const { run, server, directory } = startLayer(copying, 'pre-dump', options, [])
+  const stop = new AbortController()
+  // Nobody has to be reached for a criu that has failed.
+  run.done.catch((reason: unknown) => stop.abort(reason))
+  const signal = AbortSignal.any([way.signal, stop.signal])
+  try {
+    const sent = await sendRound(chain, server, { ...way, signal, tuning: options.tuning, reserve })
+    await Promise.race([run.done, late(way.timeoutMs, 'criu pre-dump did not end', way.signal)])
+    rounds.push({ ...sent, frozenMs: frozenMs(directory) ?? 0 })
+    const { pages, ms } = sent
+    way.report({ event: 'round', id: chain.id, number: chain.under, pages, bytes: pages * PAGE_BYTES, ms })
+  } catch (error) {
+    throw await betterOf(error, run)
+  }
+}
+
+/** A criu that lost its socket ends by itself; one that is stopped does not, and its tasks run on when it is killed. */
+const CRIU_PATIENCE_MS = 3000
+/** criu/config.c, 4.1.1 to 4.3. */
+const NOT_TRACKED = /Tracking memory is not available/
+
+/** criu's own error explains a conversation that broke off. */
+async function betterOf(error: unknown, { done, kill }: CriuRun): Promise<unknown> {
+  const patience = setTimeout(CRIU_PATIENCE_MS, 'impatient' as const, { ref: false })
+  const cause = await Promise.race([done.catch((reason: unknown) => reason), patience])
+  if (cause === 'impatient') kill()
+  const word = error instanceof Fault && error.code === 'FAILED_DUMP' && cause instanceof Fault ? cause : error
+  if (!(word instanceof Fault && NOT_TRACKED.test(word.message))) return word
+  return new Fault('CRIU', 'this kernel does not track changed pages (CONFIG_MEM_SOFT_DIRTY)', {
+    hint: 'move the process at once: proxy, or dump-to-stdout --via',
+    cause: word,
+  })
+}
+
+async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Promise<void> {
+  const { id, until, tuning, pid } = options
+  const { chain, rounds } = copying
+  // Not beside the images: /run may be mounted noexec.
+  const secret = temporaryDirectory()
+  const gates = secret.path
+  const script = writeScript(gates, 'post-dump')
+  const begun = performance.now()
+  const { run, server, directory } = startLayer(copying, 'dump', options, ['--action-script', script])
+  const gate = closedGate(gates, run.pid, 'pre-dump')
+  const remove = (): void => {
+    gate.remove()
+    server.destroy(new Fault('ABORTED', 'over'))
+  }
+  const dirty = (rounds.at(-1)?.pages ?? 0) * PAGE_BYTES
+  const criu: Approach = {
+    pid: run.pid,
+    bytes: Math.min(memoryOfTree(pid), 2 * dirty),
+    open: gate.open,
+    // Our script holds it until the target has all, so its CLOSE is answered at once.
+    images: (handOver) => lastLayer(server, directory, { complete: handOver?.complete ?? run.done, ended: run.done }),
+    remove,
+  }
+  try {
+    const held = late(way.timeoutMs, 'criu dump did not come to its pre-dump', way.signal)
+    await Promise.race([gate.held, run.done, held, aborted(way.signal)])
+    const departure = { id, until, gates, tuning, resumes: true, layer: nextLayer(chain, true) }
+    await part(criu, run.done, way, departure)
+    way.report({ event: 'dumped', frozenMs: frozenMs(directory), ms: performance.now() - begun })
+  } catch (error) {
+    remove()
+    throw await betterOf(error, run)
+  } finally {
+    remove()
+    await Promise.race([run.done.catch(() => {}), setTimeout(CRIU_PATIENCE_MS, undefined, { ref: false })])
+    secret.remove()
+  }
+}
+
+/** Undefined where criu has not written it: it is its last file. */
+function frozenMs(directory: string): number | undefined {
+  try {
+    return decodeDumpStats(readFileSync(join(directory, 'stats-dump'))).frozenTime / 1000
+  } catch {
+    return undefined
+  }
+}

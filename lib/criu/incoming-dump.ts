@@ -1,0 +1,91 @@
+/**
+ * The time before the freeze. A criu that runs our script waits at pre-dump until the target is there and has memory
+ * ready for what will come: page faults in the receiver cost more than the bytes on the link, and so they happen while the
+ * tasks still run.
+ */
+import { Fault } from '../fault.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { memoryOfTree } from '../kernel/process.ts'
+import { closeFd } from '../kernel/readiness.ts'
+import { hasSpoken, peerPid } from '../kernel/unix.ts'
+import type { ImageSource, OpenImage } from '../stream/image.ts'
+import { late } from '../stream/wait.ts'
+import { closedGate } from './action-script.ts'
+import { capture } from './capture.ts'
+
+/** What a source of images may wait for. */
+export interface HandOver {
+  /** Resolves when criu has written all and waits at post-dump. */
+  complete: Promise<void>
+  /** Resolves when the target has so many images; rejects where it cannot have them. */
+  taken(images: number): Promise<void>
+  /** Called when criu has heard that all is taken: whatever it does not wait for, it does now. */
+  answered(): void
+}
+
+/** A criu that has come to us and will dump. */
+export interface Approach {
+  readonly pid: number
+  /** About how much it will send, if it waits for us. */
+  readonly bytes: number | undefined
+  /** Lets it freeze the tasks. */
+  open(): void
+  /** Its images, once it has begun. */
+  images(handOver?: HandOver): ImageSource
+  /** Lets it fail, if it still waits. */
+  remove(): void
+}
+
+/**
+ * Waits for its first word, or until it is at pre-dump. Undefined, with the socket closed, for one that leaves without any, or where the signal
+ * comes first. Throws `TIMEOUT`, with the socket closed, for one that has nothing to say for `timeoutMs`: its tasks may be frozen.
+ */
+export async function approach(
+  socket: Fd,
+  gates: string,
+  timeoutMs: number,
+  signal: AbortSignal,
+): Promise<Approach | undefined> {
+  const pid = peerPid(socket)
+  const gate = closedGate(gates, pid, 'pre-dump')
+  const spoken = hasSpoken(socket)
+  spoken.catch(() => {})
+  let there = true
+  const leave = (): void => {
+    if (there) closeFd(socket)
+    there = false
+    gate.remove()
+  }
+  signal.addEventListener('abort', leave)
+  const over = new AbortController()
+  const silent = late(timeoutMs, 'a criu that has connected began no dump', over.signal).catch((reason: unknown) => {
+    if (!over.signal.aborted) leave()
+    throw reason
+  })
+  silent.catch(() => {})
+  const first = await Promise.race([gate.held, spoken, silent]).catch((reason: unknown) => {
+    if (reason instanceof Fault && reason.code === 'TIMEOUT') throw reason
+    return false
+  })
+  over.abort()
+  signal.removeEventListener('abort', leave)
+  if (first === false || !there) return void leave()
+  const begun = spoken.finally(gate.remove)
+  begun.catch(() => {})
+  const bytes = typeof first === 'number' ? memoryOfTree(first) : undefined
+  return {
+    pid,
+    bytes,
+    open: gate.open,
+    images: (handOver) => after(begun, capture(socket, handOver?.complete)),
+    remove: gate.remove,
+  }
+}
+
+function after(begun: Promise<unknown>, source: ImageSource): ImageSource {
+  async function* images(): AsyncGenerator<OpenImage> {
+    await begun
+    yield* source.images
+  }
+  return { images: images(), destroy: (reason) => source.destroy(reason) }
+}

@@ -1,0 +1,59 @@
+/** A TCP port of this host that criu finds with --page-server --address 127.0.0.1 --port N: whose dump it is that comes. */
+import net from 'node:net'
+import { Fault } from '../fault.ts'
+import { asFault } from '../format/refusal.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { loopbackPeers } from '../kernel/loopback.ts'
+import type { Loopback } from '../kernel/tcp-owner.ts'
+import { takeFd } from '../stream/endpoint.ts'
+import { listen } from '../stream/listen.ts'
+import { type CriuCommand, criuCommand } from './command-line.ts'
+
+export interface PagePort {
+  port: number
+  close(): void
+}
+
+/** `port`: 0 lets the kernel choose. `take` gets a socket that is its own. Throws `LINK` if it cannot listen. */
+export async function openPagePort(
+  port: number,
+  take: (socket: Fd, command: CriuCommand) => void,
+  refuse: (fault: Fault) => void,
+): Promise<PagePort> {
+  const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true })
+  server.on('connection', (socket) => {
+    try {
+      const command = whose(socket)
+      take(takeFd(socket), command)
+    } catch (error) {
+      socket.destroy()
+      refuse(asFault(error))
+    }
+  })
+  const chosen = await listen(server, { host: '127.0.0.1', port })
+  return { port: chosen, close: () => void server.close() }
+}
+
+/** Any user of this host may connect. Throws `REFUSED`; `IO` where it cannot be seen, as with no descriptor left. */
+function whose({ remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 }: net.Socket): CriuCommand {
+  const ends = {
+    theirs: { address: remoteAddress, port: remotePort },
+    ours: { address: localAddress, port: localPort },
+  }
+  const command = peersOf(ends)
+    .map(criuCommand)
+    .find((found) => found !== undefined)
+  if (command !== undefined) return command
+  throw new Fault('REFUSED', 'whoever connected to the page server port is no criu that dumps', {
+    hint: 'start it from the command line, as root, in the namespaces of this proxy',
+  })
+}
+
+function peersOf(ends: Loopback): number[] {
+  try {
+    return loopbackPeers(ends, [0, process.geteuid?.()])
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException
+    throw new Fault('IO', `cannot see who connected to the page server port (${code})`, { cause })
+  }
+}

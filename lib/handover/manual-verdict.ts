@@ -1,0 +1,78 @@
+/** A verdict that a person gives, where the source cannot: the options of the commands that hold, and the telling. */
+import { existsSync, rmSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { connectWithin } from '../criu/work-directory.ts'
+import { Fault } from '../fault.ts'
+import type { Fate, Verdict } from '../format/enums.ts'
+import { type SnapshotId, snapshotId } from '../format/names.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { fdLink } from '../stream/fd-link.ts'
+import { type Adopted, adoptRestores } from './recover.ts'
+import { holdSocket } from './standalone-target.ts'
+import { openArrival } from './target.ts'
+import { tell } from './verdict-log.ts'
+
+export const byHandOptions = { 'let-run': { type: 'string' }, drop: { type: 'string' } } as const
+
+/** The part of a usage text about these options. */
+export const byHandHelp = `      --let-run ID     tell the one that holds ID in DIR: its process is gone at the source,
+                       let the copy run. Only if you know it: else there are two
+      --drop ID        the same: it runs on at its source, drop the copy`
+
+/** What these options ask for, if they are given. Throws `USAGE` or `NAME`. */
+export function saidByHand(values: { 'let-run'?: string; drop?: string }) {
+  const { drop, 'let-run': letRun } = values
+  if (drop !== undefined && letRun !== undefined) {
+    throw new Fault('USAGE', '--let-run and --drop do not go together', { hint: 'choose one' })
+  }
+  const id = letRun ?? drop
+  const verdict: Verdict = letRun === undefined ? 'drop' : 'go'
+  return id === undefined ? undefined : { id: snapshotId(id, 'USAGE'), verdict }
+}
+
+/**
+ * Gives the verdict to who listens at the socket `name` in `directory`, or, where its holder is gone, to the copy itself. Throws
+ * `MISSING`, what it refuses with, `IO` where this user may not ask, and `USAGE` for a directory that others can
+ * change.
+ */
+export async function tellByHand(
+  directory: string,
+  name: string,
+  { id, verdict }: { id: SnapshotId; verdict: Verdict },
+): Promise<Fate> {
+  const place = resolve(directory)
+  let socket: Fd
+  try {
+    socket = connectWithin(place, name, `nobody holds a snapshot ${id} in ${directory}`)
+  } catch (error) {
+    if (!(error instanceof Fault && error.code === 'MISSING')) throw error
+    const [left] = existsSync(place) ? adoptRestores(place, id) : []
+    if (left === undefined) throw error
+    if (name === holdSocket(id)) rmSync(join(place, name), { force: true })
+    return tellCopy(left, verdict)
+  }
+  return tell(fdLink(socket, 'the holder', 'socket'), { id, verdict })
+}
+
+async function tellCopy({ id, held, ended, remove }: Adopted, verdict: Verdict): Promise<Fate> {
+  const arrival = openArrival(id, () => {})
+  arrival.restore()
+  arrival.restored(held)
+  try {
+    return await arrival.decide(verdict)
+  } finally {
+    await ended
+    remove()
+  }
+}
+
+/** The same, for a person: another outcome than the one asked for is `REFUSED`. */
+export async function decideByHand(
+  directory: string,
+  name: string,
+  said: Parameters<typeof tellByHand>[2],
+): Promise<void> {
+  const fate = await tellByHand(directory, name, said)
+  if ((fate === 'dropped') === (said.verdict === 'drop')) return
+  throw new Fault('REFUSED', `snapshot ${said.id} is decided already: ${fate}`)
+}

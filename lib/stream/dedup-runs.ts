@@ -1,0 +1,42 @@
+/** A chunk of an image of pages as runs: of zeros, of pages that the receiver has, and of what must be sent. */
+import { MOST_SAME } from '../format/page-digest.ts'
+import type { Known, KnownPage } from './dedup-send.ts'
+import { PAGE, type Run, runsOf } from './zero-pages.ts'
+
+export interface KnownRun extends Run {
+  /** The receiver has it. */
+  same?: KnownPage
+}
+
+/** The first `bytes` bytes of `raw`, whole pages or the image's end; `number` is the first page's in the image on `channel`. */
+export function knownRuns(
+  known: Known,
+  { raw, words }: { raw: Buffer; words: Int32Array },
+  bytes: number,
+  channel: number,
+  number: number,
+): KnownRun[] {
+  const runs: KnownRun[] = []
+  for (const run of runsOf(raw, words, bytes, 1)) {
+    if (run.zero) runs.push(run)
+    else addPages(runs, run)
+  }
+  return runs
+
+  function addPages(into: KnownRun[], { from, to }: Run): void {
+    for (let at = from; at < to; at += PAGE) {
+      const end = Math.min(at + PAGE, to)
+      const page = raw.subarray(at, end)
+      const same = page.length === PAGE ? known.find(page, channel, number + at / PAGE) : undefined
+      const last = into.at(-1)
+      if (last !== undefined && last.to === at && !last.zero && goesOn(last, same)) last.to = end
+      else into.push({ from: at, to: end, zero: false, ...(same && { same }) })
+    }
+  }
+}
+
+function goesOn({ from, to, same }: KnownRun, next: KnownPage | undefined): boolean {
+  if (same === undefined || next === undefined) return same === next
+  const pages = (to - from) / PAGE
+  return same.source === next.source && same.first + pages === next.first && pages < MOST_SAME
+}

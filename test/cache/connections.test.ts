@@ -1,0 +1,114 @@
+import { setTimeout } from 'node:timers/promises'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { type Connection, openConnections } from '../../lib/cache/connections.ts'
+import type { Fault } from '../../lib/fault.ts'
+import { throwsFault, within } from '../expect.ts'
+
+const test = suite('cache/connections')
+
+/** Connections that note who was closed, and why. */
+function table(most: number, silentMs = 60_000, stillMs = 0) {
+  const closed: string[] = []
+  const connections = openConnections({ most, silentMs, stillMs, waitedMs: stillMs })
+  const add = (name: string, source = name, count = 1): Connection =>
+    connections.add(source, ({ code }: Fault) => void closed.push(`${name} ${code}`), count)
+  return { closed, connections, add }
+}
+
+test('a silent connection gives way to a new one: the oldest of the peer that has most', () => {
+  const { closed, connections, add } = table(4)
+  add('honest')
+  for (const name of ['a1', 'a2', 'a3']) add(name, 'a')
+  assert.equal(connections.counts, { silent: 4, answered: 0 })
+  add('a4', 'a')
+  add('other')
+  assert.equal(closed, ['a1 LIMIT', 'a2 LIMIT'])
+  for (const name of ['b1', 'b2', 'b3']) add(name, 'b')
+  // Where each has one the oldest goes.
+  assert.equal(closed.slice(2), ['a3 LIMIT', 'honest LIMIT', 'b1 LIMIT'])
+  assert.equal(connections.counts, { silent: 4, answered: 0 })
+})
+
+test('one that has spoken has a place of its own; where there is none it is refused, or whoever stands still goes', async () => {
+  const { closed, connections, add } = table(2, 60_000, 50)
+  const [one, two] = [add('one'), add('two')]
+  for (const each of [one, two]) each.enter('moving')
+  const three = add('three')
+  assert.equal(connections.counts, { silent: 1, answered: 2 })
+  throwsFault('LIMIT', () => three.enter('moving'))
+  await setTimeout(60)
+  two.moved(5000)
+  three.enter('moving')
+  assert.equal(closed, ['one TIMEOUT'])
+  assert.not(connections.relieve(true))
+})
+
+test('little is no progress: bytes that only say that somebody is there, or that drip into a first word', async () => {
+  const { closed, add } = table(1, 60_000, 50)
+  const one = add('one')
+  one.enter('moving')
+  const two = add('two')
+  await setTimeout(60)
+  for (let times = 0; times < 100; times++) one.moved(28)
+  two.enter('moving')
+  assert.equal(closed, ['one TIMEOUT'])
+  const dripping = add('dripping')
+  dripping.moved(10_000)
+  add('next')
+  assert.equal(closed, ['one TIMEOUT', 'dripping LIMIT'])
+})
+
+test('of those that stand still the one goes whose peer has most of them; one that holds a copy never does', async () => {
+  const { closed, connections, add } = table(8, 60_000, 20)
+  const held = add('held', 'many')
+  held.enter('holding')
+  for (const name of ['lone', 'm1', 'm2']) add(name, name === 'lone' ? name : 'many').enter('waiting')
+  await setTimeout(30)
+  while (connections.relieve(false));
+  assert.equal(closed, [], 'images are in none of them')
+  while (connections.relieve(true));
+  assert.equal(closed, ['m1 TIMEOUT', 'lone TIMEOUT', 'm2 TIMEOUT'])
+  assert.equal(connections.counts, { silent: 0, answered: 1 })
+  held.leave()
+  assert.equal(connections.counts, { silent: 0, answered: 0 })
+})
+
+test('who says nothing, and who stands still for as long as it may, is closed; its memory goes at once, and it is told', async () => {
+  const closing: string[] = []
+  const connections = openConnections({ most: 4, silentMs: 100 })
+  const silent = new Promise<Fault>((resolve) => void connections.add('a', resolve))
+  assert.match((await within(silent)).message, 'the client said nothing for 0.1 s')
+  const done = new Promise<void>((resolve) => {
+    const still = connections.add('b', ({ message }) => resolve(void closing.push(`closed: ${message}`)))
+    still.onClose(() => void closing.push('released'))
+    still.beforeClose(async ({ code }) => void closing.push(`told ${code}`))
+    still.enter('moving', 50)
+  })
+  await within(done)
+  assert.equal(closing, ['released', 'told TIMEOUT', "closed: nothing moved for 0.05 s (the cache's --timeout)"])
+  assert.equal(connections.counts, { silent: 0, answered: 0 })
+})
+
+test('a peer that does not take the reason is closed all the same, and at the end all are', async () => {
+  const { closed, connections, add } = table(1)
+  const deaf = add('deaf')
+  deaf.beforeClose(() => new Promise(() => {}))
+  add('next')
+  assert.equal(closed, [])
+  await setTimeout(700)
+  assert.equal(closed, ['deaf LIMIT'])
+  connections.close({ code: 'ABORTED' } as Fault)
+  assert.equal(closed, ['deaf LIMIT', 'next ABORTED'])
+})
+
+test('a group that carries one stream counts as many as it has', () => {
+  const { closed, connections, add } = table(4)
+  add('one')
+  add('group', 'group', 3)
+  add('two')
+  assert.equal(closed, ['group LIMIT'])
+  assert.equal(connections.counts, { silent: 2, answered: 0 })
+})
+
+test.run()

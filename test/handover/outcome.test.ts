@@ -1,0 +1,43 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import type { Fault } from '../../lib/fault.ts'
+import { fates, verdicts } from '../../lib/format/enums.ts'
+import { snapshotId } from '../../lib/format/names.ts'
+import { conclude, endingOf } from '../../lib/handover/outcome.ts'
+import type { Progress } from '../../lib/progress.ts'
+import { throwsFault } from '../expect.ts'
+
+const test = suite('ending')
+const id = snapshotId('web-1')
+
+/** Every pair of words that the wire can carry, what it means, and how it is told. */
+const pairs = {
+  'go running': ['moved', 'handed over'],
+  'go kept': ['stored', 'handed over'],
+  'go dropped': ['lost', 'MISSING'],
+  'drop running': ['twice', 'EXISTS'],
+  'drop kept': ['twice', 'EXISTS'],
+  'drop dropped': ['stayed', 'not handed over'],
+  'copy running': ['twice', 'EXISTS'],
+  'copy kept': ['copied', 'handed over'],
+  'copy dropped': ['copied', 'handed over'],
+}
+
+for (const verdict of verdicts) {
+  for (const fate of fates) {
+    const [ending, told] = pairs[`${verdict} ${fate}`] ?? []
+    test(`${verdict} and ${fate}: ${ending}`, () => {
+      assert.is(endingOf(verdict, fate), ending)
+      const reports: Progress[] = []
+      const act = (): void => conclude(id, { verdict, fate }, (progress) => void reports.push(progress))
+      if (told === 'MISSING' || told === 'EXISTS') throwsFault(told satisfies Fault['code'], act)
+      else act()
+      assert.equal(
+        reports.map(({ event }) => event),
+        told === 'MISSING' || told === 'EXISTS' ? [] : [told],
+      )
+    })
+  }
+}
+
+test.run()

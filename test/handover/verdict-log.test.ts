@@ -1,0 +1,200 @@
+import { spawn } from 'node:child_process'
+import {
+  chmodSync,
+  chownSync,
+  lstatSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { snapshotId } from '../../lib/format/names.ts'
+import {
+  deliver,
+  letGo,
+  type Owed,
+  readOwed,
+  settleOwed,
+  verdictFor,
+  writeOwed,
+} from '../../lib/handover/verdict-log.ts'
+import { check } from '../../lib/kernel/fd.ts'
+import { mkfifo } from '../../lib/kernel/libc.ts'
+import { startTime } from '../../lib/kernel/process.ts'
+import { throwsFault } from '../expect.ts'
+import { eventually, temporary } from '../support/run.ts'
+
+const test = suite('owed')
+const id = snapshotId('web-1')
+const token = Buffer.alloc(16, 7)
+
+async function sleeper() {
+  const child = spawn('sleep', ['1000'])
+  const pid = child.pid as number
+  const start = await eventually(() => startTime(pid), 'a start time')
+  return { member: { pid, start }, end: () => new Promise((resolve) => child.once('exit', resolve).kill('SIGKILL')) }
+}
+
+test('the tasks decide: alive they are kept, dead they are gone, and while criu works nothing is known', async () => {
+  const { path, remove } = temporary()
+  const [criu, task] = [await sleeper(), await sleeper()]
+  writeOwed(path, id, token, { criu: criu.member, tasks: [task.member] }, 'let go')
+  const [owed] = readOwed(path)
+  assert.ok(owed !== undefined)
+  assert.is(verdictFor(owed), undefined)
+  await criu.end()
+  assert.is(verdictFor({ ...owed, boot: 'another' }), 'go', 'a reboot ends all')
+  assert.is(verdictFor({ ...owed, tasks: [{ ...task.member, start: 1 }] }), 'go', 'the number is another one now')
+  await task.end()
+  assert.is(verdictFor(owed), 'go')
+  remove()
+})
+
+/** What is owed for a task and its criu, at this stage, as somebody else reads it. */
+async function scene(stage: Owed['stage']) {
+  const { path, remove } = temporary()
+  const [criu, task] = [await sleeper(), await sleeper()]
+  const owed = writeOwed(path, id, token, { criu: criu.member, tasks: [task.member] }, stage)
+  const again = (): Owed => readOwed(path)[0] as Owed
+  return { path, remove, criu, task, owed, again }
+}
+
+test('who ends by itself after it was kept stays kept, also for a source that starts anew, and after a reboot', async () => {
+  const { remove, criu, task, owed, again } = await scene('let go')
+  await criu.end()
+  assert.is(verdictFor(owed), 'drop')
+  await task.end()
+  assert.is(verdictFor(owed), 'drop')
+  assert.is(verdictFor(again()), 'drop')
+  assert.is(verdictFor({ ...again(), boot: 'another' }), 'drop')
+  remove()
+})
+
+test('a source that was killed before it let go keeps its tasks, whatever becomes of them', async () => {
+  const { remove, criu, task, again } = await scene('held')
+  await task.end()
+  assert.is(verdictFor(again()), undefined, 'it may still live, and let go')
+  await criu.end()
+  assert.is(verdictFor(again()), 'drop')
+  remove()
+})
+
+test('whoever has read that it was held learns that it was let go', async () => {
+  const { path, remove, criu, task, owed, again } = await scene('held')
+  const read = again()
+  letGo(owed)
+  await task.end()
+  await criu.end()
+  assert.is(verdictFor(read), 'go')
+  const file = join(path, 'web-1.owed')
+  const whole = readFileSync(file, 'utf8')
+  assert.match(whole, /\nheld\nlet go\n$/)
+  writeFileSync(file, `${whole}kept`)
+  assert.is(again().stage, 'let go', 'a word without its end was not said')
+  writeFileSync(file, whole.slice(0, whole.indexOf('held')))
+  assert.is(again().stage, 'let go', 'what the first versions wrote')
+  settleOwed(owed)
+  throwsFault('IO', () => letGo({ ...owed, stage: 'held' }))
+  assert.equal(readdirSync(path), [], 'half a debt')
+  remove()
+})
+
+test('what is owed lies there in one piece, for its owner only, until it is settled', async () => {
+  const { path, remove } = temporary()
+  const criu = { pid: process.pid, start: 1 }
+  const owed = writeOwed(path, id, token, { criu, tasks: [] }, 'held')
+  writeOwed(path, snapshotId('web-2'), token, { criu, tasks: [] }, 'held')
+  assert.equal(readdirSync(path).sort(), ['web-1.owed', 'web-2.owed'])
+  assert.is(statSync(join(path, 'web-1.owed')).mode & 0o777, 0o600)
+  writeFileSync(join(path, 'torn.owed'), readFileSync(join(path, 'web-1.owed')).subarray(0, 20))
+  writeFileSync(join(path, 'evil.owed'), '{"id":"../x","criu":{},"tasks":[],"boot":""}')
+  writeFileSync(join(path, 'odd.owed'), '{"id":"x","tasks":5}')
+  assert.equal(
+    readOwed(path)
+      .map((owed) => owed.id)
+      .sort(),
+    ['web-1', 'web-2'],
+  )
+  settleOwed(owed)
+  settleOwed(owed)
+  assert.not(readdirSync(path).includes('web-1.owed'))
+  throwsFault('IO', () => writeOwed(join(path, 'nowhere'), id, token, { criu, tasks: [] }, 'held'))
+  remove()
+})
+
+test('a debt is never written over', () => {
+  const { path, remove } = temporary()
+  const criu = { pid: process.pid, start: 1 }
+  writeOwed(path, id, token, { criu, tasks: [] }, 'held')
+  throwsFault('EXISTS', () => writeOwed(path, id, Buffer.alloc(16, 8), { criu, tasks: [] }, 'held'))
+  assert.is(readOwed(path)[0]?.token, token.toString('hex'))
+  assert.equal(readdirSync(path), ['web-1.owed'])
+  remove()
+})
+
+test('what lies in the way of a new debt is removed, and never written through', () => {
+  const { path, remove } = temporary()
+  const criu = { pid: process.pid, start: 1 }
+  writeFileSync(join(path, 'precious'), 'x')
+  for (const [name, makeStale] of [
+    ['torn', () => writeFileSync(join(path, 'torn.owed.new'), 'half')],
+    ['linked', () => symlinkSync('precious', join(path, 'linked.owed.new'))],
+    ['dangling', () => symlinkSync('made', join(path, 'dangling.owed.new'))],
+  ] as const) {
+    makeStale()
+    writeOwed(path, snapshotId(name), token, { criu, tasks: [] }, 'held')
+    assert.ok(lstatSync(join(path, `${name}.owed`)).isFile(), name)
+  }
+  assert.is(readFileSync(join(path, 'precious'), 'utf8'), 'x')
+  assert.equal(readdirSync(path).sort(), ['dangling.owed', 'linked.owed', 'precious', 'torn.owed'])
+  symlinkSync('nowhere', join(path, 'web-1.owed'))
+  throwsFault('EXISTS', () => writeOwed(path, id, token, { criu, tasks: [] }, 'held'))
+  remove()
+})
+
+test('a debt that others could have written, a link, a FIFO and what is too large are not read', () => {
+  const { path, remove } = temporary()
+  const owed = writeOwed(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
+  const names = (): string[] => readOwed(path).map((one) => one.id)
+  symlinkSync('web-1.owed', join(path, 'link.owed'))
+  check(mkfifo(join(path, 'fifo.owed'), 0o600), 'mkfifo')
+  assert.equal(names(), ['web-1'])
+  for (const mode of [0o640, 0o604, 0o620, 0o602]) {
+    chmodSync(owed.path, mode)
+    assert.equal(names(), [], mode.toString(8))
+  }
+  chmodSync(owed.path, 0o600)
+  if (process.geteuid?.() === 0) {
+    chownSync(owed.path, 65534, 0)
+    assert.equal(names(), [])
+    throwsFault('IO', () => letGo(owed))
+    chownSync(owed.path, 0, 0)
+  }
+  assert.equal(names(), ['web-1'])
+  truncateSync(owed.path, 2 ** 24 + 1)
+  assert.equal(names(), [])
+  remove()
+})
+
+test('a delivery tries again until it is told to stop', async () => {
+  const { path, remove } = temporary()
+  const owed = writeOwed(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
+  let tries = 0
+  const stop = new AbortController()
+  const connect = async (): Promise<never> => {
+    if (++tries === 3) stop.abort(Object.assign(new Error('enough'), { name: 'TimeoutError' }))
+    const { Fault } = await import('../../lib/fault.ts')
+    throw new Fault('LINK', 'nobody there')
+  }
+  const reason = await deliver(owed, connect, stop.signal).catch((error: Error) => error)
+  assert.is((reason as Error).message, 'enough')
+  assert.is(tries, 3)
+  remove()
+})
+
+test.run()

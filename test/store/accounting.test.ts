@@ -1,0 +1,157 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import { type Charges, openCharges, openPeerMemory, payForImages } from '../../lib/store/accounting.ts'
+import { EXTENT, openPool } from '../../lib/store/pool.ts'
+import { throwsFault } from '../expect.ts'
+
+const test = suite('store/charges')
+const MIB = 2 ** 20
+
+test('what is added is counted to the pool, what is closed is given back, and once', () => {
+  const pool = openPool(4 * MIB)
+  const charges = openCharges(pool)
+  charges.add(3 * MIB)
+  charges.add(-MIB)
+  assert.equal([charges.bytes, pool.used], [2 * MIB, 2 * MIB])
+  throwsFault('MEMORY', () => charges.add(3 * MIB))
+  assert.equal([charges.bytes, pool.used], [2 * MIB, 2 * MIB], 'a charge that is refused is none')
+  charges.close()
+  charges.close()
+  assert.equal([charges.bytes, pool.used], [0, 0])
+})
+
+test('who still works when it was closed has nothing to work for, and may give back what is given back already', () => {
+  const pool = openPool(4 * MIB)
+  const charges = openCharges(pool)
+  charges.add(MIB)
+  charges.close()
+  charges.add(-MIB)
+  throwsFault('ABORTED', () => charges.add(1))
+  assert.is(pool.used, 0)
+})
+
+test('whoever gives way for a charge may be its own holder: nothing stays counted', () => {
+  const pool = openPool(EXTENT)
+  const [own, other] = [openCharges(pool), openCharges(pool)]
+  own.add(EXTENT)
+  pool.relief = () => {
+    own.close()
+    return true
+  }
+  throwsFault('ABORTED', () => own.add(MIB))
+  assert.equal([own.bytes, pool.used], [0, 0])
+  other.add(EXTENT)
+  assert.is(pool.used, EXTENT)
+})
+
+test('peers have a quarter of the pool, at least 16 MiB of it and at most 128', () => {
+  for (const [pool, peers] of [
+    [8, 8],
+    [16, 16],
+    [64, 16],
+    [256, 64],
+    [512, 128],
+    [8192, 128],
+  ] as const) {
+    assert.is(openPeerMemory(openPool(pool * MIB)).limit, peers * MIB, `of ${pool} MiB`)
+  }
+})
+
+test('all peers have one budget, within the pool: one that asks for more than is left is refused, and holds what it had', () => {
+  const pool = openPool(64 * MIB)
+  const peers = openPeerMemory(pool)
+  const each = Array.from({ length: 16 }, () => peers.open())
+  for (const one of each) one.add(MIB)
+  assert.equal([peers.used, pool.used], [16 * MIB, 16 * MIB])
+  const fault = throwsFault('MEMORY', () => each[0]?.add(1))
+  assert.match(fault.hint ?? '', '--max-memory')
+  assert.equal([peers.used, pool.used, each[0]?.bytes], [16 * MIB, 16 * MIB, MIB])
+  each[1]?.close()
+  each[0]?.add(MIB)
+  assert.is(peers.used, 16 * MIB)
+  for (const one of each) one.close()
+  assert.equal([peers.used, pool.used], [0, 0])
+})
+
+test('where the pool is full of images no peer gets more, and its budget is as it was', () => {
+  const pool = openPool(16 * MIB)
+  const peers = openPeerMemory(pool)
+  for (let count = 0; count < 7; count++) pool.take()
+  const one = peers.open()
+  one.add(2 * MIB)
+  throwsFault('MEMORY', () => one.add(1))
+  assert.equal([peers.used, one.bytes, pool.used], [2 * MIB, 2 * MIB, 16 * MIB])
+  one.close()
+  assert.equal([peers.used, pool.used], [0, 14 * MIB])
+})
+
+test('where the budget is used up somebody gives way, as many as it takes', () => {
+  const pool = openPool(64 * MIB)
+  const peers = openPeerMemory(pool)
+  const still: Charges[] = []
+  let asked = 0
+  peers.relief = () => {
+    asked++
+    const oldest = still.shift()
+    oldest?.close()
+    return oldest !== undefined
+  }
+  for (let count = 0; count < 8; count++) {
+    const one = peers.open()
+    one.add(2 * MIB)
+    still.push(one)
+  }
+  const newcomer = peers.open()
+  newcomer.add(5 * MIB)
+  assert.equal([asked, still.length, newcomer.bytes, peers.used], [3, 5, 5 * MIB, 15 * MIB])
+  throwsFault('MEMORY', () => newcomer.add(12 * MIB))
+  assert.equal([still.length, newcomer.bytes, peers.used, pool.used], [0, 5 * MIB, 5 * MIB, 5 * MIB])
+})
+
+test('whoever gives way for the budget may be the peer that asks: it works for nothing, and nothing stays counted', () => {
+  const pool = openPool(64 * MIB)
+  const peers = openPeerMemory(pool)
+  const one = peers.open()
+  peers.relief = () => {
+    const had = one.bytes > 0
+    one.close()
+    return had
+  }
+  one.add(10 * MIB)
+  throwsFault('ABORTED', () => one.add(10 * MIB))
+  assert.equal([one.bytes, peers.used, pool.used], [0, 0, 0])
+})
+
+test('whoever gives way for the pool may be the peer that asks, too', () => {
+  const pool = openPool(16 * MIB)
+  const peers = openPeerMemory(pool)
+  for (let count = 0; count < 7; count++) pool.take()
+  const one = peers.open()
+  one.add(2 * MIB)
+  pool.relief = () => {
+    const had = one.bytes > 0
+    one.close()
+    return had
+  }
+  throwsFault('ABORTED', () => one.add(MIB))
+  assert.equal([one.bytes, peers.used, pool.used], [0, 0, 14 * MIB])
+})
+
+test('images are paid for in advance and in portions; the first portion is the first extent of their snapshot', () => {
+  const paid: number[] = []
+  const pay = payForImages({ add: (bytes) => void paid.push(bytes) })
+  const portion = 2 ** 18
+  for (let images = 0; images < 128; images++) pay.opened(false)
+  assert.equal(paid, [])
+  pay.opened(false)
+  assert.equal(paid, [portion])
+  for (let images = 0; images < 64; images++) pay.opened(true)
+  assert.equal(paid, [portion, portion])
+  pay.forgotten()
+  for (let images = 0; images < 3 * 128; images++) pay.opened(false)
+  assert.equal(paid, [portion, portion], 'what was paid for is used again')
+  pay.opened(false)
+  assert.equal(paid, [portion, portion, portion])
+})
+
+test.run()

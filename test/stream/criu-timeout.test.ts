@@ -1,0 +1,63 @@
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import type { Fault } from '../../lib/fault.ts'
+import { openNews } from '../../lib/stream/condition.ts'
+import { openSilence } from '../../lib/stream/criu-timeout.ts'
+import { within } from '../expect.ts'
+
+const test = suite('stream/silence')
+/** Ms. */
+const LIMIT = 60
+
+/** A silence, and its end. */
+function watched() {
+  let tell: (reason: Fault) => void = () => {}
+  let silent = false
+  const fell = new Promise<Fault>((resolve) => {
+    tell = resolve
+  })
+  const silence = openSilence(LIMIT, (reason) => {
+    silent = true
+    tell(reason)
+  })
+  return { silence, fell, isSilent: () => silent }
+}
+
+function pass(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms))
+}
+
+test('who says nothing is silent, once', async () => {
+  const { silence, fell } = watched()
+  const { code, message } = await within(fell)
+  assert.is(code, 'TIMEOUT')
+  assert.is(message, 'criu sent nothing for 0.06 s')
+  silence.close()
+})
+
+test('who says something now and then is not, by any of the ways, nor who is not waited for', async () => {
+  for (const way of ['heard', 'follow', 'during'] as const) {
+    const { silence, fell, isSilent } = watched()
+    const news = openNews()
+    if (way === 'follow') silence.follow(news)
+    if (way === 'during') await silence.during(pass(8 * LIMIT))
+    for (let time = 0; way !== 'during' && time < 60; time++) {
+      await pass(LIMIT / 8)
+      if (way === 'heard') silence.heard()
+      else news.tell()
+    }
+    assert.not(isSilent(), way)
+    await within(fell, way)
+    silence.close()
+  }
+})
+
+test('nobody is silent whose silence was closed', async () => {
+  const { silence, isSilent } = watched()
+  silence.close()
+  silence.close()
+  await pass(4 * LIMIT)
+  assert.not(isSilent())
+})
+
+test.run()

@@ -1,0 +1,566 @@
+/** Conversations that outlive their links: cut anywhere, any number of times, and spoken to by strangers. */
+
+import fc from 'fast-check'
+import { suite } from 'uvu'
+import * as assert from 'uvu/assert'
+import type { Fault } from '../../lib/fault.ts'
+import type { Fate } from '../../lib/format/enums.ts'
+import type { SnapshotId } from '../../lib/format/names.ts'
+import { encodePreamble } from '../../lib/format/preamble.ts'
+import { encodeFrame, NO_TOKEN, TOKEN_BYTES } from '../../lib/format/wire.ts'
+import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
+import { frameReader, frameWriter, unexpected } from '../../lib/stream/frames.ts'
+import type { ImageSink } from '../../lib/stream/image.ts'
+import type { Link } from '../../lib/stream/link.ts'
+import { openSession } from '../../lib/stream/open-session.ts'
+import { rateLimit } from '../../lib/stream/rate-limit.ts'
+import { receiveSnapshot } from '../../lib/stream/receive.ts'
+import { type Kept, keep } from '../../lib/stream/replay-buffer.ts'
+import { type Line, openLine, RECEIVER_WINDOW, unknown } from '../../lib/stream/resuming-receiver.ts'
+import { resumingSender, SENDER_WINDOW } from '../../lib/stream/resuming-sender.ts'
+import { type SendOptions, sendSnapshot } from '../../lib/stream/send.ts'
+import type { Session } from '../../lib/stream/session.ts'
+import { rejectsFault, throwsFault } from '../expect.ts'
+import { openPipes } from '../kernel/fds.ts'
+import { anyFrame } from '../support/any-frame.ts'
+import { type Cable, cable } from './cables.ts'
+import { bytesOf, contents, type Given, id, image, pool, sourceOf } from './snapshots.ts'
+
+const test = suite('resumable')
+
+/** What the receiving end is left with. */
+interface Got {
+  sink: MemorySnapshot
+  /** Bytes that were written into images: each once, or there are more than the images have. */
+  written: number
+  verdict: string | undefined
+  failure: Fault | undefined
+}
+
+/** The receiving end: what a cache does with the links that come. */
+function receiver(timeoutMs = 20_000) {
+  const lines = new Map<SnapshotId, Line>()
+  const sink = memorySnapshot(pool)
+  const got: Got = { sink, written: 0, verdict: undefined, failure: undefined }
+  const counting: ImageSink = {
+    async open(name) {
+      const writer = await sink.open(name)
+      return {
+        room: (wanted) => writer.room(wanted),
+        wrote(bytes) {
+          got.written += bytes
+          return writer.wrote(bytes)
+        },
+        end: (entry) => writer.end(entry),
+      }
+    },
+  }
+  let taken = false
+  async function take(line: Line, reader: ReturnType<typeof frameReader>, writer: ReturnType<typeof frameWriter>) {
+    if (taken) throw unknown()
+    const { digest } = await receiveSnapshot(reader, counting, {
+      onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
+      onHandOver(_until, token) {
+        if (token === undefined) return
+        taken = true
+        line.outlive(token, timeoutMs)
+        lines.set(id, line)
+      },
+    })
+    await writer.send({ type: 'sealed', digest })
+    const verdict = await reader.expect(anyFrame)
+    if (verdict.type !== 'verdict') throw unexpected(verdict)
+    got.verdict = verdict.verdict
+    await writer.send({ type: 'fate', fate: 'kept' })
+    await reader.next(anyFrame).catch(() => {})
+  }
+  async function answer(link: Link): Promise<void> {
+    const line = openLine(link)
+    const reader = frameReader(line.link.inlet, { onGot: line.onGot })
+    const writer = frameWriter(line.link.outlet)
+    try {
+      await writer.send({ type: 'hello' })
+      const first = await reader.expect(anyFrame)
+      if (first.type === 'snapshot') await take(line, reader, writer)
+      else if (first.type === 'resume') {
+        const known = lines.get(first.id)
+        if (known === undefined) throw unknown()
+        known.resume(first, line)
+      } else throw unexpected(first)
+    } catch (reason) {
+      if (lines.get(id) === line) got.failure = reason as Fault
+      const code = (reason as Fault).code === 'MISSING' ? 'MISSING' : 'REFUSED'
+      await writer.send({ type: 'refused', code, reason: (reason as Fault).message }).catch(() => {})
+    }
+  }
+  return { got, lines, answer, close: () => lines.get(id)?.link.destroy() }
+}
+
+interface Sent {
+  session: Session
+  fate: Promise<Fate>
+}
+
+/** The sending end: a snapshot and then a verdict. */
+function send(
+  images: readonly Given[],
+  connect: (signal: AbortSignal) => Promise<Link>,
+  { timeoutMs = 20_000, ...sending }: SendOptions & { timeoutMs?: number } = {},
+): Sent {
+  const session = resumingSender({ id, token: Buffer.alloc(16, 5), until: 'sealed', connect, timeoutMs })
+  const { link, acknowledged } = session
+  const reader = frameReader(link.inlet, { onGot: acknowledged, started: true })
+  const writer = frameWriter(link.outlet, true)
+  const options = { until: 'sealed', greeted: true, signal: session.over, ...sending } as const
+  const sent = sendSnapshot(writer, id, sourceOf(images), options)
+  sent.catch(() => {})
+  const talk = async (): Promise<Fate> => {
+    for (;;) {
+      const frame = await reader.expect(anyFrame)
+      if (frame.type === 'fate') return frame.fate
+      if (frame.type === 'refused') throw new Error(`refused: ${frame.reason}`)
+      if (frame.type === 'sealed') {
+        assert.is(frame.digest, (await sent).digest)
+        await writer.send({ type: 'verdict', verdict: 'go', token: NO_TOKEN, id })
+      }
+    }
+  }
+  const fate = talk().finally(() => link.destroy())
+  fate.catch(() => {})
+  return { session, fate }
+}
+
+/** A snapshot over `cables` one after the other, and then over one that holds. Throws unless it arrives as it was. */
+async function crosses(images: readonly Given[], cables: Cable[], sending: SendOptions = {}): Promise<Cable[]> {
+  const { got, answer, close } = receiver()
+  const used: Cable[] = []
+  const connect = async (): Promise<Link> => {
+    const next = cables[used.length] ?? cable({ splices: sending.frozen ?? false })
+    used.push(next)
+    void answer(next.far)
+    return next.near
+  }
+  const { fate } = send(images, connect, sending)
+  try {
+    assert.is(await fate, 'kept')
+    assert.is(got.verdict, 'go')
+    const arrived = contents(got.sink)
+    for (const { name, bytes } of images) assert.ok(arrived.get(name)?.equals(bytes), name)
+    assert.is(arrived.size, images.length)
+    assert.is(
+      got.written,
+      images.reduce((sum, { bytes }) => sum + bytes.length, 0),
+      'each byte is written into an image once',
+    )
+    return used
+  } finally {
+    close()
+    got.sink.drop()
+  }
+}
+
+const small = [image('pages-1.img', 40), image('inventory.img', 10)]
+const heavy = [image('pages-1.img', 2_500_000, 'pipe', 300_000), image('core-1.img', 700), image('inventory.img', 10)]
+const large = [image('pages-1.img', 2_500_000, 'pipe'), image('core-1.img', 700), image('inventory.img', 10)]
+
+/** Runs all, `width` at a time. */
+async function together<Item>(items: readonly Item[], width: number, run: (item: Item) => Promise<void>) {
+  const left = [...items]
+  const worker = async (): Promise<void> => {
+    for (let item = left.shift(); item !== undefined; item = left.shift()) await run(item)
+  }
+  await Promise.all(Array.from({ length: width }, worker))
+}
+
+test('a ring gives back what was put in, wherever it begins and however it grows', () => {
+  const step = fc.record({
+    bytes: fc.nat(200_000),
+    forget: fc.double({ min: 0, max: 1, noNaN: true }),
+    inPlace: fc.boolean(),
+  })
+  /** Puts it in place, behind a head, as far as one room goes. */
+  const put = (kept: Kept, bytes: Buffer): number => {
+    const [head, body] = [bytes.subarray(0, 24), bytes.subarray(24)]
+    const room = kept.room(24, body.length)
+    assert.ok(room.length <= body.length)
+    if (room.length === 0) return 0
+    room.set(body.subarray(0, room.length))
+    kept.commit(head, room.length)
+    return 24 + room.length
+  }
+  fc.assert(
+    fc.property(fc.array(step, { maxLength: 12 }), (steps) => {
+      const kept = keep(2 ** 18)
+      let model = Buffer.alloc(0)
+      for (const [turn, { bytes, forget, inPlace }] of steps.entries()) {
+        const next = bytesOf(String(turn), bytes)
+        const free = 2 ** 18 - (model.length - kept.from)
+        const placed = inPlace && bytes > 24
+        const fits = placed ? put(kept, next) : kept.append(next)
+        if (!placed) assert.is(fits, Math.min(bytes, free))
+        else assert.is(fits > 0, free > 24, `${free} bytes were free`)
+        model = Buffer.concat([model, next.subarray(0, fits)])
+        assert.is(kept.to, model.length)
+        const parts: Uint8Array[] = []
+        for (let at = kept.from; at < kept.to; at += (parts.at(-1) as Uint8Array).length) {
+          parts.push(Buffer.from(kept.at(at, 50_000)))
+        }
+        assert.ok(Buffer.concat(parts).equals(model.subarray(kept.from)))
+        kept.forget(kept.from + Math.floor((kept.to - kept.from) * forget))
+      }
+    }),
+    { numRuns: 100 },
+  )
+})
+
+test('a small snapshot, cut at every byte of both directions', async () => {
+  const [whole] = (await crosses(small, [])) as [Cable]
+  const [ups, downs] = [whole.up, whole.down]
+  assert.ok(ups > 250 && downs > 100, `${ups} and ${downs} bytes`)
+  const cuts = [
+    ...Array.from({ length: ups }, (_, up) => ({ up })),
+    ...Array.from({ length: downs }, (_, down) => ({ down })),
+  ]
+  await together(cuts, 50, async (cut) => {
+    const used = await crosses(small, [cable(cut)])
+    assert.ok(used.length >= 2, JSON.stringify(cut))
+  })
+})
+
+test('a larger one, cut at 200 random places', async () => {
+  const places = Array.from({ length: 200 }, (_, n) => Math.floor(((n + Math.random()) / 200) * 2_500_000))
+  await together(places, 4, async (up) => {
+    const used = await crosses(large, [cable({ up, room: 2 ** 16 + (up % 2 ** 20) })])
+    assert.is(used.length, 2, `cut at ${up}`)
+  })
+})
+
+test('pages that are passed on by reference, cut at 100 random places', async () => {
+  const open = openPipes()
+  const places = Array.from({ length: 100 }, (_, n) => Math.floor(((n + Math.random()) / 100) * 2_500_000))
+  const sending = { unchecked: true, frozen: true }
+  let spliced = 0
+  await together(places, 4, async (up) => {
+    const room = 2 ** 16 + (up % 2 ** 20)
+    const cuts = [up, 1_000_000].map((at) => cable({ up: at, splices: true, room }))
+    const used = await crosses(heavy, cuts, sending)
+    assert.ok(used.length >= 2, `cut at ${up}`)
+    for (const one of used) spliced += one.spliced
+  })
+  const more = [image('pages-1.img', 40_000_000, 'pipe', 1_000_000), image('inventory.img', 10)]
+  await crosses(more, [cable({ splices: true })], sending)
+  assert.ok(spliced > 100_000_000, `${spliced} bytes`)
+  assert.is(openPipes(), open, 'every pipe is closed')
+})
+
+test('a snapshot that is compressed, with a rate, cut at 24 random places', async () => {
+  const bytes = Buffer.concat([
+    Buffer.alloc(1_500_000, 'line after line\n'),
+    bytesOf('x', 300_000),
+    Buffer.alloc(700_000),
+  ])
+  const images: Given[] = [{ name: 'pages-1.img', bytes, kind: 'pipe', step: 65_536 }, ...large.slice(1)]
+  for (const compress of ['zstd', 'lz4'] as const) {
+    const [whole] = (await crosses(images, [], { compress })) as [Cable]
+    assert.ok(whole.up > 300_000 && whole.up < 500_000, `${whole.up} bytes`)
+    const places = fc.sample(fc.nat(whole.up), { seed: 7, numRuns: 12 })
+    await together(places, 16, async (up) => {
+      await crosses(images, [cable({ up })], { compress, limit: rateLimit(100_000_000) })
+    })
+  }
+})
+
+test('one snapshot, cut again and again', async () => {
+  const cuts = [0, 30, 100, 200_000, 5, 64, 700_000, 1, 400_000, 100, 150, 600_000]
+  const used = await crosses(
+    large,
+    cuts.map((up, n) => (n % 3 === 2 ? cable({ down: up % 120 }) : cable({ up }))),
+  )
+  assert.ok(used.length > cuts.length, `${used.length} links`)
+})
+
+test('what the receiver said just before a break comes late, and is nothing new', async () => {
+  const many = [image('pages-1.img', 6_000_000, 'pipe'), image('inventory.img', 10)]
+  const downs = Array.from({ length: 24 }, (_, n) => 53 + 9 * n)
+  await together(downs, 4, async (down) => {
+    const used = await crosses(many, [cable({ down, room: 2 ** 22 }), cable({ down: 90, room: 2 ** 22 })])
+    assert.ok(used.length >= 2, String(down))
+  })
+})
+
+test('a link that swallows everything is left for another, by both ends', async () => {
+  const mute = cable({ room: 2 ** 16 })
+  setTimeout(() => mute.mute(), 5)
+  const { got, answer, close } = receiver(4000)
+  let links = 0
+  const { fate } = send(
+    [image('pages-1.img', 30_000_000, 'pipe'), image('inventory.img', 3)],
+    async () => {
+      const next = links++ === 0 ? mute : cable()
+      void answer(next.far)
+      return next.near
+    },
+    { timeoutMs: 4000 },
+  )
+  assert.is(await fate, 'kept')
+  assert.is(got.written, 30_000_003)
+  assert.is(links, 2)
+  close()
+  got.sink.drop()
+})
+
+test('links that greet and then carry nothing fail the sender within the time-out', async () => {
+  const { got, answer, close } = receiver(20_000)
+  let links = 0
+  const { fate } = send(
+    [image('pages-1.img', 30_000_000, 'pipe'), image('inventory.img', 3)],
+    async () => {
+      const next = cable(links++ === 0 ? { up: 1_000_000 } : {})
+      // Behind the greetings: small packets pass, large ones do not.
+      if (links > 1) {
+        const { send } = next.near.outlet
+        let greeted = false
+        next.near.outlet.send = async (bytes) => {
+          if (greeted) next.mute()
+          greeted = true
+          await send(bytes)
+        }
+      }
+      void answer(next.far)
+      return next.near
+    },
+    { timeoutMs: 5000 },
+  )
+  await rejectsFault('LINK', fate)
+  assert.ok(links >= 3, `${links} links`)
+  close()
+  got.sink.drop()
+})
+
+test('a link that stays dead fails the sender and the receiver within the time-out', async () => {
+  for (const dead of ['cut', 'mute'] as const) {
+    const { got, answer, lines } = receiver(1000)
+    const first = cable()
+    const { fate, session } = send(
+      [image('pages-1.img', 30_000_000, 'pipe'), image('inventory.img', 3)],
+      (signal) => {
+        const next = lines.size === 0 ? first : cable()
+        if (next !== first) next.mute()
+        void answer(next.far)
+        signal.addEventListener('abort', () => next.cut())
+        return Promise.resolve(next.near)
+      },
+      { timeoutMs: 1000 },
+    )
+    setTimeout(() => first[dead](), 20)
+    await rejectsFault('LINK', fate)
+    assert.ok(session.over.aborted)
+    for (let at = 0; at < 100 && got.failure === undefined; at++) await new Promise((r) => setTimeout(r, 30))
+    assert.is(got.failure?.code, 'TIMEOUT')
+    got.sink.drop()
+  }
+})
+
+/** Frames that a stranger says on a new link, and the answer. */
+async function ask(answer: (link: Link) => Promise<void>, ...said: Uint8Array[]) {
+  const { near, far } = cable()
+  void answer(far)
+  await near.outlet.send(Buffer.concat([encodePreamble(), ...said]))
+  const reader = frameReader(near.inlet)
+  assert.is((await reader.expect(anyFrame)).type, 'hello')
+  return reader.expect(anyFrame)
+}
+
+/** A conversation that stands still in the middle of its images. */
+async function halfWay() {
+  const there = receiver(3000)
+  const tokens: Buffer[] = []
+  let first: Cable | undefined
+  const { fate, session } = send(
+    [image('pages-1.img', 3_000_000, 'pipe'), image('inventory.img', 3)],
+    async () => {
+      const next = cable()
+      first ??= next
+      const watched: Link = {
+        ...next.near,
+        outlet: {
+          ...next.near.outlet,
+          async send(bytes) {
+            const at = Buffer.from(bytes).indexOf(Buffer.from([7, 0, 0, 0, 0, 0, 0, 0]))
+            if (tokens.length === 0 && at > 0) tokens.push(Buffer.from(bytes.subarray(at + 25, at + 25 + TOKEN_BYTES)))
+            await next.near.outlet.send(bytes)
+          },
+        },
+      }
+      void there.answer(next.far)
+      return watched
+    },
+    { timeoutMs: 3000 },
+  )
+  while (there.got.written < 100_000) await new Promise((resolve) => setImmediate(resolve))
+  const [token] = tokens
+  assert.ok(token)
+  return { ...there, fate, session, token, first: first as unknown as Cable }
+}
+
+test('a wrong token, or another id, is refused alike and changes nothing', async () => {
+  const { answer, token, fate, got, first } = await halfWay()
+  const wrong = Buffer.from(token)
+  wrong.writeUInt8(wrong.readUInt8(15) ^ 1, 15)
+  const answers = [
+    await ask(answer, encodeFrame({ type: 'resume', offset: 0, token: wrong, id })),
+    await ask(answer, encodeFrame({ type: 'resume', offset: 0, token: Buffer.alloc(16), id })),
+    await ask(answer, encodeFrame({ type: 'resume', offset: 0, token, id: 'other' as SnapshotId })),
+  ]
+  for (const said of answers) assert.equal(said, answers[0])
+  assert.ok(answers[0]?.type === 'refused' && answers[0].code === 'MISSING')
+  first.cut()
+  assert.is(await fate, 'kept')
+  assert.is(got.written, 3_000_003)
+  got.sink.drop()
+})
+
+test('the right token with a position that cannot be ends the conversation', async () => {
+  const { answer, token, fate, got } = await halfWay()
+  const said = await ask(answer, encodeFrame({ type: 'resume', offset: 1_000_000, token, id }))
+  assert.ok(said.type === 'refused' && said.code === 'REFUSED')
+  assert.match(said.reason, /says that it has 1000000 bytes/)
+  assert.instance(await fate.catch((reason: Error) => reason), Error)
+  assert.is(got.failure?.code, 'FORMAT')
+  got.sink.drop()
+})
+
+test('a receiver that names a position that cannot be fails the sender', async () => {
+  const lies = [
+    (sent: number) => sent + 1,
+    // It has said before that it has more.
+    () => 99,
+  ]
+  for (const lie of lies) {
+    const first = cable()
+    let links = 0
+    let taken = 0
+    const { fate } = send(
+      [image('pages-1.img', 300_000, 'pipe'), image('inventory.img', 3)],
+      async () => {
+        const next = links++ === 0 ? first : cable()
+        void (async () => {
+          const writer = frameWriter(next.far.outlet)
+          await writer.send({ type: 'hello' })
+          const reader = frameReader(next.far.inlet)
+          const frame = await reader.expect(anyFrame)
+          if (frame.type === 'resume') return writer.send({ type: 'got', offset: lie(400_000) })
+          await reader.expect(anyFrame)
+          for (const scratch = Buffer.alloc(100); taken < 250_000; taken += 100) await next.far.inlet.fill(scratch)
+          await writer.send({ type: 'got', offset: 100 })
+          await new Promise((resolve) => setTimeout(resolve, 50))
+          first.cut()
+        })()
+        return next.near
+      },
+      { timeoutMs: 3000 },
+    )
+    await rejectsFault('FORMAT', fate)
+    assert.is(links, 2)
+  }
+})
+
+test('got frames are believed between what was acknowledged and what was sent, and nowhere else', async () => {
+  const options = { peer: 'x', end: 'receiver', every: 2 ** 20, timeoutMs: 60_000 } as const
+  const session = openSession({ ...options, window: 2 ** 16 })
+  const { near } = cable()
+  session.attach(near, 0)
+  await session.link.outlet.send(Buffer.alloc(100))
+  await new Promise((resolve) => setTimeout(resolve, 10))
+  session.acknowledged(60)
+  session.acknowledged(60)
+  throwsFault('FORMAT', () => session.acknowledged(59))
+  throwsFault('FORMAT', () => session.acknowledged(101))
+  session.attach(cable().near, 60, Buffer.alloc(1))
+  throwsFault('FORMAT', () => session.acknowledged(100), 'not sent on this link yet')
+  await new Promise((resolve) => setTimeout(resolve, 10))
+  session.attach(cable().near, 100)
+  session.acknowledged(80)
+  throwsFault('FORMAT', () => session.acknowledged(79), 'older than the last, though under way when the link broke')
+  session.acknowledged(100)
+  throwsFault('FORMAT', () => session.attach(cable().near, 99))
+  assert.ok(session.over.aborted, 'a lie at a new link ends it')
+  await rejectsFault('FORMAT', session.link.outlet.send(Buffer.alloc(1)))
+})
+
+test('bytes of an old link that come after another took its place do not count', async () => {
+  const session = openSession({ peer: 'x', window: 2 ** 16, end: 'receiver', every: 2 ** 20, timeoutMs: 60_000 })
+  const [old, next] = [cable(), cable()]
+  let arrive = (): void => {}
+  // The kernel has given them already, and our turn to look at them comes later.
+  const late = (into: Uint8Array): Promise<number> =>
+    new Promise((resolve) => {
+      into.fill(1, 0, 5)
+      arrive = () => resolve(5)
+    })
+  session.attach({ ...old.near, inlet: { ...old.near.inlet, read: late } }, 0)
+  const into = Buffer.alloc(10)
+  const filled = session.link.inlet.fill(into)
+  session.attach(next.near, 0)
+  arrive()
+  await new Promise((resolve) => setTimeout(resolve, 10))
+  assert.is(session.received, 0)
+  await next.far.outlet.send(Buffer.alloc(10, 2))
+  assert.ok(await filled)
+  assert.equal(into, Buffer.alloc(10, 2))
+  assert.is(session.received, 10)
+  session.link.destroy()
+})
+
+test('a sender whose window is full waits, and goes on when there is room', async () => {
+  const link = cable({ room: 1 })
+  const session = resumingSender({
+    id,
+    token: Buffer.alloc(16, 5),
+    until: 'sealed',
+    connect: async () => link.near,
+    timeoutMs: 60_000,
+  })
+  const chunk = Buffer.alloc(2 ** 20, 7)
+  let sent = 0
+  const sending = (async () => {
+    for (; sent < 20; sent++) await session.link.outlet.send(chunk)
+  })()
+  await new Promise((resolve) => setTimeout(resolve, 100))
+  assert.is(sent, SENDER_WINDOW / 2 ** 20)
+  const writer = frameWriter(link.far.outlet)
+  await writer.send({ type: 'hello' })
+  const reader = frameReader(link.far.inlet)
+  assert.is((await reader.expect(anyFrame)).type, 'snapshot')
+  assert.is((await reader.expect(anyFrame)).type, 'handOver')
+  const hearing = frameReader(session.link.inlet, { onGot: session.acknowledged, started: true }).next(anyFrame)
+  hearing.catch(() => {})
+  const scratch = Buffer.alloc(2 ** 20)
+  for (let taken = 1; taken <= 8; taken++) {
+    assert.ok(await link.far.inlet.fill(scratch))
+    assert.ok(scratch.equals(chunk))
+  }
+  assert.is(sent, SENDER_WINDOW / 2 ** 20, 'what was only sent is kept')
+  await writer.send({ type: 'got', offset: 3 * 2 ** 20 })
+  await new Promise((resolve) => setTimeout(resolve, 100))
+  assert.is(sent, SENDER_WINDOW / 2 ** 20 + 3)
+  session.stop(new Error('enough'))
+  const reason = await sending.catch((reason: Error) => reason)
+  assert.match(String(reason), 'enough')
+  session.link.destroy()
+})
+
+test('a receiver does not keep more than its window for a sender that never says what it has', async () => {
+  const session = openSession({
+    peer: 'x',
+    window: RECEIVER_WINDOW,
+    end: 'receiver',
+    every: 2 ** 20,
+    timeoutMs: 60_000,
+  })
+  await session.link.outlet.send(Buffer.alloc(RECEIVER_WINDOW))
+  await rejectsFault('LIMIT', session.link.outlet.send(Buffer.alloc(1)))
+  session.link.destroy()
+})
+
+test.run()
