@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { askCache } from '../lib/cache/admin.ts'
-import { cache } from '../lib/cache/server.ts'
-import { checkStock, printStock, stockHelp, stockOptions } from '../lib/cli/cache-options.ts'
+import { runCache } from '../lib/cache/server.ts'
+import { checkHoldingsOptions, holdingsHelp, holdingsOptions, printHoldings } from '../lib/cli/cache-options.ts'
 import {
   allowedUids,
   credentialHelp,
@@ -18,9 +18,10 @@ import { memoryHelp, memoryOf } from '../lib/cli/memory-options.ts'
 import { atMostOne, required, timeoutMs } from '../lib/cli/parse.ts'
 import { cacheOptions, isRemoteCache, wireHelp } from '../lib/cli/wire-options.ts'
 import { findCriu } from '../lib/criu/run.ts'
-import { hearRemote } from '../lib/criu-remote/cache.ts'
+import { handleRemoteConnection } from '../lib/criu-remote/cache.ts'
+import { openRemoteRestores } from '../lib/criu-remote/restores.ts'
 import { snapshotId } from '../lib/format/names.ts'
-import { byHandHelp, byHandOptions } from '../lib/handover/manual-verdict.ts'
+import { manualVerdictHelp, manualVerdictOptions } from '../lib/handover/manual-verdict.ts'
 import { notify } from '../lib/kernel/notify.ts'
 import { checkNetwork, inheritedEndpoint, inheritedListener } from '../lib/stream/endpoint.ts'
 
@@ -34,8 +35,8 @@ With --action-script DIR/post-restore criu restore takes part in a hand-over.
 ${listenHelp}
   -D, --dir DIR        made if it is missing; gets streamer-serve.sock, img-cache.sock
       --snapshot ID    the snapshot that criu restore gets (default: the newest sealed)
-${stockHelp}
-${byHandHelp}
+${holdingsHelp}
+${manualVerdictHelp}
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
       --timeout SEC    how long a restore waits, an idle chain is safe, and a snapshot that
                        comes or goes may stand still (default: 60)
@@ -54,8 +55,8 @@ const options = {
   address: { type: 'string', default: '127.0.0.1' },
   dir: { type: 'string', short: 'D' },
   ...cacheOptions,
-  ...byHandOptions,
-  ...stockOptions,
+  ...manualVerdictOptions,
+  ...holdingsOptions,
   ...credentialOptions,
   ...localUserOptions,
   ...daemonOptions,
@@ -64,9 +65,9 @@ const options = {
 main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, rest, ...life }) => {
   const { port, address, dir, snapshot, timeout, insecure, 'ps-socket': psSocket } = values
   const directory = required('--dir', dir, 'the directory that criu restore --stream gets as -D')
-  const keeping = checkStock(values)
+  const keeping = checkHoldingsOptions(values)
   const asked = await askCache(directory, values)
-  if (asked !== undefined) return asked === 'done' ? undefined : printStock(asked, values.json)
+  if (asked !== undefined) return asked === 'done' ? undefined : printHoldings(asked, values.json)
   if (!values.restore) atMostOne({ 'a cache without --restore': true, 'criu options': rest.length > 0 })
   const [listener, number] = [listenFd(), listenPort(port, psSocket)]
   const where = listener === undefined ? { host: address, port: number } : inheritedListener(listener)
@@ -74,7 +75,7 @@ main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, res
   const allowUids = allowedUids(values)
   if (where.port !== undefined) await checkNetwork(where.host, credentials, insecure)
   const peer = psSocket && (await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure))
-  await cache({
+  await runCache({
     ...where,
     first: peer ? peer.take() : undefined,
     credentials,
@@ -84,7 +85,8 @@ main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, res
     timeoutMs: timeoutMs(timeout, 60_000),
     ...memoryOf(values),
     ...keeping,
-    hear: isRemoteCache(values) ? hearRemote : undefined,
+    hear: isRemoteCache(values) ? handleRemoteConnection : undefined,
+    openRestores: openRemoteRestores,
     restore: values.restore ? { criu: findCriu(values.criu), options: rest } : undefined,
     ...life,
   })

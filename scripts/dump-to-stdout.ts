@@ -2,13 +2,14 @@
 import { exitCodeHelp } from '../lib/cli/exit-codes.ts'
 import { main } from '../lib/cli/main.ts'
 import { atMostOne, oneOf, required, wholeNumber } from '../lib/cli/parse.ts'
-import { sendingHelp, sendingOf, sendingOptions } from '../lib/cli/send-options.ts'
+import { sendChoiceOf, sendHelp, sendOptions } from '../lib/cli/send-options.ts'
 import { viaHelp, viaOptions, viaPatience } from '../lib/cli/via-options.ts'
-import { dumpFromDirectory, dumpFromListener, dumpTree, freshId } from '../lib/commands/dump.ts'
+import { dumpFromDirectory, dumpFromListener, dumpTree } from '../lib/commands/dump.ts'
 import { handOverTree, settleVia } from '../lib/commands/dump-via.ts'
 import { findCriu } from '../lib/criu/run.ts'
 import { untils } from '../lib/format/enums.ts'
 import { snapshotId } from '../lib/format/names.ts'
+import { freshId } from '../lib/store/fresh-id.ts'
 import { stdoutLink } from '../lib/stream/endpoint.ts'
 import { tuningOf } from '../lib/stream/tuning.ts'
 
@@ -29,7 +30,7 @@ ${viaHelp}
   -D, --dir DIR        work directory (default: a private temporary one)
       --snapshot ID    name of the snapshot (default: time, host, random)
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
-${sendingHelp}
+${sendHelp}
   -v, --verbose        say what happens        -q, --quiet    only errors
   -h, --help           this text               -V, --version
 
@@ -47,7 +48,7 @@ const options = {
   snapshot: { type: 'string' },
   criu: { type: 'string' },
   ...viaOptions,
-  ...sendingOptions,
+  ...sendOptions,
 } as const
 
 main({ name: 'dump-to-stdout', usage, options }, async ({ values, rest, report, signal }) => {
@@ -57,7 +58,7 @@ main({ name: 'dump-to-stdout', usage, options }, async ({ values, rest, report, 
   if (tree === undefined) atMostOne({ '--listen or --from-dir': true, 'criu options': rest.length > 0 })
   const patience = viaPatience(values, tree)
   const id = snapshot === undefined ? freshId() : snapshotId(snapshot, 'USAGE')
-  const tuning = tuningOf(sendingOf(values, 'dump-to-stdout'))
+  const tuning = tuningOf(sendChoiceOf(values, 'dump-to-stdout'))
   const common = { id, directory: dir, tuning, timeoutMs: patience, report, signal }
   if (settle !== undefined) {
     const command = required('--via', via, 'the command that leads to its target')

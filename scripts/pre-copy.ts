@@ -10,13 +10,13 @@ import {
 import { exitCodeHelp } from '../lib/cli/exit-codes.ts'
 import { main } from '../lib/cli/main.ts'
 import { atMostOne, oneOf, required, timeoutMs, wholeNumber } from '../lib/cli/parse.ts'
-import { roundHelp, roundOptions, ruleOf } from '../lib/cli/pre-copy-options.ts'
-import { sendingHelp, sendingOf, sendingOptions } from '../lib/cli/send-options.ts'
-import { freshId } from '../lib/commands/dump.ts'
+import { preCopyHelp, preCopyOptions, ruleOf } from '../lib/cli/pre-copy-options.ts'
+import { sendChoiceOf, sendHelp, sendOptions } from '../lib/cli/send-options.ts'
 import { preCopy, settlePreCopy } from '../lib/commands/pre-copy.ts'
 import { findCriu } from '../lib/criu/run.ts'
 import { untils } from '../lib/format/enums.ts'
 import { snapshotId } from '../lib/format/names.ts'
+import { freshId } from '../lib/store/fresh-id.ts'
 import { checkNetwork } from '../lib/stream/endpoint.ts'
 import { tuningOf } from '../lib/stream/tuning.ts'
 
@@ -30,7 +30,7 @@ what is left. Needs a kernel that tracks changed pages (CONFIG_MEM_SOFT_DIRTY).
   -t, --tree PID       the process, with its children
       --address HOST   where the cache is (default: 127.0.0.1)
       --port N         the cache's port
-${roundHelp}
+${preCopyHelp}
 
       --until sealed   let the process go when the cache has it all (the default)
       --until running  let it go when the target has restored it and holds it
@@ -40,7 +40,7 @@ ${roundHelp}
   -D, --dir DIR        where verdicts are kept (default: /run/criu-ferry)
       --snapshot ID    name of the snapshot (default: time, host, random)
       --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)
-${sendingHelp}
+${sendHelp}
   -v, --verbose        say what happens        -q, --quiet    only errors
   -h, --help           this text               -V, --version
 
@@ -59,8 +59,8 @@ const options = {
   dir: { type: 'string', short: 'D' },
   snapshot: { type: 'string' },
   criu: { type: 'string' },
-  ...roundOptions,
-  ...sendingOptions,
+  ...preCopyOptions,
+  ...sendOptions,
   ...credentialOptions,
   ...localUserOptions,
 } as const
@@ -76,6 +76,6 @@ main({ name: 'pre-copy', usage, options }, async ({ values, rest, report, signal
   if (settle !== undefined) return settlePreCopy(snapshotId(settle, 'USAGE'), way)
   const pid = wholeNumber('--tree', required('--tree', tree, 'pre-copy --help'), 1, 2 ** 22)
   const id = snapshot === undefined ? freshId() : snapshotId(snapshot, 'USAGE')
-  const agreed = { id, until: oneOf('--until', values.until, untils), tuning: tuningOf(sendingOf(values), report) }
+  const agreed = { id, until: oneOf('--until', values.until, untils), tuning: tuningOf(sendChoiceOf(values), report) }
   await preCopy({ criu: findCriu(criu), pid, criuOptions: rest, rule: ruleOf(values), ...agreed }, way)
 })

@@ -12,9 +12,9 @@ import { exitCodeHelp } from '../lib/cli/exit-codes.ts'
 import { inheritedFd } from '../lib/cli/inherited-fds.ts'
 import { main } from '../lib/cli/main.ts'
 import { noneBeside, oneOf, portOf, required, timeoutMs, wholeNumber } from '../lib/cli/parse.ts'
-import { sendingHelp, sendingOf, sendingOptions } from '../lib/cli/send-options.ts'
+import { sendChoiceOf, sendHelp, sendOptions } from '../lib/cli/send-options.ts'
 import { proxyWireHelp, proxyWireOptions, remoteProxyOf } from '../lib/cli/wire-options.ts'
-import { proxy } from '../lib/commands/proxy.ts'
+import { runProxy } from '../lib/commands/proxy.ts'
 import { remoteDelivery } from '../lib/criu-remote/proxy.ts'
 import { untils } from '../lib/format/enums.ts'
 import { snapshotId } from '../lib/format/names.ts'
@@ -41,7 +41,7 @@ criu kills the process only when the cache agrees.
                        running: when the target has restored it and holds it
       --timeout SEC    how long the cache may be out of reach, or may take, and how long a
                        criu may say nothing (default: 60)
-${sendingHelp}
+${sendHelp}
 ${proxyWireHelp}
   -q, --quiet          only errors     -h, --help   this text     -V, --version
 
@@ -58,7 +58,7 @@ const options = {
   'page-server-port': { type: 'string' },
   snapshot: { type: 'string' },
   timeout: { type: 'string' },
-  ...sendingOptions,
+  ...sendOptions,
   ...proxyWireOptions,
   ...credentialOptions,
   ...localUserOptions,
@@ -74,11 +74,11 @@ main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, rep
   const connections = wholeNumber('--connections', values.connections ?? '1', 1, MOST_CONNECTIONS)
   const cache =
     psSocket === undefined ? await onPort() : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
-  const how = { until: oneOf('--until', values.until, untils), tuning: tuningOf(sendingOf(values), report) }
+  const how = { until: oneOf('--until', values.until, untils), tuning: tuningOf(sendChoiceOf(values), report) }
   const agreed = { cache, connections, ...how, timeoutMs: timeoutMs(timeout, 60_000) }
   const delivery = remote ? remoteDelivery({ ...agreed, ...remote, snapshot }) : ferryDelivery(agreed)
   const pagePort = portOf('--page-server-port', values['page-server-port'])
-  await proxy({ delivery, pagePort, directory, id, report, signal, onStatus })
+  await runProxy({ delivery, pagePort, directory, id, report, signal, onStatus })
 
   async function onPort(): Promise<Endpoint> {
     const number = wholeNumber('--port', required('--port', port, "the cache's port, as in --port 9997"), 1, 65535)

@@ -14,7 +14,12 @@ import { atMostOne, required, timeoutMs } from '../lib/cli/parse.ts'
 import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/commands/restore.ts'
 import { findCriu } from '../lib/criu/run.ts'
 import { snapshotId } from '../lib/format/names.ts'
-import { byHandHelp, byHandOptions, decideByHand, saidByHand } from '../lib/handover/manual-verdict.ts'
+import {
+  giveManualVerdict,
+  manualVerdictHelp,
+  manualVerdictOf,
+  manualVerdictOptions,
+} from '../lib/handover/manual-verdict.ts'
 import { HOLD_DIRECTORY, holdSocket } from '../lib/handover/standalone-target.ts'
 import { checkNetwork, connectEndpoint, parseEndpoint, stdoutLink } from '../lib/stream/endpoint.ts'
 
@@ -33,7 +38,7 @@ over (dump-to-stdout --via, or a cache) is held, restored, until its source lets
       --snapshot ID    which snapshot of a cache (default: the newest sealed)
       --listen         offer streamer-serve.sock in -D DIR and wait for a criu
       --to-dir DIR     write plain images; DIR appears when all is verified
-${byHandHelp}
+${manualVerdictHelp}
   -D, --dir DIR        work directory (default: a private temporary one)
       --timeout SEC    how long to wait for a connection and a snapshot (default: 60)
 ${memoryHelp}
@@ -55,15 +60,15 @@ const options = {
   timeout: { type: 'string' },
   ...memoryOptions,
   criu: { type: 'string' },
-  ...byHandOptions,
+  ...manualVerdictOptions,
   ...credentialOptions,
   ...localUserOptions,
 } as const
 
 main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, report, signal }) => {
   const { from, snapshot, listen, dir, timeout, criu, 'to-dir': toDir } = values
-  const said = saidByHand(values)
-  if (said !== undefined) return decideByHand(dir ?? HOLD_DIRECTORY, holdSocket(said.id), said)
+  const said = manualVerdictOf(values)
+  if (said !== undefined) return giveManualVerdict(dir ?? HOLD_DIRECTORY, holdSocket(said.id), said)
   atMostOne({ '--listen': listen, '--to-dir': toDir, 'criu options': rest.length > 0 })
   atMostOne({ '--dir': dir, '--to-dir': toDir })
   if (listen === true) required('--dir', dir, 'the directory that criu restore --stream gets as -D')

@@ -3,11 +3,11 @@ import { randomBytes } from 'node:crypto'
 import { Fault } from '../fault.ts'
 import { INVENTORY, imageName, snapshotId } from '../format/names.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
-import { manyLinks } from '../handover/source-link.ts'
-import { taking } from '../stream/frames.ts'
+import { accepting } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { sendSnapshot } from '../stream/send.ts'
+import { resumableLink } from '../stream/source-link.ts'
 import type { Kind } from './target-process.ts'
 
 export interface LinkRun {
@@ -21,7 +21,7 @@ const PIECE = 2 ** 20
 /** Different pieces: more than a processor's cache holds. */
 const SOME = 64
 
-const answers = taking('ack', 'reserved', 'sealed', 'fate', 'refused')
+const answers = accepting('ack', 'reserved', 'sealed', 'fate', 'refused')
 
 /** Sends `bytes` bytes, a multiple of 1 MiB, to a cache as a proxy does. Throws `LINK`, and what the cache refuses. */
 export async function runLink(
@@ -33,7 +33,7 @@ export async function runLink(
   const id = snapshotId(`bench-${process.pid}-${randomBytes(4).toString('hex')}`)
   const source = madeUp(bytes, kind)
   const token = randomBytes(TOKEN_BYTES)
-  const line = manyLinks(id, token, 'sealed', connect, PATIENCE_MS)
+  const line = resumableLink(id, token, 'sealed', connect, PATIENCE_MS)
   const { writer } = line
   const reader = await line.reader
   const cut = (): void => line.destroy(signal.reason as Error)

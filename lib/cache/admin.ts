@@ -5,20 +5,21 @@
 
 import { connectWithin } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
-import type { Holding, StockState } from '../format/holdings.ts'
+import type { Holding, HoldingState } from '../format/holdings.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import type { Frame } from '../format/wire.ts'
-import { decideByHand, saidByHand } from '../handover/manual-verdict.ts'
+import { request } from '../handover/deliver-verdict.ts'
+import { giveManualVerdict, manualVerdictOf } from '../handover/manual-verdict.ts'
 import type { TargetState } from '../handover/state-machine.ts'
-import type { Arrival } from '../handover/target.ts'
-import { ask } from '../handover/verdict-log.ts'
+import type { TargetHandover } from '../handover/target.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { unexpected } from '../stream/frames.ts'
-import { byHand } from './handovers.ts'
-import { CACHE_SOCKET, type House } from './server.ts'
+import type { CacheContext } from './context.ts'
+import { CACHE_SOCKET } from './context.ts'
+import { manualCommand } from './handovers.ts'
 
 /** What a hand-over makes of a sealed snapshot. */
-const handedOver: Record<TargetState, StockState> = {
+const handedOver: Record<TargetState, HoldingState> = {
   receiving: 'arriving',
   sealed: 'undecided',
   restoring: 'restoring',
@@ -30,16 +31,16 @@ const handedOver: Record<TargetState, StockState> = {
 }
 
 /** Everything that is held here, the oldest first; also a copy of which an earlier cache had the images. */
-export function holdings({ shelf, arrivals }: Pick<House, 'shelf' | 'arrivals'>): Holding[] {
+export function holdings({ snapshots, handovers }: Pick<CacheContext, 'snapshots' | 'handovers'>): Holding[] {
   const now = performance.now()
-  const { all } = shelf
+  const { all } = snapshots
   const shelved = new Set(all.map(({ id }) => id))
-  const copies = arrivals.all.filter(({ id, state }) => !shelved.has(id) && hasTasks(state))
+  const copies = handovers.all.filter(({ id, state }) => !shelved.has(id) && hasTasks(state))
   return [
     ...all.map(({ id, state, count, sink, since }) => ({
       ...{ id, count, bytes: sink.held, shared: sink.shared, seconds: (now - since) / 1000 },
-      pinned: shelf.pinned.has(id) && state !== 'leaving',
-      state: state === 'sealed' ? stateOf(arrivals.get(id)) : state,
+      pinned: snapshots.pinned.has(id) && state !== 'leaving',
+      state: state === 'sealed' ? stateOf(handovers.get(id)) : state,
     })),
     ...copies.map(({ id, state, since }) => ({
       ...{ id, count: 0, bytes: 0, shared: 0, seconds: (now - since) / 1000, pinned: false },
@@ -48,7 +49,7 @@ export function holdings({ shelf, arrivals }: Pick<House, 'shelf' | 'arrivals'>)
   ].sort((a, b) => b.seconds - a.seconds)
 }
 
-function stateOf(arrival: Arrival | undefined): StockState {
+function stateOf(arrival: TargetHandover | undefined): HoldingState {
   if (arrival === undefined) return 'sealed'
   return arrival.taken && arrival.state === 'owning' ? 'taken' : handedOver[arrival.state]
 }
@@ -62,37 +63,37 @@ function hasTasks(state: TargetState): boolean {
  * Drops a snapshot or an unfinished chain, also one whose next round is on its way. One that is read is gone for all others at once, its memory with its last reader. Throws
  * `MISSING`, and `REFUSED` for one whose process may be lost with it.
  */
-export async function removeHolding(id: SnapshotId, house: House): Promise<void> {
-  const found = holding(id, house)
-  const round = house.rounds.get(id)
+export async function removeHolding(id: SnapshotId, context: CacheContext): Promise<void> {
+  const found = holding(id, context)
+  const round = context.rounds.get(id)
   if (round !== undefined && !found.pinned) {
     round.link.destroy(new Fault('REFUSED', 'it was removed by hand'))
     await round.over
     // It may have been complete already.
-    return void house.shelf.removeChain(id)
+    return void context.snapshots.removeChain(id)
   }
-  const reason = refusalFor(found, house.options.directory)
+  const reason = refusalFor(found, context.options.directory)
   if (reason !== undefined) throw new Fault('REFUSED', reason)
-  if (found.state === 'chain') house.shelf.removeChain(id)
-  else house.shelf.remove(id)
+  if (found.state === 'chain') context.snapshots.removeChain(id)
+  else context.snapshots.remove(id)
 }
 
 /** What is held by that id, and not removed. Throws `MISSING`. */
-export function holding(id: SnapshotId, house: House): Holding {
-  const found = holdings(house).find((each) => each.id === id && each.state !== 'leaving')
+export function holding(id: SnapshotId, context: CacheContext): Holding {
+  const found = holdings(context).find((each) => each.id === id && each.state !== 'leaving')
   if (found === undefined) throw new Fault('MISSING', `no snapshot ${id} is here`)
   return found
 }
 
 /** From now on it stays when its process runs, and when memory runs out; or no longer does. Throws `MISSING`, `REFUSED` where nothing stays. */
-export function pinHolding(id: SnapshotId, pinned: boolean, house: House): void {
-  const { shelf, options } = house
-  holding(id, house)
-  if (!shelf.all.some((each) => each.id === id && each.state !== 'leaving'))
+export function pinHolding(id: SnapshotId, pinned: boolean, context: CacheContext): void {
+  const { snapshots, options } = context
+  holding(id, context)
+  if (!snapshots.all.some((each) => each.id === id && each.state !== 'leaving'))
     throw new Fault('MISSING', `of snapshot ${id} no images are here`)
-  if (!pinned) return void shelf.pinned.delete(id)
+  if (!pinned) return void snapshots.pinned.delete(id)
   if (options.releaseEarly) throw new Fault('REFUSED', 'a cache with --release-early keeps nothing that is restored')
-  shelf.pinned.add(id)
+  snapshots.pinned.add(id)
 }
 
 function refusalFor({ id, state, pinned }: Holding, directory: string): string | undefined {
@@ -102,7 +103,7 @@ function refusalFor({ id, state, pinned }: Holding, directory: string): string |
       return `snapshot ${id} still arrives: its source can end that`
     case 'undecided':
     case 'held':
-      return `the verdict of snapshot ${id} is not known: ${byHand(directory, id)}`
+      return `the verdict of snapshot ${id} is not known: ${manualCommand(directory, id)}`
     case 'restoring':
       return `snapshot ${id} is being restored, and may be the only copy of its process`
     case 'owning':
@@ -118,7 +119,7 @@ function refusalFor({ id, state, pinned }: Holding, directory: string): string |
 
 async function asked(directory: string, frame: Frame): Promise<Frame> {
   const socket = connectWithin(directory, CACHE_SOCKET, `no cache runs in ${directory}`)
-  return ask(fdLink(socket, 'the cache', 'socket'), frame)
+  return request(fdLink(socket, 'the cache', 'socket'), frame)
 }
 
 type Stock = Extract<Frame, { type: 'listed' }>
@@ -140,7 +141,7 @@ async function pin(directory: string, id: string, pinned: boolean): Promise<void
   if (answer.type !== 'listed' || answer.holdings[0]?.pinned !== pinned) throw unexpected(answer)
 }
 
-type Wishes = Parameters<typeof saidByHand>[0] & { ls: boolean; rm?: string; pin?: string; unpin?: string }
+type Wishes = Parameters<typeof manualVerdictOf>[0] & { ls: boolean; rm?: string; pin?: string; unpin?: string }
 
 /**
  * Asks the cache that runs in `directory` what the options ask for. Returns a list where that was it, and undefined where they ask for
@@ -151,12 +152,12 @@ export async function askCache(
   directory: string,
   { ls, rm, pin: pinned, unpin, ...verdicts }: Wishes,
 ): Promise<Stock | 'done' | undefined> {
-  const said = saidByHand(verdicts)
+  const said = manualVerdictOf(verdicts)
   if (ls) return listHoldings(directory)
   if (rm !== undefined) await dropHolding(directory, snapshotId(rm, 'USAGE'))
   else if (pinned !== undefined) await pin(directory, pinned, true)
   else if (unpin !== undefined) await pin(directory, unpin, false)
-  else if (said !== undefined) await decideByHand(directory, CACHE_SOCKET, said)
+  else if (said !== undefined) await giveManualVerdict(directory, CACHE_SOCKET, said)
   else return undefined
   return 'done'
 }

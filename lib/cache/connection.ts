@@ -2,7 +2,7 @@
  * What the cache says and hears on the wire: snapshots come, and their verdicts; clients ask for them.
  */
 import { setImmediate as turn } from 'node:timers/promises'
-import { rehearse } from '../criu/warm-up.ts'
+import { warmUp } from '../criu/warm-up.ts'
 import { Fault } from '../fault.ts'
 import { digestWords } from '../format/digest.ts'
 import type { Until } from '../format/enums.ts'
@@ -11,58 +11,35 @@ import type { SnapshotId } from '../format/names.ts'
 import { LONGEST_RECALLED } from '../format/page-digest.ts'
 import { asFault, refusalOf } from '../format/refusal.ts'
 import type { TargetState } from '../handover/state-machine.ts'
-import type { Charges } from '../store/accounting.ts'
-import type { Arriving } from '../store/snapshots.ts'
-import { type FrameReader, type FrameWriter, frameReader, frameWriter, taking, unexpected } from '../stream/frames.ts'
+import type { Account } from '../store/accounting.ts'
+import type { IncomingSnapshot } from '../store/snapshots.ts'
+import { accepting, type FrameWriter, frameReader, frameWriter, unexpected } from '../stream/frames.ts'
 import type { ImageSink } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { metered } from '../stream/metered.ts'
 import { receiveSnapshot } from '../stream/receive.ts'
-import { type Line, unknown } from '../stream/resuming-receiver.ts'
+import { type TargetLink, unknownSnapshot } from '../stream/resuming-receiver.ts'
 import { defer } from '../stream/wait.ts'
 import { holding, holdings, pinHolding, removeHolding } from './admin.ts'
-import type { Connection } from './connections.ts'
-import { type Arrivals, byHand } from './handovers.ts'
-import { give } from './send.ts'
-import type { House } from './server.ts'
-
-/** One conversation. */
-export interface Talk {
-  line: Line
-  link: Link
-  connection: Connection
-  reader: FrameReader
-  writer: FrameWriter
-  /** What is held for the peer beside images. */
-  memory: Charges
-}
-
-export interface Manners {
-  /** Its place among the others. */
-  connection: Connection
-  /** Whose share it counts to. */
-  source: string
-  /** It is of this host, and of root or our own user: its verdicts need no token. */
-  trusted?: boolean
-  /** It speaks over several connections already. */
-  joined?: boolean
-}
+import type { CacheContext, ConnectionPolicy, Conversation } from './context.ts'
+import { type Handovers, manualCommand } from './handovers.ts'
+import { sendStored } from './send.ts'
 
 /** How a client begins; a verdict and what follows it are its only word. */
-const beginnings = taking('snapshot', 'get', 'handOver', 'verdict', 'resume', 'join')
-const localBeginnings = taking('snapshot', 'get', 'handOver', 'verdict', 'resume', 'list', 'remove', 'pin')
+const beginnings = accepting('snapshot', 'get', 'handOver', 'verdict', 'resume', 'join')
+const localBeginnings = accepting('snapshot', 'get', 'handOver', 'verdict', 'resume', 'list', 'remove', 'pin')
 /** After `handOver`, from one that restores. */
-const restores = taking('get')
+const restores = accepting('get')
 /** The last word of a source. */
-const lastWords = taking('verdict', 'failed')
+const lastWords = accepting('verdict', 'failed')
 
 /** Answers whoever is at the other end. Reports what fails, and closes the link. */
-export async function answer(
-  line: Line,
-  house: House,
-  { connection, source, trusted = false, joined = false }: Manners,
+export async function handleConnection(
+  line: TargetLink,
+  context: CacheContext,
+  { connection, source, trusted = false, joined = false }: ConnectionPolicy,
 ): Promise<void> {
-  const memory = house.peers.open()
+  const memory = context.peers.open()
   connection.onClose(memory.close)
   const link = metered(line.link, connection.moved)
   const writer = frameWriter(link.outlet)
@@ -71,7 +48,7 @@ export async function answer(
   let what = link.peer
   /** Why it was closed from outside: what breaks then follows from it. */
   let gaveWay: Fault | undefined
-  let { strangers: failures } = house
+  let { silentFailures: failures } = context
   try {
     await writer.send({ type: 'hello' })
     const frame = await reader.next(trusted ? localBeginnings : beginnings)
@@ -80,46 +57,49 @@ export async function answer(
       gaveWay = fault
       return sayRefused(link, writer, fault)
     })
-    failures = house.failures
+    failures = context.failures
     // Who comes back goes on in the place of its first connection.
     if (frame.type !== 'resume') connection.enter('waiting')
     if (frame.type === 'snapshot') {
       what = `snapshot ${frame.id}`
-      await take({ id: frame.id, ...talk }, house)
-    } else if (frame.type === 'get') await give(frame, { ...talk, holds: false }, house)
+      await take({ id: frame.id, ...talk }, context)
+    } else if (frame.type === 'get') await sendStored(frame, { ...talk, holds: false }, context)
     else if (frame.type === 'handOver') {
-      await give(await reader.expect(restores), { ...talk, holds: true }, house)
+      await sendStored(await reader.expect(restores), { ...talk, holds: true }, context)
     } else if (frame.type === 'verdict') {
-      if (!trusted) house.arrivals.believe(frame.id, frame.token)
-      await obey(frame, writer, house.arrivals)
+      if (!trusted) context.handovers.checkToken(frame.id, frame.token)
+      await obey(frame, writer, context.handovers)
     } else if (frame.type === 'list' || frame.type === 'remove' || frame.type === 'pin') {
-      await writer.send(await stockAnswer(frame, house))
+      await writer.send(await stockAnswer(frame, context))
     } else if (frame.type === 'resume') {
       what = `snapshot ${frame.id}`
-      const broken = house.lines.get(frame.id)
-      if (broken === undefined) throw unknown()
+      const broken = context.incoming.get(frame.id)
+      if (broken === undefined) throw unknownSnapshot()
       broken.resume(frame, line)
     } else if (joined) throw unexpected(frame)
-    else await house.groups.join(frame, line, source)
+    else await context.groups.join(frame, line, source)
   } catch (error) {
     failures.tell(source, what, gaveWay ?? asFault(error))
     if (gaveWay === undefined) await refuse(link, writer, asFault(error)).catch(() => {})
   } finally {
     link.destroy()
-    for (const [id, taking] of house.lines) if (taking === line) house.lines.delete(id)
+    for (const [id, taking] of context.incoming) if (taking === line) context.incoming.delete(id)
   }
 }
 
-async function stockAnswer(frame: Extract<Frame, { type: 'list' | 'remove' | 'pin' }>, house: House): Promise<Frame> {
+async function stockAnswer(
+  frame: Extract<Frame, { type: 'list' | 'remove' | 'pin' }>,
+  context: CacheContext,
+): Promise<Frame> {
   if (frame.type === 'remove') {
-    await removeHolding(frame.id, house)
+    await removeHolding(frame.id, context)
     return { type: 'fate', fate: 'dropped' }
   }
   if (frame.type === 'pin') {
-    pinHolding(frame.id, frame.pinned, house)
-    return { type: 'listed', total: 1, holdings: [holding(frame.id, house)] }
+    pinHolding(frame.id, frame.pinned, context)
+    return { type: 'listed', total: 1, holdings: [holding(frame.id, context)] }
   }
-  const all = holdings(house)
+  const all = holdings(context)
   return { type: 'listed', total: all.length, holdings: all }
 }
 
@@ -153,13 +133,13 @@ async function linger(link: Link, say = (): Promise<void> => link.outlet.finish(
 }
 
 async function take(
-  { id, reader, writer, line, link, connection, memory }: Talk & { id: SnapshotId },
-  { shelf, arrivals, options, lines, rounds }: House,
+  { id, reader, writer, line, link, connection, memory }: Conversation & { id: SnapshotId },
+  { snapshots, handovers, options, incoming, rounds }: CacheContext,
 ): Promise<void> {
   const { report } = options
   const begun = performance.now()
-  arrivals.refuseIfOpen(id)
-  const arriving = shelf.receive(id)
+  handovers.refuseIfOpen(id)
+  const arriving = snapshots.receive(id)
   connection.onClose(arriving.drop)
   connection.enter('moving', options.timeoutMs)
   const over = defer<void>()
@@ -183,7 +163,7 @@ async function take(
         if (token === undefined) return
         line.outlive(token, options.timeoutMs, memory)
         connection.enter('moving', options.timeoutMs + LINK_MS)
-        if (arriving.owns) lines.set(id, line)
+        if (arriving.owns) incoming.set(id, line)
       },
       onLayer(layer) {
         arriving.join(layer)
@@ -191,12 +171,12 @@ async function take(
           round = layer.under + 1
           rounds.set(id, { link, over: over.promise })
         }
-        if (shown !== undefined) lines.set(id, line)
+        if (shown !== undefined) incoming.set(id, line)
       },
     })
     digest = snapshot.digest
     await arriving.complete()
-    if (until !== undefined) arrivals.add(id, shown)
+    if (until !== undefined) handovers.add(id, shown)
     arriving.seal(until !== undefined)
     const ms = performance.now() - begun
     const { images, bytes } = snapshot
@@ -215,7 +195,7 @@ async function take(
     over.resolve()
   }
   connection.enter('waiting')
-  const arrival = arrivals.get(id)
+  const arrival = handovers.get(id)
   if (arrival === undefined || until === undefined) return writer.send({ type: 'sealed', digest })
   const watcher = {
     ready: () => void writer.send({ type: 'ready' }).catch(() => {}),
@@ -229,22 +209,27 @@ async function take(
     await writer.send({ type: 'sealed', digest })
     // It is on its way before a criu is started, which takes a while.
     await turn()
-    arrivals.restore(id)
+    handovers.restore(id)
     const last = await reader.next(lastWords).catch((reason: unknown) => {
       // Its verdict may have come over a link of its own.
       if (!settled.includes(arrival.state)) throw reason
       return undefined
     })
     if (last?.type === 'verdict' && last.id !== id) throw unexpected(last)
-    await obey(last, writer, arrivals)
+    await obey(last, writer, handovers)
     if (last !== undefined) await linger(link)
   } finally {
     arrival.watcher = undefined
-    if (!settled.includes(arrival.state)) report({ event: 'undecided', id, how: byHand(options.directory, id) })
+    if (!settled.includes(arrival.state)) report({ event: 'undecided', id, how: manualCommand(options.directory, id) })
   }
 }
 
-async function recalled({ offer }: Arriving, from: number, writer: FrameWriter, memory: Charges): Promise<void> {
+async function recalled(
+  { offer }: IncomingSnapshot,
+  from: number,
+  writer: FrameWriter,
+  memory: Account,
+): Promise<void> {
   const nothing = { offers: false, total: 0, digests: new Uint32Array() }
   // As numbers, and as the frame that is made of them.
   const bytes = offer === undefined ? 0 : 2 * LONGEST_RECALLED
@@ -258,12 +243,12 @@ async function recalled({ offer }: Arriving, from: number, writer: FrameWriter, 
 }
 
 /** While it makes memory ready, its sender is not ready to send either. Where there is to be no memory, both throw at once. */
-function rehearsing(arriving: Arriving): ImageSink {
+function rehearsing(arriving: IncomingSnapshot): ImageSink {
   return {
     open: arriving.open,
     reserve(bytes) {
       const ready = arriving.sink.reserve(bytes)
-      return Promise.all([ready, rehearse()]).then(() => ready)
+      return Promise.all([ready, warmUp()]).then(() => ready)
     },
   }
 }
@@ -280,9 +265,9 @@ const settled: readonly TargetState[] = ['owning', 'reviving', 'running', 'dropp
 async function obey(
   frame: FrameOf<'verdict' | 'failed'> | undefined,
   writer: FrameWriter,
-  arrivals: Arrivals,
+  handovers: Handovers,
 ): Promise<void> {
   if (frame === undefined) return
   if (frame.type === 'failed') throw new Fault(frame.code, `the source gave up: ${frame.reason}`)
-  await writer.send({ type: 'fate', fate: await arrivals.decide(frame.id, frame.verdict) })
+  await writer.send({ type: 'fate', fate: await handovers.decide(frame.id, frame.verdict) })
 }

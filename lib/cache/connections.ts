@@ -10,7 +10,7 @@
  */
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
-import type { Quiet } from './idle.ts'
+import type { IdleTimer } from './idle.ts'
 
 /** What a connection is for, as far as its place goes. */
 export type Phase =
@@ -72,7 +72,7 @@ export interface ConnectionLimits {
   stillMs?: number
   waitedMs?: number
   /** Told of each that comes and goes. */
-  quiet?: Quiet
+  quiet?: IdleTimer
 }
 
 /** Nothing has moved for so long: a link that stumbles, or a criu that thinks, takes less. */

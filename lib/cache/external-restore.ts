@@ -1,38 +1,41 @@
 /** A `criu restore` that somebody else started in the cache's work directory. */
-import { readlinkSync, realpathSync } from 'node:fs'
-import { resolve } from 'node:path'
 import { closedGate, type Gate } from '../criu/action-script.ts'
+import { runsScript } from '../criu/command-line.ts'
 import { serve } from '../criu/serve.ts'
 import { reportSmallPipes } from '../criu/small-pipes.ts'
 import { asFault } from '../format/refusal.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { commandLine, openProcess } from '../kernel/process.ts'
+import { openProcess } from '../kernel/process.ts'
 import { peerPid } from '../kernel/unix.ts'
 import type { Piece } from '../store/memory.ts'
-import type { Sealed } from '../store/snapshots.ts'
-import type { Lead } from './handovers.ts'
-import type { House } from './server.ts'
+import type { SealedSnapshot } from '../store/snapshots.ts'
+import type { CacheContext } from './context.ts'
+import type { AdmittedRestore } from './handovers.ts'
 
 /** Serves it. One that has our action script can be held, and so may come before the verdict. Reports what fails. */
-export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, options }: House): Promise<void> {
+export async function serveExternalRestore(
+  socket: Fd,
+  script: string,
+  { snapshots, handovers, options }: CacheContext,
+): Promise<void> {
   const { id, timeoutMs, report, directory } = options
   const criu = openProcess(peerPid(socket))
   let gate: Gate | undefined
-  let found: Sealed | undefined
-  let lead: Lead | undefined
+  let found: SealedSnapshot | undefined
+  let lead: AdmittedRestore | undefined
   let done = (): void => {}
   let begun = performance.now()
   let early = false
-  const choose = async (): Promise<Sealed['images']> => {
+  const choose = async (): Promise<SealedSnapshot['images']> => {
     if (found !== undefined) return found.images
-    arrivals.refuseIfRunning(id)
-    if (!shelf.has(id)) report({ event: 'waiting', what: id ?? 'the newest snapshot' })
-    const next = await shelf.find(id, timeoutMs, undefined, { early: gate !== undefined })
-    lead = arrivals.lead(next.id, gate, criu)
+    handovers.refuseIfRunning(id)
+    if (!snapshots.has(id)) report({ event: 'waiting', what: id ?? 'the newest snapshot' })
+    const next = await snapshots.find(id, timeoutMs, undefined, { early: gate !== undefined })
+    lead = handovers.admit(next.id, gate, criu)
     found = next
     done = found.use()
     // An archive stays, for whoever asks next.
-    const state = arrivals.get(next.id)?.state
+    const state = handovers.get(next.id)?.state
     early = options.releaseEarly && gate !== undefined && (state === 'restoring' || state === 'reviving')
     begun = performance.now()
     return found.images
@@ -55,24 +58,5 @@ export async function serveCriu(socket: Fd, script: string, { shelf, arrivals, o
     done()
     gate?.remove()
     criu?.close()
-  }
-}
-
-/** Whether the process has this action script on its command line. */
-export function runsScript(pid: number, script: string): boolean {
-  const words = commandLine(pid).map((word) => word.replace(/^--action-script=/, ''))
-  try {
-    const from = readlinkSync(`/proc/${pid}/cwd`)
-    return words.some((word) => [resolve(from, word), withoutLinks(resolve(from, word))].includes(script))
-  } catch {
-    return false
-  }
-}
-
-function withoutLinks(path: string): string | undefined {
-  try {
-    return realpathSync(path)
-  } catch {
-    return undefined
   }
 }

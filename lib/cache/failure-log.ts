@@ -5,7 +5,7 @@
 import { Fault } from '../fault.ts'
 import type { Report } from '../progress.ts'
 
-export interface Failures {
+export interface FailureLog {
   /** `source`: whose failures are counted together. `what`: what failed, for the line that tells it. */
   tell(source: string, what: string, fault: Error): void
   /** Tells what is counted and not told yet. */
@@ -24,7 +24,7 @@ interface Tally {
 }
 
 /** At most `most` lines a second and source. */
-export function openFailures(report: Report, most = 1): Failures {
+export function openFailureLog(report: Report, most = 1): FailureLog {
   const tallies = new Map<string, Tally>()
   let timer: NodeJS.Timeout | undefined
 

@@ -4,7 +4,7 @@
 import { timingSafeEqual } from 'node:crypto'
 import type { Gate } from '../criu/action-script.ts'
 import { type HeldTasks, heldTasks } from '../criu/process-tree.ts'
-import { startRestoring } from '../criu/restore.ts'
+import { startRestore } from '../criu/restore.ts'
 import { checkCriuOptions } from '../criu/run.ts'
 import { SERVE_SOCKET } from '../criu/serve.ts'
 import { openWorkDir, type PrivateDirectory, type WorkDir } from '../criu/work-directory.ts'
@@ -13,35 +13,35 @@ import type { Fate, Verdict } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { asFault } from '../format/refusal.ts'
 import { NO_TOKEN } from '../format/wire.ts'
-import { conclude } from '../handover/outcome.ts'
-import { type Adopted, adoptRestores, gateDirectory, labelOf } from '../handover/recover.ts'
-import { type Arrival, openArrival } from '../handover/target.ts'
+import { reportOutcome } from '../handover/outcome.ts'
+import { type RecoveredRestore, recoverRestores, restoreDirectory, restoreLabel } from '../handover/recover.ts'
+import { openTargetHandover, type TargetHandover } from '../handover/target.ts'
 import type { Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
-import type { Shelf } from '../store/snapshots.ts'
-import { type FrameReader, type FrameWriter, taking } from '../stream/frames.ts'
+import type { Snapshots } from '../store/snapshots.ts'
+import { accepting, type FrameReader, type FrameWriter } from '../stream/frames.ts'
 import { defer } from '../stream/wait.ts'
 
 /** A restore that was let in. */
-export interface Lead {
+export interface AdmittedRestore {
   /** CRIU has closed its socket: resolves when it is known whether the tasks run. */
   finish(): Promise<void>
 }
 
-export interface Remote {
+export interface RemoteRestore {
   /** Takes part in the agreement until the client's tasks run, or do not. */
   follow(reader: FrameReader): Promise<void>
   /** The client is gone. If it was ready it holds, and must be told by hand. */
   lost(reason: Fault): void
 }
 
-export interface Arrivals {
+export interface Handovers {
   /** `token`: what a verdict on a new link must show. */
   add(id: SnapshotId, token: Buffer | undefined): void
   /** Takes over what a cache before us, which was killed, holds in the work directory: without images, but alive. */
-  adopt(): void
-  get(id: SnapshotId | undefined): Arrival | undefined
-  readonly all: Arrival[]
+  recover(): void
+  get(id: SnapshotId | undefined): TargetHandover | undefined
+  readonly all: TargetHandover[]
   /** Throws `EXISTS` while a hand-over of that id is open, perhaps without images. */
   refuseIfOpen(id: SnapshotId): void
   /** Throws `EXISTS` for a snapshot that has become a process here, unless its images stay for more. */
@@ -52,16 +52,16 @@ export interface Arrivals {
    * Lets a criu that somebody else started restore the snapshot, held by `gate` if it has one. Throws `EXISTS` where
    * another restore is at work. One without a gate may have run or not: the images stay.
    */
-  lead(id: SnapshotId, gate: Gate | undefined, criu: Process | undefined): Lead
+  admit(id: SnapshotId, gate: Gate | undefined, criu: Process | undefined): AdmittedRestore
   /**
    * Lets a client restore the snapshot on its own host; its `ready` and our verdict cross its link. Undefined for a
    * snapshot that has no hand-over, or is over it. Throws `EXISTS`.
    */
-  remote(id: SnapshotId, writer: FrameWriter): Remote | undefined
+  remote(id: SnapshotId, writer: FrameWriter): RemoteRestore | undefined
   /** Throws `MISSING` for an unknown snapshot, and what `Arrival.decide` throws. */
   decide(id: SnapshotId, verdict: Verdict): Promise<Fate>
   /** Throws `MISSING` where the token is not the one of the hand-over: a stranger learns nothing. */
-  believe(id: SnapshotId, token: Buffer): void
+  checkToken(id: SnapshotId, token: Buffer): void
 }
 
 interface ArrivalsOptions {
@@ -79,13 +79,13 @@ function unknownHere(id: SnapshotId): Fault {
 }
 
 /** How to give a verdict to the cache in `directory`. */
-export function byHand(directory: string, id: SnapshotId): string {
+export function manualCommand(directory: string, id: SnapshotId): string {
   return `cache -D ${directory} --let-run ${id}, or --drop ${id}`
 }
 
 /** Throws where the socket of a restore could not be: before a source relies on it. */
 function tryPlace(directory: string): void {
-  const secret = gateDirectory(directory)
+  const secret = restoreDirectory(directory)
   try {
     openWorkDir(secret.path, SERVE_SOCKET).remove()
   } finally {
@@ -94,71 +94,71 @@ function tryPlace(directory: string): void {
 }
 
 /** What a client says of the restore that it holds. */
-const news = taking('ready', 'fate', 'refused')
+const news = accepting('ready', 'fate', 'refused')
 
 /** Fates that are remembered, for a verdict that comes twice. */
 const MOST_REMEMBERED = 1000
 
-export function openArrivals(
-  shelf: Shelf,
+export function openHandovers(
+  snapshots: Snapshots,
   { directory, restore, releaseEarly, keep, report, signal }: ArrivalsOptions,
-): Arrivals {
-  const arrivals = new Map<SnapshotId, Arrival>()
+): Handovers {
+  const handovers = new Map<SnapshotId, TargetHandover>()
   const tokens = new Map<SnapshotId, Buffer>()
-  const label = (id: SnapshotId): string => labelOf(id, tokens.get(id))
+  const label = (id: SnapshotId): string => restoreLabel(id, tokens.get(id))
   if (restore !== undefined) {
     checkCriuOptions(restore.options)
     tryPlace(directory)
   }
 
-  function get(id: SnapshotId): Arrival {
-    const arrival = arrivals.get(id)
+  function get(id: SnapshotId): TargetHandover {
+    const arrival = handovers.get(id)
     if (arrival === undefined) throw unknownHere(id)
     return arrival
   }
 
   /** Its images are like any other's: nothing depends on who restores them. */
-  function isArchive({ id, state }: Arrival): boolean {
-    return state === 'dropped' || (state === 'running' && shelf.has(id))
+  function isArchive({ id, state }: TargetHandover): boolean {
+    return state === 'dropped' || (state === 'running' && snapshots.has(id))
   }
 
   function forgetOldest(): void {
-    for (const [id, { state }] of arrivals) {
-      if (arrivals.size <= MOST_REMEMBERED) return
+    for (const [id, { state }] of handovers) {
+      if (handovers.size <= MOST_REMEMBERED) return
       if (state !== 'running' && state !== 'dropped') continue
-      arrivals.delete(id)
+      handovers.delete(id)
       tokens.delete(id)
     }
   }
 
-  function add(id: SnapshotId, token: Buffer = NO_TOKEN): Arrival {
+  function add(id: SnapshotId, token: Buffer = NO_TOKEN): TargetHandover {
     tokens.set(id, token)
-    const arrival = openArrival(id, (outcome) => {
-      if (outcome === 'copied') shelf.decide(id, true)
-      else if (outcome === 'running' && (keep || shelf.pinned.has(id))) shelf.decide(id, false)
-      else shelf.remove(id)
+    const arrival = openTargetHandover(id, (outcome) => {
+      if (outcome === 'copied') snapshots.decide(id, true)
+      else if (outcome === 'running' && (keep || snapshots.pinned.has(id))) snapshots.decide(id, false)
+      else snapshots.remove(id)
       forgetOldest()
     })
-    arrivals.set(id, arrival)
+    handovers.set(id, arrival)
     return arrival
   }
 
   /** What was released is gone: such a snapshot is not offered a second time. */
-  function failed(arrival: Arrival, reason: Fault): void {
-    if (releaseEarly) shelf.remove(arrival.id)
+  function failed(arrival: TargetHandover, reason: Fault): void {
+    if (releaseEarly) snapshots.remove(arrival.id)
     arrival.restoreFailed(reason)
   }
 
-  async function lookAfter({ id, token, held, ended, remove }: Adopted): Promise<void> {
+  async function lookAfter({ id, token, held, ended, remove }: RecoveredRestore): Promise<void> {
     const arrival = add(id, token)
     arrival.restore()
     arrival.restored(held)
-    report({ event: 'undecided', id, how: byHand(directory, id) })
+    report({ event: 'undecided', id, how: manualCommand(directory, id) })
     await ended
     remove()
   }
 
-  async function start(arrival: Arrival, criu: string, options: readonly string[]): Promise<void> {
+  async function start(arrival: TargetHandover, criu: string, options: readonly string[]): Promise<void> {
     const { id } = arrival
     const begun = performance.now()
     let secret: PrivateDirectory | undefined
@@ -171,17 +171,17 @@ export function openArrivals(
     const stop = new AbortController()
     const stopped = (): void => {
       if (arrival.state === 'restoring') stop.abort(signal.reason)
-      else report({ event: 'undecided', id, how: byHand(directory, id) })
+      else report({ event: 'undecided', id, how: manualCommand(directory, id) })
     }
     signal.addEventListener('abort', stopped)
     try {
-      secret = gateDirectory(directory)
+      secret = restoreDirectory(directory)
       work = openWorkDir(secret.path, SERVE_SOCKET)
-      const found = await shelf.find(id, 0, undefined, { early: true })
+      const found = await snapshots.find(id, 0, undefined, { early: true })
       const { images, release } = found
       done = found.use()
       const early = releaseEarly && { onTaken: release }
-      const restoring = startRestoring(criu, options, images, work, {
+      const restoring = startRestore(criu, options, images, work, {
         hold: { label: label(id), gates: work.path },
         signal: stop.signal,
         ...early,
@@ -191,7 +191,7 @@ export function openArrivals(
       report({ event: 'restored', ms: performance.now() - begun })
     } catch (error) {
       failed(arrival, asFault(error))
-      if (arrivals.get(id)?.state !== 'dropped') {
+      if (handovers.get(id)?.state !== 'dropped') {
         report({ event: 'failed', what: `the restore of ${id}`, fault: error as Error })
       }
     } finally {
@@ -204,22 +204,22 @@ export function openArrivals(
 
   return {
     add,
-    adopt() {
-      for (const restore of adoptRestores(directory)) {
+    recover() {
+      for (const restore of recoverRestores(directory)) {
         lookAfter(restore).catch((fault: Error) => report({ event: 'failed', what: restore.id, fault }))
       }
     },
     get all() {
-      return [...arrivals.values()]
+      return [...handovers.values()]
     },
-    get: (id) => (id === undefined ? undefined : arrivals.get(id)),
+    get: (id) => (id === undefined ? undefined : handovers.get(id)),
     refuseIfOpen(id) {
-      const state = arrivals.get(id)?.state
+      const state = handovers.get(id)?.state
       if (state === undefined || state === 'running' || state === 'dropped') return
       throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
     },
     refuseIfRunning(id) {
-      if (id === undefined || arrivals.get(id)?.state !== 'running' || shelf.has(id)) return
+      if (id === undefined || handovers.get(id)?.state !== 'running' || snapshots.has(id)) return
       throw new Fault('EXISTS', `snapshot ${id} was handed over, and runs`, {
         hint: 'one snapshot becomes one process',
       })
@@ -227,8 +227,8 @@ export function openArrivals(
     restore(id) {
       if (restore !== undefined) void start(get(id), restore.criu, restore.options)
     },
-    lead(id, gate, criu) {
-      const arrival = arrivals.get(id)
+    admit(id, gate, criu) {
+      const arrival = handovers.get(id)
       if (arrival === undefined || isArchive(arrival)) {
         gate?.held.then(gate.open).catch(() => {})
         return { finish: async () => void (gate && (await criu?.ended)) }
@@ -258,7 +258,7 @@ export function openArrivals(
       }
     },
     remote(id, writer) {
-      const arrival = arrivals.get(id)
+      const arrival = handovers.get(id)
       if (arrival === undefined || isArchive(arrival)) return undefined
       arrival.restore()
       const runs = defer<boolean>()
@@ -280,7 +280,7 @@ export function openArrivals(
         },
       }
     },
-    believe(id, token) {
+    checkToken(id, token) {
       const own = tokens.get(id) ?? NO_TOKEN
       if (!own.equals(NO_TOKEN) && own.length === token.length && timingSafeEqual(own, token)) return
       throw unknownHere(id)
@@ -288,9 +288,9 @@ export function openArrivals(
     async decide(id, verdict) {
       const arrival = get(id)
       const fate = await arrival.decide(verdict)
-      if (verdict === 'go' && fate === 'kept') shelf.decide(id, false)
+      if (verdict === 'go' && fate === 'kept') snapshots.decide(id, false)
       try {
-        conclude(id, { verdict, fate }, report)
+        reportOutcome(id, { verdict, fate }, report)
       } catch (fault) {
         report({ event: 'failed', what: `the hand-over of ${id}`, fault: fault as Fault })
       }

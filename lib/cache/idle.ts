@@ -1,19 +1,19 @@
 /** When a daemon has become quiet: nobody is there any more, after many had come. Then it may give back what they made it hold. */
 
-export interface Quiet {
+export interface IdleTimer {
   came(): void
   left(): void
 }
 
-export interface QuietOptions {
+export interface IdleOptions {
   /** Fewer leave nothing that is worth it. */
-  many?: number
+  least?: number
   /** Nobody has come for so long. */
   ms?: number
 }
 
 /** `onQuiet` is called once for each time that it has become quiet. */
-export function openQuiet(onQuiet: () => void, { many = 100, ms = 5000 }: QuietOptions = {}): Quiet {
+export function openIdleTimer(onQuiet: () => void, { least = 100, ms = 5000 }: IdleOptions = {}): IdleTimer {
   let present = 0
   /** Since it was quiet last. */
   let all = 0
@@ -32,7 +32,7 @@ export function openQuiet(onQuiet: () => void, { many = 100, ms = 5000 }: QuietO
     },
     left() {
       present--
-      if (present === 0 && all >= many) timer = setTimeout(calm, ms).unref()
+      if (present === 0 && all >= least) timer = setTimeout(calm, ms).unref()
     },
   }
 }

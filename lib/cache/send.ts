@@ -2,12 +2,11 @@
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { Piece, StoredImage } from '../store/memory.ts'
-import { taking } from '../stream/frames.ts'
+import { accepting } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { sendSnapshot } from '../stream/send.ts'
-import type { Talk } from './connection.ts'
-import type { Lead, Remote } from './handovers.ts'
-import type { House } from './server.ts'
+import type { CacheContext, Conversation } from './context.ts'
+import type { AdmittedRestore, RemoteRestore } from './handovers.ts'
 
 /** Larger windows are sent as they are. */
 const LARGEST_GATHERED = 2 ** 16
@@ -15,28 +14,28 @@ const LARGEST_GATHERED = 2 ** 16
 const GATHERED_BYTES = 2 * LARGEST_GATHERED
 
 /** What a client says when it has all. */
-const confirmation = taking('sealed')
+const confirmation = accepting('sealed')
 
-export async function give(
+export async function sendStored(
   { id, timeoutMs }: { id: SnapshotId | undefined; timeoutMs: number },
-  { reader, writer, connection, memory, holds }: Talk & { holds: boolean },
-  { shelf, arrivals, options: { report, signal, timeoutMs: mostStillMs } }: House,
+  { reader, writer, connection, memory, holds }: Conversation & { holds: boolean },
+  { snapshots, handovers, options: { report, signal, timeoutMs: mostStillMs } }: CacheContext,
 ): Promise<void> {
-  arrivals.refuseIfRunning(id)
+  handovers.refuseIfRunning(id)
   const first = reader.next(confirmation)
   first.catch(() => {})
   const left = new AbortController()
   const leave = (): void => left.abort(new Fault('LINK', 'the client left before its snapshot was here'))
   first.then(leave, leave)
-  const snapshot = await shelf.find(id, timeoutMs, left.signal, { early: holds })
+  const snapshot = await snapshots.find(id, timeoutMs, left.signal, { early: holds })
   const done = snapshot.use()
-  let remote: Remote | undefined
-  let lead: Lead | undefined
+  let remote: RemoteRestore | undefined
+  let lead: AdmittedRestore | undefined
   try {
     connection.enter('moving', mostStillMs)
     memory.add(GATHERED_BYTES)
-    if (holds) remote = arrivals.remote(snapshot.id, writer)
-    else lead = arrivals.lead(snapshot.id, undefined, undefined)
+    if (holds) remote = handovers.remote(snapshot.id, writer)
+    else lead = handovers.admit(snapshot.id, undefined, undefined)
     const begun = performance.now()
     const until = remote === undefined ? undefined : 'running'
     const reserve = [...snapshot.images.values()].reduce((sum, { size }) => sum + size, 0)

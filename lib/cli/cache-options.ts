@@ -3,7 +3,7 @@ import { Fault } from '../fault.ts'
 import { formatSize } from '../size.ts'
 import { atMostOne } from './parse.ts'
 
-export const stockOptions = {
+export const holdingsOptions = {
   ls: { type: 'boolean', default: false },
   json: { type: 'boolean', default: false },
   rm: { type: 'string' },
@@ -15,7 +15,7 @@ export const stockOptions = {
   dedup: { type: 'boolean', default: false },
 } as const
 
-export const stockHelp = `      --restore        restore every process that is handed over, as soon as it is here
+export const holdingsHelp = `      --restore        restore every process that is handed over, as soon as it is here
       --release-early  give its memory back meanwhile: less memory, but only one try
       --keep           a snapshot whose process runs stays, for more restores of it (--rm
                        drops it). Copies of one process share its identity: pids, host
@@ -43,7 +43,7 @@ interface StockValues {
 }
 
 /** What becomes of images that are restored. Throws `USAGE` for options that do not go together. */
-export function checkStock({
+export function checkHoldingsOptions({
   ls,
   json,
   rm,
@@ -93,7 +93,7 @@ const words: Record<Exclude<Listed['state'], 'chain'>, string> = {
 const SCHEMA = 1
 
 /** Prints what a cache holds: a line each, or one JSON object. */
-export function printStock(stock: Stock, json: boolean): void {
+export function printHoldings(stock: Stock, json: boolean): void {
   process.stdout.write(json ? `${asJson(stock)}\n` : asText(stock))
 }
 

@@ -11,7 +11,7 @@ import { resolve } from 'node:path'
 import { Fault } from '../fault.ts'
 import { isPipe, ownNonBlocking } from '../kernel/fd.ts'
 import { closeInherited, inheritedFd, inheritedOutput, listenFds } from './inherited-fds.ts'
-import { openLog, READY, STARTER, type Voice } from './logger.ts'
+import { type Logger, openLog, READY, STARTER } from './logger.ts'
 import { holdPidfile } from './pidfile.ts'
 
 /** The options that proxy and cache have in common. */
@@ -79,7 +79,7 @@ export interface Life {
 }
 
 /** Takes the log and the pidfile; the pidfile goes when the process ends. Throws `EXISTS` or `IO`. */
-export function beginLife(plan: DaemonPlan, voice: Voice, tell: (state: string) => void, signal: AbortSignal): Life {
+export function beginLife(plan: DaemonPlan, voice: Logger, tell: (state: string) => void, signal: AbortSignal): Life {
   if (plan.log !== undefined) voice.logTo(plan.log)
   // What systemd gave to our starter is ours.
   if (voice.detached && process.env.LISTEN_PID === String(process.ppid)) process.env.LISTEN_PID = String(process.pid)
@@ -110,7 +110,7 @@ function writeZero(fd: number): void {
  * Starts this command again, detached, and returns its exit code if it ends before it is ready, else 0. Its
  * messages until then are said here.
  */
-export async function detach(plan: DaemonPlan, name: string, voice: Voice, signal: AbortSignal): Promise<number> {
+export async function detach(plan: DaemonPlan, name: string, voice: Logger, signal: AbortSignal): Promise<number> {
   closeInherited(plan.handedOver)
   const log = plan.log === undefined ? 'ignore' : openLog(plan.log)
   const stdio: ('ignore' | 'pipe' | number)[] = ['ignore', log, log]

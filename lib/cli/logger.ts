@@ -12,7 +12,7 @@ export const STARTER = 'FERRY_STARTER_FD'
 /** What the starter waits for; everything before it is messages. */
 export const READY = '\0'
 
-export interface Voice {
+export interface Logger {
   /** Whether this process was started by `detach`. */
   readonly detached: boolean
   /** From now on messages go into the file, with the time. Throws like `openLog`. */
@@ -36,7 +36,7 @@ export function starterFd(): number | undefined {
 }
 
 /** `starter`: the descriptor on which whoever detached us listens. */
-export function openVoice(starter?: number): Voice {
+export function openLogger(starter?: number): Logger {
   const detached = starter !== undefined
   let log: number | undefined
   // Who closes our stderr does not want to know; the work goes on.

@@ -14,8 +14,8 @@ import { Fault } from '../fault.ts'
 import type { Progress, Report } from '../progress.ts'
 import { beginLife, detach, planDaemon } from './daemon.ts'
 import { exitCodes } from './exit-codes.ts'
-import { openVoice, starterFd, type Voice } from './logger.ts'
-import { describe } from './progress-display.ts'
+import { type Logger, openLogger, starterFd } from './logger.ts'
+import { describeProgress } from './progress-display.ts'
 
 type Options = NonNullable<ParseArgsConfig['options']>
 
@@ -57,7 +57,7 @@ export function main<Spec extends Options>(
   body: (run: Invocation<Spec>) => Promise<void>,
 ): void {
   setFlagsFromString('--no-opt')
-  let voice = openVoice()
+  let voice = openLogger()
   // Without a listener of ours Node would open its debugger.
   if (command.daemon !== undefined) process.on('SIGUSR1', () => {})
   const stop = new AbortController()
@@ -73,7 +73,7 @@ export function main<Spec extends Options>(
     })
   }
   const begin = async (): Promise<number> => {
-    voice = openVoice(starterFd())
+    voice = openLogger(starterFd())
     return invoke(command, voice, stop.signal, body)
   }
   begin().then(
@@ -90,7 +90,7 @@ const STOP_MS = 15_000
 
 async function invoke<Spec extends Options>(
   command: Command<Spec>,
-  voice: Voice,
+  voice: Logger,
   signal: AbortSignal,
   body: (run: Invocation<Spec>) => Promise<void>,
 ): Promise<number> {
@@ -118,7 +118,7 @@ async function invoke<Spec extends Options>(
       return
     }
     const asked = ['failed', 'status', 'undecided', 'small pipes'].includes(progress.event)
-    if (talks || asked) voice.say(`${name}: ${describe(progress)}\n`)
+    if (talks || asked) voice.say(`${name}: ${describeProgress(progress)}\n`)
     if (progress.event === 'failed')
       voice.say(hint(name, progress.fault) + causes(name, progress.fault, common.verbose))
   }
@@ -148,7 +148,7 @@ function exitCode(error: unknown): number {
   return error instanceof Fault ? exitCodes[error.code] : 1
 }
 
-function complain({ name, daemon }: { name: string; daemon?: unknown }, voice: Voice, error: unknown): void {
+function complain({ name, daemon }: { name: string; daemon?: unknown }, voice: Logger, error: unknown): void {
   if (error instanceof Fault && error.code === 'ABORTED' && daemon !== undefined) {
     voice.sayLast(`${name}: ${error.message}\n`)
   } else if (error instanceof Fault) {

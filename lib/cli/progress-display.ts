@@ -2,7 +2,7 @@ import type { Progress } from '../progress.ts'
 import { formatSize } from '../size.ts'
 
 /** One line of text for people. */
-export function describe(progress: Progress): string {
+export function describeProgress(progress: Progress): string {
   switch (progress.event) {
     case 'listening':
       return `listening on ${progress.at}`

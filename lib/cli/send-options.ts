@@ -3,14 +3,14 @@ import { Fault } from '../fault.ts'
 import { parseSize } from '../size.ts'
 import { atMostOne, oneOf } from './parse.ts'
 
-export const sendingOptions = {
+export const sendOptions = {
   compress: { type: 'string', default: 'none' },
   'rate-limit': { type: 'string' },
   'no-checksum': { type: 'boolean', default: false },
   dedup: { type: 'boolean', default: false },
 } as const
 
-export const sendingHelp = `      --compress HOW   none (the default), zstd, lz4, or auto: whichever pays on this
+export const sendHelp = `      --compress HOW   none (the default), zstd, lz4, or auto: whichever pays on this
                        link, and none where the link is fast or memory does not shrink
       --rate-limit SZ  send at most SZ bytes a second, as in 50M
       --no-checksum    compare only sizes: damage goes unnoticed
@@ -21,7 +21,7 @@ const ways = ['none', 'auto', 'zstd', 'lz4'] as const
 const LEAST_RATE = 64 * 2 ** 10
 
 /** What the options ask for. */
-export interface Sending {
+export interface SendChoice {
   compress: Exclude<(typeof ways)[number], 'none'> | undefined
   /** Bytes a second. */
   rate: number | undefined
@@ -37,7 +37,7 @@ interface SendingValues {
 }
 
 /** `oneWay`: a command whose receiver cannot say what it has. Throws `USAGE`. */
-export function sendingOf(values: SendingValues, oneWay?: string): Sending {
+export function sendChoiceOf(values: SendingValues, oneWay?: string): SendChoice {
   const { dedup, 'no-checksum': unchecked } = values
   if (dedup && oneWay !== undefined) {
     throw new Fault('USAGE', `${oneWay} has no cache to ask which pages it has`, { hint: 'use proxy --dedup' })

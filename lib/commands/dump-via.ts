@@ -4,9 +4,9 @@ import { refuseLeaving } from '../criu/run.ts'
 import { openDirectory, removeIfEmpty } from '../criu/work-directory.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
-import { part, remind, settle, type Way } from '../handover/deliver-verdict.ts'
+import { handOverOnce, reportPendingVerdicts, settleVerdict, type TargetRoute } from '../handover/standalone-source.ts'
 import { HOLD_DIRECTORY } from '../handover/standalone-target.ts'
-import { openCommands } from '../stream/shell-link.ts'
+import { openShellLinks } from '../stream/shell-link.ts'
 import { type DumpOptions, withCriu } from './dump.ts'
 
 export interface HandOverOptions extends DumpOptions {
@@ -27,11 +27,11 @@ export async function handOverTree(
   options: HandOverOptions,
 ): Promise<void> {
   refuseLeaving(criuOptions, '--via', 'for a copy use a pipe: dump-to-stdout -t PID -- -R | ...')
-  await withWay(command, options, async (way) => {
-    remind(way)
+  await withRoute(command, options, async (route) => {
+    reportPendingVerdicts(route)
     const { id, until, tuning } = options
     await withCriu(criu, pid, criuOptions, options, ({ dumping, run, gates }) =>
-      part(dumping, run.done, way, { id, until, gates, tuning }),
+      handOverOnce(dumping, run.done, route, { id, until, gates, tuning }),
     )
   })
 }
@@ -42,23 +42,23 @@ export async function settleVia(
   command: string,
   options: Pick<HandOverOptions, 'directory' | 'report' | 'signal' | 'timeoutMs'>,
 ): Promise<void> {
-  await withWay(command, options, (way) => settle(id, way))
+  await withRoute(command, options, (route) => settleVerdict(id, route))
 }
 
 /** With the directory where verdicts are kept, and the command, which ends with us. */
-async function withWay(
+async function withRoute(
   command: string,
   { directory, report, signal, timeoutMs }: Pick<HandOverOptions, 'directory' | 'report' | 'signal' | 'timeoutMs'>,
-  work: (way: Way) => Promise<void>,
+  work: (route: TargetRoute) => Promise<void>,
 ): Promise<void> {
-  const debts = openDirectory(directory ?? HOLD_DIRECTORY)
-  const { connect, end } = openCommands(command)
+  const verdicts = openDirectory(directory ?? HOLD_DIRECTORY)
+  const { connect, end } = openShellLinks(command)
   const dir = directory === undefined ? '' : ` -D ${directory}`
-  const settling = (id: SnapshotId): string => `dump-to-stdout${dir} --settle ${id} --via COMMAND`
+  const settleCommand = (id: SnapshotId): string => `dump-to-stdout${dir} --settle ${id} --via COMMAND`
   try {
-    await work({ debts, connect, settling, keeps: false, report, signal, timeoutMs })
+    await work({ verdicts, connect, settleCommand, storesImages: false, report, signal, timeoutMs })
   } finally {
     await end()
-    if (directory === undefined) removeIfEmpty(debts)
+    if (directory === undefined) removeIfEmpty(verdicts)
   }
 }

@@ -7,24 +7,22 @@
  */
 
 import { readFileSync } from 'node:fs'
-import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { closedGate, writeScript } from '../criu/action-script.ts'
 import { CAPTURE_SOCKET, capture } from '../criu/capture.ts'
-import { criuCommand, incrementalFault } from '../criu/command-line.ts'
-import { type Approach, approach } from '../criu/incoming-dump.ts'
-import { type Tree, watchTree } from '../criu/process-tree.ts'
+import { incrementalFault, readCriuCommand } from '../criu/command-line.ts'
+import { acceptDump, type IncomingDump } from '../criu/incoming-dump.ts'
+import { type WatchedTree, watchTree } from '../criu/process-tree.ts'
 import { type CriuRun, checkCriuOptions, startCriu } from '../criu/run.ts'
 import { reportSmallPipes } from '../criu/small-pipes.ts'
 import { openWorkDir, temporaryDirectory, type WorkDir } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
-import { type SnapshotId, snapshotId } from '../format/names.ts'
+import type { SnapshotId } from '../format/names.ts'
 import { checkPagemaps } from '../format/pagemap.ts'
 import { decodeDumpStats } from '../format/stats.ts'
-import { ranOn } from '../handover/outcome.ts'
-import { unseen, watched } from '../handover/source.ts'
-import { sendSteadily } from '../handover/source-link.ts'
+import { tasksRunOn } from '../handover/outcome.ts'
+import { cannotSeeTasks, onFirstImage } from '../handover/source.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { isRunning } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
@@ -32,13 +30,14 @@ import { acceptSpeaker, acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySource, listImages } from '../store/directory.ts'
 import { chainOf, chainSource } from '../store/directory-chain.ts'
-import { openSilence } from '../stream/criu-timeout.ts'
+import { openCriuTimeout } from '../stream/criu-timeout.ts'
 import { frameWriter } from '../stream/frames.ts'
 import type { ImageSource } from '../stream/image.ts'
 import type { Link, Outlet } from '../stream/link.ts'
 import { type SendOptions, sendSnapshot } from '../stream/send.ts'
+import { sendSteadily } from '../stream/source-link.ts'
 import type { Tuning } from '../stream/tuning.ts'
-import { aborted, defer, late } from '../stream/wait.ts'
+import { defer, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 
 export interface DumpOptions {
   id: SnapshotId
@@ -51,21 +50,9 @@ export interface DumpOptions {
   signal: AbortSignal
 }
 
-/** An id for a snapshot that nobody named: host, time and a random part, in the order of their making. */
-export function freshId(): SnapshotId {
-  const host = hostname()
-    .replace(/[^A-Za-z0-9]/g, '-')
-    .slice(0, 24)
-  const time = new Date()
-    .toISOString()
-    .replace(/[^0-9T]/g, '')
-    .slice(0, 15)
-  return snapshotId(`${time}-${host}-${Math.floor(Math.random() * 2 ** 32).toString(36)}`)
-}
-
 export interface Dumping {
   /** It waits to be let go on, before it freezes anything. */
-  dumping: Approach
+  dumping: IncomingDump
   run: CriuRun
   /** Where the gate is. */
   gates: string
@@ -113,17 +100,17 @@ export async function withCriu(
     ...['--stream', '-t', String(pid), '-D', place.path, '--action-script', script],
     ...criuOptions,
   ])
-  let dumping: Approach | undefined
+  let dumping: IncomingDump | undefined
   const came = new AbortController()
   try {
     const { timeoutMs, signal } = options
     dumping = await Promise.race([
       approachAt(place.listener, secret.path, timeoutMs, signal),
-      late(timeoutMs, 'criu dump did not connect to us', came.signal),
+      rejectAfter(timeoutMs, 'criu dump did not connect to us', came.signal),
       run.done.then(() => {
         throw new Fault('CRIU', 'criu dump ended without sending an image', { hint: 'is it newer than 3.15?' })
       }),
-      aborted(signal),
+      rejectWhenAborted(signal),
     ])
     came.abort()
     await work({ dumping, run, gates: secret.path })
@@ -144,9 +131,9 @@ export async function withCriu(
 }
 
 /** Whoever leaves without a word was no criu. */
-async function approachAt(listener: Fd, gates: string, timeoutMs: number, signal: AbortSignal): Promise<Approach> {
+async function approachAt(listener: Fd, gates: string, timeoutMs: number, signal: AbortSignal): Promise<IncomingDump> {
   for (;;) {
-    const dumping = await approach(await acceptUnix(listener), gates, timeoutMs, signal)
+    const dumping = await acceptDump(await acceptUnix(listener), gates, timeoutMs, signal)
     if (dumping !== undefined) return dumping
   }
 }
@@ -167,32 +154,32 @@ function openedBeside(secret: { remove: () => void }, directory: string | undefi
  */
 export async function dumpFromListener(link: Link, options: DumpOptions): Promise<void> {
   const work = openWorkDir(options.directory, CAPTURE_SOCKET)
-  let tree: Tree | undefined
+  let tree: WatchedTree | undefined
   try {
     options.report({ event: 'listening', at: join(work.path, CAPTURE_SOCKET) })
-    const socket = await Promise.race([acceptSpeaker(work.listener), aborted(options.signal)])
+    const socket = await Promise.race([acceptSpeaker(work.listener), rejectWhenAborted(options.signal)])
     const pid = peerPid(socket)
-    const command = criuCommand(pid)
-    const objection = pid < 1 ? unseen() : incrementalFault(command)
+    const command = readCriuCommand(pid)
+    const objection = pid < 1 ? cannotSeeTasks() : incrementalFault(command)
     if (objection !== undefined) {
       closeFd(socket)
       throw objection
     }
     const written = defer<void>()
-    const fate = written.promise.then(() => fateInTime(tree as Tree, options.timeoutMs))
+    const fate = written.promise.then(() => fateInTime(tree as WatchedTree, options.timeoutMs))
     const source = capture(
       socket,
       fate.then(() => {}),
     )
     fate.catch((reason: Error) => source.destroy(reason))
-    const dump = watched(source, () => {
+    const dump = onFirstImage(source, () => {
       tree = watchTree(pid)
     })
     await send(dump, link, options, {
       frozen: true,
       onDrained: async () => written.resolve(),
       async confirm() {
-        if ((await fate) === 'alive' && command?.leaves !== true) throw ranOn()
+        if ((await fate) === 'alive' && command?.leaves !== true) throw tasksRunOn()
       },
     })
   } finally {
@@ -202,7 +189,7 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
 }
 
 /** What becomes of tasks whose images are all written. One that does not die takes its time. Throws `TIMEOUT` where nothing happens to them. */
-async function fateInTime(tree: Tree, timeoutMs: number): Promise<'dead' | 'alive'> {
+async function fateInTime(tree: WatchedTree, timeoutMs: number): Promise<'dead' | 'alive'> {
   const over = new AbortController()
   try {
     for (;;) {
@@ -244,7 +231,7 @@ async function send(
   signal.addEventListener('abort', signalled)
   if (signal.aborted) signalled()
   const silence = frozen
-    ? openSilence(timeoutMs, (reason) => {
+    ? openCriuTimeout(timeoutMs, (reason) => {
         stop.abort(reason)
         source.destroy(reason)
       })

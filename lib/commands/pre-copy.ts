@@ -8,7 +8,7 @@ import { mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { closedGate, writeScript } from '../criu/action-script.ts'
-import type { Approach } from '../criu/incoming-dump.ts'
+import type { IncomingDump } from '../criu/incoming-dump.ts'
 import { type PageServer, pageServer } from '../criu/page-server.ts'
 import { type CriuRun, checkCriuOptions, refuseLeaving, startCriu } from '../criu/run.ts'
 import { memoryDirectory, openDirectory, removeIfEmpty, temporaryDirectory } from '../criu/work-directory.ts'
@@ -17,19 +17,19 @@ import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { decodeDumpStats } from '../format/stats.ts'
-import { part, remind, settle, type Way } from '../handover/deliver-verdict.ts'
+import { handOverOnce, reportPendingVerdicts, settleVerdict, type TargetRoute } from '../handover/standalone-source.ts'
 import { HOLD_DIRECTORY } from '../handover/standalone-target.ts'
 import { setBlocking } from '../kernel/fd.ts'
 import { isRunning, lockMarks, memoryOfTree } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { socketPair } from '../kernel/unix.ts'
-import { abandon, type Chain, lastLayer, newChain, nextLayer, sendRound } from '../precopy/send-round.ts'
-import { enough, predictedFreezeMs, type Round, type RoundRule } from '../precopy/stop-rule.ts'
+import { abandonChain, lastLayer, newChain, nextLayer, type PreCopyChain, sendRound } from '../precopy/send-round.ts'
+import { type CompletedRound, predictedFreezeMs, type StopRule, stopReason } from '../precopy/stop-rule.ts'
 import type { Report } from '../progress.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
 import type { Link } from '../stream/link.ts'
 import type { Tuning } from '../stream/tuning.ts'
-import { aborted, late } from '../stream/wait.ts'
+import { rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 
 export interface PreCopyOptions {
   criu: string
@@ -38,7 +38,7 @@ export interface PreCopyOptions {
   id: SnapshotId
   until: Until
   tuning: Tuning
-  rule: RoundRule
+  rule: StopRule
 }
 
 export interface Target {
@@ -52,10 +52,10 @@ export interface Target {
 }
 
 interface Copying {
-  readonly chain: Chain
+  readonly chain: PreCopyChain
   /** In memory: a directory for each layer. */
   readonly path: string
-  readonly rounds: Round[]
+  readonly rounds: CompletedRound[]
 }
 
 /** What a criu of ours has been started for. */
@@ -66,7 +66,7 @@ interface Layer {
 }
 
 /**
- * Moves the tree of `pid` to the cache at the end of `way`. Throws `CRIU` where the kernel does not track changed pages, and
+ * Moves the tree of `pid` to the cache at the end of `route`. Throws `CRIU` where the kernel does not track changed pages, and
  * like `part`; then the tasks run on here, or the message says where they are.
  */
 export async function preCopy(options: PreCopyOptions, target: Target): Promise<void> {
@@ -77,9 +77,9 @@ export async function preCopy(options: PreCopyOptions, target: Target): Promise<
   const release = lockMarks(pid)
   if (release === undefined) throw copiedAlready(pid)
   try {
-    await withWay(target, async (way) => {
-      remind(way)
-      await copyAll(options, way)
+    await withRoute(target, async (route) => {
+      reportPendingVerdicts(route)
+      await copyAll(options, route)
     })
   } finally {
     release()
@@ -102,48 +102,48 @@ function copiedAlready(pid: number): Fault {
 
 /** Delivers the verdict of an earlier hand-over that is still owed. Throws like `settle`. */
 export async function settlePreCopy(id: SnapshotId, target: Target): Promise<void> {
-  await withWay(target, (way) => settle(id, way))
+  await withRoute(target, (route) => settleVerdict(id, route))
 }
 
-async function withWay(
+async function withRoute(
   { cache, directory, timeoutMs, report, signal }: Target,
-  work: (way: Way) => Promise<void>,
+  work: (route: TargetRoute) => Promise<void>,
 ): Promise<void> {
-  const debts = openDirectory(directory ?? HOLD_DIRECTORY)
+  const verdicts = openDirectory(directory ?? HOLD_DIRECTORY)
   const dir = directory === undefined ? '' : ` -D ${directory}`
-  const settling = (id: SnapshotId): string => `pre-copy${dir} --settle ${id} --address HOST --port N`
+  const settleCommand = (id: SnapshotId): string => `pre-copy${dir} --settle ${id} --address HOST --port N`
   const connect = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, timeoutMs, stop)
   try {
-    await work({ debts, connect, settling, keeps: true, report, signal, timeoutMs })
+    await work({ verdicts, connect, settleCommand, storesImages: true, report, signal, timeoutMs })
   } finally {
-    if (directory === undefined) removeIfEmpty(debts)
+    if (directory === undefined) removeIfEmpty(verdicts)
   }
 }
 
-async function copyAll(options: PreCopyOptions, way: Way): Promise<void> {
+async function copyAll(options: PreCopyOptions, route: TargetRoute): Promise<void> {
   const { rule } = options
   const place = memoryDirectory()
   const copying: Copying = { chain: newChain(options.id), path: place.path, rounds: [] }
   const { rounds } = copying
   try {
-    for (let why = enough(rounds, rule); why === undefined; ) {
-      await copyRound(copying, options, way)
-      why = enough(rounds, rule)
-      way.report({ event: 'predicted', frozenMs: predictedFreezeMs(rounds), enough: why })
+    for (let why = stopReason(rounds, rule); why === undefined; ) {
+      await copyRound(copying, options, route)
+      why = stopReason(rounds, rule)
+      route.report({ event: 'predicted', frozenMs: predictedFreezeMs(rounds), enough: why })
     }
-    await handOver(copying, options, way)
+    await handOver(copying, options, route)
   } catch (error) {
     // First: a target that says nothing may cost the rest of our time.
     place.remove()
     // It has dropped it already, if that was what failed.
-    await abandon(copying.chain, way.connect, AbortSignal.timeout(ABANDON_MS)).catch(() => {})
+    await abandonChain(copying.chain, route.connect, AbortSignal.timeout(ABANDON_MS)).catch(() => {})
     throw error
   } finally {
     place.remove()
   }
 }
 
-/** Of the time that a command has after a signal; up to 13 s of it the hand-over takes (departure.ts, parting.ts). */
+/** Of the time that a command has after a signal; up to 13 s of it the hand-over takes (source.ts, standalone-source.ts). */
 const ABANDON_MS = 1000
 
 /** Starts criu on the next layer of the chain. It speaks to `server`. */
@@ -176,20 +176,20 @@ function startLayer(
   }
 }
 
-async function copyRound(copying: Copying, options: PreCopyOptions, way: Way): Promise<void> {
+async function copyRound(copying: Copying, options: PreCopyOptions, route: TargetRoute): Promise<void> {
   const { chain, rounds } = copying
   const reserve = chain.under === 0 ? memoryOfTree(options.pid) : 0
   const { run, server, directory } = startLayer(copying, 'pre-dump', options, [])
   const stop = new AbortController()
   // Nobody has to be reached for a criu that has failed.
   run.done.catch((reason: unknown) => stop.abort(reason))
-  const signal = AbortSignal.any([way.signal, stop.signal])
+  const signal = AbortSignal.any([route.signal, stop.signal])
   try {
-    const sent = await sendRound(chain, server, { ...way, signal, tuning: options.tuning, reserve })
-    await Promise.race([run.done, late(way.timeoutMs, 'criu pre-dump did not end', way.signal)])
+    const sent = await sendRound(chain, server, { ...route, signal, tuning: options.tuning, reserve })
+    await Promise.race([run.done, rejectAfter(route.timeoutMs, 'criu pre-dump did not end', route.signal)])
     rounds.push({ ...sent, frozenMs: frozenMs(directory) ?? 0 })
     const { pages, ms } = sent
-    way.report({ event: 'round', id: chain.id, number: chain.under, pages, bytes: pages * PAGE_BYTES, ms })
+    route.report({ event: 'round', id: chain.id, number: chain.under, pages, bytes: pages * PAGE_BYTES, ms })
   } catch (error) {
     throw await betterOf(error, run)
   }
@@ -213,7 +213,7 @@ async function betterOf(error: unknown, { done, kill }: CriuRun): Promise<unknow
   })
 }
 
-async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Promise<void> {
+async function handOver(copying: Copying, options: PreCopyOptions, route: TargetRoute): Promise<void> {
   const { id, until, tuning, pid } = options
   const { chain, rounds } = copying
   // Not beside the images: /run may be mounted noexec.
@@ -228,7 +228,7 @@ async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Pr
     server.destroy(new Fault('ABORTED', 'over'))
   }
   const dirty = (rounds.at(-1)?.pages ?? 0) * PAGE_BYTES
-  const criu: Approach = {
+  const criu: IncomingDump = {
     pid: run.pid,
     bytes: Math.min(memoryOfTree(pid), 2 * dirty),
     open: gate.open,
@@ -237,11 +237,11 @@ async function handOver(copying: Copying, options: PreCopyOptions, way: Way): Pr
     remove,
   }
   try {
-    const held = late(way.timeoutMs, 'criu dump did not come to its pre-dump', way.signal)
-    await Promise.race([gate.held, run.done, held, aborted(way.signal)])
+    const held = rejectAfter(route.timeoutMs, 'criu dump did not come to its pre-dump', route.signal)
+    await Promise.race([gate.held, run.done, held, rejectWhenAborted(route.signal)])
     const departure = { id, until, gates, tuning, resumes: true, layer: nextLayer(chain, true) }
-    await part(criu, run.done, way, departure)
-    way.report({ event: 'dumped', frozenMs: frozenMs(directory), ms: performance.now() - begun })
+    await handOverOnce(criu, run.done, route, departure)
+    route.report({ event: 'dumped', frozenMs: frozenMs(directory), ms: performance.now() - begun })
   } catch (error) {
     remove()
     throw await betterOf(error, run)

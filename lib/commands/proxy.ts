@@ -9,15 +9,15 @@
 import { rmSync } from 'node:fs'
 import { setPriority } from 'node:os'
 import { join } from 'node:path'
-import { openFailures } from '../cache/failure-log.ts'
-import { openQuiet } from '../cache/idle.ts'
+import { openFailureLog } from '../cache/failure-log.ts'
+import { openIdleTimer } from '../cache/idle.ts'
 import { clearGates, writeScript } from '../criu/action-script.ts'
 import { CAPTURE_SOCKET } from '../criu/capture.ts'
-import { type CriuCommand, criuCommand, incrementalFault } from '../criu/command-line.ts'
-import { type Approach, approach } from '../criu/incoming-dump.ts'
+import { type CriuCommand, incrementalFault, readCriuCommand } from '../criu/command-line.ts'
+import { acceptDump, type IncomingDump } from '../criu/incoming-dump.ts'
 import { type PageServer, pageServer } from '../criu/page-server.ts'
 import { openPagePort, type PagePort } from '../criu/page-server-port.ts'
-import { type Half, openSplits } from '../criu/split-dump.ts'
+import { type DumpHalf, openSplitDumps } from '../criu/split-dump.ts'
 import { openWorkDir } from '../criu/work-directory.ts'
 import { openRemoteDumps, type RemoteDumps } from '../criu-remote/dumps.ts'
 import { Fault } from '../fault.ts'
@@ -28,13 +28,13 @@ import { giveBack } from '../kernel/mapped-memory.ts'
 import { openProcess } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { acceptUnix, peerPid } from '../kernel/unix.ts'
-import { type Chains, openChains, type Taken } from '../precopy/chains.ts'
-import type { Delivery, DeliveryPlace, RoundCargo } from '../precopy/delivery.ts'
+import { openProxyChains, type ProxyChains, type TakenChain } from '../precopy/chains.ts'
+import type { Delivery, DeliveryPlace, RoundToDeliver } from '../precopy/delivery.ts'
 import { lastLayer, nextLayer } from '../precopy/send-round.ts'
 import type { Report } from '../progress.ts'
-import { takeRing } from '../stream/replay-memory.ts'
+import { freshId } from '../store/fresh-id.ts'
+import { takeReplayMemory } from '../stream/replay-memory.ts'
 import { SENDER_WINDOW } from '../stream/resuming-sender.ts'
-import { freshId } from './dump.ts'
 
 export interface ProxyOptions {
   delivery: Delivery
@@ -49,7 +49,7 @@ export interface ProxyOptions {
 }
 
 /** Runs until the signal comes; throws its reason. Throws `EXISTS` or `IO` if the socket cannot be made. */
-export async function proxy(options: ProxyOptions): Promise<never> {
+export async function runProxy(options: ProxyOptions): Promise<never> {
   const { delivery, report, signal } = options
   // A gate that an earlier proxy left open must not be that of a criu which has its number now.
   const work = openWorkDir(options.directory, CAPTURE_SOCKET, (directory) => {
@@ -58,7 +58,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
   })
   hurry()
   const running = new Set<Promise<void>>()
-  const quiet = openQuiet(giveBack)
+  const quiet = openIdleTimer(giveBack)
   const track = (task: Promise<void>, what: string): void => {
     quiet.came()
     const tracked = task
@@ -76,14 +76,14 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     sent += bytes
   }
   const place: DeliveryPlace = { directory: work.path, report, signal, onBytes }
-  const chains = openChains((chain) => track(delivery.abandon(chain), `the chain of snapshot ${chain.id}`))
-  const splits = openSplits(options.pagePort !== undefined, signal)
+  const chains = openProxyChains((chain) => track(delivery.abandon(chain), `the chain of snapshot ${chain.id}`))
+  const splits = openSplitDumps(options.pagePort !== undefined, signal)
   const takePages = (socket: Fd, command: CriuCommand): Promise<void> =>
     command.splits || splits.streams(command.pid)
       ? splits.pages(command.pid, socket)
       : forwardPages(socket, command, () => chains.take(command.tree, command.before, newId), delivery, place)
   /** Those who are no criu, at the port to which anybody can connect. */
-  const strangers = openFailures(report)
+  const strangers = openFailureLog(report)
   let port: PagePort | undefined
   let remote: RemoteDumps | undefined
   try {
@@ -111,7 +111,7 @@ export async function proxy(options: ProxyOptions): Promise<never> {
     }
     options.onStatus?.(() => report({ event: 'status', of: 'proxy', dumps: running.size, sent }))
     report({ event: 'ready' })
-    takeRing(SENDER_WINDOW).give()
+    takeReplayMemory(SENDER_WINDOW).give()
     for (;;) {
       const socket = await acceptUnix(work.listener)
       const id = newId()
@@ -145,15 +145,15 @@ function hurry(): void {
 async function forward(
   socket: Fd,
   id: SnapshotId,
-  half: Half,
-  chains: Chains,
+  half: DumpHalf,
+  chains: ProxyChains,
   delivery: Delivery,
   place: DeliveryPlace,
 ): Promise<void> {
-  const approaching = await approach(socket, place.directory, delivery.timeoutMs, place.signal)
+  const approaching = await acceptDump(socket, place.directory, delivery.timeoutMs, place.signal)
   if (approaching === undefined) return
   // It may clear the kernel's marks of changed pages, at a moment that we do not see.
-  const command = criuCommand(approaching.pid)
+  const command = readCriuCommand(approaching.pid)
   const breakOff = (): void => chains.breakOff(command?.tree)
   breakOff()
   const incremental = incrementalFault(command)
@@ -173,12 +173,12 @@ async function forward(
 async function forwardPages(
   socket: Fd,
   command: CriuCommand,
-  take: () => Taken,
+  take: () => TakenChain,
   delivery: Delivery,
   place: DeliveryPlace,
 ): Promise<void> {
   const { pid, action, tree, directory: images } = command
-  let taken: Taken
+  let taken: TakenChain
   try {
     taken = take()
   } catch (error) {
@@ -195,7 +195,7 @@ async function forwardPages(
   }
   const ended = criu?.ended ?? Promise.reject(new Fault('CRIU', 'criu ended before its dump began'))
   ended.catch(() => {})
-  const dump: Approach = {
+  const dump: IncomingDump = {
     pid,
     bytes: undefined,
     open() {},
@@ -209,9 +209,9 @@ async function forwardPages(
 
 /** One round, whose other images criu leaves in `images`. Throws what went wrong, and then the chain is over. */
 async function forwardRound(
-  { chain, keep, end }: Taken,
+  { chain, keep, end }: TakenChain,
   source: PageServer,
-  { images, ...round }: RoundCargo & { images: string },
+  { images, ...round }: RoundToDeliver & { images: string },
   delivery: Delivery,
   place: DeliveryPlace,
 ): Promise<void> {

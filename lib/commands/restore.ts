@@ -5,7 +5,7 @@
  * nobody has seen. The sink is a criu that we start, a criu that somebody else starts, or a directory.
  */
 import { join } from 'node:path'
-import { type Hold, type Restoring, startRestoring } from '../criu/restore.ts'
+import { type RestoreHold, type RunningRestore, startRestore } from '../criu/restore.ts'
 import { checkCriuOptions } from '../criu/run.ts'
 import { SERVE_SOCKET, serve } from '../criu/serve.ts'
 import { openWorkDir, type WorkDir } from '../criu/work-directory.ts'
@@ -15,19 +15,26 @@ import type { Until, Verdict } from '../format/enums.ts'
 import type { FrameOf } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { refusalOf } from '../format/refusal.ts'
-import { tellByHand } from '../handover/manual-verdict.ts'
-import { HOLD_DIRECTORY, holdSocket, type Offer, takeOver } from '../handover/standalone-target.ts'
+import { giveVerdict } from '../handover/manual-verdict.ts'
+import { type HandoverOffer, HOLD_DIRECTORY, holdRestored, holdSocket } from '../handover/standalone-target.ts'
 import { acceptSpeaker } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySink } from '../store/directory.ts'
-import { inTurns } from '../store/in-turns.ts'
+import { runInSlices } from '../store/in-turns.ts'
 import { memorySnapshot } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
-import { type FrameReader, type FrameWriter, frameReader, frameWriter, taking, unexpected } from '../stream/frames.ts'
+import {
+  accepting,
+  type FrameReader,
+  type FrameWriter,
+  frameReader,
+  frameWriter,
+  unexpected,
+} from '../stream/frames.ts'
 import type { ImageSink } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { expectEnd, receiveSnapshot } from '../stream/receive.ts'
-import { aborted } from '../stream/wait.ts'
+import { rejectWhenAborted } from '../stream/wait.ts'
 
 export interface RestoreOptions {
   /** Which snapshot to ask a cache for; the newest sealed one if undefined. */
@@ -66,15 +73,15 @@ export async function restoreTree(
       snapshot.complete(),
     )
     if (received === 'verdict passed on') return
-    await inTurns(snapshot.protect())
+    await runInSlices(snapshot.protect())
     const { handOver } = received
     const begun = performance.now()
-    const start = (hold: Hold | undefined, signal: AbortSignal): Restoring =>
-      startRestoring(criu, criuOptions, snapshot.images, openWork(), { hold, signal })
+    const start = (hold: RestoreHold | undefined, signal: AbortSignal): RunningRestore =>
+      startRestore(criu, criuOptions, snapshot.images, openWork(), { hold, signal })
     if (handOver === undefined) {
       link.destroy()
       await start(undefined, options.signal).done
-    } else await takeOver(handOver, start, options)
+    } else await holdRestored(handOver, start, options)
     options.report({ event: 'restored', ms: performance.now() - begun })
   } finally {
     link.destroy()
@@ -88,12 +95,12 @@ export async function restoreToListener(link: Link, options: RestoreOptions): Pr
   try {
     const snapshot = memorySnapshot(openPool(options.maxMemory, options.reserve))
     await receive(link, snapshot, options, () => snapshot.complete())
-    await inTurns(snapshot.protect())
+    await runInSlices(snapshot.protect())
     link.destroy()
     options.report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
     const begun = performance.now()
-    const socket = await Promise.race([acceptSpeaker(work.listener), aborted(options.signal)])
-    const served = await Promise.race([serve(socket, async () => snapshot.images), aborted(options.signal)])
+    const socket = await Promise.race([acceptSpeaker(work.listener), rejectWhenAborted(options.signal)])
+    const served = await Promise.race([serve(socket, async () => snapshot.images), rejectWhenAborted(options.signal)])
     const ms = performance.now() - begun
     options.report({ event: 'served', id: options.id ?? '-', images: served.images.length, bytes: served.bytes, ms })
   } finally {
@@ -113,9 +120,9 @@ export async function restoreToDirectory(path: string, link: Link, options: Rest
 }
 
 /** How a peer begins: a cache, a plain stream, a source that lost its link. */
-const beginnings = taking('hello', 'snapshot', 'verdict')
+const beginnings = accepting('hello', 'snapshot', 'verdict')
 /** What a cache answers a `get` with. */
-const replies = taking('snapshot', 'refused')
+const replies = accepting('snapshot', 'refused')
 
 /**
  * Receives one snapshot. A peer that greets with `hello` is a cache: it is asked for the snapshot, and told the digest
@@ -126,10 +133,10 @@ async function receive(
   sink: ImageSink,
   options: RestoreOptions & { holds?: boolean; prepare?: () => void },
   seal: () => void = () => {},
-): Promise<{ handOver: Offer | undefined } | 'verdict passed on'> {
+): Promise<{ handOver: HandoverOffer | undefined } | 'verdict passed on'> {
   const begun = performance.now()
   const reader = frameReader(link.inlet)
-  const work = async (): Promise<{ handOver: Offer | undefined } | 'verdict passed on'> => {
+  const work = async (): Promise<{ handOver: HandoverOffer | undefined } | 'verdict passed on'> => {
     const first = await reader.expect(beginnings)
     if (first.type === 'verdict') {
       if (options.wayBack === undefined) throw unexpected(first)
@@ -138,7 +145,7 @@ async function receive(
     }
     options.prepare?.()
     const { id, answer } = await begin(first, reader, link, options)
-    let offer: Offer | undefined
+    let offer: HandoverOffer | undefined
     const onHandOver = (until: Until): void => {
       const writer = answer ?? greet(options.wayBack?.() ?? link)
       offer = { id, until, reader, writer, seal: () => Promise.resolve() }
@@ -160,7 +167,7 @@ async function receive(
   }
   const working = work()
   try {
-    return await Promise.race([working, aborted(options.signal)])
+    return await Promise.race([working, rejectWhenAborted(options.signal)])
   } catch (error) {
     link.destroy()
     throw error
@@ -182,7 +189,7 @@ async function passOn(
   { directory }: RestoreOptions,
 ): Promise<void> {
   try {
-    const fate = await tellByHand(directory ?? HOLD_DIRECTORY, holdSocket(id), { id, verdict })
+    const fate = await giveVerdict(directory ?? HOLD_DIRECTORY, holdSocket(id), { id, verdict })
     await writer.send({ type: 'fate', fate })
   } catch (error) {
     if (!(error instanceof Fault)) throw error

@@ -1,8 +1,8 @@
 /** The connection to an image-cache of `criu --remote`, which says nothing on it: whether it is there is all that can be seen. */
 import { Fault } from '../fault.ts'
-import { whenConnected } from '../handover/source-link.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
 import type { Link, Outlet } from '../stream/link.ts'
+import { whenConnected } from '../stream/source-link.ts'
 
 export interface RemoteLine {
   readonly outlet: Outlet

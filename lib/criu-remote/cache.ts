@@ -10,21 +10,20 @@
  */
 import { randomBytes } from 'node:crypto'
 import { setImmediate as turn } from 'node:timers/promises'
-import type { Manners } from '../cache/connection.ts'
-import type { House } from '../cache/server.ts'
-import { freshId } from '../commands/dump.ts'
+import type { CacheContext, ConnectionPolicy } from '../cache/context.ts'
 import { Fault } from '../fault.ts'
 import { digestWords, NO_DIGEST } from '../format/digest.ts'
 import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES, pagesPattern } from '../format/pagemap.ts'
 import { asFault } from '../format/refusal.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
+import { freshId } from '../store/fresh-id.ts'
 import type { MemoryWriter } from '../store/memory.ts'
 import { writeInto } from '../store/piece-writer.ts'
-import type { Arriving } from '../store/snapshots.ts'
+import type { IncomingSnapshot } from '../store/snapshots.ts'
 import type { Inlet } from '../stream/link.ts'
 import { metered } from '../stream/metered.ts'
-import type { Line } from '../stream/resuming-receiver.ts'
+import type { TargetLink } from '../stream/resuming-receiver.ts'
 import { summarize } from '../stream/send.ts'
 import { type RemoteWireEvent, remoteWireDecoder } from './cache-wire.ts'
 import { IDS } from './local-wire.ts'
@@ -38,17 +37,21 @@ const MOST_TIMEOUTS = 10
 const MOST_AT_ONCE = 8 * 2 ** 20
 
 /** Hears an image-proxy of `criu --remote` to its end. Reports what fails, and closes the link. */
-export async function hearRemote({ link: bare }: Line, house: House, { connection, source }: Manners): Promise<void> {
+export async function handleRemoteConnection(
+  { link: bare }: TargetLink,
+  context: CacheContext,
+  { connection, source }: ConnectionPolicy,
+): Promise<void> {
   const link = metered(bare, connection.moved)
   const id = freshId()
-  const conversation = openConversation(id, house)
+  const conversation = openConversation(id, context)
   connection.onClose(conversation.drop)
   try {
-    await take(link.inlet, conversation, () => connection.enter('moving', MOST_TIMEOUTS * house.options.timeoutMs))
+    await take(link.inlet, conversation, () => connection.enter('moving', MOST_TIMEOUTS * context.options.timeoutMs))
   } catch (error) {
-    house.failures.tell(source, `${link.peer}, snapshot ${id}`, asFault(error))
+    context.failures.tell(source, `${link.peer}, snapshot ${id}`, asFault(error))
     // What came counts as a round until the end; perhaps nothing did.
-    house.shelf.lose(id)
+    context.snapshots.lose(id)
   } finally {
     conversation.drop()
     link.destroy()
@@ -83,11 +86,11 @@ interface Conversation {
   drop(): void
 }
 
-function openConversation(id: SnapshotId, { shelf, options }: House): Conversation {
+function openConversation(id: SnapshotId, { snapshots, options }: CacheContext): Conversation {
   const token = randomBytes(TOKEN_BYTES)
   let begun = performance.now()
   let rounds = 0
-  let arriving: Arriving | undefined
+  let arriving: IncomingSnapshot | undefined
   /** Whether it is the last is known when the next one begins, or the stream ends. */
   let layer = { under: 0, last: false, token }
   let image: { name: ImageName; bytes: number; writer: MemoryWriter; append: boolean } | undefined
@@ -96,16 +99,16 @@ function openConversation(id: SnapshotId, { shelf, options }: House): Conversati
 
   function next(): void {
     layer = { under: rounds, last: false, token }
-    arriving = shelf.receive(id, layer)
+    arriving = snapshots.receive(id, layer)
   }
 
-  function sink(): Arriving['sink'] {
+  function sink(): IncomingSnapshot['sink'] {
     // The decoder says of which dump they are before the first image.
-    return (arriving as Arriving).sink
+    return (arriving as IncomingSnapshot).sink
   }
 
   async function seal(): Promise<void> {
-    const sealing = arriving as Arriving
+    const sealing = arriving as IncomingSnapshot
     const came = summarize([...sink().images.values()], !layer.last)
     await sealing.complete()
     sealing.seal()
@@ -179,7 +182,7 @@ function openConversation(id: SnapshotId, { shelf, options }: House): Conversati
     drop() {
       if (over) return
       arriving?.drop()
-      shelf.removeChain(id)
+      snapshots.removeChain(id)
     },
   }
 }

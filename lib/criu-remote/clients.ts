@@ -19,13 +19,13 @@ export interface Clients {
 }
 
 /** Closes the socket at some time, and calls `answered` when nobody waits there any more. */
-export type Hear = (socket: Fd, pid: number, answered: () => void) => Promise<void>
+export type HandleClient = (socket: Fd, pid: number, answered: () => void) => Promise<void>
 
 /** Connections at a time that have not said yet what they are for, or wait for their answer: criu has one an image. */
 const MOST_CLIENTS = 1024
 
 /** Offers a socket of that name in `directory`. Throws `EXISTS` or `IO`. */
-export function openClients(directory: string, name: string, report: Report, hear: Hear): Clients {
+export function openClients(directory: string, name: string, report: Report, hear: HandleClient): Clients {
   const { listener, remove } = openWorkDir(directory, name)
   let waiting = 0
   let open = true

@@ -8,37 +8,37 @@
  */
 
 import { closedGate, type Gate } from '../criu/action-script.ts'
-import { type CriuCommand, criuCommand } from '../criu/command-line.ts'
-import type { Approach } from '../criu/incoming-dump.ts'
+import { type CriuCommand, readCriuCommand } from '../criu/command-line.ts'
+import type { IncomingDump } from '../criu/incoming-dump.ts'
 import type { PageServer } from '../criu/page-server.ts'
 import { Fault } from '../fault.ts'
 import { type ImageName, INVENTORY, printable, type SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { endOf, isDying, memoryOfTree, openProcess, type Process, parentOf, startTime } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
-import type { Chains, Taken } from '../precopy/chains.ts'
-import type { Cargo, RoundCargo } from '../precopy/delivery.ts'
-import { type Chain, nextLayer } from '../precopy/send-round.ts'
+import type { ProxyChains, TakenChain } from '../precopy/chains.ts'
+import type { DumpToDeliver, RoundToDeliver } from '../precopy/delivery.ts'
+import { nextLayer, type PreCopyChain } from '../precopy/send-round.ts'
 import type { Report } from '../progress.ts'
-import { defer, late } from '../stream/wait.ts'
+import { defer, rejectAfter } from '../stream/wait.ts'
 import { openClients } from './clients.ts'
-import { type RemoteImages, remoteImages, roundOf, unfinished } from './images.ts'
-import { DUMP_SOCKET, encodeIds, odd, readFirstWord, readIds } from './local-wire.ts'
-import { give, type Reading, type Round, withRound } from './reads.ts'
+import { type RemoteImages, remoteImages, roundOf, unfinishedImages } from './images.ts'
+import { DUMP_SOCKET, encodeIds, readFirstWord, readIds, unexpectedRequest } from './local-wire.ts'
+import { answerRead, type ReadableRound, type Reading, withRound } from './reads.ts'
 
 export interface RemoteDumpsOptions {
   /** Where the socket is, and our action script. */
   directory: string
-  chains: Chains
+  chains: ProxyChains
   newId: () => SnapshotId
   /** How long a criu may say nothing before its first image. */
   timeoutMs: number
   /** Sends a pre-dump and keeps the chain as that of `images`. Throws what went wrong; the chain is over then. */
-  sendRound(taken: Taken, source: PageServer, round: RoundCargo & { images: string }): Promise<void>
+  sendRound(taken: TakenChain, source: PageServer, round: RoundToDeliver & { images: string }): Promise<void>
   /** Hands over a dump. Returns whether the target has it. */
-  sendDump(criu: Approach, dump: Cargo): Promise<boolean>
+  sendDump(criu: IncomingDump, dump: DumpToDeliver): Promise<boolean>
   /** Tells the target that no layer follows, if it can be told. */
-  abandon(chain: Chain): Promise<void>
+  abandon(chain: PreCopyChain): Promise<void>
   /** Work that is waited for at the end, and whose failure is reported. */
   track(work: Promise<void>, what: string): void
   report: Report
@@ -66,7 +66,7 @@ const REMOTE = 'criu --remote'
 export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
   const { directory, chains, report } = options
   const dumps = new Map<number, Dump>()
-  const roundsOf = new WeakMap<Chain, Round[]>()
+  const roundsOf = new WeakMap<PreCopyChain, ReadableRound[]>()
   /** First words are heard in the order in which one process says them. */
   const turns = new Map<number, Promise<void>>()
   const clients = openClients(directory, DUMP_SOCKET, report, inTurn)
@@ -79,13 +79,15 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     // A child that has written and is gone: nothing but the -D says whose it was.
     const same = [...dumps.values()].filter((dump) => dump.snapshot === snapshot)
     const open = same.filter(({ images }) => !images.isOver)
-    const fault = odd(`an image of ${printable(snapshot ?? '')}, which two dumps at a time have as their -D`)
+    const fault = unexpectedRequest(
+      `an image of ${printable(snapshot ?? '')}, which two dumps at a time have as their -D`,
+    )
     if (open.length > 1) for (const { images } of open) images.destroy(fault)
     return open.at(-1) ?? same.at(-1)
   }
 
   function begin(pid: number, snapshot: string): Dump {
-    const command = criuCommand(pid)
+    const command = readCriuCommand(pid)
     const earlier = [...dumps.values()].filter(
       (dump) => dump.pid === pid || (command !== undefined && dump.command?.tree === command.tree),
     )
@@ -97,7 +99,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
       if (command === undefined || start === undefined || !images.names.has(INVENTORY)) return false
       return startTime(command.tree) !== start || isDying(command.tree)
     }
-    const rounds = defer<readonly Round[]>()
+    const rounds = defer<readonly ReadableRound[]>()
     const isRound = command?.action === 'pre-dump'
     const whenFree = Promise.all(earlier.map((dump) => dump.settled))
     const forwarded = whenFree.then(() => {
@@ -118,7 +120,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
           images.destroy(over)
         })
         .catch(() => {}),
-      over: () => (isRound || hasKilled() ? images.end() : images.isOver || images.destroy(unfinished())),
+      over: () => (isRound || hasKilled() ? images.end() : images.isOver || images.destroy(unfinishedImages())),
       release() {
         criu?.close()
         if (dumps.get(pid) === dump) dumps.delete(pid)
@@ -150,7 +152,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
   }
 
   /** The chain that it goes on with, or a new one: an id that is there already has no place of its own in the list. */
-  async function takeChain({ snapshot }: Dump, tree: number): Promise<Taken> {
+  async function takeChain({ snapshot }: Dump, tree: number): Promise<TakenChain> {
     const taken = chains.take(tree, REMOTE, options.newId)
     const rounds = roundsOf.get(taken.chain) ?? []
     if (!rounds.some((round) => round.snapshot === snapshot)) return taken
@@ -158,13 +160,13 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     return chains.take(tree, undefined, options.newId)
   }
 
-  function nameIt({ images, snapshot }: Dump, rounds: readonly Round[]): string[] {
+  function nameIt({ images, snapshot }: Dump, rounds: readonly ReadableRound[]): string[] {
     const snapshots = [...rounds.map((round) => round.snapshot), snapshot]
     images.name(encodeIds(snapshots))
     return snapshots
   }
 
-  async function forwardRound(dump: Dump, know: (rounds: readonly Round[]) => void): Promise<void> {
+  async function forwardRound(dump: Dump, know: (rounds: readonly ReadableRound[]) => void): Promise<void> {
     const { tree } = dump.command as CriuCommand
     const taken = await takeChain(dump, tree)
     const rounds = roundsOf.get(taken.chain) ?? []
@@ -176,7 +178,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     roundsOf.set(taken.chain, withRound(rounds, dump))
   }
 
-  async function forwardDump(dump: Dump, know: (rounds: readonly Round[]) => void): Promise<void> {
+  async function forwardDump(dump: Dump, know: (rounds: readonly ReadableRound[]) => void): Promise<void> {
     const { pid, command, images } = dump
     // It may clear the kernel's marks of changed pages.
     if (command === undefined) chains.breakOff(undefined)
@@ -187,7 +189,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
     const gate = closedGate(directory, pid, 'pre-dump')
     let bytes: number | undefined
     void images.begun.then(gate.remove)
-    const criu: Approach = {
+    const criu: IncomingDump = {
       pid,
       get bytes() {
         return bytes
@@ -219,7 +221,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
   /** Its first task, where it waits for us before it freezes it; undefined where an image has come. Throws `TIMEOUT`. */
   async function firstSign(gate: Gate, images: RemoteImages): Promise<number | undefined> {
     const over = new AbortController()
-    const silent = late(options.timeoutMs, 'a criu that has connected began no dump', over.signal)
+    const silent = rejectAfter(options.timeoutMs, 'a criu that has connected began no dump', over.signal)
     silent.catch(() => {})
     const held = gate.held.catch(() => undefined)
     try {
@@ -236,7 +238,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
       if (request === undefined) return
       if (request.kind === 'push') {
         const snapshot = (await readIds(socket)).at(-1)
-        if (snapshot === undefined) throw odd('a list without a snapshot id')
+        if (snapshot === undefined) throw unexpectedRequest('a list without a snapshot id')
         begin(pid, snapshot)
       } else if (request.kind === 'finish') {
         if (request.of === 'dump') dumpOf(pid)?.images.end()
@@ -248,7 +250,7 @@ export function openRemoteDumps(options: RemoteDumpsOptions): RemoteDumps {
       } else {
         ours = false
         // Whoever waits for the round before to be safe holds up no other word.
-        void give(socket, request, dumpOf(pid)).catch((error: unknown) =>
+        void answerRead(socket, request, dumpOf(pid)).catch((error: unknown) =>
           clients.failed('a read of criu --remote', error),
         )
       }

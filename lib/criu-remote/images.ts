@@ -16,9 +16,9 @@ import { enlargePipe, type Fd, isPipe, setNonBlocking } from '../kernel/fd.ts'
 import { closeFd, interrupt } from '../kernel/readiness.ts'
 import { readSome } from '../kernel/transfer.ts'
 import { pagemapPattern } from '../store/directory-chain.ts'
-import { openNews } from '../stream/condition.ts'
+import { openCondition } from '../stream/condition.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
-import { IDS, odd, receiveImage } from './local-wire.ts'
+import { IDS, receiveImage, unexpectedRequest } from './local-wire.ts'
 
 /** A larger image goes on as it comes. Not tuned: a pagemap of 350,000 ranges is as large. */
 const LARGEST_KEPT = 4 * 2 ** 20
@@ -51,10 +51,10 @@ export function remoteImages(): RemoteImages {
   /** By name, so that an append comes after what it appends to. */
   const writing = new Map<ImageName, Promise<void>>()
   const reading = new Set<Fd>()
-  const news = openNews()
-  const heard = openNews()
-  const first = openNews()
-  const begun = first.told()
+  const news = openCondition()
+  const heard = openCondition()
+  const first = openCondition()
+  const begun = first.wait()
   let bytesKept = 0
   let ids: Buffer | undefined
   let ended = false
@@ -66,8 +66,8 @@ export function remoteImages(): RemoteImages {
     for (const fd of reading) interrupt(fd, reason)
     for (const { body } of passedOn.splice(0)) if (body.kind === 'pipe') closeFd(body.fd)
     kept.clear()
-    news.tell()
-    first.tell()
+    news.notify()
+    first.notify()
   }
 
   /** Reads until the end, or until it is too much to be kept. */
@@ -91,7 +91,7 @@ export function remoteImages(): RemoteImages {
 
   /** Returns false where the image goes on, and whoever sends it closes the descriptor. */
   async function keep(name: ImageName, append: boolean, fd: Fd, begun: Buffer): Promise<boolean> {
-    if (wentOn.has(name)) throw odd(`${name} is written again, and has been sent on`)
+    if (wentOn.has(name)) throw unexpectedRequest(`${name} is written again, and has been sent on`)
     const before = kept.get(name) ?? Buffer.alloc(0)
     const parts = append ? [before, begun] : [begun]
     let size = parts.reduce((sum, part) => sum + part.length, 0)
@@ -103,7 +103,7 @@ export function remoteImages(): RemoteImages {
       if (size > LARGEST_KEPT || bytesKept > MOST_KEPT) break
       const room = Buffer.allocUnsafe(READ_BYTES)
       const got = await readSome(fd, room)
-      heard.tell()
+      heard.notify()
       if (got === 0) {
         kept.set(name, Buffer.concat(parts))
         return true
@@ -123,9 +123,9 @@ export function remoteImages(): RemoteImages {
   }
 
   function objectionTo(name: ImageName): Error | undefined {
-    if (ended) return odd(`${name} is written after the end of its dump`)
-    if (name === IDS) return odd(`no criu has an image ${name}`)
-    if (names.size >= MOST_IMAGES && !names.has(name)) return odd(`more than ${MOST_IMAGES} images`)
+    if (ended) return unexpectedRequest(`${name} is written after the end of its dump`)
+    if (name === IDS) return unexpectedRequest(`no criu has an image ${name}`)
+    if (names.size >= MOST_IMAGES && !names.has(name)) return unexpectedRequest(`more than ${MOST_IMAGES} images`)
     return undefined
   }
 
@@ -140,7 +140,7 @@ export function remoteImages(): RemoteImages {
         if (next.body.kind === 'pipe') bytesKept -= next.body.begun?.length ?? 0
         yield next
       } else if (ended && writing.size === 0) break
-      else await news.told()
+      else await news.wait()
     }
     const last = [...kept.keys()].filter((name) => name !== INVENTORY)
     for (const name of kept.has(INVENTORY) ? [...last, INVENTORY] : last) {
@@ -161,14 +161,14 @@ export function remoteImages(): RemoteImages {
       if (objection !== undefined) fail(objection)
       if (failure !== undefined) return void closeFd(socket)
       names.add(name)
-      first.tell()
-      heard.tell()
+      first.notify()
+      heard.notify()
       const task = (writing.get(name) ?? Promise.resolve())
         .then(() => gather(name, append, socket))
         .catch(fail)
         .finally(() => {
           if (writing.get(name) === task) writing.delete(name)
-          news.tell()
+          news.notify()
         })
       writing.set(name, task)
     },
@@ -180,8 +180,8 @@ export function remoteImages(): RemoteImages {
     },
     end() {
       ended = true
-      news.tell()
-      first.tell()
+      news.notify()
+      first.notify()
     },
   }
 }
@@ -195,12 +195,12 @@ export function roundOf(source: RemoteImages): ImageSource {
     yield* source.images
     const count = (pattern: RegExp): number => [...source.names].filter((name) => pattern.test(name)).length
     const pagemaps = count(pagemapPattern)
-    if (pagemaps === 0 || count(pagesPattern) > pagemaps) throw unfinished()
+    if (pagemaps === 0 || count(pagesPattern) > pagemaps) throw unfinishedImages()
   }
   return { images: images(), destroy: source.destroy, news: source.news }
 }
 
-export function unfinished(): Fault {
+export function unfinishedImages(): Fault {
   return new Fault('FAILED_DUMP', 'criu ended before its images were complete', {
     hint: "the process was not moved; see the dump's own log",
   })

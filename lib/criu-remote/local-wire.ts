@@ -70,7 +70,7 @@ async function readMessage(socket: Fd): Promise<Buffer | undefined> {
     const part = Buffer.alloc(Math.min(decoder.wanted, 2 ** 10))
     const { bytes, fds } = await receiveWithFds(socket, part)
     for (const stray of fds) closeFd(stray)
-    if (fds.length > 0) throw odd('a descriptor in the middle of a message')
+    if (fds.length > 0) throw unexpectedRequest('a descriptor in the middle of a message')
     if (bytes === 0) return void decoder.end()
     const { body } = decoder.push(part.subarray(0, bytes))
     if (body !== undefined) return body
@@ -87,7 +87,7 @@ async function readAllIds(socket: Fd): Promise<string[]> {
   for (;;) {
     const body = await readMessage(socket)
     if (body === undefined) return ids
-    if (ids.length === MOST_IDS) throw odd(`more than ${MOST_IDS} snapshot ids`)
+    if (ids.length === MOST_IDS) throw unexpectedRequest(`more than ${MOST_IDS} snapshot ids`)
     ids.push(decodeSnapshotId(body))
   }
 }
@@ -137,7 +137,7 @@ export async function receiveImage(socket: Fd): Promise<Incoming> {
     return { fd, begun: Buffer.alloc(0) }
   }
   for (const stray of fds) closeFd(stray)
-  throw odd('an image that is not the read end of a pipe')
+  throw unexpectedRequest('an image that is not the read end of a pipe')
 }
 
 export async function reply(socket: Fd, error: number): Promise<void> {
@@ -195,7 +195,7 @@ async function handedPipe(socket: Fd): Promise<Fd | undefined> {
   if (bytes === 0) return undefined
   if (fds.length === 1 && fd !== undefined && isPipeEnd(fd, 'write')) return fd
   for (const stray of fds) closeFd(stray)
-  throw odd('a reader that hands over something that is not the write end of a pipe')
+  throw unexpectedRequest('a reader that hands over something that is not the write end of a pipe')
 }
 
 /** Who closes a socket on bytes that it has not read is gone, too. */
@@ -216,6 +216,6 @@ async function writeToSocket(socket: Fd, image: StoredImage): Promise<boolean> {
   }
 }
 
-export function odd(what: string): Fault {
+export function unexpectedRequest(what: string): Fault {
   return new Fault('CRIU_PROTOCOL', `criu --remote: ${what}`)
 }

@@ -7,23 +7,23 @@
  * is some bytes of what a connection that breaks in this moment would lose anyway.
  */
 import { join } from 'node:path'
-import { runsScript } from '../cache/external-restore.ts'
 import { closedGate } from '../criu/action-script.ts'
 import type { CriuCommand } from '../criu/command-line.ts'
-import { type Tree, watchTree } from '../criu/process-tree.ts'
+import { runsScript } from '../criu/command-line.ts'
+import { type WatchedTree, watchTree } from '../criu/process-tree.ts'
 import { reportSmallPipes } from '../criu/small-pipes.ts'
 import { Fault } from '../fault.ts'
 import { INVENTORY, printable } from '../format/names.ts'
-import { ranOn } from '../handover/outcome.ts'
-import { watched } from '../handover/source.ts'
+import { tasksRunOn } from '../handover/outcome.ts'
+import { onFirstImage } from '../handover/source.ts'
 import { openProcess } from '../kernel/process.ts'
 import type { Delivery } from '../precopy/delivery.ts'
-import { type Chain, pagesOf } from '../precopy/send-round.ts'
+import { type PreCopyChain, pagesOf } from '../precopy/send-round.ts'
 import { memorySnapshot } from '../store/memory.ts'
 import { openPool } from '../store/pool.ts'
-import { openSilence } from '../stream/criu-timeout.ts'
+import { openCriuTimeout } from '../stream/criu-timeout.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
-import { aborted, defer } from '../stream/wait.ts'
+import { defer, rejectWhenAborted } from '../stream/wait.ts'
 import { openRemoteLine, type RemoteLine } from './cache-link.ts'
 import { LONGEST_STRING } from './messages.ts'
 import { sendDump } from './send-dump.ts'
@@ -49,10 +49,10 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
   if (snapshot !== undefined) checkSnapshot(snapshot)
   const pool = openPool(maxMemory)
   /** Of chains whose dump is still to come. */
-  const lines = new Map<Chain, RemoteLine>()
+  const lines = new Map<PreCopyChain, RemoteLine>()
 
   /** Who takes it closes it. */
-  function takeLine(chain: Chain | undefined): RemoteLine {
+  function takeLine(chain: PreCopyChain | undefined): RemoteLine {
     const held = chain && lines.get(chain)
     if (chain !== undefined) lines.delete(chain)
     return held ?? openRemoteLine(cache, timeoutMs)
@@ -71,16 +71,16 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
       })
       whenHeld.catch(() => {})
       const heedNoMore = line.heed(signal)
-      let tree: Tree | undefined
+      let tree: WatchedTree | undefined
       const waitsForUs = runsScript(criu.pid, join(directory, 'post-dump'))
       const goesOn = defer<void>()
       const complete = Promise.race([whenHeld, goesOn.promise])
-      const source = watched(criu.images({ complete, taken: async () => {}, answered() {} }), () => {
+      const source = onFirstImage(criu.images({ complete, taken: async () => {}, answered() {} }), () => {
         tree = watchTree(criu.pid)
       })
       const memory = memorySnapshot(pool)
       const silent = new AbortController()
-      const silence = openSilence(timeoutMs, (reason) => {
+      const silence = openCriuTimeout(timeoutMs, (reason) => {
         if (tree?.isDying()) silence.heard()
         else if (memory.images.has(INVENTORY) && !waitsForUs) goesOn.resolve()
         else silent.abort(reason)
@@ -114,7 +114,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
             }
             if (command?.leaves === true) return
             // A dump that failed has its inventory.img too, where it failed late enough.
-            if ((await Promise.race([tree?.fate, aborted(line.signal)])) === 'alive') throw ranOn()
+            if ((await Promise.race([tree?.fate, rejectWhenAborted(line.signal)])) === 'alive') throw tasksRunOn()
           },
         })
         await line.finish()
@@ -145,7 +145,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
       const line = takeLine(chain)
       const heedNoMore = line.heed(signal)
       const silent = new AbortController()
-      const silence = openSilence(timeoutMs, (reason) => silent.abort(reason))
+      const silence = openCriuTimeout(timeoutMs, (reason) => silent.abort(reason))
       const heedNoSilence = line.heed(silent.signal)
       const memory = memorySnapshot(pool)
       try {

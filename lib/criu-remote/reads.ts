@@ -18,7 +18,7 @@ import { encodeIds, giveImage, type Reader, reply } from './local-wire.ts'
 import { ENOENT, type RemoteRequest } from './messages.ts'
 
 /** What later dumps may read of a round. */
-export interface Round {
+export interface ReadableRound {
   snapshot: string
   kept: ReadonlyMap<ImageName, Buffer>
   pages: ReadonlySet<ImageName>
@@ -30,7 +30,7 @@ export interface Reading {
   readonly images: Pick<RemoteImages, 'kept' | 'names'>
   readonly reader: Reader
   /** Those before it; rejects if it comes to nothing. */
-  readonly rounds: Promise<readonly Round[]>
+  readonly rounds: Promise<readonly ReadableRound[]>
 }
 
 /** What is kept of one chain; of older rounds there may be nothing, for criu opens them without need. */
@@ -38,9 +38,9 @@ const MOST_KEPT = 64 * 2 ** 20
 
 /** One round more. */
 export function withRound(
-  rounds: readonly Round[],
+  rounds: readonly ReadableRound[],
   { snapshot, images }: Pick<Reading, 'snapshot' | 'images'>,
-): Round[] {
+): ReadableRound[] {
   const kept = [...images.kept].filter(([name]) => name === INVENTORY || pagemapPattern.test(name))
   const pages = new Set([...images.names].filter((name) => pagesPattern.test(name)))
   const all = [...rounds, { snapshot, kept: new Map(kept), pages }]
@@ -53,7 +53,7 @@ export function withRound(
 }
 
 /** Answers a read, when the rounds before are safe, and closes the socket. */
-export async function give(
+export async function answerRead(
   socket: Fd,
   request: Extract<RemoteRequest, { kind: 'read' | 'pull' }>,
   dump: Reading | undefined,
@@ -82,7 +82,7 @@ export async function give(
 function bytesOf(
   { name, snapshot }: { name: ImageName; snapshot: string },
   dump: Reading,
-  rounds: readonly Round[],
+  rounds: readonly ReadableRound[],
 ): Buffer | undefined {
   if (snapshot === dump.snapshot) return dump.images.kept.get(name)
   const round = rounds.find((one) => one.snapshot === snapshot)

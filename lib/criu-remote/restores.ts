@@ -10,10 +10,9 @@
  * Its children have connections too, in pid namespaces of their own, and say the same `-D` in each.
  */
 
-import { runsScript } from '../cache/external-restore.ts'
-import type { House } from '../cache/server.ts'
+import type { CacheContext } from '../cache/context.ts'
 import { closedGate, type Gate } from '../criu/action-script.ts'
-import { restoredFrom } from '../criu/command-line.ts'
+import { restoredFrom, runsScript } from '../criu/command-line.ts'
 import type { Served } from '../criu/serve.ts'
 import { Fault } from '../fault.ts'
 import { printable } from '../format/names.ts'
@@ -21,11 +20,20 @@ import type { Fd } from '../kernel/fd.ts'
 import { endOf, openProcess, parentOf } from '../kernel/process.ts'
 import { closeFd, hungUp } from '../kernel/readiness.ts'
 import { writeAll } from '../kernel/transfer.ts'
-import type { Sealed } from '../store/snapshots.ts'
-import type { Failure, Images } from '../store/waiters.ts'
+import type { SealedSnapshot } from '../store/snapshots.ts'
+import type { Images, LostSnapshot } from '../store/waiters.ts'
 import { defer } from '../stream/wait.ts'
 import { openClients } from './clients.ts'
-import { encodeIds, giveImage, idsOf, odd, RESTORE_SOCKET, type Reader, readFirstWord, reply } from './local-wire.ts'
+import {
+  encodeIds,
+  giveImage,
+  idsOf,
+  RESTORE_SOCKET,
+  type Reader,
+  readFirstWord,
+  reply,
+  unexpectedRequest,
+} from './local-wire.ts'
 import { ENOENT, type RemoteRequest } from './messages.ts'
 
 export interface RemoteRestores {
@@ -38,7 +46,7 @@ interface Restore {
   listed: boolean
   /** Its `-D`, as soon as that is known. */
   snapshot: string | undefined
-  readonly found: Promise<Sealed>
+  readonly found: Promise<SealedSnapshot>
   readonly reader: Reader
   readonly served: Served
   /** Images that it gets now. */
@@ -51,7 +59,7 @@ interface Restore {
 const EIO = 5
 
 /** Offers the socket. `script`: our action script. Throws `EXISTS` or `IO`. */
-export function openRemoteRestores(script: string, { shelf, arrivals, options }: House): RemoteRestores {
+export function openRemoteRestores(script: string, { snapshots, handovers, options }: CacheContext): RemoteRestores {
   const { directory, id, timeoutMs, report } = options
   const restores = new Set<Restore>()
   const clients = openClients(directory, RESTORE_SOCKET, report, hear)
@@ -70,7 +78,7 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
 
   /** `socket`: of its first question. */
   function begin(pid: number, snapshot: string | undefined, socket: Fd): Restore {
-    const [over, found] = [defer<void>(), defer<Sealed>()]
+    const [over, found] = [defer<void>(), defer<SealedSnapshot>()]
     const restore: Restore = {
       pid,
       listed: false,
@@ -92,16 +100,16 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
   }
 
   /** From its first question to its end. */
-  async function follow(restore: Restore, socket: Fd, know: (found: Sealed) => void, over: Promise<void>) {
+  async function follow(restore: Restore, socket: Fd, know: (found: SealedSnapshot) => void, over: Promise<void>) {
     const { pid, served } = restore
     const criu = openProcess(pid)
     let gate: Gate | undefined
     let done = (): void => {}
     try {
       if (criu !== undefined && runsScript(pid, script)) gate = closedGate(directory, pid, 'post-restore')
-      arrivals.refuseIfRunning(id)
+      handovers.refuseIfRunning(id)
       const found = await choose(restore, socket, gate !== undefined)
-      const lead = arrivals.lead(found.id, gate, criu)
+      const lead = handovers.admit(found.id, gate, criu)
       done = found.use()
       const begun = performance.now()
       restore.snapshot ??= idsOf(found.images).at(-1) ?? found.id
@@ -118,13 +126,13 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
     }
   }
 
-  async function choose({ snapshot }: Restore, socket: Fd, early: boolean): Promise<Sealed> {
+  async function choose({ snapshot }: Restore, socket: Fd, early: boolean): Promise<SealedSnapshot> {
     const fits = (images: Images): boolean => {
       const ids = idsOf(images)
       return snapshot === undefined || ids.length === 0 || ids.at(-1) === snapshot
     }
     /** One that has not said where it was dumped may be ours, unless another one comes. */
-    const lost = ({ id: failed, images, others }: Failure): boolean => {
+    const lost = ({ id: failed, images, others }: LostSnapshot): boolean => {
       if (id !== undefined) return failed === id
       const last = idsOf(images).at(-1)
       return snapshot === undefined || last === undefined ? !others : last === snapshot
@@ -135,10 +143,10 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
       () => stop.abort(new Fault('LINK', 'the restore left before its snapshot was here')),
       () => {},
     )
-    if (!shelf.has(id))
+    if (!snapshots.has(id))
       report({ event: 'waiting', what: id ?? `a snapshot for ${printable(snapshot ?? 'criu --remote')}` })
     const waiting = AbortSignal.any([stop.signal, options.signal])
-    return shelf.find(id, timeoutMs, waiting, { early, fits, lost }).finally(gone.forget)
+    return snapshots.find(id, timeoutMs, waiting, { early, fits, lost }).finally(gone.forget)
   }
 
   async function hear(socket: Fd, pid: number, answered: () => void): Promise<void> {
@@ -147,7 +155,8 @@ export function openRemoteRestores(script: string, { shelf, arrivals, options }:
       const request = await readFirstWord(socket)
       if (request === undefined) return
       if (request.kind === 'finish') return restoreOf(pid)?.over()
-      if (request.kind !== 'pull' && request.kind !== 'read') throw odd('an image is written to the cache')
+      if (request.kind !== 'pull' && request.kind !== 'read')
+        throw unexpectedRequest('an image is written to the cache')
       const snapshot = request.kind === 'read' ? request.snapshot : restoredFrom(pid)
       let restore = restoreOf(pid, snapshot)
       if (request.kind === 'pull' && (restore?.pid !== pid || restore.listed)) {

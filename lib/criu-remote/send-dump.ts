@@ -15,7 +15,7 @@ import { type ImageName, INVENTORY } from '../format/names.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { MemorySnapshot, MemoryWriter, StoredImage } from '../store/memory.ts'
 import { writeInto } from '../store/piece-writer.ts'
-import type { Silence } from '../stream/criu-timeout.ts'
+import type { CriuTimeout } from '../stream/criu-timeout.ts'
 import type { ImageBody, ImageSource } from '../stream/image.ts'
 import type { Outlet } from '../stream/link.ts'
 import { type PipeReader, pipeReader } from '../stream/pipe-reader.ts'
@@ -38,7 +38,7 @@ export interface SendDumpOptions {
   /** Awaited when all others were sent, before inventory.img is. */
   confirm?: () => void | Promise<void>
   /** Is told when CRIU has said something, and closed when it has said all. */
-  silence?: Silence
+  silence?: CriuTimeout
   /** Called for progress. */
   onBytes?: (bytes: number) => void
   /** Stops everything; its reason is thrown. */
@@ -188,7 +188,7 @@ export async function sendDump(
 async function fillFromPieces(
   writer: MemoryWriter,
   pieces: Extract<ImageBody, { kind: 'pieces' }>['pieces'],
-  silence: Silence | undefined,
+  silence: CriuTimeout | undefined,
 ): Promise<number> {
   let size = 0
   for await (const piece of pieces) {

@@ -105,7 +105,7 @@ function openFifo(path: string): Fd {
 }
 
 /** A gate whose holder was killed, at which its criu still waits. */
-export interface Orphan {
+export interface OrphanedGate {
   pid: number
   gate: Gate
   /** What the holder wrote on it. */
@@ -116,7 +116,7 @@ export interface Orphan {
  * The gates of restores in `directory` at which somebody else's criu waits, and whose label is wanted; where all are, those of
  * criu that are gone are cleaned away.
  */
-export function adoptGates(directory: string, isWanted?: (label: string) => boolean): Orphan[] {
+export function recoverGates(directory: string, isWanted?: (label: string) => boolean): OrphanedGate[] {
   const moment = 'post-restore'
   return readdirSync(directory).flatMap((name) => {
     const pid = Number(/^(\d+)\.post-restore\.held$/.exec(name)?.[1])

@@ -33,7 +33,7 @@ const PREVIOUS = ['--prev-images-dir', '--prev-images-dir'] as const
 const NAMED = /^(-[tDWoLr]|--(tree|images-dir|work-dir|prev-images-dir|log-file|libdir|root|pidfile|action-script))$/
 
 /** Undefined for what is no criu that dumps. */
-export function criuCommand(pid: number): CriuCommand | undefined {
+export function readCriuCommand(pid: number): CriuCommand | undefined {
   const words = commandLine(pid)
   const isAction = (word: string): boolean => word === 'dump' || word === 'pre-dump'
   const at = words.findIndex((word, at) => isAction(word) && !NAMED.test(words[at - 1] ?? ''))
@@ -106,6 +106,25 @@ function placeOf(pid: number, images: string | undefined, apart: boolean): strin
 function beforeOf(directory: string, previous: string | undefined): string | undefined {
   try {
     return previous && realpathSync(resolve(directory, previous))
+  } catch {
+    return undefined
+  }
+}
+
+/** Whether the process has this action script on its command line. */
+export function runsScript(pid: number, script: string): boolean {
+  const words = commandLine(pid).map((word) => word.replace(/^--action-script=/, ''))
+  try {
+    const from = readlinkSync(`/proc/${pid}/cwd`)
+    return words.some((word) => [resolve(from, word), withoutLinks(resolve(from, word))].includes(script))
+  } catch {
+    return false
+  }
+}
+
+function withoutLinks(path: string): string | undefined {
+  try {
+    return realpathSync(path)
   } catch {
     return undefined
   }

@@ -9,12 +9,12 @@ import { memoryOfTree } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { hasSpoken, peerPid } from '../kernel/unix.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
-import { late } from '../stream/wait.ts'
+import { rejectAfter } from '../stream/wait.ts'
 import { closedGate } from './action-script.ts'
 import { capture } from './capture.ts'
 
 /** What a source of images may wait for. */
-export interface HandOver {
+export interface DumpSteps {
   /** Resolves when criu has written all and waits at post-dump. */
   complete: Promise<void>
   /** Resolves when the target has so many images; rejects where it cannot have them. */
@@ -24,14 +24,14 @@ export interface HandOver {
 }
 
 /** A criu that has come to us and will dump. */
-export interface Approach {
+export interface IncomingDump {
   readonly pid: number
   /** About how much it will send, if it waits for us. */
   readonly bytes: number | undefined
   /** Lets it freeze the tasks. */
   open(): void
   /** Its images, once it has begun. */
-  images(handOver?: HandOver): ImageSource
+  images(handOver?: DumpSteps): ImageSource
   /** Lets it fail, if it still waits. */
   remove(): void
 }
@@ -40,12 +40,12 @@ export interface Approach {
  * Waits for its first word, or until it is at pre-dump. Undefined, with the socket closed, for one that leaves without any, or where the signal
  * comes first. Throws `TIMEOUT`, with the socket closed, for one that has nothing to say for `timeoutMs`: its tasks may be frozen.
  */
-export async function approach(
+export async function acceptDump(
   socket: Fd,
   gates: string,
   timeoutMs: number,
   signal: AbortSignal,
-): Promise<Approach | undefined> {
+): Promise<IncomingDump | undefined> {
   const pid = peerPid(socket)
   const gate = closedGate(gates, pid, 'pre-dump')
   const spoken = hasSpoken(socket)
@@ -58,10 +58,12 @@ export async function approach(
   }
   signal.addEventListener('abort', leave)
   const over = new AbortController()
-  const silent = late(timeoutMs, 'a criu that has connected began no dump', over.signal).catch((reason: unknown) => {
-    if (!over.signal.aborted) leave()
-    throw reason
-  })
+  const silent = rejectAfter(timeoutMs, 'a criu that has connected began no dump', over.signal).catch(
+    (reason: unknown) => {
+      if (!over.signal.aborted) leave()
+      throw reason
+    },
+  )
   silent.catch(() => {})
   const first = await Promise.race([gate.held, spoken, silent]).catch((reason: unknown) => {
     if (reason instanceof Fault && reason.code === 'TIMEOUT') throw reason

@@ -7,7 +7,7 @@ import { loopbackPeers } from '../kernel/loopback.ts'
 import type { Loopback } from '../kernel/tcp-owner.ts'
 import { takeFd } from '../stream/endpoint.ts'
 import { listen } from '../stream/listen.ts'
-import { type CriuCommand, criuCommand } from './command-line.ts'
+import { type CriuCommand, readCriuCommand } from './command-line.ts'
 
 export interface PagePort {
   port: number
@@ -41,7 +41,7 @@ function whose({ remoteAddress = '', remotePort = 0, localAddress = '', localPor
     ours: { address: localAddress, port: localPort },
   }
   const command = peersOf(ends)
-    .map(criuCommand)
+    .map(readCriuCommand)
     .find((found) => found !== undefined)
   if (command !== undefined) return command
   throw new Fault('REFUSED', 'whoever connected to the page server port is no criu that dumps', {

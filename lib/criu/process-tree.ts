@@ -8,16 +8,16 @@
 import { descendants, isDying, openProcess, type Process, parentOf, startTime, tracedBy } from '../kernel/process.ts'
 
 /** A process with the moment of its start: together they are never used again before a reboot. */
-export interface Member {
+export interface TaskId {
   pid: number
   /** Clock ticks since the boot. */
   start: number
 }
 
-export interface Tree {
+export interface WatchedTree {
   /** The criu first. */
-  readonly criu: Member
-  readonly tasks: readonly Member[]
+  readonly criu: TaskId
+  readonly tasks: readonly TaskId[]
   /** `dead` when all tasks are; `alive` when the criu has ended and the first of them is alive. Never settles after `close`. */
   readonly fate: Promise<'dead' | 'alive'>
   /** Whether one of them was killed: criu is at work. */
@@ -28,14 +28,14 @@ export interface Tree {
 }
 
 /** What the criu with the number `pid` dumps. No tasks where it dumps none, or none that can be seen from here. */
-export function watchTree(pid: number): Tree {
+export function watchTree(pid: number): WatchedTree {
   const criu = openProcess(pid)
   const traced = tracedBy(pid)
   const members = traced
     // The root first: its parent is no task of this tree.
     .sort((one, other) => Number(traced.includes(parentOf(one) ?? 0)) - Number(traced.includes(parentOf(other) ?? 0)))
     .map((task) => ({ pid: task, start: startTime(task), process: openProcess(task) }))
-    .filter((task): task is Member & { process: Process } => task.start !== undefined && task.process !== undefined)
+    .filter((task): task is TaskId & { process: Process } => task.start !== undefined && task.process !== undefined)
   const processes = members.map((task) => task.process)
   const dead = Promise.all(processes.map((task) => task.ended)).then(() => 'dead' as const)
   const over = (criu?.ended ?? new Promise<never>(() => {})).then(() => settle(members))
@@ -47,7 +47,7 @@ export function watchTree(pid: number): Tree {
       dead.then(resolve, () => {})
       over.then(resolve, () => {})
     }),
-    isDying: () => members.some((task) => isDying(task.pid) || !lives(task)),
+    isDying: () => members.some((task) => isDying(task.pid) || !isAlive(task)),
     frozen() {
       const held = new Set(tracedBy(pid))
       return members.length > 0 && members.every((task) => held.has(task.pid) && startTime(task.pid) === task.start)
@@ -59,25 +59,25 @@ export function watchTree(pid: number): Tree {
 }
 
 /** A criu that was killed while it killed may leave the rest of a tree without its root: that is no process any more. */
-async function settle(tasks: readonly (Member & { process: Process })[]): Promise<'dead' | 'alive'> {
+async function settle(tasks: readonly (TaskId & { process: Process })[]): Promise<'dead' | 'alive'> {
   // criu kills first and then waits: whoever it has killed is as good as dead.
   await Promise.all(tasks.filter((task) => isDying(task.pid)).map((task) => task.process.ended))
   const [root] = tasks
-  if (root !== undefined && lives(root)) return 'alive'
+  if (root !== undefined && isAlive(root)) return 'alive'
   for (const { process } of tasks) process.kill()
   return 'dead'
 }
 
 /** Whether it has not ended. */
-export function lives(member: Member): boolean {
+export function isAlive(member: TaskId): boolean {
   return startTime(member.pid) === member.start
 }
 
 /** The same question without pidfds, for a tree that a proxy before us watched; undefined while its criu works. */
-export function fateOf({ criu, tasks }: Pick<Tree, 'criu' | 'tasks'>): 'dead' | 'alive' | undefined {
+export function treeFate({ criu, tasks }: Pick<WatchedTree, 'criu' | 'tasks'>): 'dead' | 'alive' | undefined {
   const [root] = tasks
-  if (root === undefined || !lives(root)) return 'dead'
-  return lives(criu) || tasks.some((task) => isDying(task.pid)) ? undefined : 'alive'
+  if (root === undefined || !isAlive(root)) return 'dead'
+  return isAlive(criu) || tasks.some((task) => isDying(task.pid)) ? undefined : 'alive'
 }
 
 /** The tasks that a criu has restored and holds. */

@@ -6,7 +6,6 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
-import type { Held } from '../handover/target.ts'
 import { descendants, openProcess, type Process } from '../kernel/process.ts'
 import { acceptSpeaker, peerPid } from '../kernel/unix.ts'
 import type { Piece, StoredImage } from '../store/memory.ts'
@@ -16,14 +15,22 @@ import { startCriu } from './run.ts'
 import { serve } from './serve.ts'
 import type { WorkDir } from './work-directory.ts'
 
-export interface Restoring extends Held {
+/** A restore that can be held: by a gate on this host, or by a client over a link. */
+export interface HeldRestore {
+  open(): void
+  shut(): void
+  /** Whether the tasks run: settles after `open` or `shut`, or when CRIU fails. Rejects with `LINK` if that cannot be known. */
+  readonly runs: Promise<boolean>
+}
+
+export interface RunningRestore extends HeldRestore {
   /** Resolves when the tasks are restored and held. Never for a restore that is not to be held. */
   readonly held: Promise<void>
   /** Resolves when criu has exited 0 and has taken the images. Throws `CRIU`. */
   readonly done: Promise<void>
 }
 
-export interface Hold {
+export interface RestoreHold {
   /** What is written on the gate, for who finds it when we are gone. */
   label: string
   /** Where the gate is. */
@@ -39,13 +46,13 @@ const TAKEN_MS = 1000
  * go a signal comes too late. Where somebody else
  * kills it, its tasks would wait for it for ever, and are killed here.
  */
-export function startRestoring(
+export function startRestore(
   criu: string,
   criuOptions: readonly string[],
   images: ReadonlyMap<ImageName, StoredImage>,
   work: WorkDir,
-  { hold, signal, onTaken }: { hold: Hold | undefined; signal: AbortSignal; onTaken?: (piece: Piece) => void },
-): Restoring {
+  { hold, signal, onTaken }: { hold: RestoreHold | undefined; signal: AbortSignal; onTaken?: (piece: Piece) => void },
+): RunningRestore {
   const script = hold !== undefined ? ['--action-script', writeScript(hold.gates, 'post-restore')] : []
   const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...script, ...criuOptions])
   const [held, runs] = [defer<void>(), defer<boolean>()]

@@ -11,23 +11,23 @@ import { INVENTORY } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
-import { aborted, type Deferred, defer } from '../stream/wait.ts'
-import type { Approach } from './incoming-dump.ts'
+import { type Deferred, defer, rejectWhenAborted } from '../stream/wait.ts'
+import type { IncomingDump } from './incoming-dump.ts'
 import { type PageServer, pageServer } from './page-server.ts'
 
 /** Those who stream to one proxy, and those whose pages come to its port. */
-export interface Splits {
+export interface SplitDumps {
   /** The criu of this number has connected to the stream. */
-  stream(pid: number): Half
+  stream(pid: number): DumpHalf
   /** It streams to us, and has not ended. */
   streams(pid: number): boolean
   /** Its pages come by `socket`, which is closed. Throws `REFUSED` where its stream does not come to us, or goes on without pages. */
   pages(pid: number, socket: Fd): Promise<void>
 }
 
-export interface Half {
+export interface DumpHalf {
   /** The same with its pages. Its images throw `REFUSED` where they do not come to us. */
-  join(criu: Approach): Approach
+  join(criu: IncomingDump): IncomingDump
   /** It goes on without pages: those that come, or are here, are refused. */
   refuse(): void
   /** No more of it comes. */
@@ -44,7 +44,7 @@ interface Meeting {
 const MEET_MS = 2000
 
 /** `listens`: whether there is a port for pages. Nobody is waited for once `signal` has come. */
-export function openSplits(listens: boolean, signal: AbortSignal): Splits {
+export function openSplitDumps(listens: boolean, signal: AbortSignal): SplitDumps {
   const meetings = new Map<number, Meeting>()
   /** Pages that were heard before their stream. */
   const early = new Map<number, Deferred<void>>()
@@ -104,7 +104,7 @@ export function splitDump(): Fault {
 
 function joined(stream: ImageSource, arriving: Promise<PageServer>): ImageSource {
   const stop = new AbortController()
-  const stopped = aborted(stop.signal)
+  const stopped = rejectWhenAborted(stop.signal)
   stopped.catch(() => {})
   const came = defer<PageServer>()
   /** The pages are at an end. */

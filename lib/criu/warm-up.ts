@@ -11,7 +11,6 @@ import { type ImageName, INVENTORY, imageName, snapshotId } from '../format/name
 import { encodePagemap, PAGE_BYTES, pageFlag } from '../format/pagemap.ts'
 import { encodeRequest } from '../format/streamer.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
-import { manyLinks } from '../handover/source-link.ts'
 import { type Fd, makePipe } from '../kernel/fd.ts'
 import { address } from '../kernel/libc.ts'
 import { closeFd } from '../kernel/readiness.ts'
@@ -19,12 +18,13 @@ import { readSome, writeAll } from '../kernel/transfer.ts'
 import { sendFd, socketPair } from '../kernel/unix.ts'
 import type { StoredImage } from '../store/memory.ts'
 import { fdLink } from '../stream/fd-link.ts'
-import { frameReader, frameWriter, taking } from '../stream/frames.ts'
+import { accepting, frameReader, frameWriter } from '../stream/frames.ts'
 import type { ImageSink } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { receiveSnapshot } from '../stream/receive.ts'
-import { openLine } from '../stream/resuming-receiver.ts'
+import { openTargetLink } from '../stream/resuming-receiver.ts'
 import { sendSnapshot } from '../stream/send.ts'
+import { resumableLink } from '../stream/source-link.ts'
 import { capture } from './capture.ts'
 import { serve } from './serve.ts'
 
@@ -44,14 +44,14 @@ const MOST_MS = 1000
 let rehearsed: Promise<void> | undefined
 
 /** The first call rehearses, whoever else calls waits for that one. Never throws. */
-export function rehearse(): Promise<void> {
-  rehearsed ??= play().catch(() => {})
+export function warmUp(): Promise<void> {
+  rehearsed ??= runWarmUp().catch(() => {})
   return rehearsed
 }
 
-export async function play(): Promise<void> {
+export async function runWarmUp(): Promise<void> {
   const [near, far] = socketPair()
-  const receiver = openLine(fdLink(far, 'a rehearsal', 'socket'))
+  const receiver = openTargetLink(fdLink(far, 'a rehearsal', 'socket'))
   const [token, id] = [Buffer.alloc(TOKEN_BYTES, 1), snapshotId('rehearsal')]
   const links = [fdLink(near, 'a rehearsal', 'socket')]
   const connect = async (): Promise<Link> => {
@@ -59,7 +59,7 @@ export async function play(): Promise<void> {
     if (link === undefined) throw new Error('a rehearsal has one link')
     return link
   }
-  const sender = manyLinks(id, token, 'sealed', connect, MOST_MS)
+  const sender = resumableLink(id, token, 'sealed', connect, MOST_MS)
   const images = new Map<ImageName, StoredImage>()
   const late = setTimeout(MOST_MS, undefined, { ref: false }).then(() => {
     throw new Fault('TIMEOUT', 'a rehearsal')
@@ -76,10 +76,10 @@ export async function play(): Promise<void> {
   }
 }
 
-const beginning = taking('snapshot')
-const answers = taking('ack', 'sealed')
+const beginning = accepting('snapshot')
+const answers = accepting('ack', 'sealed')
 
-async function sent({ reader, writer }: ReturnType<typeof manyLinks>): Promise<void> {
+async function sent({ reader, writer }: ReturnType<typeof resumableLink>): Promise<void> {
   const [socket, criu] = socketPair()
   const dumping = dump(criu)
   dumping.catch(() => {})
@@ -88,7 +88,7 @@ async function sent({ reader, writer }: ReturnType<typeof manyLinks>): Promise<v
   while ((await (await reader).expect(answers)).type !== 'sealed');
 }
 
-async function received({ link, onGot, outlive }: ReturnType<typeof openLine>, sink: ImageSink): Promise<void> {
+async function received({ link, onGot, outlive }: ReturnType<typeof openTargetLink>, sink: ImageSink): Promise<void> {
   const [reader, writer] = [frameReader(link.inlet, { onGot }), frameWriter(link.outlet)]
   await writer.send({ type: 'hello' })
   await reader.expect(beginning)

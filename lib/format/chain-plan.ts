@@ -6,10 +6,10 @@
  * addresses, and so is what is looked up: every layer is read once, from its beginning to its end, and nothing of it is kept.
  */
 import { Fault } from '../fault.ts'
-import { endOf, hex, MOST_PAGES, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from './pagemap.ts'
+import { endOfEntry, hex, MOST_PAGES, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from './pagemap.ts'
 
 /** Consecutive pages that stand in one layer's pages image, one behind the other; or that no image has (lazy ones). */
-export interface FlatRange extends PagemapEntry {
+export interface PlannedRange extends PagemapEntry {
   /** Whose pages image: 0 is the newest. */
   layer: number
   /** How many pages stand before them in that image. */
@@ -18,23 +18,23 @@ export interface FlatRange extends PagemapEntry {
 
 interface Layer {
   /** All of `[vaddr, end)`, which is behind what was asked for before. */
-  find(vaddr: number, end: number): Generator<FlatRange>
+  find(vaddr: number, end: number): Generator<PlannedRange>
 }
 
 /**
  * The plan of a flattened dump, in order of addresses. `layers`: the newest first. Throws `MISSING` for a page that is in no layer, and
  * whatever the layers throw.
  */
-export function flatten(layers: readonly Iterable<PagemapEntry>[]): Generator<FlatRange> {
+export function planChain(layers: readonly Iterable<PagemapEntry>[]): Generator<PlannedRange> {
   return joined(resolved(layers), (last, next) => last.layer === next.layer)
 }
 
 /** The entries of the flattened dump's pagemap. */
-export function flatEntries(ranges: Iterable<FlatRange>): Generator<PagemapEntry> {
+export function plannedEntries(ranges: Iterable<PlannedRange>): Generator<PagemapEntry> {
   return joined(ranges, () => true)
 }
 
-function* resolved([newest = [], ...older]: readonly Iterable<PagemapEntry>[]): Generator<FlatRange> {
+function* resolved([newest = [], ...older]: readonly Iterable<PagemapEntry>[]): Generator<PlannedRange> {
   let below: Layer | undefined
   for (let layer = older.length; layer > 0; layer--) below = layerOf(layer, older[layer - 1] ?? [], below)
   let offset = 0
@@ -45,10 +45,15 @@ function* resolved([newest = [], ...older]: readonly Iterable<PagemapEntry>[]): 
 }
 
 /** `entry` as ranges: itself, which stands at `offset` in its own image, or what is in the layers below. */
-function* pagesOf(entry: PagemapEntry, layer: number, offset: number, below: Layer | undefined): Generator<FlatRange> {
+function* pagesOf(
+  entry: PagemapEntry,
+  layer: number,
+  offset: number,
+  below: Layer | undefined,
+): Generator<PlannedRange> {
   if ((entry.flags & pageFlag.parent) === 0) yield { ...entry, layer, offset }
   else if (below === undefined) throw missing(entry.vaddr)
-  else yield* below.find(entry.vaddr, endOf(entry))
+  else yield* below.find(entry.vaddr, endOfEntry(entry))
 }
 
 function layerOf(layer: number, entries: Iterable<PagemapEntry>, below: Layer | undefined): Layer {
@@ -58,7 +63,7 @@ function layerOf(layer: number, entries: Iterable<PagemapEntry>, below: Layer | 
 
   /** Steps to the entry that holds `vaddr`. */
   function seek(vaddr: number): PagemapEntry {
-    while (entry === undefined || endOf(entry) <= vaddr) {
+    while (entry === undefined || endOfEntry(entry) <= vaddr) {
       if (entry !== undefined) offset += presentPages(entry)
       const next = rest.next()
       if (next.done === true) throw missing(vaddr)
@@ -97,7 +102,7 @@ function* joined<Range extends PagemapEntry>(
   for (const next of ranges) {
     const joins =
       last !== undefined &&
-      endOf(last) === next.vaddr &&
+      endOfEntry(last) === next.vaddr &&
       last.flags === next.flags &&
       last.pages + next.pages <= MOST_PAGES &&
       fits(last, next)

@@ -31,7 +31,7 @@ export const codecNames = ['zstd', 'lz4'] as const
 export type CodecName = (typeof codecNames)[number]
 
 /** The word of a number. Throws `FORMAT`. */
-export function oneOf<Word>(words: readonly Word[], number: number, type: string): Word {
+export function enumOf<Word>(words: readonly Word[], number: number, type: string): Word {
   const word = words[number]
   if (word === undefined) throw new Fault('FORMAT', `a ${type} frame with the unknown word ${number}`)
   return word

@@ -1,11 +1,11 @@
 /** What a cache holds, as its answer to `list` says it. PROTOCOL.md, section 2. Pure. */
 import { Fault } from '../fault.ts'
-import { oneOf } from './enums.ts'
+import { enumOf } from './enums.ts'
 import { numbers, readCount, u32 } from './image-list.ts'
 import { LONGEST_ID, type SnapshotId, snapshotId } from './names.ts'
 
 /** In the order of their numbers on the wire. */
-export const stockStates = [
+export const holdingStates = [
   /** Its images come. */
   'arriving',
   'sealed',
@@ -25,11 +25,11 @@ export const stockStates = [
   /** Owning, but a criu that could not be held has taken the images: whether it runs cannot be seen. */
   'taken',
 ] as const
-export type StockState = (typeof stockStates)[number]
+export type HoldingState = (typeof holdingStates)[number]
 
 export interface Holding {
   id: SnapshotId
-  state: StockState
+  state: HoldingState
   /** It stays when its process runs. */
   pinned: boolean
   /** Rounds of a chain, else images. */
@@ -46,20 +46,20 @@ export interface Holding {
 export const MOST_LISTED = 4096
 const NUMBERS = 1 + 4 + 8 + 8 + 4
 /** Bytes of the longest list. */
-export const LONGEST_STOCK = 4 + MOST_LISTED * (1 + LONGEST_ID + NUMBERS)
+export const LONGEST_LISTING = 4 + MOST_LISTED * (1 + LONGEST_ID + NUMBERS)
 const MOST_U32 = 2 ** 32 - 1
 /** Beside the state. */
 const PINNED = 0x80
 
 /** The first `MOST_LISTED` of them; `total` are there. */
-export function encodeStock(total: number, holdings: readonly Holding[]): Buffer {
+export function encodeHoldings(total: number, holdings: readonly Holding[]): Buffer {
   const parts = holdings.slice(0, MOST_LISTED).map(({ id, state, pinned, count, bytes, shared, seconds }) => {
     const sizes = numbers(BigInt(bytes), BigInt(shared))
     const counts = [u32(count), sizes, u32(Math.min(Math.floor(seconds), MOST_U32))]
     return Buffer.concat([
       Buffer.of(id.length),
       Buffer.from(id),
-      Buffer.of(stockStates.indexOf(state) + (pinned ? PINNED : 0)),
+      Buffer.of(holdingStates.indexOf(state) + (pinned ? PINNED : 0)),
       ...counts,
     ])
   })
@@ -67,7 +67,7 @@ export function encodeStock(total: number, holdings: readonly Holding[]): Buffer
 }
 
 /** Throws `FORMAT`, `LIMIT` or `NAME`. */
-export function decodeStock(body: Buffer): { total: number; holdings: Holding[] } {
+export function decodeHoldings(body: Buffer): { total: number; holdings: Holding[] } {
   const total = body.readUInt32LE(0)
   const holdings: Holding[] = []
   for (let at = 4; at < body.length; ) {
@@ -77,7 +77,7 @@ export function decodeStock(body: Buffer): { total: number; holdings: Holding[] 
     const state = body.readUInt8(end)
     holdings.push({
       id: snapshotId(body.toString('latin1', id, end)),
-      state: oneOf(stockStates, state % PINNED, 'listed'),
+      state: enumOf(holdingStates, state % PINNED, 'listed'),
       pinned: state >= PINNED,
       count: body.readUInt32LE(end + 1),
       bytes: readCount(body, end + 5),

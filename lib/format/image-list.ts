@@ -25,7 +25,7 @@ export interface ImageEntry {
 }
 
 /** The list of a snapshot's images, in the order in which they were opened: what the snapshot's digest is taken of. */
-export function encodeList(images: readonly ImageEntry[]): Buffer {
+export function encodeImageList(images: readonly ImageEntry[]): Buffer {
   const count = Buffer.alloc(4)
   count.writeUInt32LE(images.length)
   const parts: Buffer[] = [count]
@@ -36,7 +36,7 @@ export function encodeList(images: readonly ImageEntry[]): Buffer {
 }
 
 /** The images of an encoded list. Throws `FORMAT`, `LIMIT` or `NAME`. */
-export function decodeList(body: Buffer): ImageEntry[] {
+export function decodeImageList(body: Buffer): ImageEntry[] {
   const count = body.readUInt32LE(0)
   if (count > MOST_IMAGES) throw new Fault('LIMIT', `a list of ${count} images, at most ${MOST_IMAGES} are allowed`)
   const images: ImageEntry[] = []

@@ -6,7 +6,7 @@
  * finds the same without holding any of it.
  */
 import { Fault } from '../fault.ts'
-import { endOf, hex, MOST_PAGES, PAGE_BYTES, type PagemapEntry, pageFlag } from './pagemap.ts'
+import { endOfEntry, hex, MOST_PAGES, PAGE_BYTES, type PagemapEntry, pageFlag } from './pagemap.ts'
 
 /** Consecutive pages of one kind, side by side in memory: in order of `vaddr`. */
 export interface Runs {
@@ -76,7 +76,7 @@ function grow(runs: Runs): void {
  * The runs of a pagemap whose pages lie, in order, at these addresses. Those in the parent have no address. Throws `FORMAT`
  * unless there are just as many pages, and what `batches` throws. Yields after each batch.
  */
-export function* runsOf(
+export function* pageRunsOf(
   batches: Iterable<readonly PagemapEntry[]>,
   ranges: Iterable<Range>,
   charge: Charge = () => {},
@@ -191,7 +191,7 @@ export function* entriesOf({ count, vaddr, pages, flags }: Runs): Generator<Page
   for (let at = 0; at < count; at++) {
     const next = { vaddr: vaddr[at] as number, pages: pages[at] as number, flags: flags[at] as number }
     const fits = last !== undefined && last.flags === next.flags && last.pages + next.pages <= MOST_PAGES
-    if (last !== undefined && fits && endOf(last) === next.vaddr) {
+    if (last !== undefined && fits && endOfEntry(last) === next.vaddr) {
       last.pages += next.pages
       continue
     }

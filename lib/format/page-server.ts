@@ -16,7 +16,7 @@ import {
   psCommand,
   refused,
 } from './page-record.ts'
-import { endOf, flawOf, hex, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from './pagemap.ts'
+import { endOfEntry, flawOf, hex, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from './pagemap.ts'
 
 /** Records for one pagemap, about 60 bytes of memory each; 64 GiB of single pages. */
 export const MOST_ENTRIES = 2 ** 24
@@ -140,7 +140,7 @@ export function pageServerDecoder(
     if (to.entries.length >= mostEntries) {
       throw new Fault('LIMIT', `page server: ${to.name} has more than ${mostEntries} entries`)
     }
-    to.lastEnd = endOf(entry)
+    to.lastEnd = endOfEntry(entry)
     to.entries.push(entry)
     left = presentPages(entry) * PAGE_BYTES
   }

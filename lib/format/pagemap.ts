@@ -76,7 +76,7 @@ export function pagemapDecoder(): PagemapDecoder {
     }
     const entry = decodeEntry(bytes, begin, end)
     if (entry.vaddr < lastEnd) throw new Fault('FORMAT', `pagemap entries out of order at ${hex(entry.vaddr)}`)
-    lastEnd = endOf(entry)
+    lastEnd = endOfEntry(entry)
     return entry
   }
 
@@ -177,7 +177,7 @@ export function presentPages({ pages, flags }: PagemapEntry): number {
 }
 
 /** The address after its last page. */
-export function endOf({ vaddr, pages }: PagemapEntry): number {
+export function endOfEntry({ vaddr, pages }: PagemapEntry): number {
   return vaddr + pages * PAGE_BYTES
 }
 

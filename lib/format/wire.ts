@@ -9,10 +9,10 @@
  */
 import { crc32 } from 'node:zlib'
 import { Fault } from '../fault.ts'
-import { codecNames, fates, oneOf, refusalCodes, untils, verdicts } from './enums.ts'
+import { codecNames, enumOf, fates, refusalCodes, untils, verdicts } from './enums.ts'
 import { type Frame, type FrameName, type FrameType, frameType } from './frame.ts'
-import { decodeStock, encodeStock, LONGEST_STOCK } from './holdings.ts'
-import { decodeList, encodeList, LONGEST_LIST, numbers, readCount, u32 } from './image-list.ts'
+import { decodeHoldings, encodeHoldings, LONGEST_LISTING } from './holdings.ts'
+import { decodeImageList, encodeImageList, LONGEST_LIST, numbers, readCount, u32 } from './image-list.ts'
 import { imageName, LONGEST_ID, LONGEST_NAME, snapshotId } from './names.ts'
 import { decodeRecalled, decodeSame, encodeRecalled, encodeSame, LONGEST_RECALLED, SAME_BYTES } from './page-digest.ts'
 import { cutText, harmless, LONGEST_REASON } from './reason.ts'
@@ -74,7 +74,7 @@ const payloadRange: Record<FrameName, [least: number, most: number]> = {
   join: [JOIN_BYTES + CRC_BYTES, JOIN_BYTES + CRC_BYTES],
   joined: [CRC_BYTES, CRC_BYTES],
   list: [CRC_BYTES, CRC_BYTES],
-  listed: [4 + CRC_BYTES, LONGEST_STOCK + CRC_BYTES],
+  listed: [4 + CRC_BYTES, LONGEST_LISTING + CRC_BYTES],
   remove: [1 + CRC_BYTES, LONGEST_ID + CRC_BYTES],
   pin: [2 + CRC_BYTES, 1 + LONGEST_ID + CRC_BYTES],
   recall: [CRC_BYTES, CRC_BYTES],
@@ -122,7 +122,7 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
     case 'imageEnd':
       return numbers(BigInt(frame.size), frame.digest)
     case 'snapshotEnd':
-      return Buffer.concat([encodeList(frame.images), numbers(frame.digest)])
+      return Buffer.concat([encodeImageList(frame.images), numbers(frame.digest)])
     case 'failed':
     case 'refused':
       return Buffer.concat([Buffer.of(refusalCodes.indexOf(frame.code)), cutText(frame.reason)])
@@ -143,7 +143,7 @@ function encodePayload(frame: Exclude<Frame, { type: 'data' }>): Buffer {
     case 'join':
       return encodeJoin(frame)
     case 'listed':
-      return encodeStock(frame.total, frame.holdings)
+      return encodeHoldings(frame.total, frame.holdings)
     case 'recalled':
       return encodeRecalled(frame)
     case 'same':
@@ -208,13 +208,13 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
     case 'pin':
       return {
         type,
-        pinned: oneOf([false, true], body.readUInt8(0), type),
+        pinned: enumOf([false, true], body.readUInt8(0), type),
         id: snapshotId(body.toString('latin1', 1)),
       }
     case 'image':
       return { type, channel, name: imageName(body.toString('latin1')) }
     case 'packed': {
-      const codec = oneOf(codecNames, body.readUInt8(0), type)
+      const codec = enumOf(codecNames, body.readUInt8(0), type)
       return { type, channel, offset, codec, raw: rawBytes(body, 1), length: header.length - PACKED_HEAD }
     }
     case 'zeros':
@@ -222,7 +222,7 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
     case 'imageEnd':
       return { type, channel, size: readCount(body, 0), digest: body.readBigUInt64LE(8) }
     case 'snapshotEnd':
-      return { type, images: decodeList(body.subarray(0, -8)), digest: body.readBigUInt64LE(body.length - 8) }
+      return { type, images: decodeImageList(body.subarray(0, -8)), digest: body.readBigUInt64LE(body.length - 8) }
     case 'failed':
     case 'refused':
       return { type, code: refusalCodes[body.readUInt8(0)] ?? 'REFUSED', reason: harmless(body.toString('utf8', 1)) }
@@ -239,7 +239,7 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
     case 'handOver': {
       const token = body.subarray(1)
       if (token.length !== 0 && token.length !== TOKEN_BYTES) throw new Fault('FORMAT', 'a token that is cut')
-      return { type, until: oneOf(untils, body.readUInt8(0), type), ...(token.length > 0 && { token }) }
+      return { type, until: enumOf(untils, body.readUInt8(0), type), ...(token.length > 0 && { token }) }
     }
     case 'resume':
       return {
@@ -260,21 +260,21 @@ export function decodeFrame(header: Header, payload: Buffer): Frame {
     case 'verdict':
       return {
         type,
-        verdict: oneOf(verdicts, body.readUInt8(0), type),
+        verdict: enumOf(verdicts, body.readUInt8(0), type),
         token: body.subarray(1, 1 + TOKEN_BYTES),
         id: snapshotId(body.toString('latin1', 1 + TOKEN_BYTES)),
       }
     case 'fate':
-      return { type, fate: oneOf(fates, body.readUInt8(0), type) }
+      return { type, fate: enumOf(fates, body.readUInt8(0), type) }
     case 'layer': {
       if (offset > MOST_ROUNDS)
         throw new Fault('LIMIT', `a chain of ${offset} rounds, at most ${MOST_ROUNDS} are allowed`)
-      return { type, under: offset, last: oneOf([false, true], body.readUInt8(0), type), token: body.subarray(1) }
+      return { type, under: offset, last: enumOf([false, true], body.readUInt8(0), type), token: body.subarray(1) }
     }
     case 'join':
       return { type, ...decodeJoin(body) }
     case 'listed':
-      return { type, ...decodeStock(body) }
+      return { type, ...decodeHoldings(body) }
     case 'list':
     case 'unchecked':
     case 'hello':

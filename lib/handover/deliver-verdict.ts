@@ -1,142 +1,126 @@
-/**
- * A hand-over by a command that ends with it.
- *
- * Nobody stays here to tell the target again and again, as a proxy does. A verdict that cannot be delivered stays on disk, and is
- * delivered when somebody asks for it (`--settle`): by its name, for only the user knows the way to its target.
- */
-import { setTimeout as delay } from 'node:timers/promises'
-import type { Approach } from '../criu/incoming-dump.ts'
-import { Fault } from '../fault.ts'
+/** Delivers a verdict from the source to the target. The verdict stays on disk until the target has answered it. */
+import { setTimeout } from 'node:timers/promises'
+import { Fault, type FaultCode } from '../fault.ts'
+import type { Fate, Verdict } from '../format/enums.ts'
+import type { Frame } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
+import { NO_TOKEN } from '../format/wire.ts'
 import type { Report } from '../progress.ts'
+import { accepting, frameReader, frameWriter, unexpected } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
-import { conclude, endingOf, ranOn } from './outcome.ts'
-import { pay } from './pay.ts'
-import { type Departed, type Departure, depart } from './source.ts'
-import { type Delivered, type Owed, readOwed, verdictFor } from './verdict-log.ts'
+import { forgetVerdict, type PendingVerdict, verdictFor } from './verdict-log.ts'
 
-/** The way to the target, and what cannot go it now. */
-export interface Way {
-  /** Where verdicts are kept. */
-  debts: string
+export interface Delivery {
   connect: (signal: AbortSignal) => Promise<Link>
-  /** How a user has a verdict delivered. */
-  settling: (id: SnapshotId) => string
-  /** The target keeps images that nobody has restored yet. */
-  keeps: boolean
   report: Report
-  /** How long the target may take, from the last image to its answer. */
-  timeoutMs: number
+  /** Leaves the debt on disk. */
   signal: AbortSignal
 }
 
 /**
- * Hands over what this criu dumps, and returns when `run`, the criu, has ended. Throws what the target refuses, `TIMEOUT`, and what
- * criu says; then the tasks run on here, or the message says where they are.
+ * Delivers a verdict that the target does not know yet, and forgets it. Throws, and keeps it, with `MISSING` where the tasks
+ * are gone and the target does not know them, and with the signal's reason.
  */
-export async function part(
-  criu: Approach,
-  run: Promise<void>,
-  way: Way,
-  departure: Pick<Departure, 'id' | 'until' | 'gates' | 'tuning' | 'resumes' | 'layer'>,
-): Promise<void> {
-  const { id } = departure
-  const { debts: directory, connect, timeoutMs, signal, report } = way
-  const begun = performance.now()
-  const end = await depart(criu, { ...departure, leaves: false, directory, connect, timeoutMs, signal })
-  if ('reason' in end) {
-    const moved = end.owed !== undefined && (await settleFailed(end.owed, way))
-    if (moved) return
-    throw end.reason
-  }
-  const { images, bytes } = end.snapshot
-  const ms = performance.now() - begun
-  if (end.verdict !== 'drop') report({ event: 'sent', id, images: images.length, bytes, ms, verified: true })
-  const delivered = isTold(end) ? end : await payInTime(end.owed, way)
-  concludeOnce(id, delivered, way)
-  // The process runs there, whatever criu says at its end.
-  await Promise.race([run.catch(() => {}), delay(CRIU_PATIENCE_MS, undefined, { ref: false })])
-}
-
-/** The verdict of a hand-over that failed here: what keeps it from its target is said. Whether the process moved all the same. */
-async function settleFailed(owed: Owed, way: Way): Promise<boolean> {
+export async function deliverAndForget(
+  owed: PendingVerdict,
+  { connect, report, signal }: Delivery,
+): Promise<DeliveredVerdict> {
   const { id } = owed
-  try {
-    const delivered = await payInTime(owed, way)
-    conclude(id, delivered, way.report)
-    return delivered.verdict === 'go'
-  } catch (fault) {
-    grave(way.report, id, fault as Error)
-    return false
-  }
+  report({ event: 'waiting', what: `the target, which must learn what became of snapshot ${id}` })
+  const delivered = await deliverVerdict(owed, connect, signal).catch((error: unknown) => {
+    throw error instanceof Fault && error.code === 'MISSING' ? unknownThere(owed, error) : error
+  })
+  forgetVerdict(owed)
+  return delivered
 }
 
-function isTold(end: Departed): end is Departed & Delivered {
-  return end.fate !== undefined
+/** The target may have run it and forgotten; it may also be another one than before, or have died with the copy. */
+function unknownThere({ id, path }: PendingVerdict, cause: Fault): Fault {
+  return new Fault('MISSING', `the process is gone from here, and the target does not know snapshot ${id}`, {
+    hint: `look whether it runs there: it may be lost; when you know, rm ${path}`,
+    cause,
+  })
 }
 
-/** For a hand-over that has failed already: what else must be known. */
-function grave(report: Report, id: SnapshotId, fault: Error): void {
-  report({ event: 'failed', what: `the verdict of snapshot ${id}`, fault })
+export interface DeliveredVerdict {
+  verdict: Verdict
+  fate: Fate
 }
 
-/** Here it is an error where the process is not there, and nowhere else. */
-function concludeOnce(id: SnapshotId, delivered: Delivered, { keeps, report }: Way): void {
-  const ending = endingOf(delivered.verdict, delivered.fate)
-  if (ending === 'stored' && !keeps) {
-    throw new Fault('CRIU', 'the process is gone from here, and does not run there: criu restore failed at its end', {
-      hint: 'it is lost, unless the target kept its images',
-    })
-  }
-  if (ending === 'stayed') throw ranOn()
-  conclude(id, delivered, report)
-}
-
-/** A criu whose tasks are gone has nothing to do but to end. */
-const CRIU_PATIENCE_MS = 10_000
-
-/** How long a target may take after a signal, of the time that a command has then. */
-const HURRY_MS = 2000
-
-async function payInTime(owed: Owed, { connect, settling, signal, timeoutMs, report }: Way): Promise<Delivered> {
-  const stop = new AbortController()
-  const hurry = (): void => void setTimeout(() => stop.abort(), HURRY_MS).unref()
-  const timer = setTimeout(() => stop.abort(), timeoutMs)
-  if (signal.aborted) hurry()
-  signal.addEventListener('abort', hurry)
-  try {
-    return await pay(owed, { connect, report, signal: stop.signal })
-  } catch (error) {
-    throw stop.signal.aborted ? undelivered(owed, settling) : error
-  } finally {
-    clearTimeout(timer)
-    signal.removeEventListener('abort', hurry)
-  }
-}
-
-function undelivered(owed: Owed, settling: Way['settling']): Fault {
-  const { id } = owed
-  const where = verdictFor(owed) === 'go' ? 'is gone from here' : 'runs on here'
-  return new Fault(
-    'LINK',
-    `the process of snapshot ${id} ${where}, and the target, which may hold a copy, was not told`,
-    { hint: `tell it with: ${settling(id)}` },
-  )
-}
-
-/** Says what commands before us, which were killed, still owe. */
-export function remind({ debts, settling, report }: Way): void {
-  for (const owed of readOwed(debts)) {
-    if (verdictFor(owed) !== undefined) grave(report, owed.id, undelivered(owed, settling))
-  }
-}
+const RETRY_MS = 300
+/** A link that is made and stays silent is left for another one. */
+const TRY_MS = 10_000
 
 /**
- * Delivers the verdict of an earlier hand-over. Throws `MISSING` where nothing is owed, or where
- * the tasks are gone and the target does not know them; `LINK`, and then it is owed still; and what `conclude` throws.
+ * Delivers the verdict over new connections, again and again until the target answers or `signal` comes. Returns it, and
+ * what became of the target's tasks. Throws `MISSING` if the target does not know the snapshot, and the signal's reason.
  */
-export async function settle(id: SnapshotId, way: Way): Promise<void> {
-  const owed = readOwed(way.debts).find((one) => one.id === id)
-  if (owed === undefined) throw new Fault('MISSING', `nothing is owed for snapshot ${id} in ${way.debts}`)
-  conclude(id, await payInTime(owed, way), way.report)
+export async function deliverVerdict(
+  owed: PendingVerdict,
+  connect: (signal: AbortSignal) => Promise<Link>,
+  signal: AbortSignal,
+): Promise<DeliveredVerdict> {
+  for (;;) {
+    signal.throwIfAborted()
+    const verdict = verdictFor(owed)
+    try {
+      if (verdict !== undefined) {
+        const limit = AbortSignal.any([signal, AbortSignal.timeout(TRY_MS)])
+        return {
+          verdict,
+          fate: await sendVerdict(
+            await connect(limit),
+            { ...owed, token: Buffer.from(owed.token, 'hex'), verdict },
+            limit,
+          ),
+        }
+      }
+    } catch (error) {
+      if (!(error instanceof Fault || (error as Error).name === 'TimeoutError')) throw error
+      // It never had all images, or has dropped them.
+      if (codeOf(error) === 'MISSING' && verdict === 'drop') return { verdict, fate: 'dropped' }
+      if (codeOf(error) === 'MISSING') throw error
+    }
+    await setTimeout(RETRY_MS, undefined, { signal }).catch(() => {})
+  }
+}
+
+function codeOf(error: unknown): FaultCode | undefined {
+  return error instanceof Fault ? error.code : undefined
+}
+
+/** A verdict; without a token for those who believe us anyway: at a socket of our own user. */
+export interface VerdictMessage {
+  id: SnapshotId
+  verdict: Verdict
+  token?: Buffer
+}
+
+/** One try on a link of its own, which is closed. Throws `REFUSED` and the like, and `LINK`. */
+export async function sendVerdict(link: Link, said: VerdictMessage, signal?: AbortSignal): Promise<Fate> {
+  const { id, verdict, token = NO_TOKEN } = said
+  const answer = await request(link, { type: 'verdict', verdict, token, id }, signal)
+  if (answer.type !== 'fate') throw unexpected(answer)
+  return answer.fate
+}
+
+const greeting = accepting('hello')
+const answers = accepting('refused', 'fate', 'listed')
+
+/** One frame and its answer, on a link of their own. Throws as `tell` does. */
+export async function request(link: Link, frame: Frame, signal?: AbortSignal): Promise<Frame> {
+  const cut = (): void => link.destroy(signal?.reason as Error)
+  signal?.addEventListener('abort', cut)
+  try {
+    const reader = frameReader(link.inlet)
+    // Not every target greets before it is spoken to.
+    await frameWriter(link.outlet).send(frame)
+    await reader.expect(greeting)
+    const answer = await reader.expect(answers)
+    if (answer.type === 'refused') throw new Fault(answer.code, answer.reason)
+    return answer
+  } finally {
+    signal?.removeEventListener('abort', cut)
+    link.destroy()
+  }
 }

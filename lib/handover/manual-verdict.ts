@@ -7,20 +7,20 @@ import type { Fate, Verdict } from '../format/enums.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { fdLink } from '../stream/fd-link.ts'
-import { type Adopted, adoptRestores } from './recover.ts'
+import { sendVerdict } from './deliver-verdict.ts'
+import { type RecoveredRestore, recoverRestores } from './recover.ts'
 import { holdSocket } from './standalone-target.ts'
-import { openArrival } from './target.ts'
-import { tell } from './verdict-log.ts'
+import { openTargetHandover } from './target.ts'
 
-export const byHandOptions = { 'let-run': { type: 'string' }, drop: { type: 'string' } } as const
+export const manualVerdictOptions = { 'let-run': { type: 'string' }, drop: { type: 'string' } } as const
 
 /** The part of a usage text about these options. */
-export const byHandHelp = `      --let-run ID     tell the one that holds ID in DIR: its process is gone at the source,
+export const manualVerdictHelp = `      --let-run ID     tell the one that holds ID in DIR: its process is gone at the source,
                        let the copy run. Only if you know it: else there are two
       --drop ID        the same: it runs on at its source, drop the copy`
 
 /** What these options ask for, if they are given. Throws `USAGE` or `NAME`. */
-export function saidByHand(values: { 'let-run'?: string; drop?: string }) {
+export function manualVerdictOf(values: { 'let-run'?: string; drop?: string }) {
   const { drop, 'let-run': letRun } = values
   if (drop !== undefined && letRun !== undefined) {
     throw new Fault('USAGE', '--let-run and --drop do not go together', { hint: 'choose one' })
@@ -35,7 +35,7 @@ export function saidByHand(values: { 'let-run'?: string; drop?: string }) {
  * `MISSING`, what it refuses with, `IO` where this user may not ask, and `USAGE` for a directory that others can
  * change.
  */
-export async function tellByHand(
+export async function giveVerdict(
   directory: string,
   name: string,
   { id, verdict }: { id: SnapshotId; verdict: Verdict },
@@ -46,16 +46,16 @@ export async function tellByHand(
     socket = connectWithin(place, name, `nobody holds a snapshot ${id} in ${directory}`)
   } catch (error) {
     if (!(error instanceof Fault && error.code === 'MISSING')) throw error
-    const [left] = existsSync(place) ? adoptRestores(place, id) : []
+    const [left] = existsSync(place) ? recoverRestores(place, id) : []
     if (left === undefined) throw error
     if (name === holdSocket(id)) rmSync(join(place, name), { force: true })
     return tellCopy(left, verdict)
   }
-  return tell(fdLink(socket, 'the holder', 'socket'), { id, verdict })
+  return sendVerdict(fdLink(socket, 'the holder', 'socket'), { id, verdict })
 }
 
-async function tellCopy({ id, held, ended, remove }: Adopted, verdict: Verdict): Promise<Fate> {
-  const arrival = openArrival(id, () => {})
+async function tellCopy({ id, held, ended, remove }: RecoveredRestore, verdict: Verdict): Promise<Fate> {
+  const arrival = openTargetHandover(id, () => {})
   arrival.restore()
   arrival.restored(held)
   try {
@@ -67,12 +67,12 @@ async function tellCopy({ id, held, ended, remove }: Adopted, verdict: Verdict):
 }
 
 /** The same, for a person: another outcome than the one asked for is `REFUSED`. */
-export async function decideByHand(
+export async function giveManualVerdict(
   directory: string,
   name: string,
-  said: Parameters<typeof tellByHand>[2],
+  said: Parameters<typeof giveVerdict>[2],
 ): Promise<void> {
-  const fate = await tellByHand(directory, name, said)
+  const fate = await giveVerdict(directory, name, said)
   if ((fate === 'dropped') === (said.verdict === 'drop')) return
   throw new Fault('REFUSED', `snapshot ${said.id} is decided already: ${fate}`)
 }

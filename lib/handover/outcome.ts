@@ -3,9 +3,9 @@ import { Fault } from '../fault.ts'
 import type { Fate, Verdict } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Report } from '../progress.ts'
-import type { Delivered } from './verdict-log.ts'
+import type { DeliveredVerdict } from './deliver-verdict.ts'
 
-export type Ending =
+export type Outcome =
   /** The process runs there. */
   | 'moved'
   /** It is gone here, and its images wait there for a restore. */
@@ -19,7 +19,7 @@ export type Ending =
   /** It runs on here, and there is a copy that runs or may. */
   | 'twice'
 
-const endings: Record<Verdict, Record<Fate, Ending>> = {
+const endings: Record<Verdict, Record<Fate, Outcome>> = {
   go: { running: 'moved', kept: 'stored', dropped: 'lost' },
   // Images that are kept after a drop were let go by hand: a restore gets them.
   drop: { running: 'twice', kept: 'twice', dropped: 'stayed' },
@@ -27,20 +27,20 @@ const endings: Record<Verdict, Record<Fate, Ending>> = {
 }
 
 /** Pure. */
-export function endingOf(verdict: Verdict, fate: Fate): Ending {
+export function outcomeOf(verdict: Verdict, fate: Fate): Outcome {
   return endings[verdict][fate]
 }
 
 /** Why nothing of a dump may be restored whose criu has ended and has not killed: `FAILED_DUMP`. */
-export function ranOn(): Fault {
+export function tasksRunOn(): Fault {
   return new Fault('FAILED_DUMP', 'criu has ended, and the process that it dumped runs on: the dump failed', {
     hint: "see the dump's own log; --leave-running, if that was meant, must be on its command line or in its configuration",
   })
 }
 
 /** Reports an ending that is in order. Throws `MISSING` where no process is left, and `EXISTS` where there are two. */
-export function conclude(id: SnapshotId, { verdict, fate }: Delivered, report: Report): void {
-  switch (endingOf(verdict, fate)) {
+export function reportOutcome(id: SnapshotId, { verdict, fate }: DeliveredVerdict, report: Report): void {
+  switch (outcomeOf(verdict, fate)) {
     case 'moved':
     case 'stored':
       report({ event: 'handed over', id, verdict: 'go', fate })

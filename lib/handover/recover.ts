@@ -3,32 +3,32 @@
  * its gate, and another process in the same place takes it over, with the name that was written on it.
  */
 
-import { adoptGates, type Orphan } from '../criu/action-script.ts'
+import { type OrphanedGate, recoverGates } from '../criu/action-script.ts'
 import { heldTasks } from '../criu/process-tree.ts'
+import type { HeldRestore } from '../criu/restore.ts'
 import { abandoned, type PrivateDirectory, privateDirectory } from '../criu/work-directory.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { NO_TOKEN } from '../format/wire.ts'
 import { openProcess } from '../kernel/process.ts'
-import type { Held } from './target.ts'
 
 /** How the directories of our own restores begin. */
 const HELD = '.ferry-restore-'
 
 /** A directory in `place` for the gate of one restore. Throws `IO`. */
-export function gateDirectory(place: string): PrivateDirectory {
+export function restoreDirectory(place: string): PrivateDirectory {
   return privateDirectory(place, HELD)
 }
 
 /** What is written on the gate of a restore. `token`: what a verdict must show. */
-export function labelOf(id: SnapshotId, token: Buffer = NO_TOKEN): string {
+export function restoreLabel(id: SnapshotId, token: Buffer = NO_TOKEN): string {
   return `${id} ${token.toString('hex')}`
 }
 
 /** A restore that was taken over: without images, but alive. */
-export interface Adopted {
+export interface RecoveredRestore {
   id: SnapshotId
   token: Buffer
-  held: Held
+  held: HeldRestore
   /** Its criu's end. */
   ended: Promise<void>
   /** Takes away what is left of it: afterwards. */
@@ -36,11 +36,11 @@ export interface Adopted {
 }
 
 /** Takes over what dead holders left in `place`, and clears away what waits for nobody; or only the restore of `id`. */
-export function adoptRestores(place: string, id?: SnapshotId): Adopted[] {
+export function recoverRestores(place: string, id?: SnapshotId): RecoveredRestore[] {
   const isWanted = id && ((label: string): boolean => label.split(' ')[0] === id)
-  const inPlace = adoptGates(place, isWanted).map((orphan) => adopted(orphan))
+  const inPlace = recoverGates(place, isWanted).map((orphan) => adopted(orphan))
   const apart = abandoned(place, new RegExp(`^\\${HELD}`)).flatMap((directory) => {
-    const [orphan] = adoptGates(directory.path, isWanted)
+    const [orphan] = recoverGates(directory.path, isWanted)
     if (orphan !== undefined) return [adopted(orphan, directory)]
     if (id === undefined) directory.remove()
     else directory.release()
@@ -49,7 +49,7 @@ export function adoptRestores(place: string, id?: SnapshotId): Adopted[] {
   return [...inPlace, ...apart]
 }
 
-function adopted({ pid, gate, label }: Orphan, directory?: PrivateDirectory): Adopted {
+function adopted({ pid, gate, label }: OrphanedGate, directory?: PrivateDirectory): RecoveredRestore {
   const criu = openProcess(pid)
   const ended = criu?.ended ?? Promise.resolve()
   const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])

@@ -8,31 +8,31 @@
 import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { runsScript } from '../cache/external-restore.ts'
 import { closedGate } from '../criu/action-script.ts'
-import type { Approach } from '../criu/incoming-dump.ts'
-import { type Tree, watchTree } from '../criu/process-tree.ts'
-import { rehearse } from '../criu/warm-up.ts'
+import { runsScript } from '../criu/command-line.ts'
+import type { IncomingDump } from '../criu/incoming-dump.ts'
+import { type WatchedTree, watchTree } from '../criu/process-tree.ts'
+import { warmUp } from '../criu/warm-up.ts'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
 import type { Fate, Until, Verdict } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
-import { openSilence } from '../stream/criu-timeout.ts'
-import { openKnown } from '../stream/dedup-send.ts'
+import { openCriuTimeout } from '../stream/criu-timeout.ts'
+import { openDedupSender } from '../stream/dedup-send.ts'
 import type { FrameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
+import { resumableLink, singleLink } from '../stream/source-link.ts'
 import type { Tuning } from '../stream/tuning.ts'
-import { aborted, defer, late } from '../stream/wait.ts'
-import { ranOn } from './outcome.ts'
-import { manyLinks, oneLink } from './source-link.ts'
+import { defer, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
+import { tasksRunOn } from './outcome.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './state-machine.ts'
-import { listenTo, type Said } from './target-answers.ts'
-import { letGo, type Owed, owedAlready, settleOwed, writeOwed } from './verdict-log.ts'
+import { readAnswers, type TargetAnswers } from './target-answers.ts'
+import { forgetVerdict, markLetGo, type PendingVerdict, verdictPending, writePendingVerdict } from './verdict-log.ts'
 
-export interface Departure {
+export interface HandoverOptions {
   id: SnapshotId
   until: Until
   /** The dump was asked to leave the tasks: then it is a copy. Else one whose tasks run on has failed. */
@@ -57,30 +57,30 @@ export interface Departure {
   onBytes?: (bytes: number) => void
 }
 
-export interface Departed {
+export interface HandedOver {
   snapshot: Snapshot
   /** Bytes of pages that the target had. */
   spared?: number | undefined
   verdict: Verdict
   /** What became of the target's tasks; undefined if it could not be told: then `owed` is still on disk. */
   fate: Fate | undefined
-  owed: Owed
+  owed: PendingVerdict
 }
 
 /** A hand-over that failed, with the debt that it leaves. */
-export interface Failed {
+export interface HandoverFailed {
   reason: unknown
-  owed: Owed | undefined
+  owed: PendingVerdict | undefined
 }
 
 /**
  * Sends what this criu dumps, and hands the process over. Returns the debt if something failed
  * before the tasks were gone.
  */
-export async function depart(criu: Approach, options: Departure): Promise<Departed | Failed> {
+export async function handOver(criu: IncomingDump, options: HandoverOptions): Promise<HandedOver | HandoverFailed> {
   const { id, until, leaves, gates, directory, connect, layer, timeoutMs, signal } = options
   const { pid, bytes } = criu
-  const known = options.tuning?.dedup && openKnown(options.tuning.dedup)
+  const known = options.tuning?.dedup && openDedupSender(options.tuning.dedup)
   const token = randomBytes(TOKEN_BYTES)
   const gate = closedGate(gates, pid, 'post-dump')
   let atGate = false
@@ -94,7 +94,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   /** Whoever dumps waits for nobody any more, or only at our gate. */
   let written = false
   const goesOn = defer<void>()
-  const silence = openSilence(timeoutMs, (reason) => {
+  const silence = openCriuTimeout(timeoutMs, (reason) => {
     // What kills its tasks is at work; and what may kill them at any moment is not to be told that they stay.
     if (tree?.isDying()) silence.heard()
     else if (written && !waitsForUs) goesOn.resolve()
@@ -106,8 +106,8 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   const outside = (): void => stop.abort(signal.reason)
   signal.addEventListener('abort', outside)
   const line = options.resumes
-    ? manyLinks(id, token, until, connect, timeoutMs)
-    : oneLink(connect(stop.signal), timeoutMs, stop)
+    ? resumableLink(id, token, until, connect, timeoutMs)
+    : singleLink(connect(stop.signal), timeoutMs, stop)
   const { writer } = line
   let sending = true
   let stuck = false
@@ -118,16 +118,16 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   }
   stop.signal.addEventListener('abort', () => globalThis.setTimeout(cut, GRACE_MS).unref())
   if (signal.aborted) outside()
-  const talk = line.reader.then((reader) => listenTo(reader, line.greeted, known))
+  const talk = line.reader.then((reader) => readAnswers(reader, line.greeted, known))
   const broken = talk.then((said) => said.offer)
   broken.catch((reason: unknown) => stop.abort(reason))
 
   if (bytes !== undefined) {
     const reserved = talk.then((said) => said.reserved)
     const prepared = Promise.all([reserved, known?.ready])
-    const ready = Promise.race([prepared, late(timeoutMs, NO_MEMORY, stop.signal)])
+    const ready = Promise.race([prepared, rejectAfter(timeoutMs, NO_MEMORY, stop.signal)])
     silence
-      .during(Promise.all([ready, rehearse()]))
+      .during(Promise.all([ready, warmUp()]))
       .then(criu.open)
       .catch((reason: unknown) => stop.abort(reason))
   }
@@ -142,8 +142,8 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
     const decided = verdictOf(state)
     if (decided !== undefined) decide(decided)
   }
-  let tree: Tree | undefined
-  let owed: Owed | undefined
+  let tree: WatchedTree | undefined
+  let owed: PendingVerdict | undefined
   const watch = (): void => {
     tree = watchTree(pid)
     void tree.fate.then((fate) => step(fate === 'dead' ? 'dead' : leaves ? 'left' : 'ran on'))
@@ -151,15 +151,19 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   // One that waited for us before the freeze waits for us before it kills; only a link that can go on acknowledges each image.
   const byReference = options.tuning?.unchecked === true && options.resumes === true && bytes !== undefined
   const taken = async (images: number): Promise<void> => {
-    const said = await Promise.race([talk, aborted(stop.signal)])
+    const said = await Promise.race([talk, rejectWhenAborted(stop.signal)])
     const what = 'the target did not take the images'
-    const all = Promise.race([said.taken(images), late(timeoutMs, what, stop.signal), aborted(stop.signal)])
+    const all = Promise.race([
+      said.taken(images),
+      rejectAfter(timeoutMs, what, stop.signal),
+      rejectWhenAborted(stop.signal),
+    ])
     await silence.during(all)
   }
   /** What was passed on by reference is what it was, if the target has it all while the tasks are still frozen. */
   const stillThere = async (images: number): Promise<void> => {
-    const atLast = late(timeoutMs, 'criu did not come to its post-dump', stop.signal)
-    await Promise.race([Promise.all([taken(images), whenHeld]), atLast, aborted(stop.signal), gone()])
+    const atLast = rejectAfter(timeoutMs, 'criu did not come to its post-dump', stop.signal)
+    await Promise.race([Promise.all([taken(images), whenHeld]), atLast, rejectWhenAborted(stop.signal), gone()])
     if (tree?.frozen() !== true) throw changed()
   }
   const gone = async (): Promise<void> => {
@@ -168,7 +172,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   }
   const what = `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`
   // Before it has written all: a criu without our script kills the tasks then, whatever we say.
-  const objection = pid < 1 ? unseen() : owedAlready(directory, id)
+  const objection = pid < 1 ? cannotSeeTasks() : verdictPending(directory, id)
   if (objection !== undefined) stop.abort(objection)
   const wrote = (): void => {
     written = true
@@ -176,7 +180,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
   const complete = Promise.race([whenHeld, goesOn.promise])
   try {
     source = criu.images({ complete, taken, answered: wrote })
-    const snapshot = await sendSnapshot(writer, id, watched(source, watch), {
+    const snapshot = await sendSnapshot(writer, id, onFirstImage(source, watch), {
       ...options.tuning,
       silence,
       onDrained: async () => wrote(),
@@ -191,27 +195,31 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
       greeted: line.greeted,
       confirm: async (images) => {
         if (byReference) await stillThere(images)
-        const watched = tree as Tree
-        if (watched.tasks.length === 0 && atGate) throw unseen()
-        if (verdictOf(state) === 'drop') throw ranOn()
+        const watched = tree as WatchedTree
+        if (watched.tasks.length === 0 && atGate) throw cannotSeeTasks()
+        if (verdictOf(state) === 'drop') throw tasksRunOn()
         // Without our script nobody asks us.
-        owed = writeOwed(directory, id, token, watched, atGate ? 'held' : 'let go')
+        owed = writePendingVerdict(directory, id, token, watched, atGate ? 'held' : 'let go')
       },
     }).finally(() => {
       sending = false
     })
     const said = await talk
-    await Promise.race([agreement(said, until, snapshot), late(timeoutMs, what, stop.signal), aborted(stop.signal)])
-    const debt = owed as unknown as Owed
-    letGo(debt)
+    await Promise.race([
+      agreement(said, until, snapshot),
+      rejectAfter(timeoutMs, what, stop.signal),
+      rejectWhenAborted(stop.signal),
+    ])
+    const debt = owed as unknown as PendingVerdict
+    markLetGo(debt)
     step('agreed')
     gate.open()
     const decided = await verdict
     const fate = await Promise.race([
       tellThere(writer, said, { id, token, verdict: decided }),
-      late(timeoutMs, 'no answer', stop.signal),
+      rejectAfter(timeoutMs, 'no answer', stop.signal),
     ]).catch(() => undefined)
-    if (fate !== undefined) settleOwed(debt)
+    if (fate !== undefined) forgetVerdict(debt)
     return { snapshot, spared: known?.spared, verdict: decided, fate, owed: debt }
   } catch (error) {
     step('failed')
@@ -230,7 +238,7 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
       setTimeout(ANSWER_MS, undefined, { ref: false }),
     ]).catch(() => undefined)
     if (told === undefined) return { reason, owed }
-    settleOwed(owed)
+    forgetVerdict(owed)
     return { reason, owed: undefined }
   } finally {
     signal.removeEventListener('abort', outside)
@@ -246,14 +254,14 @@ export async function depart(criu: Approach, options: Departure): Promise<Depart
 const NO_MEMORY = 'the target did not make memory ready'
 
 /** A criu whose tasks cannot be watched. */
-export function unseen(): Fault {
+export function cannotSeeTasks(): Fault {
   return new Fault('CRIU', 'cannot see the tasks that this criu dumps, and so not whether they die', {
     hint: 'run this command in the pid namespace of that criu',
   })
 }
 
 /** Calls `first` when CRIU opens its first image: by then the tree is frozen, and until CRIU has gone on it stays so. */
-export function watched(source: ImageSource, first: () => void): ImageSource {
+export function onFirstImage(source: ImageSource, first: () => void): ImageSource {
   async function* images(): AsyncGenerator<OpenImage> {
     let begun = false
     for await (const image of source.images) {
@@ -272,7 +280,7 @@ function changed(): Fault {
 }
 
 /** Resolves when the target has what `until` asks for. Throws `DIGEST` where it is not what was sent. */
-async function agreement(said: Said, until: Until, sent: Snapshot): Promise<void> {
+async function agreement(said: TargetAnswers, until: Until, sent: Snapshot): Promise<void> {
   const digest = await said.sealed
   if (digest !== sent.digest) {
     throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
@@ -282,7 +290,7 @@ async function agreement(said: Said, until: Until, sent: Snapshot): Promise<void
 
 async function tellThere(
   writer: FrameWriter,
-  said: Said,
+  said: TargetAnswers,
   verdict: { id: SnapshotId; token: Buffer; verdict: Verdict },
 ): Promise<Fate> {
   await writer.send({ type: 'verdict', ...verdict })

@@ -3,7 +3,7 @@
  * of its own. If the link is lost meanwhile it holds on, and takes the verdict at a socket by its snapshot's name.
  */
 import { setTimeout } from 'node:timers/promises'
-import type { Hold, Restoring } from '../criu/restore.ts'
+import type { RestoreHold, RunningRestore } from '../criu/restore.ts'
 import { openWorkDir, removeIfEmpty } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
 import type { Until } from '../format/enums.ts'
@@ -13,14 +13,21 @@ import type { Frame } from '../format/wire.ts'
 import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { fdLink } from '../stream/fd-link.ts'
-import { type FrameReader, type FrameWriter, frameReader, frameWriter, taking, unexpected } from '../stream/frames.ts'
+import {
+  accepting,
+  type FrameReader,
+  type FrameWriter,
+  frameReader,
+  frameWriter,
+  unexpected,
+} from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
 import { defer } from '../stream/wait.ts'
-import { gateDirectory, labelOf } from './recover.ts'
-import { type Outcome, openArrival } from './target.ts'
+import { restoreDirectory, restoreLabel } from './recover.ts'
+import { type ImagesOutcome, openTargetHandover } from './target.ts'
 
 /** What a source offers: its snapshot is here, and a verdict will come. */
-export interface Offer {
+export interface HandoverOffer {
   id: SnapshotId
   until: Until
   reader: FrameReader
@@ -37,7 +44,7 @@ export function holdSocket(id: SnapshotId): string {
   return `${id}.sock`
 }
 
-const verdicts = taking('verdict')
+const verdicts = accepting('verdict')
 
 /** A source that heard a refusal answers with its verdict; it may be gone. */
 const ANSWER_MS = 5000
@@ -47,17 +54,17 @@ const ANSWER_MS = 5000
  * A signal stops a restore that is not held yet; a copy that is held is offered back, for it may be the only one, and stays at its gate
  * when we end (see adopt.ts).
  */
-export async function takeOver(
-  offer: Offer,
-  start: (hold: Hold, signal: AbortSignal) => Restoring,
+export async function holdRestored(
+  offer: HandoverOffer,
+  start: (hold: RestoreHold, signal: AbortSignal) => RunningRestore,
   { directory, report, signal }: { directory: string | undefined; report: Report; signal: AbortSignal },
 ): Promise<void> {
   const { id, until, reader, writer } = offer
-  const outcome = defer<Outcome>()
-  const arrival = openArrival(id, outcome.resolve)
+  const outcome = defer<ImagesOutcome>()
+  const arrival = openTargetHandover(id, outcome.resolve)
   const place = directory ?? HOLD_DIRECTORY
   const control = openWorkDir(place, holdSocket(id))
-  const secret = gateDirectory(control.path)
+  const secret = restoreDirectory(control.path)
   const stop = new AbortController()
   const say = (frame: Frame): void => void writer.send(frame).catch(() => {})
   const refuse = (fault: Fault): void => say({ type: 'refused', code: refusalOf(fault), reason: fault.message })
@@ -92,7 +99,7 @@ export async function takeOver(
     else abandon(reason)
   })
   try {
-    const restoring = start({ label: labelOf(id), gates: secret.path }, stop.signal)
+    const restoring = start({ label: restoreLabel(id), gates: secret.path }, stop.signal)
     void restoring.held.then(() => arrival.restored(restoring))
     await Promise.race([restoring.done, outcome.promise])
     const became = await outcome.promise

@@ -1,12 +1,12 @@
 /** What the target of a hand-over says, as promises. */
 import { Fault } from '../fault.ts'
 import type { Fate } from '../format/enums.ts'
-import { openNews } from '../stream/condition.ts'
-import type { Known } from '../stream/dedup-send.ts'
-import { type FrameReader, taking } from '../stream/frames.ts'
+import { openCondition } from '../stream/condition.ts'
+import type { DedupSender } from '../stream/dedup-send.ts'
+import { accepting, type FrameReader } from '../stream/frames.ts'
 import { defer } from '../stream/wait.ts'
 
-export interface Said {
+export interface TargetAnswers {
   /** Resolves when the target has acknowledged so many images. */
   taken(images: number): Promise<void>
   sealed: Promise<bigint>
@@ -17,20 +17,20 @@ export interface Said {
   offer: Promise<never>
 }
 
-const greeting = taking('hello')
-const answers = taking('ack', 'sealed', 'ready', 'reserved', 'fate', 'refused')
-const answersAndOffers = taking('ack', 'sealed', 'ready', 'reserved', 'fate', 'refused', 'recalled')
+const greeting = accepting('hello')
+const answers = accepting('ack', 'sealed', 'ready', 'reserved', 'fate', 'refused')
+const answersAndOffers = accepting('ack', 'sealed', 'ready', 'reserved', 'fate', 'refused', 'recalled')
 
 /** What it says, each as a promise that its refusal or its absence rejects; what it offers goes to `known`. */
-export function listenTo(reader: FrameReader, begun: boolean, known?: Known): Said {
+export function readAnswers(reader: FrameReader, begun: boolean, known?: DedupSender): TargetAnswers {
   const [sealed, ready, fate, offer] = [defer<bigint>(), defer<void>(), defer<Fate>(), defer<never>()]
   const reserved = defer<void>()
   const refuse = (reason: unknown): void => {
     for (const wait of [sealed, ready, offer, reserved]) wait.reject(reason)
   }
-  const [news, acks] = [openNews(), { count: 0 }]
+  const [news, acks] = [openCondition(), { count: 0 }]
   const taken = async (images: number): Promise<void> => {
-    while (acks.count < images) await news.told()
+    while (acks.count < images) await news.wait()
   }
   const listen = async (): Promise<void> => {
     const gone = (): Fault => new Fault('LINK', 'the target closed the link')
@@ -46,7 +46,7 @@ export function listenTo(reader: FrameReader, begun: boolean, known?: Known): Sa
       // It may still take a verdict.
       else if (frame.type === 'refused') refuse(new Fault(frame.code, `the target refused: ${frame.reason}`))
       else acks.count++
-      news.tell()
+      news.notify()
     }
   }
   listen().catch((reason: unknown) => {

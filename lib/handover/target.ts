@@ -1,39 +1,32 @@
 /**
  * The target's end of a hand-over: one snapshot with a verdict to come, and the restore that holds its copy (see handover.ts).
  */
+import type { HeldRestore } from '../criu/restore.ts'
 import { Fault } from '../fault.ts'
 import type { Fate, Verdict } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { type TargetState, targetAfter } from './state-machine.ts'
 
-/** A restore that can be held: by a gate on this host, or by a client over a link. */
-export interface Held {
-  open(): void
-  shut(): void
-  /** Whether the tasks run: settles after `open` or `shut`, or when CRIU fails. Rejects with `LINK` if that cannot be known. */
-  readonly runs: Promise<boolean>
-}
-
 /** Who wants to know: the link to the source. */
-export interface Watcher {
+export interface SourceWatcher {
   ready(): void
   refused(reason: Fault): void
   /** The verdict came, perhaps by another link. */
   settled(): void
 }
 
-export interface Arrival {
+export interface TargetHandover {
   readonly id: SnapshotId
   readonly state: TargetState
   /** By performance.now(). */
   readonly since: number
-  watcher: Watcher | undefined
+  watcher: SourceWatcher | undefined
   /** A criu that could not be held has taken the images: whether it runs cannot be seen. */
   taken: boolean
   /** A restore begins. Throws `EXISTS` when another one has, or when there is nothing to be restored. */
   restore(): void
   /** CRIU is at post-restore: it is held, let go, or dropped, as the verdict says. */
-  restored(held: Held): void
+  restored(held: HeldRestore): void
   /** CRIU gave up. */
   restoreFailed(reason: Fault): void
   /** Obeys the verdict. Throws `CRIU` where the tasks should run and do not: the images stay. */
@@ -41,12 +34,12 @@ export interface Arrival {
 }
 
 /** What becomes of the images: the tasks run, or must not; or they are an archive like any other. */
-export type Outcome = 'running' | 'dropped' | 'copied'
+export type ImagesOutcome = 'running' | 'dropped' | 'copied'
 
 /** An arrival whose images are all here. `onSettled` is told when no restore works on them any more. */
-export function openArrival(id: SnapshotId, onSettled: (outcome: Outcome) => void): Arrival {
+export function openTargetHandover(id: SnapshotId, onSettled: (outcome: ImagesOutcome) => void): TargetHandover {
   let state: TargetState = 'sealed'
-  let held: Held | undefined
+  let held: HeldRestore | undefined
   let copied = false
 
   const dropped = (): void => onSettled(copied ? 'copied' : 'dropped')
@@ -57,7 +50,7 @@ export function openArrival(id: SnapshotId, onSettled: (outcome: Outcome) => voi
   }
 
   /** Lets the copy run. */
-  async function run(copy: Held): Promise<Fate> {
+  async function run(copy: HeldRestore): Promise<Fate> {
     copy.open()
     const runs = await copy.runs.catch((reason: unknown) => {
       // Out of reach: it holds, and the verdict can be given again.
@@ -75,7 +68,7 @@ export function openArrival(id: SnapshotId, onSettled: (outcome: Outcome) => voi
     })
   }
 
-  async function drop(copy: Held): Promise<Fate> {
+  async function drop(copy: HeldRestore): Promise<Fate> {
     copy.shut()
     await copy.runs
     dropped()

@@ -17,29 +17,25 @@ import {
   writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
-import { setTimeout } from 'node:timers/promises'
-import { fateOf, lives, type Member, type Tree } from '../criu/process-tree.ts'
-import { Fault, type FaultCode } from '../fault.ts'
-import type { Fate, Verdict } from '../format/enums.ts'
+import { isAlive, type TaskId, treeFate, type WatchedTree } from '../criu/process-tree.ts'
+import { Fault } from '../fault.ts'
+import type { Verdict } from '../format/enums.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
-import { type Frame, NO_TOKEN } from '../format/wire.ts'
 import { openOwnFile } from '../kernel/own-file.ts'
-import { frameReader, frameWriter, taking, unexpected } from '../stream/frames.ts'
-import type { Link } from '../stream/link.ts'
 
-export interface Owed extends Pick<Tree, 'criu' | 'tasks'> {
+export interface PendingVerdict extends Pick<WatchedTree, 'criu' | 'tasks'> {
   id: SnapshotId
   /** Of the hand-over, in hex: the file is its owner's only. */
   token: string
   /** After a reboot numbers mean other processes, and the tasks are gone. */
   boot: string
-  stage: OwedStage
+  stage: VerdictStage
   /** The file. */
   path: string
 }
 
 /** `held`: criu waits, and whoever held it is gone if this is read. `let go`: the tasks decide. `kept`: they run on. */
-export type OwedStage = (typeof stages)[number]
+export type VerdictStage = (typeof stages)[number]
 const stages = ['held', 'let go', 'kept'] as const
 
 const SUFFIX = '.owed'
@@ -52,7 +48,7 @@ function thisBoot(): string {
 }
 
 /** Why a snapshot cannot have this id: what became of an earlier one of that id is not known to its target. */
-export function owedAlready(directory: string, id: SnapshotId): Fault | undefined {
+export function verdictPending(directory: string, id: SnapshotId): Fault | undefined {
   if (lstatSync(join(directory, `${id}${SUFFIX}`), { throwIfNoEntry: false }) === undefined) return undefined
   return new Fault('EXISTS', `the verdict of an earlier snapshot ${id} is still owed to its target`, {
     hint: 'choose another --snapshot ID, or wait until the target was reached',
@@ -60,16 +56,16 @@ export function owedAlready(directory: string, id: SnapshotId): Fault | undefine
 }
 
 /** Writes it into `directory`, safe from a crash of this host where the file system is. Throws `IO`, and `EXISTS`. */
-export function writeOwed(
+export function writePendingVerdict(
   directory: string,
   id: SnapshotId,
   token: Buffer,
-  { criu, tasks }: Pick<Tree, 'criu' | 'tasks'>,
-  stage: OwedStage,
-): Owed {
+  { criu, tasks }: Pick<WatchedTree, 'criu' | 'tasks'>,
+  stage: VerdictStage,
+): PendingVerdict {
   const owed = { id, token: token.toString('hex'), boot: thisBoot(), criu, tasks }
   const path = join(directory, `${id}${SUFFIX}`)
-  const already = owedAlready(directory, id)
+  const already = verdictPending(directory, id)
   if (already !== undefined) throw already
   try {
     // Left by one that was killed here.
@@ -101,11 +97,11 @@ function unwritten(path: string, cause: unknown): Fault {
 }
 
 /** From now on the tasks decide: CRIU may kill them as soon as this returns. Safe like `writeOwed`. Throws `IO`. */
-export function letGo(owed: Owed): void {
+export function markLetGo(owed: PendingVerdict): void {
   if (owed.stage === 'held') mark(owed, 'let go')
 }
 
-function mark(owed: Owed, stage: OwedStage): void {
+function mark(owed: PendingVerdict, stage: VerdictStage): void {
   try {
     // Never made anew: without its first line it says nothing.
     const file = openOwnFile(owed.path, O_WRONLY | O_APPEND)
@@ -122,7 +118,7 @@ function mark(owed: Owed, stage: OwedStage): void {
 }
 
 /** Forgets it: it was delivered, or never can be. */
-export function settleOwed(owed: Owed): void {
+export function forgetVerdict(owed: PendingVerdict): void {
   rmSync(owed.path, { force: true })
 }
 
@@ -130,17 +126,17 @@ export function settleOwed(owed: Owed): void {
  * What a proxy before us left in `directory`. Files that it did not finish are ignored, and those that others could
  * have written.
  */
-export function readOwed(directory: string): Owed[] {
+export function readPendingVerdicts(directory: string): PendingVerdict[] {
   return readdirSync(directory)
     .filter((name) => name.endsWith(SUFFIX))
     .flatMap((name) => read(join(directory, name)))
 }
 
-function read(path: string): Owed[] {
+function read(path: string): PendingVerdict[] {
   try {
     // What follows the last end of a line was not written to its end.
     const [owed = '', ...words] = textOf(path).split('\n').slice(0, -1)
-    const { id, token, boot, criu, tasks } = JSON.parse(owed) as Owed
+    const { id, token, boot, criu, tasks } = JSON.parse(owed) as PendingVerdict
     if (typeof boot !== 'string' || !/^[0-9a-f]{32}$/.test(token) || ![criu, ...tasks].every(isMember)) return []
     // Earlier versions wrote no word, and asked the tasks.
     const stage = stages.find((one) => one === words.at(-1)) ?? 'let go'
@@ -160,7 +156,7 @@ function textOf(path: string): string {
   }
 }
 
-function isMember({ pid, start }: Member): boolean {
+function isMember({ pid, start }: TaskId): boolean {
   return Number.isSafeInteger(pid) && Number.isSafeInteger(start)
 }
 
@@ -168,14 +164,14 @@ function isMember({ pid, start }: Member): boolean {
  * The verdict that what happened to the tasks asks for; undefined while their criu still works. Once they were kept that is
  * written down: they may end by themselves before the target is told.
  */
-export function verdictFor(owed: Owed): Verdict | undefined {
+export function verdictFor(owed: PendingVerdict): Verdict | undefined {
   if (owed.stage === 'kept') return 'drop'
   if (owed.boot !== thisBoot()) return 'go'
-  const over = !lives(owed.criu)
+  const over = !isAlive(owed.criu)
   // Whoever dumps may live, and let go: what is said after its criu has ended is the last word.
   const [said] = read(owed.path)
   const held = (said ?? owed).stage === 'held'
-  const fate = !held ? fateOf(owed) : over ? 'alive' : undefined
+  const fate = !held ? treeFate(owed) : over ? 'alive' : undefined
   if (fate !== 'alive') return fate === undefined ? undefined : 'go'
   try {
     mark(owed, 'kept')
@@ -184,83 +180,4 @@ export function verdictFor(owed: Owed): Verdict | undefined {
     owed.stage = 'kept'
   }
   return 'drop'
-}
-
-export interface Delivered {
-  verdict: Verdict
-  fate: Fate
-}
-
-const RETRY_MS = 300
-/** A link that is made and stays silent is left for another one. */
-const TRY_MS = 10_000
-
-/**
- * Delivers the verdict over new connections, again and again until the target answers or `signal` comes. Returns it, and
- * what became of the target's tasks. Throws `MISSING` if the target does not know the snapshot, and the signal's reason.
- */
-export async function deliver(
-  owed: Owed,
-  connect: (signal: AbortSignal) => Promise<Link>,
-  signal: AbortSignal,
-): Promise<Delivered> {
-  for (;;) {
-    signal.throwIfAborted()
-    const verdict = verdictFor(owed)
-    try {
-      if (verdict !== undefined) {
-        const limit = AbortSignal.any([signal, AbortSignal.timeout(TRY_MS)])
-        return {
-          verdict,
-          fate: await tell(await connect(limit), { ...owed, token: Buffer.from(owed.token, 'hex'), verdict }, limit),
-        }
-      }
-    } catch (error) {
-      if (!(error instanceof Fault || (error as Error).name === 'TimeoutError')) throw error
-      // It never had all images, or has dropped them.
-      if (codeOf(error) === 'MISSING' && verdict === 'drop') return { verdict, fate: 'dropped' }
-      if (codeOf(error) === 'MISSING') throw error
-    }
-    await setTimeout(RETRY_MS, undefined, { signal }).catch(() => {})
-  }
-}
-
-function codeOf(error: unknown): FaultCode | undefined {
-  return error instanceof Fault ? error.code : undefined
-}
-
-/** A verdict; without a token for those who believe us anyway: at a socket of our own user. */
-export interface Said {
-  id: SnapshotId
-  verdict: Verdict
-  token?: Buffer
-}
-
-/** One try on a link of its own, which is closed. Throws `REFUSED` and the like, and `LINK`. */
-export async function tell(link: Link, said: Said, signal?: AbortSignal): Promise<Fate> {
-  const { id, verdict, token = NO_TOKEN } = said
-  const answer = await ask(link, { type: 'verdict', verdict, token, id }, signal)
-  if (answer.type !== 'fate') throw unexpected(answer)
-  return answer.fate
-}
-
-const greeting = taking('hello')
-const answers = taking('refused', 'fate', 'listed')
-
-/** One frame and its answer, on a link of their own. Throws as `tell` does. */
-export async function ask(link: Link, frame: Frame, signal?: AbortSignal): Promise<Frame> {
-  const cut = (): void => link.destroy(signal?.reason as Error)
-  signal?.addEventListener('abort', cut)
-  try {
-    const reader = frameReader(link.inlet)
-    // Not every target greets before it is spoken to.
-    await frameWriter(link.outlet).send(frame)
-    await reader.expect(greeting)
-    const answer = await reader.expect(answers)
-    if (answer.type === 'refused') throw new Fault(answer.code, answer.reason)
-    return answer
-  } finally {
-    signal?.removeEventListener('abort', cut)
-    link.destroy()
-  }
 }

@@ -7,22 +7,22 @@
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { lockMarks, openProcess, parentOf, startTime } from '../kernel/process.ts'
-import { type Chain, newChain } from './send-round.ts'
+import { newChain, type PreCopyChain } from './send-round.ts'
 
-export interface Chains {
+export interface ProxyChains {
   /**
    * For a dump of this tree that begins now: the chain whose last round left its images in `before`, or a new one. Throws `EXISTS` where the marks
    * are another's (see `lockMarks`).
    */
-  take(tree: number, before: string | undefined, newId: () => SnapshotId): Taken
+  take(tree: number, before: string | undefined, newId: () => SnapshotId): TakenChain
   /** Somebody dumps this tree in another way; or one that we do not know. Those that it is a part of, or that are a part of it, are over too. */
   breakOff(tree: number | undefined): void
   /** No more dumps come. */
   close(): void
 }
 
-export interface Taken {
-  chain: Chain
+export interface TakenChain {
+  chain: PreCopyChain
   /** Its round is sealed, and criu's images are in `directory`: the next dump may go on with it, unless another one began meanwhile. */
   keep(directory: string): void
   /** It is over: the marks are nobody's, unless it was kept. */
@@ -30,7 +30,7 @@ export interface Taken {
 }
 
 interface Entry {
-  chain: Chain
+  chain: PreCopyChain
   /** Of criu's images of its last round; undefined while somebody works on it. */
   directory: string | undefined
   start: number | undefined
@@ -39,7 +39,7 @@ interface Entry {
 }
 
 /** `onOver` is told of each chain of rounds that no dump can go on with: the cache still has them. */
-export function openChains(onOver: (chain: Chain) => void): Chains {
+export function openProxyChains(onOver: (chain: PreCopyChain) => void): ProxyChains {
   const entries = new Map<number, Entry>()
 
   function remove(tree: number): Entry | undefined {
@@ -64,7 +64,7 @@ export function openChains(onOver: (chain: Chain) => void): Chains {
     for (const root of [...entries.keys()]) if (root !== tree && related(root, tree)) end(root)
   }
 
-  function add(tree: number, chain: Chain): Entry {
+  function add(tree: number, chain: PreCopyChain): Entry {
     const unlock = lockMarks(tree)
     if (unlock === undefined) {
       if (chain.under > 0) onOver(chain)

@@ -4,22 +4,22 @@
  */
 
 import type { CriuCommand } from '../criu/command-line.ts'
-import type { Approach } from '../criu/incoming-dump.ts'
+import type { IncomingDump } from '../criu/incoming-dump.ts'
 import type { PageServer } from '../criu/page-server.ts'
 import { reportSmallPipes } from '../criu/small-pipes.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
-import { conclude, ranOn } from '../handover/outcome.ts'
-import { pay } from '../handover/pay.ts'
-import { type Departure, depart } from '../handover/source.ts'
-import { type Owed, readOwed } from '../handover/verdict-log.ts'
+import { deliverAndForget } from '../handover/deliver-verdict.ts'
+import { reportOutcome, tasksRunOn } from '../handover/outcome.ts'
+import { type HandoverOptions, handOver } from '../handover/source.ts'
+import { type PendingVerdict, readPendingVerdicts } from '../handover/verdict-log.ts'
 import { memoryOfTree } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import { connectMany } from '../stream/connection-groups.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
 import type { Link } from '../stream/link.ts'
 import type { Tuning } from '../stream/tuning.ts'
-import { abandon, type Chain, type Sent, sendRound } from './send-round.ts'
+import { abandonChain, type PreCopyChain, type SentRound, sendRound } from './send-round.ts'
 
 export interface Delivery {
   /** How long a criu may say nothing. */
@@ -28,27 +28,27 @@ export interface Delivery {
    * Sends what one criu dumps, and lets it go when the cache has it, which is returned. What went wrong is reported or thrown; criu has failed then,
    * unless it had written all and waits for nobody.
    */
-  dump(criu: Approach, dump: Cargo, place: DeliveryPlace): Promise<boolean>
+  dump(criu: IncomingDump, dump: DumpToDeliver, place: DeliveryPlace): Promise<boolean>
   /** Sends a pre-dump as the next round of its chain. Throws what went wrong; the chain is over then. */
-  round(chain: Chain, source: PageServer, round: RoundCargo, place: DeliveryPlace): Promise<Sent>
+  round(chain: PreCopyChain, source: PageServer, round: RoundToDeliver, place: DeliveryPlace): Promise<SentRound>
   /** Tells the cache that no dump follows. */
-  abandon(chain: Chain): Promise<void>
+  abandon(chain: PreCopyChain): Promise<void>
   /** What an earlier proxy in that place still owes its targets: being paid. */
   debts(place: DeliveryPlace): { id: SnapshotId; paid: Promise<void> }[]
 }
 
-export interface Cargo {
+export interface DumpToDeliver {
   id: SnapshotId
   /** Undefined where the criu cannot be seen. */
   command?: CriuCommand | undefined
   /** By `--remote`: its snapshot id, after those of the rounds before it. */
   snapshots?: readonly string[]
   /** Whose last part it is, if it goes on with any. */
-  chain?: Chain | undefined
-  layer?: Departure['layer']
+  chain?: PreCopyChain | undefined
+  layer?: HandoverOptions['layer']
 }
 
-export interface RoundCargo {
+export interface RoundToDeliver {
   /** The process tree. */
   tree: number
   /** As of a dump. */
@@ -82,8 +82,8 @@ export function ferryDelivery({ cache, connections, until, tuning, timeoutMs }: 
   const connectSoon = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, DELIVERY_MS, stop)
 
   /** A signal leaves the debt on disk for the next proxy. */
-  async function payCache(owed: Owed, { report, signal }: DeliveryPlace): Promise<void> {
-    conclude(owed.id, await pay(owed, { connect: connectSoon, report, signal }), report)
+  async function payCache(owed: PendingVerdict, { report, signal }: DeliveryPlace): Promise<void> {
+    reportOutcome(owed.id, await deliverAndForget(owed, { connect: connectSoon, report, signal }), report)
   }
 
   return {
@@ -94,7 +94,7 @@ export function ferryDelivery({ cache, connections, until, tuning, timeoutMs }: 
       const onFailed = (fault: Error): void => report({ event: 'failed', what: `snapshot ${id}`, fault })
       const leaves = command?.leaves === true
       const agreement = { until, leaves, connect, tuning, layer, resumes: true, timeoutMs, signal, onBytes, onFailed }
-      const end = await depart(criu, { id, gates: directory, directory, ...agreement }).finally(criu.remove)
+      const end = await handOver(criu, { id, gates: directory, directory, ...agreement }).finally(criu.remove)
       reportSmallPipes(report)
       if ('reason' in end) {
         if (end.owed !== undefined) await payCache(end.owed, place)
@@ -103,17 +103,18 @@ export function ferryDelivery({ cache, connections, until, tuning, timeoutMs }: 
       const { snapshot, spared, verdict, fate, owed } = end
       const ms = performance.now() - begun
       const { images, bytes } = snapshot
-      if (verdict === 'drop') onFailed(ranOn())
+      if (verdict === 'drop') onFailed(tasksRunOn())
       else report({ event: 'sent', id, images: images.length, bytes, spared, ms, verified: true })
       if (fate === undefined) await payCache(owed, place)
-      else conclude(id, { verdict, fate }, report)
+      else reportOutcome(id, { verdict, fate }, report)
       return verdict !== 'drop'
     },
     round(chain, source, { tree }, { signal }) {
       const reserve = chain.under === 0 ? memoryOfTree(tree) : 0
       return sendRound(chain, source, { connect, tuning, reserve, timeoutMs, signal })
     },
-    abandon: (chain) => abandon(chain, connectSoon, AbortSignal.timeout(DELIVERY_MS)),
-    debts: (place) => readOwed(place.directory).map((owed) => ({ id: owed.id, paid: payCache(owed, place) })),
+    abandon: (chain) => abandonChain(chain, connectSoon, AbortSignal.timeout(DELIVERY_MS)),
+    debts: (place) =>
+      readPendingVerdicts(place.directory).map((owed) => ({ id: owed.id, paid: payCache(owed, place) })),
   }
 }

@@ -7,28 +7,28 @@
 import { randomBytes } from 'node:crypto'
 import { statSync } from 'node:fs'
 import { join } from 'node:path'
-import type { HandOver } from '../criu/incoming-dump.ts'
+import type { DumpSteps } from '../criu/incoming-dump.ts'
 import type { PageServer } from '../criu/page-server.ts'
 import { Fault } from '../fault.ts'
 import { hex64 } from '../format/digest.ts'
 import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
-import { watched } from '../handover/source.ts'
-import { oneLink } from '../handover/source-link.ts'
-import { listenTo } from '../handover/target-answers.ts'
+import { onFirstImage } from '../handover/source.ts'
+import { readAnswers } from '../handover/target-answers.ts'
 import { listImages, piecesOf } from '../store/directory.ts'
-import { openSilence } from '../stream/criu-timeout.ts'
-import { openKnown } from '../stream/dedup-send.ts'
-import { frameReader, frameWriter, taking } from '../stream/frames.ts'
+import { openCriuTimeout } from '../stream/criu-timeout.ts'
+import { openDedupSender } from '../stream/dedup-send.ts'
+import { accepting, frameReader, frameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
+import { singleLink } from '../stream/source-link.ts'
 import type { Tuning } from '../stream/tuning.ts'
-import { aborted, late } from '../stream/wait.ts'
+import { rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 
 /** What the cache holds of one chain, and what CRIU needs to know of it. */
-export interface Chain {
+export interface PreCopyChain {
   readonly id: SnapshotId
   readonly token: Buffer
   /** How many rounds. */
@@ -38,12 +38,12 @@ export interface Chain {
 }
 
 /** One without rounds. */
-export function newChain(id: SnapshotId): Chain {
+export function newChain(id: SnapshotId): PreCopyChain {
   return { id, token: randomBytes(TOKEN_BYTES), under: 0, pagemaps: new Set() }
 }
 
 /** What the next layer says of itself. */
-export function nextLayer({ under, token }: Chain, last: boolean): NonNullable<SendOptions['layer']> {
+export function nextLayer({ under, token }: PreCopyChain, last: boolean): NonNullable<SendOptions['layer']> {
   return { under, last, token }
 }
 
@@ -58,7 +58,7 @@ export interface RoundOptions {
 }
 
 /** Pages, and how long they took from the first one until they were sealed. */
-export interface Sent {
+export interface SentRound {
   pages: number
   ms: number
 }
@@ -67,22 +67,22 @@ export interface Sent {
  * Sends a pre-dump as the next round, and lets its criu go when the cache has sealed it. Throws, and then the chain is over: `FAILED_DUMP`
  * where criu broke off, what the cache refuses, `TIMEOUT`, `LINK`. `server` is destroyed.
  */
-export async function sendRound(chain: Chain, server: PageServer, options: RoundOptions): Promise<Sent> {
+export async function sendRound(chain: PreCopyChain, server: PageServer, options: RoundOptions): Promise<SentRound> {
   const { connect, tuning, reserve, timeoutMs, signal } = options
   const stop = new AbortController()
   const outside = (): void => stop.abort(signal.reason)
   if (signal.aborted) outside()
   signal.addEventListener('abort', outside)
   const over = new Fault('ABORTED', 'over')
-  const known = tuning?.dedup && openKnown(tuning.dedup)
-  const line = oneLink(connect(stop.signal), timeoutMs, stop)
-  const silence = openSilence(timeoutMs, (reason) => {
+  const known = tuning?.dedup && openDedupSender(tuning.dedup)
+  const line = singleLink(connect(stop.signal), timeoutMs, stop)
+  const silence = openCriuTimeout(timeoutMs, (reason) => {
     stop.abort(reason)
     server.destroy(reason)
   })
   try {
     // CRIU is read from before the cache is there: it may ask with the tasks frozen.
-    const talk = line.reader.then((reader) => listenTo(reader, false, known))
+    const talk = line.reader.then((reader) => readAnswers(reader, false, known))
     talk.then((said) => said.offer).catch((reason: unknown) => stop.abort(reason))
     let begun = performance.now()
     const begin = (): void => {
@@ -90,9 +90,9 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
     }
     // The tasks run by then: a criu pre-dump sends pages when it has thawed them.
     const offered = (): Promise<void> =>
-      Promise.race([known?.ready, late(timeoutMs, 'the target did not say what it has', stop.signal)])
+      Promise.race([known?.ready, rejectAfter(timeoutMs, 'the target did not say what it has', stop.signal)])
     const source = known === undefined ? server : waiting(server, silence.during(offered()))
-    const sent = await sendSnapshot(line.writer, chain.id, watched(source, begin), {
+    const sent = await sendSnapshot(line.writer, chain.id, onFirstImage(source, begin), {
       ...tuning,
       known,
       silence,
@@ -102,7 +102,11 @@ export async function sendRound(chain: Chain, server: PageServer, options: Round
     })
     const what = 'the target did not seal the round'
     const sealed = talk.then((said) => said.sealed)
-    const digest = await Promise.race([sealed, late(timeoutMs, what, stop.signal), aborted(stop.signal)])
+    const digest = await Promise.race([
+      sealed,
+      rejectAfter(timeoutMs, what, stop.signal),
+      rejectWhenAborted(stop.signal),
+    ])
     if (digest !== sent.digest) {
       throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
     }
@@ -149,7 +153,7 @@ export function pagesOf({ images }: Snapshot): number {
 export function lastLayer(
   server: PageServer,
   directory: string,
-  { complete, taken, answered, ended }: Partial<HandOver> & { ended: Promise<unknown> },
+  { complete, taken, answered, ended }: Partial<DumpSteps> & { ended: Promise<unknown> },
 ): ImageSource {
   const stop = new AbortController()
   const begun = Date.now()
@@ -162,7 +166,7 @@ export function lastLayer(
     await taken?.(count)
     await server.answerClose(true)
     answered?.()
-    await Promise.race([complete, ended, aborted(stop.signal)].filter((event) => event !== undefined))
+    await Promise.race([complete, ended, rejectWhenAborted(stop.signal)].filter((event) => event !== undefined))
     const names = listImages(directory)
     refuseIfOld(join(directory, INVENTORY), begun)
     for (const name of names) {
@@ -190,10 +194,14 @@ function refuseIfOld(inventory: string, begun: number): void {
 }
 
 /** What a cache says to somebody who gives up. */
-const farewell = taking('hello', 'refused')
+const farewell = accepting('hello', 'refused')
 
 /** Tells the cache that no layer follows: it drops what it has of the chain. Throws `LINK`. */
-export async function abandon(chain: Chain, connect: RoundOptions['connect'], signal: AbortSignal): Promise<void> {
+export async function abandonChain(
+  chain: PreCopyChain,
+  connect: RoundOptions['connect'],
+  signal: AbortSignal,
+): Promise<void> {
   const link = await connect(signal)
   const cut = (): void => link.destroy(signal.reason as Error)
   signal.addEventListener('abort', cut)

@@ -2,7 +2,7 @@
 import { PAGE_BYTES } from '../format/pagemap.ts'
 
 /** A pre-dump: what it sent, and what it cost. */
-export interface Round {
+export interface CompletedRound {
   pages: number
   /** From its first page until the target had them all. */
   ms: number
@@ -10,7 +10,7 @@ export interface Round {
   frozenMs: number
 }
 
-export interface RoundRule {
+export interface StopRule {
   /** At least 1. */
   mostRounds: number
   /** So few dirty bytes are sent while the process stands still. */
@@ -19,7 +19,7 @@ export interface RoundRule {
   downtimeGoalMs: number | undefined
 }
 
-export type Enough =
+export type StopReason =
   /** What is left is below the floor. */
   | 'little is left'
   /** The freeze that is predicted is short enough. */
@@ -32,7 +32,10 @@ export type Enough =
 const SHRINKING = 0.9
 
 /** Why the round that was last is the last one; undefined where another one pays. `rounds`: at least one. */
-export function enough(rounds: readonly Round[], { mostRounds, floor, downtimeGoalMs }: RoundRule): Enough | undefined {
+export function stopReason(
+  rounds: readonly CompletedRound[],
+  { mostRounds, floor, downtimeGoalMs }: StopRule,
+): StopReason | undefined {
   const [last, before] = [rounds.at(-1), rounds.at(-2)]
   if (last === undefined) return undefined
   if (last.pages * PAGE_BYTES <= floor) return 'little is left'
@@ -45,7 +48,7 @@ export function enough(rounds: readonly Round[], { mostRounds, floor, downtimeGo
  * How long the tasks will stand still for the last dump and the way of its pages: it is taken to be like the last round, with as many
  * pages, at the rate of the largest.
  */
-export function predictedFreezeMs(rounds: readonly Round[]): number {
+export function predictedFreezeMs(rounds: readonly CompletedRound[]): number {
   const last = rounds.at(-1)
   if (last === undefined) return Number.POSITIVE_INFINITY
   const largest = rounds.reduce((most, round) => (round.pages > most.pages ? round : most))

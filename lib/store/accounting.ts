@@ -2,7 +2,7 @@
 import { Fault } from '../fault.ts'
 import type { Pool } from './pool.ts'
 
-export interface Charges {
+export interface Account {
   readonly bytes: number
   /** A negative number gives it back. Throws `MEMORY`, and `ABORTED` when it was closed: who still works then has nothing to work for. */
   add(bytes: number): void
@@ -10,7 +10,7 @@ export interface Charges {
   close(): void
 }
 
-export function openCharges(pool: Pick<Pool, 'charge'>): Charges {
+export function openAccount(pool: Pick<Pool, 'charge'>): Account {
   let bytes = 0
   let over = false
   return {
@@ -45,7 +45,7 @@ export interface PeerMemory {
   readonly limit: number
   readonly used: number
   /** Those of one peer. `add` throws `MEMORY` where nobody gives way. */
-  open(): Charges
+  open(): Account
   /** Where the budget is used up: makes somebody give way, who closes its charges at once. Returns whether somebody did. */
   relief: () => boolean
 }
@@ -62,7 +62,7 @@ export function openPeerMemory(pool: Pick<Pool, 'charge' | 'limit'>): PeerMemory
     get used() {
       return used
     },
-    open: () => openCharges({ charge }),
+    open: () => openAccount({ charge }),
     relief: () => false,
   }
   function charge(bytes: number): void {
@@ -83,7 +83,7 @@ const IMAGE_BYTES = 2048
 const PAID_AT_ONCE = 2 ** 18
 
 /** Charges for images, whatever is in them. The first extent of a snapshot pays for the first of them. */
-export function payForImages({ add }: Pick<Charges, 'add'>): { opened(withPages: boolean): void; forgotten(): void } {
+export function payForImages({ add }: Pick<Account, 'add'>): { opened(withPages: boolean): void; forgotten(): void } {
   let known = 0
   let paid = PAID_AT_ONCE
   return {

@@ -8,18 +8,18 @@
  */
 import { Fault } from '../fault.ts'
 import type { ImageName } from '../format/names.ts'
-import { closeRuns, entriesOf, overlay, type Range, type Runs, rangesOf, runsOf } from '../format/page-runs.ts'
+import { closeRuns, entriesOf, overlay, pageRunsOf, type Range, type Runs, rangesOf } from '../format/page-runs.ts'
 import { checkPagemaps, encodePagemap, PAGE_BYTES, PAGEMAP_STEP, readPagemap } from '../format/pagemap.ts'
 import { named, pagesName } from './chain-pages.ts'
 import { pagemapPattern } from './directory-chain.ts'
-import { aside, inTurns } from './in-turns.ts'
+import { runInSlices, yieldSometimes } from './in-turns.ts'
 import type { MemorySnapshot, MemoryWriter, Place, Places, StoredImage } from './memory.ts'
 import { writeInto } from './piece-writer.ts'
 import { EXTENT } from './pool.ts'
 import { stepsOf } from './stored-image.ts'
 import { inventoryIn } from './validate.ts'
 
-export interface FlatMemory {
+export interface ChainMemory {
   /** Takes an image of the part that comes. */
   open(name: ImageName): MemoryWriter
   /**
@@ -41,7 +41,7 @@ interface Flat {
 }
 
 /** Of a snapshot in which the images of one part after the other arrive. */
-export function flatMemory(sink: MemorySnapshot): FlatMemory {
+export function chainMemory(sink: MemorySnapshot): ChainMemory {
   /** All pages so far, by the name of their pagemap. */
   let below = new Map<ImageName, Flat>()
   /** The same with what has come since, as far as it is looked through; and the pages images that it has. */
@@ -67,7 +67,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
       if (early && image(pages) === undefined) return
       if (brought.has(pages)) throw new Fault('FORMAT', `its pages are in ${pages}, as those of another pagemap are`)
       brought.add(pages)
-      const own = yield* runsOf(batches, ranges(image(pages)), sink.charge)
+      const own = yield* pageRunsOf(batches, ranges(image(pages)), sink.charge)
       const runs = yield* overlay(own, below.get(name)?.runs, (address, pages) => unused.push(address, pages))
       closeRuns(own)
       flat.set(name, { pagesId, runs })
@@ -78,7 +78,7 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
 
   function note(image: StoredImage): void {
     if (!pagemapPattern.test(image.name)) return
-    looking = looking.then(() => inTurns(look(image, true)))
+    looking = looking.then(() => runInSlices(look(image, true)))
     looking.catch(() => {})
   }
 
@@ -161,22 +161,22 @@ export function flatMemory(sink: MemorySnapshot): FlatMemory {
     async round() {
       check(false)
       await looking
-      await inTurns(fold())
-      await inTurns(rehearseLast())
+      await runInSlices(fold())
+      await runInSlices(rehearseLast())
       const pages = new Set(filled)
       read.push(...[...sink.images.values()].filter((image) => !pages.has(image)))
-      await inTurns(giveBack())
+      await runInSlices(giveBack())
       sink.reopen()
     },
     async last() {
       check(true)
       await looking
-      await inTurns(flattened())
+      await runInSlices(flattened())
     },
     *places() {
       for (const { runs } of below.values()) yield* placesOf(runs)
     },
-    settle: () => aside(giveBack()),
+    settle: () => yieldSometimes(giveBack()),
   }
 }
 

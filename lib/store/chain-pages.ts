@@ -7,7 +7,7 @@
 import { closeSync, existsSync, readSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
-import { type FlatRange, flatEntries, flatten } from '../format/chain-plan.ts'
+import { type PlannedRange, planChain, plannedEntries } from '../format/chain-plan.ts'
 import { type ImageName, imageName } from '../format/names.ts'
 import { encodePagemap, PAGE_BYTES, type PagemapEntry, presentPages, readPagemap } from '../format/pagemap.ts'
 import { MOST_DATA } from '../format/wire.ts'
@@ -16,7 +16,7 @@ import { ioFault, openImage } from './directory.ts'
 /** So much of a pagemap is read at a time. */
 const CHUNK_BYTES = 2 ** 16
 
-export interface FlatPages {
+export interface ChainPages {
   /** `pages-N.img` of the newest layer. */
   pagesName: ImageName
   pagemap(): Generator<Buffer>
@@ -34,11 +34,11 @@ interface Layer {
 }
 
 /** `name` of the first of the directories, with what it has in the others. Throws `MISSING`, `FORMAT`, `LIMIT` or `IO`. */
-export function flatPages(directories: readonly string[], name: ImageName): FlatPages {
+export function chainPages(directories: readonly string[], name: ImageName): ChainPages {
   const [pagesId = 0] = withLayers(directories.slice(0, 1), name, (layers) => layers.map((layer) => layer.pagesId))
   return {
     pagesName: pagesName(pagesId),
-    pagemap: () => withLayers(directories, name, (layers) => encodePagemap(pagesId, flatEntries(plan(layers)))),
+    pagemap: () => withLayers(directories, name, (layers) => encodePagemap(pagesId, plannedEntries(plan(layers)))),
     pages: () => withLayers(directories, name, allPages),
   }
 }
@@ -49,8 +49,8 @@ function* allPages(layers: readonly Layer[]): Generator<Buffer> {
   layers[0]?.checkSize()
 }
 
-function plan(layers: readonly Layer[]): Generator<FlatRange> {
-  return flatten(layers.map(({ entries }) => entries))
+function plan(layers: readonly Layer[]): Generator<PlannedRange> {
+  return planChain(layers.map(({ entries }) => entries))
 }
 
 /** The pages image that a pagemap names. */
@@ -139,7 +139,7 @@ function readAt(fd: number, file: string, into: Buffer, position: number): numbe
 }
 
 /** The pages of the plan one behind the other, in pieces of a size that is good to write. */
-function* gathered(ranges: Iterable<FlatRange>, layers: readonly Layer[]): Generator<Buffer> {
+function* gathered(ranges: Iterable<PlannedRange>, layers: readonly Layer[]): Generator<Buffer> {
   const piece = Buffer.allocUnsafeSlow(MOST_DATA)
   let filled = 0
   for (const range of ranges) {

@@ -9,19 +9,19 @@ import { Fault } from '../fault.ts'
 import { DIGEST_WORDS, MOST_OFFERED, MOST_RECALLED, strongDigest, weakDigest } from '../format/page-digest.ts'
 import { openPageTable, type PageTable } from '../format/page-table.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
-import { turns } from '../stream/semaphore.ts'
-import { inTurns } from './in-turns.ts'
+import { semaphore } from '../stream/semaphore.ts'
+import { runInSlices } from './in-turns.ts'
 import type { Place, Places } from './memory.ts'
 import { DIGESTS_BYTES, EXTENT, type Extent, PAGES, type Pool } from './pool.ts'
 
-export interface Offers {
+export interface DedupIndex {
   /** For one sender: of the pages in `donors`, those that come first first. `donors` is asked when the sender asks. */
-  open(donors: () => Iterable<Places>): Offer
+  open(donors: () => Iterable<Places>): DedupOffer
   /** Withdraws the one that was not used for longest, if that is at least `ms`. */
   withdrawIdle(ms: number): boolean
 }
 
-export interface Offer {
+export interface DedupOffer {
   /**
    * The digests of the next pages, of `total` in all; `from` is how many the sender has. Throws `FORMAT` where it has others, or asks before it has its
    * answer.
@@ -41,13 +41,13 @@ const ENTRY_BYTES = 8
 /** What it takes to find the pages that are here twice. */
 const TABLE_BYTES = 24
 
-export function openOffers(pool: Pool): Offers {
-  const open = new Map<Offer, { since: number; withdraw: () => void }>()
+export function openDedupIndex(pool: Pool): DedupIndex {
+  const open = new Map<DedupOffer, { since: number; withdraw: () => void }>()
   /** One is made at a time. */
-  const making = turns(1)
+  const making = semaphore(1)
   const nothing = digestOf(Buffer.alloc(PAGE_BYTES))
 
-  function openOffer(donors: () => Iterable<Places>): Offer {
+  function openOffer(donors: () => Iterable<Places>): DedupOffer {
     const state = { since: performance.now(), withdraw }
     const pinned = new Map<Extent, Uint8Array>()
     /** Those of which a page is offered. */
@@ -164,7 +164,7 @@ export function openOffers(pool: Pool): Offers {
     async function make(): Promise<void> {
       await making.take()
       try {
-        if (over === undefined) await inTurns(takeDigests(), LONGEST_TURN_MS)
+        if (over === undefined) await runInSlices(takeDigests(), LONGEST_TURN_MS)
       } catch (error) {
         // What there is so far is enough.
         if (!(error instanceof Fault)) throw error
@@ -180,7 +180,7 @@ export function openOffers(pool: Pool): Offers {
       }
     }
 
-    const offer: Offer = {
+    const offer: DedupOffer = {
       async recall(from) {
         if (over !== undefined) throw over
         if (from !== given || answering)

@@ -11,13 +11,13 @@ import { decodeInventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
 import { checkPagemaps } from '../format/pagemap.ts'
 import type { ImageBody, ImageSource } from '../stream/image.ts'
-import { flatPages, naming } from './chain-pages.ts'
+import { chainPages, naming } from './chain-pages.ts'
 import { listImages, PARENT, piecesOf, readImage } from './directory.ts'
 
 export const pagemapPattern = /^pagemap-(shmem-)?\d+\.img$/
 
 /** A dump's directory, then those of its earlier rounds, the newest first. */
-export type Chain = readonly [string, ...string[]]
+export type DirectoryChain = readonly [string, ...string[]]
 
 export interface FlatImage {
   name: ImageName
@@ -29,7 +29,7 @@ export interface ChainSource extends ImageSource {
 }
 
 /** Follows the links `parent`. Throws `MISSING`, `FORMAT` or `IO`. */
-export function chainOf(path: string): Chain {
+export function chainOf(path: string): DirectoryChain {
   const chain: [string, ...string[]] = [path]
   const seen = new Set([identity(path)])
   for (let next = parentOf(path); next !== undefined; next = parentOf(next)) {
@@ -70,7 +70,7 @@ function identity(path: string): string {
 }
 
 /** The images of the newest dump of a chain, with all its pages. Throws `MISSING`, `FAILED_DUMP`, `FORMAT`, `LIMIT` or `IO`. */
-export function chainSource(chain: Chain): ChainSource {
+export function chainSource(chain: DirectoryChain): ChainSource {
   const names = listImages(chain[0])
   for (const directory of chain) checkInventory(directory, directory === chain[0])
   checkPagemaps(names, ` in ${chain[0]}`)
@@ -90,7 +90,7 @@ export function chainSource(chain: Chain): ChainSource {
 }
 
 /** In the order of `names`, in which pagemaps come before pages: those that a pagemap has brought are not passed on as they are. */
-function* flatImages(chain: Chain, names: readonly ImageName[]): Generator<FlatImage> {
+function* flatImages(chain: DirectoryChain, names: readonly ImageName[]): Generator<FlatImage> {
   const brought = new Set<ImageName>()
   for (const name of names) {
     if (brought.has(name)) continue
@@ -98,7 +98,7 @@ function* flatImages(chain: Chain, names: readonly ImageName[]): Generator<FlatI
       yield { name, body: { kind: 'pieces', pieces: piecesOf(join(chain[0], name)) } }
       continue
     }
-    const flat = flatPages(chain, name)
+    const flat = chainPages(chain, name)
     if (brought.has(flat.pagesName)) {
       throw new Fault('FORMAT', `${join(chain[0], name)} has its pages in ${flat.pagesName}, as another pagemap has`)
     }

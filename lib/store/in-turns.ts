@@ -5,7 +5,10 @@ const LONGEST_TURN_MS = 10
 const LONGEST_ASIDE_MS = 1
 
 /** Does the work of a generator, and lets others have their turn after about `longestMs`, wherever it yields. */
-export async function inTurns<Result>(work: Generator<unknown, Result>, longestMs = LONGEST_TURN_MS): Promise<Result> {
+export async function runInSlices<Result>(
+  work: Generator<unknown, Result>,
+  longestMs = LONGEST_TURN_MS,
+): Promise<Result> {
   for (let since = performance.now(); ; ) {
     const step = work.next()
     if (step.done === true) return step.value
@@ -16,7 +19,7 @@ export async function inTurns<Result>(work: Generator<unknown, Result>, longestM
 }
 
 /** Work that nobody waits for, when what is done now is done. */
-export async function aside(work: Generator<unknown, void>): Promise<void> {
+export async function yieldSometimes(work: Generator<unknown, void>): Promise<void> {
   await turn()
-  await inTurns(work, LONGEST_ASIDE_MS)
+  await runInSlices(work, LONGEST_ASIDE_MS)
 }

@@ -1,13 +1,13 @@
 /** What a cache has let go of, and somebody still reads, or shares pages of. */
 import { Fault } from '../fault.ts'
-import type { StockState } from '../format/holdings.ts'
+import type { HoldingState } from '../format/holdings.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { MemorySnapshot } from './memory.ts'
 
 /** One that has memory here. */
 export interface Lying {
   id: SnapshotId
-  state: Extract<StockState, 'arriving' | 'sealed' | 'leaving' | 'chain'>
+  state: Extract<HoldingState, 'arriving' | 'sealed' | 'leaving' | 'chain'>
   /** Rounds of a chain, else images. */
   count: number
   sink: Pick<MemorySnapshot, 'held' | 'shared'>
@@ -24,12 +24,12 @@ export interface Left {
   readonly since: number
 }
 
-export interface Leaving {
+export interface RetiredSnapshots {
   add(one: Left): void
   readonly all: ReadonlySet<Left>
 }
 
-export function openLeaving(): Leaving {
+export function openRetired(): RetiredSnapshots {
   const leaving = new Set<Left>()
   function forget(): void {
     for (const one of leaving) if (one.users === 0 && one.sink.held === 0) leaving.delete(one)

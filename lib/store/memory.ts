@@ -9,21 +9,16 @@ import type { ImageEntry } from '../format/image-list.ts'
 import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES, pagesPattern } from '../format/pagemap.ts'
 import { populate } from '../kernel/mapped-memory.ts'
-import type { ImageSink, ImageWriter } from '../stream/image.ts'
-import { openCharges, payForImages } from './accounting.ts'
-import { openRanges, type Ranges } from './page-ranges.ts'
+import type { ImageSink } from '../stream/image.ts'
+import { openAccount, payForImages } from './accounting.ts'
+import { openPageRanges, type PageRanges } from './page-ranges.ts'
 import { lying, pageWriter } from './page-writer.ts'
 import { behind, first, pieceWriter } from './piece-writer.ts'
 import { EXTENT, type Extent, heldIn, type Pool } from './pool.ts'
 import { makeReadOnly } from './read-only.ts'
-import type { Piece, Places, StoredImage } from './stored-image.ts'
+import type { MemoryWriter, Piece, Places, StoredImage } from './stored-image.ts'
 
-export type { Piece, Place, Places, StoredImage } from './stored-image.ts'
-
-export interface MemoryWriter extends ImageWriter {
-  wrote(bytes: number): void
-  end(entry: ImageEntry): void
-}
+export type { MemoryWriter, Piece, Place, Places, StoredImage } from './stored-image.ts'
 
 export interface MemorySnapshot extends ImageSink {
   open(name: ImageName): MemoryWriter
@@ -92,11 +87,11 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   /** Given, while others may need pages of them. */
   const left = new Set<Extent>()
   /** Pages that we need of others, or once more of our own: until we drop all. */
-  const needed = openRanges(pool)
-  const lists = new Set<Ranges>()
-  const charges = openCharges(pool)
+  const needed = openPageRanges(pool)
+  const lists = new Set<PageRanges>()
+  const charges = openAccount(pool)
   /** On JavaScript's heap. */
-  const known = openCharges({ charge: (bytes) => pool.charge(bytes, true) })
+  const known = openAccount({ charge: (bytes) => pool.charge(bytes, true) })
   const pay = payForImages(known)
 
   /** Where bytes come just now: who drops us from outside cannot stop that at once. */
@@ -242,7 +237,7 @@ export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
   }
 
   function openPages(name: ImageName): MemoryWriter {
-    const ranges = openRanges(pool)
+    const ranges = openPageRanges(pool)
     lists.add(ranges)
     const share = (address: number, pages: number): void => {
       alive()

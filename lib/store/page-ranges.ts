@@ -1,9 +1,9 @@
 /** Where consecutive bytes lie, range after range, in columns: there may be one for every page. */
 import { PAGE_BYTES } from '../format/pagemap.ts'
-import { openCharges } from './accounting.ts'
+import { openAccount } from './accounting.ts'
 import { EXTENT, type Pool } from './pool.ts'
 
-export interface Ranges {
+export interface PageRanges {
   readonly bytes: number
   /** These bytes come next; neighbours in one extent are one range. Throws `MEMORY`. */
   add(address: number, bytes: number): void
@@ -19,12 +19,12 @@ const FIRST = 64
 const ENTRY_BYTES = 16
 
 /** What it grows to is charged to the pool. */
-export function openRanges(pool: Pick<Pool, 'charge' | 'zeros'>): Ranges {
+export function openPageRanges(pool: Pick<Pool, 'charge' | 'zeros'>): PageRanges {
   let addresses = new Float64Array(FIRST)
   /** Of all bytes up to the range's end. */
   let ends = new Float64Array(FIRST)
   let count = 0
-  const charges = openCharges(pool)
+  const charges = openAccount(pool)
 
   function grow(): void {
     charges.add(addresses.length * ENTRY_BYTES)

@@ -4,13 +4,13 @@
  */
 import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
-import type { MemoryWriter, Piece, Places, StoredImage } from './memory.ts'
-import type { Ranges } from './page-ranges.ts'
+import type { PageRanges } from './page-ranges.ts'
 import { first } from './piece-writer.ts'
 import { PAGES, type Pool } from './pool.ts'
+import type { MemoryWriter, Piece, Places, StoredImage } from './stored-image.ts'
 
 /** The snapshot that it is written into. */
-export interface Home {
+export interface PageOwner {
   /** Whole pages, at least one. */
   space(wanted: number): Piece
   /** Nothing comes behind the first `filled` bytes of a space. */
@@ -21,7 +21,7 @@ export interface Home {
   end(image: StoredImage): void
 }
 
-export function pageWriter(name: ImageName, pool: Pool, ranges: Ranges, home: Home): MemoryWriter {
+export function pageWriter(name: ImageName, pool: Pool, ranges: PageRanges, home: PageOwner): MemoryWriter {
   const spaces: Piece[] = []
   let space: Piece | undefined
   let filled = 0

@@ -6,14 +6,14 @@ import { timingSafeEqual } from 'node:crypto'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Layer } from '../format/wire.ts'
-import { type FlatMemory, flatMemory } from './chain-memory.ts'
+import { type ChainMemory, chainMemory } from './chain-memory.ts'
 import { type MemorySnapshot, memorySnapshot } from './memory.ts'
 import type { Pool } from './pool.ts'
 
 /** A chain, and the part of it that arrives. */
-export interface Growing {
+export interface PendingChain {
   readonly sink: MemorySnapshot
-  readonly flat: FlatMemory
+  readonly flat: ChainMemory
   readonly token: Buffer
   /** Sealed rounds. */
   rounds: number
@@ -21,15 +21,15 @@ export interface Growing {
   since: number
 }
 
-export interface Rounds {
+export interface PendingChains {
   has(id: SnapshotId): boolean
-  readonly all: ReadonlyMap<SnapshotId, Growing>
+  readonly all: ReadonlyMap<SnapshotId, PendingChain>
   /**
    * Takes the chain that this part goes on with, or begins one; whoever takes it puts it back or drops its memory. Throws `MISSING` where it is not here as the
    * part says, `EXISTS` for one of another owner, `MEMORY`.
    */
-  take(id: SnapshotId, layer: Layer): Growing
-  put(id: SnapshotId, chain: Growing): void
+  take(id: SnapshotId, layer: Layer): PendingChain
+  put(id: SnapshotId, chain: PendingChain): void
   /** Forgets the one that was idle longest, if that was for at least `ms`, of those that are not `spared`. */
   dropIdle(ms: number, spared: ReadonlySet<SnapshotId>): { id: SnapshotId; ms: number } | undefined
   /** Forgets it, and gives its memory back. Returns whether it was there. */
@@ -37,8 +37,11 @@ export interface Rounds {
 }
 
 /** `onDropped` is told of memory that others may still need. */
-export function openRounds(pool: Pool, onDropped: (id: SnapshotId, chain: Growing) => void = () => {}): Rounds {
-  const chains = new Map<SnapshotId, Growing>()
+export function openPendingChains(
+  pool: Pool,
+  onDropped: (id: SnapshotId, chain: PendingChain) => void = () => {},
+): PendingChains {
+  const chains = new Map<SnapshotId, PendingChain>()
 
   function drop(id: SnapshotId): boolean {
     const chain = chains.get(id)
@@ -61,7 +64,7 @@ export function openRounds(pool: Pool, onDropped: (id: SnapshotId, chain: Growin
       if (found !== undefined && !ours) throw unfinished(id)
       drop(id)
       const sink = memorySnapshot(pool, true)
-      return { sink, flat: flatMemory(sink), token: Buffer.from(token), rounds: 0, since: performance.now() }
+      return { sink, flat: chainMemory(sink), token: Buffer.from(token), rounds: 0, since: performance.now() }
     },
     put(id, chain) {
       chain.since = performance.now()

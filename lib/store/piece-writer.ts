@@ -1,6 +1,6 @@
 /** An image on its way into memory, piece after piece. */
 import type { ImageEntry } from '../format/image-list.ts'
-import type { MemoryWriter, Piece } from './memory.ts'
+import type { MemoryWriter, Piece } from './stored-image.ts'
 
 /** `space` gives room for the next bytes, at least one. */
 export function pieceWriter(

@@ -8,9 +8,9 @@
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { Layer } from '../format/wire.ts'
-import { type Offer, openOffers } from './dedup-index.ts'
-import { aside, inTurns } from './in-turns.ts'
-import { type Lying, openLeaving, remains, spent } from './leaving.ts'
+import { type DedupOffer, openDedupIndex } from './dedup-index.ts'
+import { runInSlices, yieldSometimes } from './in-turns.ts'
+import { type Lying, openRetired, remains, spent } from './leaving.ts'
 import {
   type MemorySnapshot,
   type MemoryWriter,
@@ -19,12 +19,12 @@ import {
   type Places,
   type StoredImage,
 } from './memory.ts'
-import { type Growing, openRounds, unfinished } from './pending-chains.ts'
+import { openPendingChains, type PendingChain, unfinished } from './pending-chains.ts'
 import type { Pool } from './pool.ts'
 import { checkWhole } from './validate.ts'
-import { type Images, openWaiters, type Wants, type Wish } from './waiters.ts'
+import { type FindOptions, type Images, openWaiters, type Search } from './waiters.ts'
 
-export interface Sealed {
+export interface SealedSnapshot {
   readonly id: SnapshotId
   readonly images: ReadonlyMap<ImageName, StoredImage>
   /** Gives back the memory of a piece that was read, unless others read too; then the snapshot is good for nothing else. */
@@ -39,7 +39,7 @@ export interface Sealed {
 }
 
 /** A snapshot on its way in. */
-export interface Arriving {
+export interface IncomingSnapshot {
   /** Throws `EXISTS` where it would take the place of an unfinished chain. */
   readonly sink: MemorySnapshot
   /** Takes an image that comes whole, and once: it is looked through while others come. */
@@ -47,7 +47,7 @@ export interface Arriving {
   /** Whether the id is this one's: that of an unfinished chain is not, before `join`. */
   readonly owns: boolean
   /** What is offered to its sender, undefined where nothing is. It ends with `seal` or `drop`. */
-  readonly offer: Offer | undefined
+  readonly offer: DedupOffer | undefined
   /** It is a part of a chain. Before anything is stored. Throws `MISSING` or `EXISTS` where that is not here as it says, `MEMORY`. */
   join(layer: Layer): void
   /**
@@ -64,7 +64,7 @@ export interface Arriving {
   drop(): void
 }
 
-export interface Shelf {
+export interface Snapshots {
   /** How many snapshots are sealed, how many chains wait for their next part, and how many wait for a snapshot. */
   readonly counts: { snapshots: number; chains: number; parked: number }
   /** Of what is here, those that no shortage of memory and no restore takes away. One that goes otherwise is none of them. */
@@ -72,13 +72,18 @@ export interface Shelf {
   /** Everything that has memory here, or will have. */
   readonly all: Lying[]
   /** Throws `EXISTS` if a snapshot of that id is here or on its way: nothing that was sealed is ever replaced. Throws `MEMORY`. */
-  receive(id: SnapshotId, layer?: Layer): Arriving
+  receive(id: SnapshotId, layer?: Layer): IncomingSnapshot
   /** Whether `find` would answer at once. */
   has(id: SnapshotId | undefined): boolean
   /**
    * The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`, or until `signal`, or until the dump that it is of has failed: `FAILED_DUMP`.
    */
-  find(id: SnapshotId | undefined, timeoutMs: number, signal?: AbortSignal, wants?: Wants): Promise<Sealed>
+  find(
+    id: SnapshotId | undefined,
+    timeoutMs: number,
+    signal?: AbortSignal,
+    wants?: FindOptions,
+  ): Promise<SealedSnapshot>
   /** What was on its way with that id comes to nothing, however it came: who waits for it waits no longer. */
   lose(id: SnapshotId): void
   /** An undecided snapshot is anybody's now. Where its source runs on, who waits already does not get it: nobody asked for a copy. */
@@ -89,7 +94,7 @@ export interface Shelf {
   removeChain(id: SnapshotId): boolean
 }
 
-export interface ShelfOptions {
+export interface SnapshotsOptions {
   /** A chain that waited as long gives way when memory runs out, and what was offered to a sender that was silent as long. */
   idleMs?: number
   /** Senders are told which pages are here, and pages of several snapshots are stored once. */
@@ -99,7 +104,7 @@ export interface ShelfOptions {
   relieve?: () => boolean
 }
 
-interface Entry extends Sealed {
+interface Entry extends SealedSnapshot {
   undecided: boolean
   sink: MemorySnapshot
   users: number
@@ -114,15 +119,15 @@ interface Entry extends Sealed {
 /** How long a source may take for its verdict, as far as those go who ask for the newest: most take some milliseconds. */
 const VERDICT_MS = 10_000
 
-export function openShelf(
+export function openSnapshots(
   pool: Pool,
-  { idleMs = Number.POSITIVE_INFINITY, dedup = false, onDropped, relieve = () => false }: ShelfOptions = {},
-): Shelf {
+  { idleMs = Number.POSITIVE_INFINITY, dedup = false, onDropped, relieve = () => false }: SnapshotsOptions = {},
+): Snapshots {
   const sealed = new Map<SnapshotId, Entry>()
-  const leaving = openLeaving()
+  const leaving = openRetired()
   const arriving = new Map<SnapshotId, { sink: MemorySnapshot; since: number }>()
-  const chains = openRounds(pool, (id, { sink, since }) => leaving.add(remains(id, sink, since)))
-  const offers = dedup ? openOffers(pool) : undefined
+  const chains = openPendingChains(pool, (id, { sink, since }) => leaving.add(remains(id, sink, since)))
+  const offers = dedup ? openDedupIndex(pool) : undefined
   const waiters = openWaiters(now)
   const pinned = new Set<SnapshotId>()
   pool.relief = () => {
@@ -132,7 +137,7 @@ export function openShelf(
   }
 
   /** The newest first. */
-  function* donors(own: Growing | undefined): Generator<Places> {
+  function* donors(own: PendingChain | undefined): Generator<Places> {
     if (own !== undefined) yield own.flat.places()
     for (const { images, released } of [...sealed.values()].reverse()) {
       if (released) continue
@@ -152,7 +157,7 @@ export function openShelf(
     for (const [id, { sink, rounds, since }] of chains.all) yield { id, state: 'chain', count: rounds, sink, since }
   }
 
-  function now({ id, early, fits, since }: Wish): Sealed | undefined {
+  function now({ id, early, fits, since }: Search): SealedSnapshot | undefined {
     const may = ({ undecided, notBefore }: Entry): boolean => (early || !undecided) && notBefore <= since
     if (id !== undefined) {
       const entry = sealed.get(id)
@@ -193,10 +198,10 @@ export function openShelf(
     receive(id, part) {
       refuseTaken(id)
       let layer: Layer | undefined
-      let chain: Growing | undefined
+      let chain: PendingChain | undefined
       let sink: MemorySnapshot | undefined
       let over = false
-      let offer: Offer | undefined
+      let offer: DedupOffer | undefined
       function own(taken: MemorySnapshot): MemorySnapshot {
         sink = taken
         arriving.set(id, { sink: taken, since: performance.now() })
@@ -236,7 +241,7 @@ export function openShelf(
         join,
         async complete() {
           owned().complete()
-          if (chain === undefined) await inTurns(checkWhole(owned().images))
+          if (chain === undefined) await runInSlices(checkWhole(owned().images))
           else if (layer?.last === false) await chain.flat.round()
           else await chain.flat.last()
           // Who drops it does not wait for us.
@@ -280,7 +285,7 @@ export function openShelf(
             notBefore: 0,
           }
           sealed.set(id, entry)
-          void aside(protecting)
+          void yieldSometimes(protecting)
           if (undecided) setTimeout(waiters.wake, VERDICT_MS).unref()
           void chain?.flat.settle()
           waiters.wake()

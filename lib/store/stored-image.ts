@@ -1,5 +1,6 @@
 /** A complete image in memory. */
 import type { ImageEntry } from '../format/image-list.ts'
+import type { ImageWriter } from '../stream/image.ts'
 
 /** Consecutive bytes of an image. */
 export interface Piece {
@@ -26,4 +27,10 @@ export function* stepsOf(pieces: Iterable<Piece>, most: number): Generator<Uint8
   for (const { window } of pieces) {
     for (let at = 0; at < window.length; at += most) yield window.subarray(at, at + most)
   }
+}
+
+/** An image on its way into memory. */
+export interface MemoryWriter extends ImageWriter {
+  wrote(bytes: number): void
+  end(entry: ImageEntry): void
 }

@@ -6,7 +6,7 @@ import type { StoredImage } from './stored-image.ts'
 export type Images = ReadonlyMap<ImageName, StoredImage>
 
 /** A snapshot that was on its way and comes to nothing. */
-export interface Failure {
+export interface LostSnapshot {
   id: SnapshotId
   /** What there was of it. */
   images: Images
@@ -15,16 +15,16 @@ export interface Failure {
 }
 
 /** What somebody wants, beside an id. */
-export interface Wants {
+export interface FindOptions {
   /** Also one that is undecided. */
   early?: boolean
   /** The newest of those that do, also as far as they have come. */
   fits?: (images: Images) => boolean
   /** Whether there is nothing to wait for any more; where it is not given, as `lostTo` says. */
-  lost?: (failure: Failure) => boolean
+  lost?: (failure: LostSnapshot) => boolean
 }
 
-export interface Wish extends Wants {
+export interface Search extends FindOptions {
   /** The newest if undefined. */
   id: SnapshotId | undefined
   /** By performance.now(). */
@@ -36,19 +36,19 @@ export interface Waiters<Snapshot> {
   /** There may be something for them. */
   wake(): void
   /** Those for whom it was lost get `FAILED_DUMP`. */
-  lose(failure: Failure): void
+  lose(failure: LostSnapshot): void
   /** Resolves at once if it is there; throws `TIMEOUT` after `timeoutMs`, or the reason of `signal`. */
-  wait(wish: Wish, timeoutMs: number, signal?: AbortSignal): Promise<Snapshot>
+  wait(wish: Search, timeoutMs: number, signal?: AbortSignal): Promise<Snapshot>
 }
 
 /** Who asked by an id waits for that one; who asked for the newest waits as long as one is on its way, or is here. */
-function lostTo(failure: Failure, { id }: Wish, isHere: boolean): boolean {
+function lostTo(failure: LostSnapshot, { id }: Search, isHere: boolean): boolean {
   return id === undefined ? !failure.others && !isHere : failure.id === id
 }
 
 /** `now` says what there is for a wish. */
-export function openWaiters<Snapshot>(now: (wish: Wish) => Snapshot | undefined): Waiters<Snapshot> {
-  const waiting = new Map<Wish, { found(snapshot: Snapshot): void; giveUp(reason: unknown): void }>()
+export function openWaiters<Snapshot>(now: (wish: Search) => Snapshot | undefined): Waiters<Snapshot> {
+  const waiting = new Map<Search, { found(snapshot: Snapshot): void; giveUp(reason: unknown): void }>()
   return {
     get count() {
       return waiting.size

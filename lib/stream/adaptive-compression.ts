@@ -8,7 +8,7 @@
  */
 import { type CodecName, codecNames } from '../format/enums.ts'
 
-export interface Pace {
+export interface CompressionChooser {
   /** `bytes` went out, and for `ms` nothing else could. */
   sent(bytes: number, ms: number): void
   /** So many bytes of images were taken from the source. */
@@ -67,7 +67,7 @@ export function best(link: number, skills: Record<CodecName, Skill>, lanes: numb
 }
 
 /** `lanes` chunks are compressed at a time. */
-export function openPace(lanes: number, begin: number): Pace {
+export function openCompressionChooser(lanes: number, begin: number): CompressionChooser {
   const skills = { zstd: { ...untried.zstd }, lz4: { ...untried.lz4 } }
   let choice: CodecName | undefined
   /** Bytes a ms, where it holds us up. */

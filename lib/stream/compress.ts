@@ -9,13 +9,13 @@ import { availableParallelism } from 'node:os'
 import type { CodecName } from '../format/enums.ts'
 import { encodeFrame, MOST_DATA } from '../format/wire.ts'
 import { type Compressor, compressor } from '../kernel/codec.ts'
-import { openPace, type Pace } from './adaptive-compression.ts'
+import { type CompressionChooser, openCompressionChooser } from './adaptive-compression.ts'
 import { type KnownRun, knownRuns } from './dedup-runs.ts'
-import type { Known } from './dedup-send.ts'
+import type { DedupSender } from './dedup-send.ts'
 import { type FrameWriter, writerOver } from './frames.ts'
 import type { Outlet } from './link.ts'
 import type { PipeReader } from './pipe-reader.ts'
-import { PAGE, type Run, runsOf } from './zero-pages.ts'
+import { PAGE, type Run, zeroRuns } from './zero-pages.ts'
 
 export type Compress = 'auto' | CodecName
 
@@ -35,7 +35,7 @@ export interface Outgoing {
   stop: AbortSignal
 }
 
-export interface Packing {
+export interface Packer {
   /** What everything goes through. */
   readonly writer: FrameWriter
   /** Bytes of images were taken from the source. */
@@ -85,9 +85,14 @@ export function checkCompress(compress: Compress): void {
  * Chunks have at most `most` bytes. Pages that are `known` are not sent; without `compress` the rest goes as it is. Throws `IO` where a library
  * is not installed.
  */
-export function openPacking(compress: Compress | undefined, over: FrameWriter, most: number, known?: Known): Packing {
+export function openPacker(
+  compress: Compress | undefined,
+  over: FrameWriter,
+  most: number,
+  known?: DedupSender,
+): Packer {
   if (compress !== undefined) checkCompress(compress)
-  const pace = compress === 'auto' ? openPace(LANES, performance.now()) : undefined
+  const pace = compress === 'auto' ? openCompressionChooser(LANES, performance.now()) : undefined
   const writer = pace === undefined ? over : writerOver(over, (outlet) => timed(outlet, pace))
   const slots = pool(LANES + 1)
   const choose = (): CodecName | undefined => (compress === 'auto' ? pace?.choose(performance.now()) : compress)
@@ -117,7 +122,7 @@ export function openPacking(compress: Compress | undefined, over: FrameWriter, m
   }
 
   function runs(slot: Slot, bytes: number, at: number, image: Outgoing): KnownRun[] {
-    if (known === undefined || !looksUp(image) || at % PAGE !== 0) return runsOf(slot.raw, slot.words, bytes)
+    if (known === undefined || !looksUp(image) || at % PAGE !== 0) return zeroRuns(slot.raw, slot.words, bytes)
     return knownRuns(known, slot, bytes, image.channel, at / PAGE)
   }
 
@@ -204,7 +209,7 @@ function fill(room: Uint8Array, reader: PipeReader): number {
   }
 }
 
-function timed(outlet: Outlet, pace: Pace): Outlet {
+function timed(outlet: Outlet, pace: CompressionChooser): Outlet {
   const { fillInPlace } = outlet
   const time = async (sending: () => Promise<void>, bytes: () => number): Promise<void> => {
     const begun = performance.now()

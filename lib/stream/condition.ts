@@ -1,21 +1,21 @@
 /** Something that several may wait for, again and again. */
-export interface News {
+export interface Condition {
   /** Resolves when the next is told. */
-  told(): Promise<void>
-  tell(): void
+  wait(): Promise<void>
+  notify(): void
 }
 
-export function openNews(): News {
+export function openCondition(): Condition {
   let wake = (): void => {}
   let next: Promise<void> | undefined
   return {
-    told() {
+    wait() {
       next ??= new Promise<void>((resolve) => {
         wake = resolve
       })
       return next
     },
-    tell() {
+    notify() {
       next = undefined
       wake()
     },

@@ -5,9 +5,9 @@ import { encodePreamble } from '../format/preamble.ts'
 import { JOIN_TOKEN_BYTES, type Join } from '../format/stripes.ts'
 import { encodeFrame } from '../format/wire.ts'
 import { connectEndpoint, type Endpoint } from './endpoint.ts'
-import { frameReader, taking } from './frames.ts'
+import { accepting, frameReader } from './frames.ts'
 import type { Link } from './link.ts'
-import type { Line } from './resuming-receiver.ts'
+import type { TargetLink } from './resuming-receiver.ts'
 import { stripedLink } from './striped-link.ts'
 
 /** As `connectEndpoint`, over `count` connections where they are more than one. */
@@ -45,8 +45,8 @@ export async function connectJoined(
   return stripedLink(links, `${links[0]?.peer} (${count} connections)`, welcomed)
 }
 
-const greeting = taking('hello')
-const answers = taking('joined', 'refused')
+const greeting = accepting('hello')
+const answers = accepting('joined', 'refused')
 
 /** Throws what the cache refuses with. */
 async function welcomed(link: Link): Promise<void> {
@@ -61,16 +61,16 @@ async function welcomed(link: Link): Promise<void> {
 const MOST_WAITING = 64
 
 /** Connections that wait for those that they belong to. */
-export interface Groups {
+export interface ConnectionGroups {
   /**
    * Resolves when all are here, and the link over them is given away. Throws `TIMEOUT` if they do not come, `FORMAT` for one
    * that does not belong to the others, which are not disturbed.
    */
-  join(join: Join, line: Line, source: string): Promise<void>
+  join(join: Join, line: TargetLink, source: string): Promise<void>
 }
 
 interface Group {
-  lines: (Line | undefined)[]
+  lines: (TargetLink | undefined)[]
   complete: Promise<void>
   settle: (reason?: Fault) => void
 }
@@ -79,7 +79,10 @@ interface Group {
  * `admit` gets the link over all connections of a group, their number, and the peer of the last; they have `patienceMs` to come. When too
  * many wait the oldest group gives way.
  */
-export function openGroups(patienceMs: number, admit: (link: Link, count: number, source: string) => void): Groups {
+export function openConnectionGroups(
+  patienceMs: number,
+  admit: (link: Link, count: number, source: string) => void,
+): ConnectionGroups {
   const groups = new Map<string, Group>()
 
   function begin(key: string, count: number): Group {

@@ -6,15 +6,15 @@
  * ahead, hears first what has come meanwhile.
  */
 import { Fault } from '../fault.ts'
-import type { News } from './condition.ts'
+import type { Condition } from './condition.ts'
 
-export interface Silence {
+export interface CriuTimeout {
   /** CRIU has said something. */
   heard(): void
   /** Waits for `work`, which is not CRIU's. */
   during<Result>(work: Promise<Result>): Promise<Result>
   /** Hears what this tells, too. */
-  follow(news: News | undefined): void
+  follow(news: Condition | undefined): void
   /** Nothing more is waited for. May be called twice. */
   close(): void
 }
@@ -22,7 +22,7 @@ export interface Silence {
 const PARTS = 4
 
 /** Calls `onSilent` once, with a `TIMEOUT`, when CRIU was waited for and said nothing for `limitMs`; not again before it was heard. */
-export function openSilence(limitMs: number, onSilent: (reason: Fault) => void): Silence {
+export function openCriuTimeout(limitMs: number, onSilent: (reason: Fault) => void): CriuTimeout {
   let quiet = 0
   let others = 0
   let open = true
@@ -50,9 +50,9 @@ export function openSilence(limitMs: number, onSilent: (reason: Fault) => void):
       }
     },
     follow(news) {
-      const hear = async (told: News): Promise<void> => {
+      const hear = async (told: Condition): Promise<void> => {
         while (open) {
-          await told.told()
+          await told.wait()
           heard()
         }
       }

@@ -6,7 +6,7 @@ import type { Inlet } from './link.ts'
 
 type Packed = Extract<Frame, { type: 'packed' }>
 
-export interface Unpacker {
+export interface Decompressor {
   /**
    * Reads the bytes of `frame` and gives `frame.raw` bytes of the image `name` to `into`. Throws `DIGEST` where they are
    * not so many, `TRUNCATED`, and `IO` where there is no such codec here.
@@ -22,7 +22,7 @@ export interface Room {
 }
 
 /** `memory`: what its buffers take is counted there. */
-export function unpacker(inlet: Pick<Inlet, 'fill'>, memory?: { add(bytes: number): void }): Unpacker {
+export function decompressor(inlet: Pick<Inlet, 'fill'>, memory?: { add(bytes: number): void }): Decompressor {
   // As large as what came so far.
   let packed = Buffer.alloc(0)
   let raw = Buffer.alloc(0)

@@ -24,7 +24,7 @@ export interface Filling {
   size: number
 }
 
-export interface ReceiveSame {
+export interface DedupReceiver {
   opened(channel: number, writer: ImageWriter): void
   /** The pages that `frame` names are next in `image`. Throws `FORMAT` for what is not here, `MEMORY`. */
   take(frame: Same, image: Filling): void
@@ -33,7 +33,7 @@ export interface ReceiveSame {
 }
 
 /** `options.offer` may be there only when the snapshot is known to be part of a chain. */
-export function receiveSame(options: { readonly offer?: Offered | undefined }): ReceiveSame {
+export function dedupReceiver(options: { readonly offer?: Offered | undefined }): DedupReceiver {
   /** Of this snapshot's pages, by channel. */
   const sources = new Map<number, SharedPages>()
 

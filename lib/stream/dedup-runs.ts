@@ -1,7 +1,7 @@
 /** A chunk of an image of pages as runs: of zeros, of pages that the receiver has, and of what must be sent. */
 import { MOST_SAME } from '../format/page-digest.ts'
-import type { Known, KnownPage } from './dedup-send.ts'
-import { PAGE, type Run, runsOf } from './zero-pages.ts'
+import type { DedupSender, KnownPage } from './dedup-send.ts'
+import { PAGE, type Run, zeroRuns } from './zero-pages.ts'
 
 export interface KnownRun extends Run {
   /** The receiver has it. */
@@ -10,14 +10,14 @@ export interface KnownRun extends Run {
 
 /** The first `bytes` bytes of `raw`, whole pages or the image's end; `number` is the first page's in the image on `channel`. */
 export function knownRuns(
-  known: Known,
+  known: DedupSender,
   { raw, words }: { raw: Buffer; words: Int32Array },
   bytes: number,
   channel: number,
   number: number,
 ): KnownRun[] {
   const runs: KnownRun[] = []
-  for (const run of runsOf(raw, words, bytes, 1)) {
+  for (const run of zeroRuns(raw, words, bytes, 1)) {
     if (run.zero) runs.push(run)
     else addPages(runs, run)
   }

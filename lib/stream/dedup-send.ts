@@ -17,7 +17,7 @@ export interface KnownPage {
   first: number
 }
 
-export interface Known {
+export interface DedupSender {
   /** Whether the receiver takes references at all: undefined before its first answer. */
   readonly offers: boolean | undefined
   /** Resolves when all digests are here, or it is known that there are none. */
@@ -38,7 +38,7 @@ const STRONG_WORDS = DIGEST_WORDS - 1
 const FIRST = 1024
 
 /** `unoffered` is called where the receiver takes no references. */
-export function openKnown(unoffered: () => void): Known {
+export function openDedupSender(unoffered: () => void): DedupSender {
   // Half of its memory may be the receiver's choice, and none of it is more than that of MOST_OFFERED pages.
   const table = openPageTable(MOST_OFFERED)
   let strong = new Uint32Array(FIRST * STRONG_WORDS)

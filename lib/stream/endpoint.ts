@@ -126,10 +126,10 @@ export async function connectEndpoint(
     try {
       const socket = await connectOnce(endpoint, deadline - performance.now(), signal)
       if (oneOfMany && endpoint.kind === 'tcp') limitUnsent(fdOf(socket), UNSENT_BYTES)
-      if (endpoint.kind === 'unix') return takeOver(socket, peer)
+      if (endpoint.kind === 'unix') return linkOverSocket(socket, peer)
       if (endpoint.credentials === undefined) {
         if (endpoint.uids !== undefined) await refuseOthers(socket, endpoint.uids, signal).catch(destroying(socket))
-        return takeOver(socket, peer)
+        return linkOverSocket(socket, peer)
       }
       return await secureClient(socket, { host: endpoint.host, peer }, endpoint.credentials, signal)
     } catch (cause) {
@@ -245,7 +245,7 @@ function destroying(socket: net.Socket): (reason: unknown) => never {
 const UNSENT_BYTES = 128 * 2 ** 10
 
 /** A link over a paused Node socket that has not read yet. */
-export function takeOver(socket: net.Socket, peer: string): Link {
+export function linkOverSocket(socket: net.Socket, peer: string): Link {
   if (!spliceAllowed || fdOf(socket) < 0) return duplexLink(socket, peer)
   return fdLink(takeFd(socket), peer, 'socket')
 }
@@ -302,13 +302,13 @@ export function peerOf(socket: net.Socket): string {
  * Makes links of a server's clients; one that must prove who it is and does not is sent away. Throws `LINK`; `IO` when
  * there are no descriptors left; `USAGE` for credentials that cannot be used any more.
  */
-export function openDoor(
+export function linkMaker(
   credentials: Credentials | undefined,
 ): (socket: net.Socket, peer: string, source: string) => Promise<Link> {
   if (credentials !== undefined) return secureServer(credentials)
   return async (socket, peer) => {
     try {
-      return takeOver(socket, peer)
+      return linkOverSocket(socket, peer)
     } catch (error) {
       socket.destroy()
       throw error

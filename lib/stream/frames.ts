@@ -11,16 +11,16 @@ export interface FrameReader {
    * read. Undefined where the stream ends between two frames. A payload above `most` bytes, those of an image not counted, is
    * `LIMIT`. Throws `FORMAT`, `LIMIT`, `TRUNCATED`, and `MEMORY` where the payload is not to be held.
    */
-  next<Name extends FrameName>(takes: Takes<Name>, most?: number): Promise<FrameOf<Name> | undefined>
+  next<Name extends FrameName>(takes: AcceptedFrames<Name>, most?: number): Promise<FrameOf<Name> | undefined>
   /** The same; the end of the stream is `TRUNCATED`. */
-  expect<Name extends FrameName>(takes: Takes<Name>, most?: number): Promise<FrameOf<Name>>
+  expect<Name extends FrameName>(takes: AcceptedFrames<Name>, most?: number): Promise<FrameOf<Name>>
   readonly inlet: Pick<Inlet, 'fill'>
 }
 
 /** The frames that belong in one state of a conversation. */
-export type Takes<Name extends FrameName> = ReadonlySet<Name>
+export type AcceptedFrames<Name extends FrameName> = ReadonlySet<Name>
 
-export function taking<Name extends FrameName>(...names: readonly Name[]): Takes<Name> {
+export function accepting<Name extends FrameName>(...names: readonly Name[]): AcceptedFrames<Name> {
   return new Set(names)
 }
 
@@ -46,7 +46,7 @@ export function frameReader(
   let charged = 0
 
   async function next<Name extends FrameName>(
-    takes: Takes<Name>,
+    takes: AcceptedFrames<Name>,
     most = Number.POSITIVE_INFINITY,
   ): Promise<FrameOf<Name> | undefined> {
     for (;;) {
@@ -90,7 +90,7 @@ export function frameReader(
     return steps.length === 1 ? (steps[0] as Buffer) : Buffer.concat(steps)
   }
 
-  async function expect<Name extends FrameName>(takes: Takes<Name>, most?: number): Promise<FrameOf<Name>> {
+  async function expect<Name extends FrameName>(takes: AcceptedFrames<Name>, most?: number): Promise<FrameOf<Name>> {
     const frame = await next(takes, most)
     if (frame !== undefined) return frame
     throw started ? truncated() : new Fault('TRUNCATED', NOTHING, { hint: NOTHING_HINT })

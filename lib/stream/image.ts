@@ -1,7 +1,7 @@
 import type { ImageEntry } from '../format/image-list.ts'
 import type { ImageName } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
-import type { News } from './condition.ts'
+import type { Condition } from './condition.ts'
 
 /** What an image is made of: a pipe (or a socket) that CRIU fills, or pieces of memory. */
 export type ImageBody =
@@ -22,7 +22,7 @@ export interface ImageSource {
   /** Stops the source; `images` throws `reason`. */
   destroy(reason: Error): void
   /** Tells when something has come of images that are not open yet. */
-  readonly news?: News | undefined
+  readonly news?: Condition | undefined
 }
 
 /** Takes the images of one snapshot. */

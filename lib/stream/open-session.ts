@@ -13,11 +13,11 @@ import { setImmediate as turn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { encodeFrame, HEADER_BYTES } from '../format/wire.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { openNews } from './condition.ts'
+import { openCondition } from './condition.ts'
 import { type Filled, filling, type Link } from './link.ts'
-import { keep } from './replay-buffer.ts'
+import { openReplayBuffer } from './replay-buffer.ts'
 import type { Session, SessionOptions } from './session.ts'
-import { passedOn, spliceOver } from './splice-buffer.ts'
+import { openSpliceBuffer, spliceOver } from './splice-buffer.ts'
 
 /** How often `got` is said at least, and looked whether anything moves. */
 const BEAT_MS = 500
@@ -29,8 +29,8 @@ const STEP = 2 ** 20
 const LITTLE = 64 * 2 ** 10
 
 export function openSession({ peer, window, ring, grows, end: role, every, timeoutMs }: SessionOptions): Session {
-  const kept = keep(window, ring?.region.window, grows)
-  const passed = passedOn()
+  const kept = openReplayBuffer(window, ring?.region.window, grows)
+  const passed = openSpliceBuffer()
   const over = new AbortController()
   const quietMs = Math.min(timeoutMs, Math.max(LEAST_QUIET_MS, Math.min(timeoutMs / 4, MOST_QUIET_MS)))
   let current: Link | undefined
@@ -48,7 +48,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
   let [moved, attached] = [0, 0]
   let beats: NodeJS.Timeout | undefined
   let beat = 0
-  const news = openNews()
+  const news = openCondition()
   let pumps = 0
 
   function alive(): void {
@@ -61,7 +61,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
     over.abort(reason)
     current?.destroy(reason)
     current = undefined
-    news.tell()
+    news.notify()
     leave()
   }
 
@@ -79,7 +79,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
     if (reason instanceof Fault) why = reason
     if (stopped !== undefined || finished) end(stopped ?? why)
     else if (!(reason instanceof Fault)) end(reason as Error)
-    news.tell()
+    news.notify()
   }
 
   function sayGot(): void {
@@ -88,7 +88,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
     if (kept.to - kept.from + frame.length > window) return
     kept.append(frame)
     told = received
-    news.tell()
+    news.notify()
   }
 
   function tick(): void {
@@ -118,7 +118,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
       if (greeting !== undefined) await link.outlet.send(greeting)
       for (let waited = false; link === current; ) {
         if (sent === kept.to) {
-          await news.told()
+          await news.wait()
           waited = false
           continue
         }
@@ -137,7 +137,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
         else await link.outlet.send(bytes as Uint8Array, inFrame || upTo < kept.to)
         if (link !== current) return
         sent = upTo
-        if (sent === kept.to) news.tell()
+        if (sent === kept.to) news.notify()
       }
     } catch (reason) {
       lost(link, reason)
@@ -154,7 +154,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
     if (role === 'sender' && position > kept.from) moved = performance.now()
     kept.forget(position)
     passed.forget(position)
-    news.tell()
+    news.notify()
   }
 
   function acknowledged(position: number): void {
@@ -169,7 +169,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
       alive()
       const link = current
       if (link === undefined) {
-        await news.told()
+        await news.wait()
         continue
       }
       let got = 0
@@ -191,7 +191,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
 
   async function moreRoom(): Promise<void> {
     if (stopped !== undefined) throw stopped
-    await news.told()
+    await news.wait()
     alive()
   }
 
@@ -200,7 +200,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
       alive()
       rest = rest.subarray(kept.append(rest))
       inFrame = more || rest.length > 0
-      news.tell()
+      news.notify()
       if (rest.length === 0) break
       if (role === 'receiver')
         throw new Fault('LIMIT', `the other end does not say that it has got the ${window} bytes kept for it`)
@@ -218,7 +218,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
     for (alive(); room.length === 0; room = kept.room(headBytes, most)) await moreRoom()
     const filled = fill(room)
     if (filled !== undefined) kept.commit(filled.head, filled.bytes)
-    news.tell()
+    news.notify()
     if (received - told >= every) sayGot()
   }
 
@@ -228,7 +228,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
       const bytes = room <= 0 ? 0 : passed.take(pipe, room, kept.to + HEADER_BYTES)
       if (bytes === 0) continue
       kept.commit(head(bytes), bytes)
-      news.tell()
+      news.notify()
       if (received - told >= every) sayGot()
       return bytes
     }
@@ -246,7 +246,7 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
         async finish() {
           while (current === undefined || sent < kept.to) {
             alive()
-            await news.told()
+            await news.wait()
           }
           finished = true
           await current.outlet.finish()
@@ -284,17 +284,17 @@ export function openSession({ peer, window, ring, grows, end: role, every, timeo
       attached = performance.now()
       watch()
       before?.destroy(new Fault('LINK', 'another link took its place'))
-      news.tell()
+      news.notify()
       void pump(link, greeting)
     },
     async detached() {
-      while (current !== undefined) await news.told()
+      while (current !== undefined) await news.wait()
       alive()
     },
     stop(reason) {
       stopped ??= reason
       if (current === undefined) end(reason)
-      news.tell()
+      news.notify()
     },
   }
 }

@@ -4,7 +4,7 @@ import { MOST_DATA } from '../format/wire.ts'
 import { type FrameWriter, writerOver } from './frames.ts'
 import type { Outlet } from './link.ts'
 
-export interface Limit {
+export interface RateLimit {
   /** Bytes that one frame may have at most, so that no frame holds the link for long. */
   readonly most: number
   /** Resolves when it is these bytes' turn. */
@@ -22,7 +22,7 @@ const LEAST_FRAME = 16 * 2 ** 10
 const TICK_MS = 1
 
 /** At most `rate` bytes a second. */
-export function rateLimit(rate: number): Limit {
+export function rateLimit(rate: number): RateLimit {
   const perMs = rate / 1000
   /** When all that had its turn is out. */
   let free = Number.NEGATIVE_INFINITY
@@ -41,12 +41,12 @@ export function rateLimit(rate: number): Limit {
 }
 
 /** The same writer, within the limit. */
-export function limited(writer: FrameWriter, limit: Limit): FrameWriter {
+export function limited(writer: FrameWriter, limit: RateLimit): FrameWriter {
   return writerOver(writer, (outlet) => within(outlet, limit))
 }
 
 /** Waits between frames and never inside of one: there a link that outlives its breaks could not say that it is alive. */
-function within(outlet: Outlet, limit: Limit): Outlet {
+function within(outlet: Outlet, limit: RateLimit): Outlet {
   const { fillInPlace } = outlet
   let inFrame = false
   return {

@@ -11,7 +11,7 @@ import { digest, hex64, NO_DIGEST } from '../format/digest.ts'
 import type { Until } from '../format/enums.ts'
 import {
   EMPTY_LIST_BYTES,
-  encodeList,
+  encodeImageList,
   entryBytes,
   type ImageEntry,
   LARGEST_IMAGE,
@@ -20,9 +20,9 @@ import {
 import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import type { Layer } from '../format/wire.ts'
-import { endedIn, fillZeros, type Room, unpacker } from './decompress.ts'
-import { type Filling, type Offered, receiveSame } from './dedup-receive.ts'
-import { type FrameReader, taking, unexpected } from './frames.ts'
+import { decompressor, endedIn, fillZeros, type Room } from './decompress.ts'
+import { dedupReceiver, type Filling, type Offered } from './dedup-receive.ts'
+import { accepting, type FrameReader, unexpected } from './frames.ts'
 import type { ImageSink, ImageWriter } from './image.ts'
 import { type Snapshot, summarize } from './send.ts'
 
@@ -57,8 +57,8 @@ export interface ReceiveOptions {
 /** Frames that bring images. */
 const ofImages = ['image', 'data', 'packed', 'zeros', 'same', 'imageEnd', 'recall', 'snapshotEnd', 'failed'] as const
 /** Before the first image the sender says what comes. */
-const beforeImages = taking(...ofImages, 'handOver', 'layer', 'unchecked', 'reserve')
-const amongImages = taking(...ofImages)
+const beforeImages = accepting(...ofImages, 'handOver', 'layer', 'unchecked', 'reserve')
+const amongImages = accepting(...ofImages)
 /** Payload bytes of any other frame here; a reason is the longest. */
 const LARGEST_HEAD = 2 ** 11
 /** Bytes of a `snapshotEnd` beside its list: the digest and the checksum. */
@@ -71,11 +71,11 @@ export async function receiveSnapshot(
   options: ReceiveOptions = {},
 ): Promise<Snapshot> {
   const { onAck = async () => {}, onHandOver, onLayer, onReserved = async () => {}, onRecall } = options
-  const same = receiveSame(options)
+  const same = dedupReceiver(options)
   const channels = new Map<number, Channel>()
   const names = new Set<string>()
   const entries: (ImageEntry | undefined)[] = []
-  const { unpack } = unpacker(reader.inlet, options.memory)
+  const { unpack } = decompressor(reader.inlet, options.memory)
   let grown = 0
   let listBytes = EMPTY_LIST_BYTES
   /** A link that is faster than we are never makes us wait, and few bytes of it make many: others get their turn meanwhile. */
@@ -161,8 +161,8 @@ export async function receiveSnapshot(
       }
       case 'snapshotEnd': {
         if (channels.size > 0) throw new Fault('FORMAT', 'the snapshot ends while images are open')
-        const announced = encodeList(frame.images)
-        if (!announced.equals(encodeList(entries as ImageEntry[]))) {
+        const announced = encodeImageList(frame.images)
+        if (!announced.equals(encodeImageList(entries as ImageEntry[]))) {
           throw new Fault('DIGEST', 'the list of images is not what came')
         }
         const snapshot = summarize(entries as ImageEntry[], layer?.last === false)

@@ -2,7 +2,7 @@
  * The end of a stream of bytes, kept until the other end has it: a ring that grows up to a limit. Positions count from the
  * stream's beginning.
  */
-export interface Kept {
+export interface ReplayBuffer {
   /** The first byte that is still here. */
   readonly from: number
   /** Where the stream ends by now. */
@@ -25,11 +25,11 @@ const SMALLEST = 64 * 2 ** 10
  * Keeps at most `limit` bytes, a power of two from 64 KiB on: in `memory`, or in some that grows. `grows` is told how many bytes more it
  * takes, before it does; what it throws `append` throws.
  */
-export function keep(
+export function openReplayBuffer(
   limit: number,
   memory: Uint8Array = Buffer.allocUnsafeSlow(SMALLEST),
   grows = (_bytes: number): void => {},
-): Kept {
+): ReplayBuffer {
   let ring = memory
   let from = 0
   let to = 0

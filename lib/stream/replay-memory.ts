@@ -4,7 +4,7 @@
  */
 import { discard, mapMemory, populate, type Region } from '../kernel/mapped-memory.ts'
 
-export interface Ring {
+export interface ReplayMemory {
   readonly region: Region
   /** Nobody reads or writes it any more. */
   give(): void
@@ -14,7 +14,7 @@ export interface Ring {
 const idle: Region[] = []
 
 /** A ring of `bytes`, a multiple of 2 MiB and always the same. Throws `MEMORY`. */
-export function takeRing(bytes: number): Ring {
+export function takeReplayMemory(bytes: number): ReplayMemory {
   const region = idle.pop() ?? mapMemory(bytes)
   void populate(region.address, bytes)
   return {

@@ -12,7 +12,7 @@ export const RECEIVER_WINDOW = 4 * 2 ** 20
 const EVERY = 2 ** 20
 
 /** A link that may become a conversation which outlives it. */
-export interface Line {
+export interface TargetLink {
   /** What reads and writes the frames, before and after. */
   readonly link: Link
   /** Told of `got` frames. Throws `FORMAT` where none belongs. */
@@ -23,13 +23,13 @@ export interface Line {
    */
   outlive(token: Buffer, timeoutMs: number, memory?: { add(bytes: number): void }): void
   /** Goes on over the link of `other`, which `frame` came from. Throws `MISSING`, and `FORMAT` as `Session.attach` does. */
-  resume(frame: Extract<Frame, { type: 'resume' }>, other: Line): void
+  resume(frame: Extract<Frame, { type: 'resume' }>, other: TargetLink): void
   /** The link itself; if `take` does not throw it is not this line's any more. */
   give(take: (link: Link) => void): void
 }
 
 /** A line over a new connection. */
-export function openLine(first: Link): Line {
+export function openTargetLink(first: Link): TargetLink {
   let carrier: Link | undefined = first
   let session: Session | undefined
   let token: Buffer | undefined
@@ -69,7 +69,7 @@ export function openLine(first: Link): Line {
     },
     resume(frame, other) {
       const same = timingSafeEqual(frame.token, token ?? Buffer.alloc(TOKEN_BYTES))
-      if (!same || session === undefined || session.over.aborted) throw unknown()
+      if (!same || session === undefined || session.over.aborted) throw unknownSnapshot()
       const greeting = encodeFrame({ type: 'got', offset: session.received })
       const goOn = session.attach
       other.give((link) => goOn(link, frame.offset, greeting))
@@ -82,6 +82,6 @@ export function openLine(first: Link): Line {
 }
 
 /** The same words for a snapshot that is not here and for a wrong token. */
-export function unknown(): Fault {
+export function unknownSnapshot(): Fault {
   return new Fault('MISSING', 'no such snapshot is on its way here')
 }

@@ -5,10 +5,10 @@ import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { encodePreamble } from '../format/preamble.ts'
 import { encodeFrame } from '../format/wire.ts'
-import { type FrameReader, frameReader, taking } from './frames.ts'
+import { accepting, type FrameReader, frameReader } from './frames.ts'
 import type { Link } from './link.ts'
 import { openSession } from './open-session.ts'
-import { takeRing } from './replay-memory.ts'
+import { takeReplayMemory } from './replay-memory.ts'
 import type { Session } from './session.ts'
 
 /** As much as is lost in the queues of a link of 1 Gbit/s and 60 ms when it breaks; more would only cost memory. */
@@ -17,8 +17,8 @@ export const SENDER_WINDOW = 8 * 2 ** 20
 const EVERY = 16 * 2 ** 10
 const RETRY_MS = 100
 
-const greeting = taking('hello')
-const answers = taking('got', 'refused')
+const greeting = accepting('hello')
+const answers = accepting('got', 'refused')
 
 export interface ResumingOptions {
   id: SnapshotId
@@ -35,7 +35,7 @@ export function resumingSender({ id, token, until, connect, timeoutMs }: Resumin
   const session = openSession({
     peer: `snapshot ${id}`,
     window: SENDER_WINDOW,
-    ring: takeRing(SENDER_WINDOW),
+    ring: takeReplayMemory(SENDER_WINDOW),
     end: 'sender',
     every: EVERY,
     timeoutMs,

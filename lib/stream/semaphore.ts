@@ -1,11 +1,11 @@
 /** Taking turns: at most so many at a time, in the order of asking. */
-export interface Turns {
+export interface Semaphore {
   take(): Promise<void>
   give(): void
 }
 
 /** At most `most` at a time. */
-export function turns(most: number): Turns {
+export function semaphore(most: number): Semaphore {
   const waiting: (() => void)[] = []
   let taken = 0
   return {

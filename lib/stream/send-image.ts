@@ -4,19 +4,19 @@ import type { ImageEntry } from '../format/image-list.ts'
 import type { ImageName } from '../format/names.ts'
 import { pagesPattern } from '../format/pagemap.ts'
 import { encodeFrame, HEADER_BYTES } from '../format/wire.ts'
-import type { Packing } from './compress.ts'
+import type { Packer } from './compress.ts'
 import type { FrameWriter } from './frames.ts'
 import type { ImageBody, OpenImage } from './image.ts'
 import type { Filled } from './link.ts'
 import { type PipeReader, pipeReader } from './pipe-reader.ts'
-import type { Turns } from './semaphore.ts'
+import type { Semaphore } from './semaphore.ts'
 
 /** What the images of one snapshot share. */
 export interface Sender {
   writer: FrameWriter
   /** Bytes in a frame. */
   most: number
-  packing: Packing | undefined
+  packing: Packer | undefined
   onBytes: (bytes: number) => void
   checked: boolean
   /** By reference, where the link can. */
@@ -24,7 +24,7 @@ export interface Sender {
   stop: AbortSignal
   /** Of the pipes that are read at this moment. */
   readers: Set<PipeReader>
-  turns: Turns
+  turns: Semaphore
   /** By channel; a channel gets its number when it is announced. */
   entries: (ImageEntry | undefined)[]
 }

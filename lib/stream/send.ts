@@ -9,18 +9,18 @@
 import { Fault } from '../fault.ts'
 import { digest } from '../format/digest.ts'
 import type { Until } from '../format/enums.ts'
-import { encodeList, type ImageEntry, MOST_IMAGES } from '../format/image-list.ts'
+import { encodeImageList, type ImageEntry, MOST_IMAGES } from '../format/image-list.ts'
 import { INVENTORY, type SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { encodeFrame, type Layer, MOST_DATA } from '../format/wire.ts'
 import { closeFd } from '../kernel/readiness.ts'
-import { openPacking } from './compress.ts'
-import type { Silence } from './criu-timeout.ts'
-import type { Known } from './dedup-send.ts'
+import { openPacker } from './compress.ts'
+import type { CriuTimeout } from './criu-timeout.ts'
+import type { DedupSender } from './dedup-send.ts'
 import type { FrameWriter } from './frames.ts'
 import type { ImageSource } from './image.ts'
 import { limited } from './rate-limit.ts'
-import { turns } from './semaphore.ts'
+import { semaphore } from './semaphore.ts'
 import { type Sender, sendImage } from './send-image.ts'
 import type { Tuning } from './tuning.ts'
 
@@ -36,7 +36,7 @@ export interface Snapshot {
 export function summarize(images: ImageEntry[], round = false): Snapshot {
   if (!round && !images.some((image) => image.name === INVENTORY)) throw unfinished()
   const list = digest()
-  list.update(encodeList(images))
+  list.update(encodeImageList(images))
   return { images, digest: list.finish(), bytes: images.reduce((sum, image) => sum + image.size, 0) }
 }
 
@@ -60,13 +60,13 @@ export interface SendOptions extends Tuning {
   /** About how many bytes will come: the receiver is told before the first image. */
   reserve?: number | undefined
   /** What the receiver is asked for, and what need not be sent. */
-  known?: Known | undefined
+  known?: DedupSender | undefined
   /** The tasks stay frozen until the other end has it all: their pages may be passed on by reference. */
   frozen?: boolean
   /** Called for progress. */
   onBytes?: (bytes: number) => void
   /** Is told while CRIU is waited for and when it has said something, and closed when it has said all. */
-  silence?: Silence | undefined
+  silence?: CriuTimeout | undefined
   /** Called when inventory.img and every image before it are out of CRIU's pipes: it may let go of the tasks.
    * `endBytes` is the size of the end frame that is still to come. If it throws, the snapshot fails. */
   onDrained?: (endBytes: number) => Promise<void>
@@ -122,7 +122,7 @@ export async function sendSnapshot(
   const most = wholePages(limit?.most ?? MOST_DATA)
   const heeded = silence === undefined ? link : heedful(link, silence)
   const within = limit === undefined ? heeded : limited(heeded, limit)
-  const packing = compress || known ? openPacking(compress, within, most, known) : undefined
+  const packing = compress || known ? openPacker(compress, within, most, known) : undefined
   const writer = packing?.writer ?? within
   const onBytes = (bytes: number): void => {
     silence?.heard()
@@ -138,7 +138,7 @@ export async function sendSnapshot(
     passes: unchecked && frozen,
     stop: stop.signal,
     readers: new Set(),
-    turns: turns(MOST_UNDER_WAY),
+    turns: semaphore(MOST_UNDER_WAY),
     entries,
   }
   const names = new Set<string>()
@@ -199,7 +199,7 @@ export async function sendSnapshot(
 }
 
 /** The same writer: who waits for it does not wait for CRIU. */
-function heedful({ inPlace, send, exclusive }: FrameWriter, silence: Silence): FrameWriter {
+function heedful({ inPlace, send, exclusive }: FrameWriter, silence: CriuTimeout): FrameWriter {
   return {
     inPlace,
     send: (frame) => silence.during(send(frame)),

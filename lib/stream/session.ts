@@ -1,14 +1,14 @@
 /** One end of a conversation that outlives its links (see resumable.ts). */
 import type { Fault } from '../fault.ts'
 import type { Link } from './link.ts'
-import type { Ring } from './replay-memory.ts'
+import type { ReplayMemory } from './replay-memory.ts'
 
 export interface SessionOptions {
   peer: string
   /** Bytes that are kept: a power of two. */
   window: number
   /** Where they are kept; given back when it is over. */
-  ring?: Ring
+  ring?: ReplayMemory
   /** Where none is given: told how many bytes more are kept. */
   grows?: (bytes: number) => void
   /** The sender of a snapshot waits in `send` for room; of a receiver, which says little, a full window is a `LIMIT`. */

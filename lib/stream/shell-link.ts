@@ -9,11 +9,11 @@ import { once } from 'node:events'
 import type net from 'node:net'
 import { setTimeout } from 'node:timers/promises'
 import { catchesTerm, childrenOf } from '../kernel/process.ts'
-import { takeOver } from './endpoint.ts'
+import { linkOverSocket } from './endpoint.ts'
 import type { Link } from './link.ts'
 import { readableLink } from './node-link.ts'
 
-export interface Commands {
+export interface ShellLinks {
   /** Starts it anew. Throws the signal's reason. */
   connect(signal: AbortSignal): Promise<Link>
   /** Waits for the end of all that were started, and ends those that stay. */
@@ -25,7 +25,7 @@ const LEAVE_MS = 3000
 /** After SIGTERM. */
 const GRACE_MS = 500
 
-export function openCommands(command: string): Commands {
+export function openShellLinks(command: string): ShellLinks {
   const running = new Map<ChildProcess, Link>()
 
   async function leave(child: ChildProcess, patienceMs: number): Promise<void> {
@@ -42,7 +42,7 @@ export function openCommands(command: string): Commands {
       const child = spawn('sh', ['-c', `trap '' HUP INT QUIT\n${command}`], { stdio: ['pipe', 'pipe', 'inherit'] })
       child.on('error', () => {})
       child.once('exit', () => running.delete(child))
-      const [into, out] = [takeOver(child.stdin as net.Socket, '--via'), readableLink(child.stdout, '--via')]
+      const [into, out] = [linkOverSocket(child.stdin as net.Socket, '--via'), readableLink(child.stdout, '--via')]
       const link: Link = {
         inlet: out.inlet,
         outlet: into.outlet,

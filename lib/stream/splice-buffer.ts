@@ -19,24 +19,24 @@ interface Pair {
 }
 
 /** Bytes `from` to `to` of a stream. */
-export interface Passage extends Pair {
+export interface SplicedRange extends Pair {
   from: number
   to: number
 }
 
-export interface Passed {
+export interface SpliceBuffer {
   /** Whether enough is in the pipe, and there are pipes to take it. */
   worth(pipe: Fd): boolean
   /** Takes what is in `pipe`, at most `most` bytes, as what comes at `from`. Returns how many: 0 where too many are kept. */
   take(pipe: Fd, most: number, from: number): number
   /** The one in which `position` is. */
-  at(position: number): Passage | undefined
+  at(position: number): SplicedRange | undefined
   /** Where the next one begins; infinity if there is none. */
   next(position: number): number
   /** What comes before `position` is not needed any more. */
   forget(position: number): void
   /** A pipe with the bytes from `position` on, and nothing else. */
-  from(passage: Passage, position: number): Fd
+  from(passage: SplicedRange, position: number): Fd
   close(): void
 }
 
@@ -46,8 +46,8 @@ const LEAST = 64 * 2 ** 10
 const MOST_PAIRS = 16
 const HOW = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
-export function passedOn(): Passed {
-  const passages: Passage[] = []
+export function openSpliceBuffer(): SpliceBuffer {
+  const passages: SplicedRange[] = []
   const spare: Pair[] = []
   let pairs = 0
   /** There is not one pair to be had. */
@@ -108,7 +108,7 @@ export function passedOn(): Passed {
     next: (position) => passages.find(({ from }) => from >= position)?.from ?? Number.POSITIVE_INFINITY,
     forget(position) {
       while (passages[0] !== undefined && passages[0].to <= position) {
-        const { kept, unsent, from, to } = passages.shift() as Passage
+        const { kept, unsent, from, to } = passages.shift() as SplicedRange
         drop(kept[0], to - from)
         drop(unsent[0], queued(unsent[0]))
         spare.push({ kept, unsent })

@@ -11,7 +11,7 @@
  */
 import { Fault } from '../fault.ts'
 import { CHUNK_HEADER_BYTES, type Chunk, decodeChunk, encodeChunk } from '../format/stripes.ts'
-import { openNews } from './condition.ts'
+import { openCondition } from './condition.ts'
 import { filling, type Inlet, type Link, type Outlet } from './link.ts'
 
 /** Bytes of a full chunk. */
@@ -42,7 +42,7 @@ export function stripedLink(
 type Fail = (reason: unknown) => void
 
 function stripedOutlet(links: readonly Link[], alive: () => void, fail: Fail): Outlet & { wake: () => void } {
-  const bell = openNews()
+  const bell = openCondition()
   /** Those that have room, and where their chunks are put together; the one that has waited longest first. */
   const idle = links.map(({ outlet }) => ({ outlet, chunk: Buffer.allocUnsafeSlow(CHUNK_HEADER_BYTES + CHUNK_BYTES) }))
   let number = 0
@@ -52,7 +52,7 @@ function stripedOutlet(links: readonly Link[], alive: () => void, fail: Fail): O
       alive()
       const lane = idle.shift()
       if (lane !== undefined) return lane
-      await bell.told()
+      await bell.wait()
     }
   }
 
@@ -63,13 +63,13 @@ function stripedOutlet(links: readonly Link[], alive: () => void, fail: Fail): O
   }
 
   return {
-    wake: bell.tell,
+    wake: bell.notify,
     async send(bytes) {
       for (let at = 0; at < bytes.length; at += CHUNK_BYTES) {
         const lane = await room()
         const free = (): void => {
           idle.push(lane)
-          bell.tell()
+          bell.notify()
         }
         put(lane, bytes.subarray(at, at + CHUNK_BYTES)).then(free, fail)
         number++
@@ -102,7 +102,7 @@ function stripedInlet(
   alive: () => void,
   fail: Fail,
 ): Inlet & { wake: () => void } {
-  const bell = openNews()
+  const bell = openCondition()
   const lanes = links.map(({ inlet }): Lane => {
     return { inlet, header: Buffer.alloc(CHUNK_HEADER_BYTES), next: undefined, left: 0 }
   })
@@ -113,7 +113,7 @@ function stripedInlet(
     if (!(await lane.inlet.fill(lane.header))) throw closed()
     lane.next = decodeChunk(lane.header)
     lane.left = lane.next.length
-    bell.tell()
+    bell.notify()
   }
 
   /** The connection that has the next chunk, or undefined at the end. */
@@ -124,7 +124,7 @@ function stripedInlet(
       if (known.some((next) => next.number < number)) throw new Fault('FORMAT', `a chunk before ${number} came twice`)
       const due = lanes.find(({ next, left }) => next?.number === number && left > 0)
       if (due !== undefined) return due
-      if (known.length < lanes.length) await bell.told()
+      if (known.length < lanes.length) await bell.wait()
       else if (known.every((next) => next.number === number)) return undefined
       else throw new Fault('FORMAT', `chunk ${number} is missing`)
     }
@@ -161,7 +161,7 @@ function stripedInlet(
       .catch(fail)
   }
   return {
-    wake: bell.tell,
+    wake: bell.notify,
     read,
     fill: filling(read),
   }

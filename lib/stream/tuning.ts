@@ -1,13 +1,13 @@
 import type { Report } from '../progress.ts'
 import { type Compress, checkCompress } from './compress.ts'
-import { type Limit, rateLimit } from './rate-limit.ts'
+import { type RateLimit, rateLimit } from './rate-limit.ts'
 
 /** How images are put on the link. */
 export interface Tuning {
   /** As they are if undefined. */
   compress?: Compress | undefined
   /** As fast as the link is if undefined. */
-  limit?: Limit | undefined
+  limit?: RateLimit | undefined
   /** Nobody computes digests of what is in images: only their sizes are compared. */
   unchecked?: boolean
   /** What a receiver has already is not sent, where it says what it has; else this is called. */

@@ -3,7 +3,7 @@ import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 
 /** Rejects when the signal comes. */
-export function aborted(signal: AbortSignal): Promise<never> {
+export function rejectWhenAborted(signal: AbortSignal): Promise<never> {
   return new Promise((_resolve, reject) => {
     if (signal.aborted) reject(signal.reason)
     signal.addEventListener('abort', () => reject(signal.reason), { once: true })
@@ -11,7 +11,7 @@ export function aborted(signal: AbortSignal): Promise<never> {
 }
 
 /** Rejects with `TIMEOUT` after `ms`, or with `signal`, which ends the timer; does not keep the process alive. */
-export async function late(ms: number, what: string, signal: AbortSignal): Promise<never> {
+export async function rejectAfter(ms: number, what: string, signal: AbortSignal): Promise<never> {
   await setTimeout(ms, undefined, { ref: false, signal }).catch(() => {
     throw signal.reason
   })

@@ -7,7 +7,7 @@ import { childrenOf } from '../../lib/kernel/process.ts'
 import { rejectsFault, within } from '../expect.ts'
 import { temporary } from '../support/run.ts'
 
-const test = suite('bench/memory')
+const test = suite('bench/target-process')
 
 for (const [kind, children] of [
   ['random', 0],

@@ -3,20 +3,21 @@
  * and cut ones. A model that is written from PROTOCOL.md says what is taken; what it refuses must be refused, what it takes must be taken, nothing
  * else may be sealed, and nothing may stay.
  */
+
 import { randomBytes } from 'node:crypto'
 import { Duplex, PassThrough } from 'node:stream'
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { answer } from '../../lib/cache/connection.ts'
+import { handleConnection } from '../../lib/cache/connection.ts'
 import { openConnections } from '../../lib/cache/connections.ts'
-import { openFailures } from '../../lib/cache/failure-log.ts'
-import { openArrivals } from '../../lib/cache/handovers.ts'
-import type { CacheOptions, House } from '../../lib/cache/server.ts'
+import type { CacheContext, CacheOptions } from '../../lib/cache/context.ts'
+import { openFailureLog } from '../../lib/cache/failure-log.ts'
+import { openHandovers } from '../../lib/cache/handovers.ts'
 import { Fault } from '../../lib/fault.ts'
 import { digest } from '../../lib/format/digest.ts'
 import { type FrameName, frameType } from '../../lib/format/frame.ts'
-import { encodeList, type ImageEntry } from '../../lib/format/image-list.ts'
+import { encodeImageList, type ImageEntry } from '../../lib/format/image-list.ts'
 import { imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
 import { encodePreamble } from '../../lib/format/preamble.ts'
 import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
@@ -24,13 +25,13 @@ import { socketPair } from '../../lib/kernel/unix.ts'
 import type { Progress } from '../../lib/progress.ts'
 import { openPeerMemory } from '../../lib/store/accounting.ts'
 import { openPool } from '../../lib/store/pool.ts'
-import { openShelf } from '../../lib/store/snapshots.ts'
-import { openGroups } from '../../lib/stream/connection-groups.ts'
+import { openSnapshots } from '../../lib/store/snapshots.ts'
+import { openConnectionGroups } from '../../lib/stream/connection-groups.ts'
 import { fdLink } from '../../lib/stream/fd-link.ts'
 import { frameReader } from '../../lib/stream/frames.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { duplexLink } from '../../lib/stream/node-link.ts'
-import { openLine } from '../../lib/stream/resuming-receiver.ts'
+import { openTargetLink } from '../../lib/stream/resuming-receiver.ts'
 import { within } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
 import { anyFrame } from '../support/any-frame.ts'
@@ -57,7 +58,7 @@ function openHouse() {
   const connections = openConnections({ most: 16, silentMs: 5000 })
   const peers = openPeerMemory(pool)
   peers.relief = () => connections.relieve(true)
-  const shelf = openShelf(pool, { relieve: () => connections.relieve(false), idleMs: PATIENCE_MS })
+  const snapshots = openSnapshots(pool, { relieve: () => connections.relieve(false), idleMs: PATIENCE_MS })
   const options: CacheOptions = {
     host: '127.0.0.1',
     port: undefined,
@@ -75,33 +76,33 @@ function openHouse() {
     report,
     signal: stop.signal,
   }
-  const arrivals = openArrivals(shelf, options)
-  const house: House = {
-    shelf,
-    arrivals,
+  const handovers = openHandovers(snapshots, options)
+  const context: CacheContext = {
+    snapshots,
+    handovers,
     options,
-    lines: new Map(),
+    incoming: new Map(),
     rounds: new Map(),
-    groups: openGroups(PATIENCE_MS, (link) => link.destroy()),
+    groups: openConnectionGroups(PATIENCE_MS, (link) => link.destroy()),
     peers,
-    failures: openFailures(report),
-    strangers: openFailures(report),
+    failures: openFailureLog(report),
+    silentFailures: openFailureLog(report),
   }
   return {
-    house,
+    context,
     pool,
     peers,
     connections,
     sealed,
     /** Takes away what a conversation may have left by right. */
     async clear(id: SnapshotId) {
-      if (arrivals.get(id) !== undefined) await arrivals.decide(id, 'drop').catch(() => {})
-      shelf.remove(id)
-      shelf.removeChain(id)
+      if (handovers.get(id) !== undefined) await handovers.decide(id, 'drop').catch(() => {})
+      snapshots.remove(id)
+      snapshots.removeChain(id)
     },
     close() {
-      house.failures.close()
-      house.strangers.close()
+      context.failures.close()
+      context.silentFailures.close()
       remove()
     },
   }
@@ -244,7 +245,7 @@ function frameOf(said: Speech, { type, a, b }: Pick<Step, 'type' | 'a' | 'b'>): 
     }
     case 'snapshotEnd': {
       const images = said.entries.filter((each) => each !== undefined)
-      return { type, images, digest: sum(encodeList(images)) + (b % 8 === 0 ? 1n : 0n) }
+      return { type, images, digest: sum(encodeImageList(images)) + (b % 8 === 0 ? 1n : 0n) }
     }
     case 'failed':
     case 'refused':
@@ -340,11 +341,11 @@ function takes(said: Speech, state: State, frame: Frame, bytes: Buffer | undefin
       return frame.size === image.size && frame.digest === right
     }
     case 'snapshotEnd': {
-      const list = encodeList(frame.images)
+      const list = encodeImageList(frame.images)
       const all = said.entries.filter((each) => each !== undefined)
       said.complete =
         said.open.size === 0 &&
-        list.equals(encodeList(all)) &&
+        list.equals(encodeImageList(all)) &&
         frame.digest === sum(list) &&
         (said.layer === 'round' || said.names.has('inventory.img'))
       if (said.complete) said.state = said.until ? { at: 'sealed', token: state.token } : { at: 'over' }
@@ -461,9 +462,9 @@ async function played(home: Home, carrier: Carrier, parts: readonly Buffer[], jo
       },
     },
   }
-  const line = openLine(counted)
+  const line = openTargetLink(counted)
   const connection = home.connections.add('stranger', (reason) => line.link.destroy(reason))
-  const over = answer(line, home.house, { connection, source: 'stranger' }).finally(connection.leave)
+  const over = handleConnection(line, home.context, { connection, source: 'stranger' }).finally(connection.leave)
   const types: FrameName[] = []
   let refusal: string | undefined
   const reader = frameReader(ours.inlet)

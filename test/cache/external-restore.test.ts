@@ -3,11 +3,11 @@ import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { runsScript } from '../../lib/cache/external-restore.ts'
+import { runsScript } from '../../lib/criu/command-line.ts'
 import { commandLine } from '../../lib/kernel/process.ts'
 import { eventually, temporary } from '../support/run.ts'
 
-const test = suite('strangers')
+const test = suite('cache/external-restore')
 
 test('our action script is known by every path that leads to it, and no other is', async () => {
   const { path, remove } = temporary()

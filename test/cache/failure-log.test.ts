@@ -1,7 +1,7 @@
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { openFailures } from '../../lib/cache/failure-log.ts'
+import { openFailureLog } from '../../lib/cache/failure-log.ts'
 import { Fault } from '../../lib/fault.ts'
 import type { Progress } from '../../lib/progress.ts'
 
@@ -19,7 +19,7 @@ const fault = (what: string): Fault => new Fault('LINK', what, { hint: 'a hint' 
 
 test('the first failure of a peer is told as it is, the others of that second as a number', async () => {
   const { told, report } = lines()
-  const failures = openFailures(report)
+  const failures = openFailureLog(report)
   for (let n = 0; n < 1000; n++) failures.tell('a', `a:${n}`, fault(`number ${n}`))
   failures.tell('b', 'b:0', fault('another'))
   assert.equal(told, ['a:0: number 0', 'b:0: another'])
@@ -35,7 +35,7 @@ test('the first failure of a peer is told as it is, the others of that second as
 
 test('as many lines a second as are asked for, and peers without number are one', () => {
   const { told, report } = lines()
-  const failures = openFailures(report, 3)
+  const failures = openFailureLog(report, 3)
   for (let n = 0; n < 5; n++) failures.tell('a', `a:${n}`, fault('no'))
   assert.is(told.length, 3)
   for (let n = 0; n < 1000; n++) failures.tell(`peer ${n}`, `peer ${n}`, fault('no'))

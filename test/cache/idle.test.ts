@@ -2,13 +2,13 @@ import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { openConnections } from '../../lib/cache/connections.ts'
-import { openQuiet } from '../../lib/cache/idle.ts'
+import { openIdleTimer } from '../../lib/cache/idle.ts'
 
 const test = suite('cache/idle')
 
 test('when many have come and nobody is left it is told, after a while and once', async () => {
   let calm = 0
-  const quiet = openQuiet(() => calm++, { many: 100, ms: 50 })
+  const quiet = openIdleTimer(() => calm++, { least: 100, ms: 50 })
   const come = (count: number): void => {
     for (let times = 0; times < count; times++) quiet.came()
   }

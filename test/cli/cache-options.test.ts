@@ -1,9 +1,9 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { asJson, asText, checkStock } from '../../lib/cli/cache-options.ts'
+import { asJson, asText, checkHoldingsOptions } from '../../lib/cli/cache-options.ts'
 import { throwsFault } from '../expect.ts'
 
-const test = suite('cli/stock')
+const test = suite('cli/cache-options')
 
 const holdings = [
   { id: 'web-1', state: 'sealed', pinned: false, count: 12, bytes: 3 * 2 ** 30, shared: 0, seconds: 3600 },
@@ -37,8 +37,12 @@ test('one JSON object with its version', () => {
 
 test('what does not go together', () => {
   const none = { ls: false, json: false, keep: false, dedup: false, 'release-early': false }
-  assert.equal(checkStock({ ...none, keep: true }), { keep: true, dedup: false, releaseEarly: false })
-  assert.equal(checkStock({ ...none, 'release-early': true }), { keep: false, dedup: false, releaseEarly: true })
+  assert.equal(checkHoldingsOptions({ ...none, keep: true }), { keep: true, dedup: false, releaseEarly: false })
+  assert.equal(checkHoldingsOptions({ ...none, 'release-early': true }), {
+    keep: false,
+    dedup: false,
+    releaseEarly: true,
+  })
   for (const values of [
     { ls: true, rm: 'x' },
     { rm: 'x', drop: 'x' },
@@ -49,7 +53,7 @@ test('what does not go together', () => {
     { json: true },
     { keep: true, 'release-early': true },
   ]) {
-    throwsFault('USAGE', () => checkStock({ ...none, ...values }), JSON.stringify(values))
+    throwsFault('USAGE', () => checkHoldingsOptions({ ...none, ...values }), JSON.stringify(values))
   }
 })
 

@@ -3,7 +3,7 @@ import * as assert from 'uvu/assert'
 import { credentialHelp, credentialOptions, credentialsOf } from '../../lib/cli/credential-options.ts'
 import { throwsFault } from '../expect.ts'
 
-const test = suite('cli/credentials')
+const test = suite('cli/credential-options')
 
 const none = { tls: false, 'tls-no-cn-verify': false, insecure: false }
 const files = { 'tls-cacert': 'ca', 'tls-cert': 'cert', 'tls-key': 'key' }

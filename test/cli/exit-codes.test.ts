@@ -5,7 +5,7 @@ import * as assert from 'uvu/assert'
 import { exitCodeHelp, exitCodes } from '../../lib/cli/exit-codes.ts'
 import { root } from '../support/run.ts'
 
-const test = suite('cli/exit')
+const test = suite('cli/exit-codes')
 
 test('every code of a Fault has its exit code', () => {
   const source = readFileSync(join(root, 'lib', 'fault.ts'), 'utf8')

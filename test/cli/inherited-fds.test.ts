@@ -6,7 +6,7 @@ import { inheritedFd, inheritedOutput, listenFd, listenFds } from '../../lib/cli
 import { throwsFault } from '../expect.ts'
 import { run, temporary } from '../support/run.ts'
 
-const test = suite('cli/inherited')
+const test = suite('cli/inherited-fds')
 
 test('an open descriptor is taken, whatever it is', () => {
   const fd = openSync('/dev/null', 'w')

@@ -12,7 +12,7 @@ import {
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { openLog, openVoice, READY, STARTER, starterFd } from '../../lib/cli/logger.ts'
+import { openLog, openLogger, READY, STARTER, starterFd } from '../../lib/cli/logger.ts'
 import { check, makePipe } from '../../lib/kernel/fd.ts'
 import { fcntl, mkfifo } from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
@@ -20,12 +20,12 @@ import { throwsFault } from '../expect.ts'
 import { readToEnd } from '../support/fake-criu.ts'
 import { root, run, temporary } from '../support/run.ts'
 
-const test = suite('cli/voice')
+const test = suite('cli/logger')
 
 test('a log is appended to, each line with the time, and readable by its owner only', () => {
   const { path, remove } = temporary()
   const log = join(path, 'log')
-  const voice = openVoice()
+  const voice = openLogger()
   voice.logTo(log)
   voice.say('cache: one\ncache: two\n')
   assert.is(statSync(log).mode & 0o777, 0o600)
@@ -88,7 +88,7 @@ test('a log on a full disk loses its lines and stops nobody', async () => {
 test('the starter hears messages until it hears a zero byte', async () => {
   const [out, into] = makePipe()
   check(fcntl(into, 2, 0), 'fcntl')
-  const voice = openVoice(into)
+  const voice = openLogger(into)
   assert.ok(voice.detached)
   voice.say('one\n')
   voice.ready()
@@ -99,7 +99,7 @@ test('the starter hears messages until it hears a zero byte', async () => {
 
 test('a starter is a descriptor that was given, and its number is not passed on', () => {
   assert.is(starterFd(), undefined)
-  assert.not(openVoice().detached)
+  assert.not(openLogger().detached)
   const file = openSync('/dev/null', 'w')
   process.env[STARTER] = String(file)
   assert.is(starterFd(), file)

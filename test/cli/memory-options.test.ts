@@ -4,7 +4,7 @@ import * as assert from 'uvu/assert'
 import { memoryOf } from '../../lib/cli/memory-options.ts'
 import { throwsFault } from '../expect.ts'
 
-const test = suite('cli/memory')
+const test = suite('cli/memory-options')
 
 test('memory is a size, or four fifths of what the machine or our control group has; nothing of it is reserved', () => {
   assert.equal(memoryOf({ 'max-memory': '512M' }), { maxMemory: 512 * 2 ** 20, reserve: 0 })

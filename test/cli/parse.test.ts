@@ -3,7 +3,7 @@ import * as assert from 'uvu/assert'
 import { atMostOne, required, timeoutMs, wholeMiB, wholeNumber } from '../../lib/cli/parse.ts'
 import { throwsFault } from '../expect.ts'
 
-const test = suite('cli/values')
+const test = suite('cli/parse')
 
 test('a whole number within its bounds', () => {
   for (const [text, value] of [

@@ -1,10 +1,10 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { describe } from '../../lib/cli/progress-display.ts'
+import { describeProgress } from '../../lib/cli/progress-display.ts'
 import { Fault } from '../../lib/fault.ts'
 import type { Progress } from '../../lib/progress.ts'
 
-const test = suite('cli/report')
+const test = suite('cli/progress-display')
 
 const amount = { id: 'web-1', images: 12, bytes: 3 * 2 ** 20, ms: 1500 }
 
@@ -62,7 +62,7 @@ const lines: [Progress, string][] = [
 
 for (const [progress, line] of lines) {
   test(`${progress.event} is one line: ${line}`, () => {
-    assert.is(describe(progress), line)
+    assert.is(describeProgress(progress), line)
   })
 }
 

@@ -3,7 +3,7 @@ import * as assert from 'uvu/assert'
 import { viaPatience } from '../../lib/cli/via-options.ts'
 import { throwsFault } from '../expect.ts'
 
-const test = suite('cli/via')
+const test = suite('cli/via-options')
 
 test('a hand-over is of a tree, or is settled', () => {
   assert.is(viaPatience({ via: 'ssh host' }, '17'), 60_000)

@@ -3,7 +3,7 @@ import * as assert from 'uvu/assert'
 import { isRemoteCache, remoteProxyOf } from '../../lib/cli/wire-options.ts'
 import { throwsFault } from '../expect.ts'
 
-const test = suite('cli/wire')
+const test = suite('cli/wire-options')
 
 const proxy = { wire: 'criu-remote', tls: false, until: 'sealed', compress: 'none', 'no-checksum': false }
 const cache = { wire: 'criu-remote', tls: false, restore: false, keep: false, 'release-early': false }

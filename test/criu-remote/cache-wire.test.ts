@@ -14,7 +14,7 @@ import type { ImageName } from '../../lib/format/names.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
 import { pattern } from '../support/talk.ts'
 
-const test = suite('format/remote-wire')
+const test = suite('criu-remote/cache-wire')
 
 const { write, append } = openMode
 const D = '/tmp/d'

@@ -20,7 +20,7 @@ import {
 } from '../../lib/criu-remote/messages.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
 
-const test = suite('format/remote')
+const test = suite('criu-remote/messages')
 
 function hex(text: string): Buffer {
   return Buffer.from(text.replaceAll(' ', ''), 'hex')

@@ -7,7 +7,7 @@ import { clearGates, closedGate, type Moment, writeScript } from '../../lib/criu
 import { throwsFault, within } from '../expect.ts'
 import { type Running, root, run, start, temporary } from '../support/run.ts'
 
-const test = suite('gate')
+const test = suite('criu/action-script')
 
 /** `waiting` if it has not ended after a while. */
 function soon<Result>(ended: Promise<Result>): Promise<Result | 'waiting'> {

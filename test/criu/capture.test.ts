@@ -15,7 +15,7 @@ import { type FakeDump, fakeDump, readToEnd } from '../support/fake-criu.ts'
 import { temporary } from '../support/run.ts'
 import { pattern, talk } from '../support/talk.ts'
 
-const test = suite<{ work: WorkDir; folder: ReturnType<typeof temporary>; criu: FakeDump; fds: number }>('capture')
+const test = suite<{ work: WorkDir; folder: ReturnType<typeof temporary>; criu: FakeDump; fds: number }>('criu/capture')
 
 const openFds = (): number => readdirSync('/proc/self/fd').length
 

@@ -4,10 +4,10 @@ import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { criuCommand } from '../../lib/criu/command-line.ts'
+import { readCriuCommand } from '../../lib/criu/command-line.ts'
 import { temporary } from '../support/run.ts'
 
-const test = suite('criu command')
+const test = suite('criu/command-line')
 
 /** What is read of a process with this command line, in that directory. */
 async function read(words: string[], cwd: string, open = cwd, what?: 'splits' | 'before' | 'leaves') {
@@ -15,7 +15,7 @@ async function read(words: string[], cwd: string, open = cwd, what?: 'splits' | 
   const child = spawn('sh', ['-c', line, ...words], { cwd, stdio: ['pipe', 'pipe', 'ignore'] })
   try {
     await once(child.stdout, 'data')
-    const found = criuCommand(child.pid ?? 0)
+    const found = readCriuCommand(child.pid ?? 0)
     assert.is(found?.pid, found && child.pid)
     if (what !== undefined) return found?.[what]
     return found && { action: found.action, tree: found.tree, directory: found.directory }
@@ -66,7 +66,7 @@ test('a criu that opens and closes files meanwhile', async () => {
   const child = spawn('perl', ['-e', busy, '--', ...words], { cwd: path, stdio: ['ignore', 'pipe', 'ignore'] })
   try {
     await once(child.stdout, 'data')
-    for (let time = 0; time < 1000; time++) assert.is(criuCommand(child.pid ?? 0)?.directory, path)
+    for (let time = 0; time < 1000; time++) assert.is(readCriuCommand(child.pid ?? 0)?.directory, path)
   } finally {
     child.kill('SIGKILL')
     await once(child, 'exit')
@@ -92,7 +92,7 @@ test('what it is told besides, in any beginning of an option that getopt takes',
 })
 
 test('no such process', () => {
-  assert.is(criuCommand(2 ** 22 + 1), undefined)
+  assert.is(readCriuCommand(2 ** 22 + 1), undefined)
 })
 
 test.run()

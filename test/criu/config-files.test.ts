@@ -4,13 +4,13 @@ import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { criuCommand } from '../../lib/criu/command-line.ts'
+import { readCriuCommand } from '../../lib/criu/command-line.ts'
 import { configuredOptions, optionsIn, startOf } from '../../lib/criu/config-files.ts'
 import { refuseLeaving } from '../../lib/criu/run.ts'
 import { throwsFault } from '../expect.ts'
 import { temporary } from '../support/run.ts'
 
-const test = suite('criu configuration')
+const test = suite('criu/config-files')
 
 test('lines are options without their dashes; a comment goes to the end of its line', () => {
   for (const [text, words] of [
@@ -79,7 +79,7 @@ test('of a criu that runs: its own environment counts, and where it was started'
     const line = ['-e', '$| = 1; print 1; <STDIN>', 'dump', '-t', '7', ...words]
     const child = spawn('perl', line, { cwd: '/', env: { ...environment }, stdio: ['pipe', 'pipe', 'ignore'] })
     await once(child.stdout, 'data')
-    assert.is(criuCommand(child.pid ?? 0)?.leaves, leaves, JSON.stringify([environment, words]))
+    assert.is(readCriuCommand(child.pid ?? 0)?.leaves, leaves, JSON.stringify([environment, words]))
     assert.is(startOf(child.pid ?? 0).environment.HOME, environment.HOME)
     child.stdin.end()
     await once(child, 'exit')

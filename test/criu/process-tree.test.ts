@@ -1,30 +1,30 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { fateOf, type Member, watchTree } from '../../lib/criu/process-tree.ts'
+import { type TaskId, treeFate, watchTree } from '../../lib/criu/process-tree.ts'
 import { isDying, startTime } from '../../lib/kernel/process.ts'
 import { waits, within } from '../expect.ts'
 import { endStarted, noTracer, startDying, startOrphan, startSleeper, startTracer } from '../support/dying.ts'
 import { eventually } from '../support/run.ts'
 
-const test = suite('tree')
+const test = suite('criu/process-tree')
 
 test.after.each(endStarted)
 
-async function member(pid: number): Promise<Member> {
+async function member(pid: number): Promise<TaskId> {
   return { pid, start: await eventually(() => startTime(pid), 'a start time') }
 }
 
-const gone: Member = { pid: 2 ** 22 + 1, start: 1 }
+const gone: TaskId = { pid: 2 ** 22 + 1, start: 1 }
 
 test('a tree that is dying is neither alive nor dead until it is gone', async () => {
   const task = await startDying()
   const tree = { criu: gone, tasks: [await member(task.pid)] }
-  assert.is(fateOf(tree), 'alive')
+  assert.is(treeFate(tree), 'alive')
   task.kill()
   await eventually(() => isDying(task.pid) || undefined, 'its dying')
-  assert.is(fateOf(tree), undefined)
+  assert.is(treeFate(tree), undefined)
   await task.release()
-  assert.is(fateOf(tree), 'dead')
+  assert.is(treeFate(tree), 'dead')
 })
 
 test('a root that lives does not speak for a task that is dying: criu kills them all', async () => {
@@ -32,17 +32,17 @@ test('a root that lives does not speak for a task that is dying: criu kills them
   const tree = { criu: gone, tasks: [await member(root.pid), await member(task.pid)] }
   task.kill()
   await eventually(() => isDying(task.pid) || undefined, 'its dying')
-  assert.is(fateOf(tree), undefined)
+  assert.is(treeFate(tree), undefined)
   await task.release()
-  assert.is(fateOf(tree), 'alive')
+  assert.is(treeFate(tree), 'alive')
 })
 
 test('a zombie is dead', async () => {
   const { pid } = await startOrphan()
   const tree = { criu: gone, tasks: [await member(pid)] }
-  assert.is(fateOf(tree), 'alive')
+  assert.is(treeFate(tree), 'alive')
   process.kill(pid, 'SIGKILL')
-  await eventually(() => fateOf(tree) === 'dead' || undefined, 'its end')
+  await eventually(() => treeFate(tree) === 'dead' || undefined, 'its end')
 })
 
 test('a criu that ends while its task is dying has killed it', async () => {

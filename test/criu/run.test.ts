@@ -6,7 +6,7 @@ import { checkCriuOptions, findCriu, leavingOption } from '../../lib/criu/run.ts
 import { throwsFault } from '../expect.ts'
 import { temporary } from '../support/run.ts'
 
-const test = suite('criu options')
+const test = suite('criu/run')
 
 test('options that leave the tasks are known in every spelling that getopt takes', () => {
   for (const option of [

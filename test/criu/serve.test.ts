@@ -12,7 +12,7 @@ import { makePipe, queued } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { acceptUnix } from '../../lib/kernel/unix.ts'
-import { flatMemory } from '../../lib/store/chain-memory.ts'
+import { chainMemory } from '../../lib/store/chain-memory.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { openPool } from '../../lib/store/pool.ts'
 import { rejectsFault } from '../expect.ts'
@@ -32,7 +32,7 @@ interface Context {
   fds: number
 }
 
-const test = suite<Context>('serve')
+const test = suite<Context>('criu/serve')
 
 const contents: Record<string, Buffer> = {
   'inventory.img': pattern(87, 1),
@@ -145,7 +145,7 @@ test('a flattened image of many thousand ranges arrives whole, and each page is 
   criu.close()
   const pool = openPool(64 * 2 ** 20)
   const sink = memorySnapshot(pool, true)
-  const flat = flatMemory(sink)
+  const flat = chainMemory(sink)
   const { parent, present } = pageFlag
   put(sink, part('old', [[0, 3000, present]]))
   await flat.round()

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { CAPTURE_SOCKET, capture } from '../../lib/criu/capture.ts'
-import { openSplits, type Splits } from '../../lib/criu/split-dump.ts'
+import { openSplitDumps, type SplitDumps } from '../../lib/criu/split-dump.ts'
 import { openWorkDir, type WorkDir } from '../../lib/criu/work-directory.ts'
 import { Fault } from '../../lib/fault.ts'
 import { dstType, encodeRecord, layouts, psCommand } from '../../lib/format/page-record.ts'
@@ -28,7 +28,7 @@ interface Context {
   fds: number
   folder: ReturnType<typeof temporary>
   work: WorkDir
-  splits: Splits
+  splits: SplitDumps
   stream: FakeDump
   /** Our end of it. */
   streamed: Fd
@@ -51,7 +51,7 @@ const never = new AbortController().signal
 test.before.each(async (context) => {
   context.folder = temporary()
   context.work = openWorkDir(context.folder.path, CAPTURE_SOCKET)
-  context.splits = openSplits(true, never)
+  context.splits = openSplitDumps(true, never)
   context.stream = fakeDump(join(context.work.path, CAPTURE_SOCKET))
   context.streamed = await acceptUnix(context.work.listener)
   const [paged, pages] = socketPair()
@@ -309,7 +309,7 @@ played('a second connection of the same criu is refused', async (context) => {
 
 played('a proxy without a port for pages refuses at the first image', async (context) => {
   const { stream, pages, paged } = context
-  const { source, end } = joinedWith({ ...context, splits: openSplits(false, never) })
+  const { source, end } = joinedWith({ ...context, splits: openSplitDumps(false, never) })
   const whole = rejectsFault('REFUSED', sent(source))
   await stream.image('files.img', inventory)
   await whole

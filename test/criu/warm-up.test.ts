@@ -1,23 +1,23 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { play, rehearse } from '../../lib/criu/warm-up.ts'
+import { runWarmUp, warmUp } from '../../lib/criu/warm-up.ts'
 import { within } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
 
 const test = suite('criu/warm-up')
 
 test('a snapshot goes the whole way, and leaves nothing open', async () => {
-  await within(play())
+  await within(runWarmUp())
   const before = openFds()
-  await within(play())
+  await within(runWarmUp())
   assert.is(openFds(), before)
 })
 
 test('one rehearsal is enough', async () => {
-  const first = rehearse()
-  assert.is(rehearse(), first)
+  const first = warmUp()
+  assert.is(warmUp(), first)
   await within(first)
-  assert.is(rehearse(), first)
+  assert.is(warmUp(), first)
 })
 
 test.run()

@@ -13,7 +13,7 @@ import {
 import { throwsFault } from '../expect.ts'
 import { root, start, temporary } from '../support/run.ts'
 
-const test = suite('workdir')
+const test = suite('criu/work-directory')
 
 test('a private directory is abandoned when its maker is dead, and not before', async () => {
   const { path, remove } = temporary()

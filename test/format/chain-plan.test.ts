@@ -2,11 +2,11 @@ import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
-import { type FlatRange, flatEntries, flatten } from '../../lib/format/chain-plan.ts'
-import { endOf, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from '../../lib/format/pagemap.ts'
+import { type PlannedRange, planChain, plannedEntries } from '../../lib/format/chain-plan.ts'
+import { endOfEntry, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from '../../lib/format/pagemap.ts'
 import { throwsFault } from '../expect.ts'
 
-const test = suite('format/flatten')
+const test = suite('format/chain-plan')
 
 const { parent, lazy, present } = pageFlag
 const MOST_LAYERS = 8
@@ -20,12 +20,12 @@ function entries(...briefs: Brief[]): PagemapEntry[] {
 }
 
 /** Layer, offset, page number, pages, flags. */
-function brief({ layer, offset, vaddr, pages, flags }: FlatRange): number[] {
+function brief({ layer, offset, vaddr, pages, flags }: PlannedRange): number[] {
   return [layer, offset, vaddr / PAGE_BYTES, pages, flags]
 }
 
 function flat(...layers: PagemapEntry[][]): number[][] {
-  return [...flatten(layers)].map(brief)
+  return [...planChain(layers)].map(brief)
 }
 
 const table: [what: string, layers: PagemapEntry[][], plan: number[][]][] = [
@@ -126,7 +126,7 @@ test('the pagemap of a plan joins what comes from different layers', () => {
     entries([0, 9, present]),
   ]
   assert.equal(
-    [...flatEntries(flatten(layers))].map(({ vaddr, pages, flags }) => [vaddr, pages, flags]),
+    [...plannedEntries(planChain(layers))].map(({ vaddr, pages, flags }) => [vaddr, pages, flags]),
     [
       [0, 3, 4],
       [3 * PAGE_BYTES, 1, 6],
@@ -142,9 +142,9 @@ test('each layer is read once, as far as the plan was asked for', () => {
       yield { vaddr: page * PAGE_BYTES, pages: 1, flags }
     }
   }
-  const plan = flatten([many(0, parent), many(1, present)])
+  const plan = planChain([many(0, parent), many(1, present)])
   for (let range = 0; range < 1000; range++) {
-    assert.equal(brief(plan.next().value as FlatRange), [1, range, range * 2, 1, present])
+    assert.equal(brief(plan.next().value as PlannedRange), [1, range, range * 2, 1, present])
   }
   assert.equal(read, [1001, 1001])
 })
@@ -197,7 +197,7 @@ function entriesOf({ kinds, cuts }: RandomLayer): PagemapEntry[] {
   kinds.forEach((flags, page) => {
     const last = found.at(-1)
     if (flags === undefined) return
-    if (last?.flags === flags && endOf(last) === page * PAGE_BYTES && cuts[page] !== true) last.pages++
+    if (last?.flags === flags && endOfEntry(last) === page * PAGE_BYTES && cuts[page] !== true) last.pages++
     else found.push({ vaddr: page * PAGE_BYTES, pages: 1, flags })
   })
   return found
@@ -235,7 +235,7 @@ test('random chains of up to eight layers: what a look at each page by itself fi
         return
       }
       whole++
-      const plan = [...flatten(maps)]
+      const plan = [...planChain(maps)]
       const pages = new Map<number, number[]>()
       for (const range of plan) {
         for (let n = 0; n < range.pages; n++) {
@@ -247,9 +247,9 @@ test('random chains of up to eight layers: what a look at each page by itself fi
       plan.forEach((range, at) => {
         const last = plan[at - 1]
         if (last === undefined) return
-        assert.ok(endOf(last) <= range.vaddr, 'out of order')
+        assert.ok(endOfEntry(last) <= range.vaddr, 'out of order')
         const follows = last.layer === range.layer && last.offset + presentPages(last) === range.offset
-        assert.not(endOf(last) === range.vaddr && last.flags === range.flags && follows, 'two ranges that are one')
+        assert.not(endOfEntry(last) === range.vaddr && last.flags === range.flags && follows, 'two ranges that are one')
       })
     }),
     { numRuns: 5000 },
@@ -262,8 +262,8 @@ test('what a layer throws comes through', () => {
     yield { vaddr: 0, pages: 1, flags: present }
     throw new Fault('FORMAT', 'damaged')
   }
-  throwsFault('FORMAT', () => [...flatten([broken()])])
-  throwsFault('FORMAT', () => [...flatten([entries([0, 1, parent], [4, 1, parent]), broken()])])
+  throwsFault('FORMAT', () => [...planChain([broken()])])
+  throwsFault('FORMAT', () => [...planChain([entries([0, 1, parent], [4, 1, parent]), broken()])])
 })
 
 test.run()

@@ -1,11 +1,17 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { decodeStock, encodeStock, type Holding, LONGEST_STOCK, stockStates } from '../../lib/format/holdings.ts'
+import {
+  decodeHoldings,
+  encodeHoldings,
+  type Holding,
+  holdingStates,
+  LONGEST_LISTING,
+} from '../../lib/format/holdings.ts'
 import { LARGEST_IMAGE } from '../../lib/format/image-list.ts'
 import { snapshotId } from '../../lib/format/names.ts'
 import { throwsFault } from '../expect.ts'
 
-const test = suite('format/stock')
+const test = suite('format/holdings')
 
 const most = (name: string): Holding => ({
   id: snapshotId(name.padEnd(64, 'x')),
@@ -13,41 +19,41 @@ const most = (name: string): Holding => ({
 })
 
 test('every state and the largest numbers, both ways', () => {
-  const states = [false, true].flatMap((pinned) => stockStates.map((state) => ({ ...most(state), state, pinned })))
+  const states = [false, true].flatMap((pinned) => holdingStates.map((state) => ({ ...most(state), state, pinned })))
   const holdings = [...states, most('last')]
-  assert.equal(decodeStock(encodeStock(holdings.length, holdings)), { total: holdings.length, holdings })
-  assert.equal(decodeStock(encodeStock(0, [])), { total: 0, holdings: [] })
-  const old = decodeStock(encodeStock(1, [{ ...most('a'), seconds: 2 ** 33 + 0.5 }]))
+  assert.equal(decodeHoldings(encodeHoldings(holdings.length, holdings)), { total: holdings.length, holdings })
+  assert.equal(decodeHoldings(encodeHoldings(0, [])), { total: 0, holdings: [] })
+  const old = decodeHoldings(encodeHoldings(1, [{ ...most('a'), seconds: 2 ** 33 + 0.5 }]))
   assert.is(old.holdings[0]?.seconds, 2 ** 32 - 1)
-  assert.is(decodeStock(encodeStock(1, [{ ...most('a'), seconds: 1.9 }])).holdings[0]?.seconds, 1)
+  assert.is(decodeHoldings(encodeHoldings(1, [{ ...most('a'), seconds: 1.9 }])).holdings[0]?.seconds, 1)
 })
 
 test('a list is cut at its limit, says so, and has the longest payload', () => {
   const many = Array.from({ length: 5000 }, (_, at) => most(`s${at}`))
-  const bytes = encodeStock(5000, many)
-  assert.is(bytes.length, LONGEST_STOCK)
-  const { total, holdings } = decodeStock(bytes)
+  const bytes = encodeHoldings(5000, many)
+  assert.is(bytes.length, LONGEST_LISTING)
+  const { total, holdings } = decodeHoldings(bytes)
   assert.equal([total, holdings.length, holdings.at(-1)?.id], [5000, 4096, many[4095]?.id])
 })
 
 test('damage is refused: cut anywhere, a wrong total, an unknown state, a number or more entries than there may be', () => {
-  const bytes = encodeStock(2, [most('a'), most('b')])
+  const bytes = encodeHoldings(2, [most('a'), most('b')])
   for (let end = 5; end < bytes.length; end++)
-    throwsFault('FORMAT', () => decodeStock(bytes.subarray(0, end)), `${end}`)
+    throwsFault('FORMAT', () => decodeHoldings(bytes.subarray(0, end)), `${end}`)
   const changed = (at: number, value: number): Buffer => {
     const copy = Buffer.from(bytes)
     copy.writeUInt8(value, at)
     return copy
   }
-  for (const total of [0, 1, 3]) throwsFault('FORMAT', () => decodeStock(changed(0, total)), `total ${total}`)
+  for (const total of [0, 1, 3]) throwsFault('FORMAT', () => decodeHoldings(changed(0, total)), `total ${total}`)
   for (const state of [10, 127, 138, 255])
-    throwsFault('FORMAT', () => decodeStock(changed(4 + 65, state)), `state ${state}`)
-  throwsFault('LIMIT', () => decodeStock(changed(4 + 65 + 5, 1)))
-  throwsFault('NAME', () => decodeStock(changed(5, 0x2f)))
-  const short = encodeStock(1, [{ ...most('a'), id: snapshotId('a') }]).subarray(4)
+    throwsFault('FORMAT', () => decodeHoldings(changed(4 + 65, state)), `state ${state}`)
+  throwsFault('LIMIT', () => decodeHoldings(changed(4 + 65 + 5, 1)))
+  throwsFault('NAME', () => decodeHoldings(changed(5, 0x2f)))
+  const short = encodeHoldings(1, [{ ...most('a'), id: snapshotId('a') }]).subarray(4)
   const total = Buffer.alloc(4)
   total.writeUInt32LE(4097)
-  throwsFault('LIMIT', () => decodeStock(Buffer.concat([total, ...Array.from({ length: 4097 }, () => short)])))
+  throwsFault('LIMIT', () => decodeHoldings(Buffer.concat([total, ...Array.from({ length: 4097 }, () => short)])))
 })
 
 test.run()

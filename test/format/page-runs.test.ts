@@ -2,12 +2,12 @@ import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
-import { flatten } from '../../lib/format/chain-plan.ts'
-import { entriesOf, overlay, type Range, type Runs, rangesOf, runsOf } from '../../lib/format/page-runs.ts'
-import { endOf, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from '../../lib/format/pagemap.ts'
+import { planChain } from '../../lib/format/chain-plan.ts'
+import { entriesOf, overlay, pageRunsOf, type Range, type Runs, rangesOf } from '../../lib/format/page-runs.ts'
+import { endOfEntry, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from '../../lib/format/pagemap.ts'
 import { throwsFault } from '../expect.ts'
 
-const test = suite('format/runs')
+const test = suite('format/page-runs')
 
 const { parent, lazy, present } = pageFlag
 const SPACE = 40
@@ -28,7 +28,7 @@ const entries = (...briefs: Brief[]): PagemapEntry[] =>
   briefs.map(([page, pages, flags]) => ({ vaddr: page * PAGE_BYTES, pages, flags }))
 
 function layer(briefs: Brief[], ...ranges: Range[]): Runs {
-  return finish(runsOf([entries(...briefs)], ranges))
+  return finish(pageRunsOf([entries(...briefs)], ranges))
 }
 
 /** Page number, pages, flags, page number of the address. */
@@ -157,7 +157,7 @@ test('what entries throw comes through', () => {
     yield entries([0, 1, parent])
     throw new Fault('LIMIT', 'damaged')
   }
-  throwsFault('LIMIT', () => finish(runsOf(broken(), [])))
+  throwsFault('LIMIT', () => finish(pageRunsOf(broken(), [])))
 })
 
 /** What each page is in a layer, where its runs are cut into entries, and how its pages are cut into pieces. */
@@ -204,7 +204,7 @@ function entriesOfKinds({ cuts }: RandomLayer, kinds: (number | undefined)[]): P
   kinds.forEach((flags, at) => {
     const last = found.at(-1)
     if (flags === undefined) return
-    if (last?.flags === flags && endOf(last) === page(at) && cuts[at] !== true) last.pages++
+    if (last?.flags === flags && endOfEntry(last) === page(at) && cuts[at] !== true) last.pages++
     else found.push({ vaddr: page(at), pages: 1, flags })
   })
   return found
@@ -268,7 +268,7 @@ test('random chains of up to eight layers: each page as a look at it alone finds
           else if (model?.has(at) === true) next.set(at, model.get(at) as Page)
           else lost = at
         })
-        const own = finish(runsOf([list], ranges))
+        const own = finish(pageRunsOf([list], ranges))
         if (lost !== undefined) {
           broken++
           const fault = throwsFault('MISSING', () => finish(overlay(own, runs, () => {})))
@@ -300,7 +300,7 @@ test('random chains of up to eight layers: each page as a look at it alone finds
       // The plan that is made of all layers at once.
       const newest = whole.reverse()
       const plan = new Map<number, Page>()
-      for (const range of flatten(newest.map((one) => one.entries))) {
+      for (const range of planChain(newest.map((one) => one.entries))) {
         for (let n = 0; n < range.pages; n++) {
           const has = presentPages(range) > 0
           const address = has ? (newest[range.layer]?.addresses[range.offset + n] ?? 0) : 0
@@ -312,7 +312,7 @@ test('random chains of up to eight layers: each page as a look at it alone finds
       list.forEach((entry, at) => {
         const last = list[at - 1]
         if (last !== undefined)
-          assert.not(endOf(last) === entry.vaddr && last.flags === entry.flags, 'two that are one')
+          assert.not(endOfEntry(last) === entry.vaddr && last.flags === entry.flags, 'two that are one')
       })
       const lies = runs === undefined ? [] : [...rangesOf(runs, page(16))]
       const pages = lies.flatMap(([address, count]) => Array.from({ length: count }, (_, n) => address + page(n)))

@@ -6,7 +6,7 @@ import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
 import {
   encodePagemap,
-  endOf,
+  endOfEntry,
   PAGE_BYTES,
   type PagemapEntry,
   pageFlag,
@@ -209,8 +209,8 @@ test('each bit flipped, and random bytes: a Fault, or entries in order that enco
     if (found === undefined) return
     decoded++
     found.entries.forEach((entry, at) => {
-      assert.ok(entry.pages > 0 && entry.vaddr % PAGE_BYTES === 0 && endOf(entry) <= Number.MAX_SAFE_INTEGER)
-      assert.ok(at === 0 || endOf(found.entries[at - 1] as PagemapEntry) <= entry.vaddr)
+      assert.ok(entry.pages > 0 && entry.vaddr % PAGE_BYTES === 0 && endOfEntry(entry) <= Number.MAX_SAFE_INTEGER)
+      assert.ok(at === 0 || endOfEntry(found.entries[at - 1] as PagemapEntry) <= entry.vaddr)
     })
     assert.equal(decode(encode(found)), found)
   }
@@ -242,7 +242,7 @@ test('random entries come back, and a pagemap of many comes in pieces', () => {
       let vaddr = 0
       const entries = random.map(({ gap, pages, flags }) => {
         const made = { vaddr: vaddr + gap * PAGE_BYTES, pages, flags }
-        vaddr = endOf(made)
+        vaddr = endOfEntry(made)
         return made
       })
       assert.equal(decode(encode({ pagesId, entries })), { pagesId, entries })

@@ -2,7 +2,7 @@ import { crc32 } from 'node:zlib'
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { encodeList, LARGEST_IMAGE, MOST_IMAGES } from '../../lib/format/image-list.ts'
+import { encodeImageList, LARGEST_IMAGE, MOST_IMAGES } from '../../lib/format/image-list.ts'
 import { type ImageName, imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
 import { checkPreamble, encodePreamble, PREAMBLE_BYTES } from '../../lib/format/preamble.ts'
 import {
@@ -310,7 +310,11 @@ test('names from the wire pass the one door', () => {
     throwsFault('NAME', () => decodeBody('get', Buffer.concat([Buffer.alloc(4), body])), name)
     const images = [{ name: body.toString('latin1') as ImageName, size: 0, digest: 0n }]
     if (name !== 'caf\xe9') {
-      throwsFault('NAME', () => decodeBody('snapshotEnd', Buffer.concat([encodeList(images), Buffer.alloc(8)])), name)
+      throwsFault(
+        'NAME',
+        () => decodeBody('snapshotEnd', Buffer.concat([encodeImageList(images), Buffer.alloc(8)])),
+        name,
+      )
     }
   }
   throwsFault('NAME', () => decode(encodeFrame({ type: 'snapshot', id: '../x' as SnapshotId })))
@@ -378,7 +382,7 @@ test('random heads of packed bytes give a Fault or a frame that survives the way
 
 test('a list that is cut, or counts wrongly, is refused', () => {
   const images = ['a.img', 'b.img'].map((name) => ({ name: imageName(name), size: 3, digest: 1n }))
-  const list = encodeList(images)
+  const list = encodeImageList(images)
   const body = (bytes: Buffer): Buffer => Buffer.concat([bytes, Buffer.alloc(8)])
   assert.equal(decodeBody('snapshotEnd', body(list)), { type: 'snapshotEnd', images, digest: 0n })
   for (let cut = 4; cut < list.length; cut++) {

@@ -3,11 +3,11 @@ import * as assert from 'uvu/assert'
 import type { Fault } from '../../lib/fault.ts'
 import { fates, verdicts } from '../../lib/format/enums.ts'
 import { snapshotId } from '../../lib/format/names.ts'
-import { conclude, endingOf } from '../../lib/handover/outcome.ts'
+import { outcomeOf, reportOutcome } from '../../lib/handover/outcome.ts'
 import type { Progress } from '../../lib/progress.ts'
 import { throwsFault } from '../expect.ts'
 
-const test = suite('ending')
+const test = suite('handover/outcome')
 const id = snapshotId('web-1')
 
 /** Every pair of words that the wire can carry, what it means, and how it is told. */
@@ -27,9 +27,9 @@ for (const verdict of verdicts) {
   for (const fate of fates) {
     const [ending, told] = pairs[`${verdict} ${fate}`] ?? []
     test(`${verdict} and ${fate}: ${ending}`, () => {
-      assert.is(endingOf(verdict, fate), ending)
+      assert.is(outcomeOf(verdict, fate), ending)
       const reports: Progress[] = []
-      const act = (): void => conclude(id, { verdict, fate }, (progress) => void reports.push(progress))
+      const act = (): void => reportOutcome(id, { verdict, fate }, (progress) => void reports.push(progress))
       if (told === 'MISSING' || told === 'EXISTS') throwsFault(told satisfies Fault['code'], act)
       else act()
       assert.equal(

@@ -12,7 +12,7 @@ import {
   verdictOf,
 } from '../../lib/handover/state-machine.ts'
 
-const test = suite('handover')
+const test = suite('handover/state-machine')
 
 type Word = 'sealed' | 'ready' | 'refused'
 

@@ -1,25 +1,26 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import type { HeldRestore } from '../../lib/criu/restore.ts'
 import { Fault } from '../../lib/fault.ts'
 import { snapshotId } from '../../lib/format/names.ts'
-import { type Held, openArrival } from '../../lib/handover/target.ts'
+import { openTargetHandover } from '../../lib/handover/target.ts'
 import { defer } from '../../lib/stream/wait.ts'
 import { rejectsFault, throwsFault, turns } from '../expect.ts'
 
-const test = suite('arrival')
+const test = suite('handover/target')
 const id = snapshotId('web-1')
 
 /** An arrival with a watcher and a restore that are only written down. */
 function scene() {
   const said: string[] = []
-  const arrival = openArrival(id, (outcome) => said.push(`settled: ${outcome}`))
+  const arrival = openTargetHandover(id, (outcome) => said.push(`settled: ${outcome}`))
   arrival.watcher = {
     ready: () => said.push('ready'),
     refused: (reason) => said.push(`refused: ${reason.message}`),
     settled: () => said.push('over'),
   }
   const runs = defer<boolean>()
-  const copy: Held = { open: () => said.push('open'), shut: () => said.push('shut'), runs: runs.promise }
+  const copy: HeldRestore = { open: () => said.push('open'), shut: () => said.push('shut'), runs: runs.promise }
   return { arrival, said, copy, runs }
 }
 

@@ -14,14 +14,14 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
+import { deliverVerdict } from '../../lib/handover/deliver-verdict.ts'
 import {
-  deliver,
-  letGo,
-  type Owed,
-  readOwed,
-  settleOwed,
+  forgetVerdict,
+  markLetGo,
+  type PendingVerdict,
+  readPendingVerdicts,
   verdictFor,
-  writeOwed,
+  writePendingVerdict,
 } from '../../lib/handover/verdict-log.ts'
 import { check } from '../../lib/kernel/fd.ts'
 import { mkfifo } from '../../lib/kernel/libc.ts'
@@ -29,7 +29,7 @@ import { startTime } from '../../lib/kernel/process.ts'
 import { throwsFault } from '../expect.ts'
 import { eventually, temporary } from '../support/run.ts'
 
-const test = suite('owed')
+const test = suite('handover/verdict-log')
 const id = snapshotId('web-1')
 const token = Buffer.alloc(16, 7)
 
@@ -43,8 +43,8 @@ async function sleeper() {
 test('the tasks decide: alive they are kept, dead they are gone, and while criu works nothing is known', async () => {
   const { path, remove } = temporary()
   const [criu, task] = [await sleeper(), await sleeper()]
-  writeOwed(path, id, token, { criu: criu.member, tasks: [task.member] }, 'let go')
-  const [owed] = readOwed(path)
+  writePendingVerdict(path, id, token, { criu: criu.member, tasks: [task.member] }, 'let go')
+  const [owed] = readPendingVerdicts(path)
   assert.ok(owed !== undefined)
   assert.is(verdictFor(owed), undefined)
   await criu.end()
@@ -56,11 +56,11 @@ test('the tasks decide: alive they are kept, dead they are gone, and while criu 
 })
 
 /** What is owed for a task and its criu, at this stage, as somebody else reads it. */
-async function scene(stage: Owed['stage']) {
+async function scene(stage: PendingVerdict['stage']) {
   const { path, remove } = temporary()
   const [criu, task] = [await sleeper(), await sleeper()]
-  const owed = writeOwed(path, id, token, { criu: criu.member, tasks: [task.member] }, stage)
-  const again = (): Owed => readOwed(path)[0] as Owed
+  const owed = writePendingVerdict(path, id, token, { criu: criu.member, tasks: [task.member] }, stage)
+  const again = (): PendingVerdict => readPendingVerdicts(path)[0] as PendingVerdict
   return { path, remove, criu, task, owed, again }
 }
 
@@ -87,7 +87,7 @@ test('a source that was killed before it let go keeps its tasks, whatever become
 test('whoever has read that it was held learns that it was let go', async () => {
   const { path, remove, criu, task, owed, again } = await scene('held')
   const read = again()
-  letGo(owed)
+  markLetGo(owed)
   await task.end()
   await criu.end()
   assert.is(verdictFor(read), 'go')
@@ -98,8 +98,8 @@ test('whoever has read that it was held learns that it was let go', async () => 
   assert.is(again().stage, 'let go', 'a word without its end was not said')
   writeFileSync(file, whole.slice(0, whole.indexOf('held')))
   assert.is(again().stage, 'let go', 'what the first versions wrote')
-  settleOwed(owed)
-  throwsFault('IO', () => letGo({ ...owed, stage: 'held' }))
+  forgetVerdict(owed)
+  throwsFault('IO', () => markLetGo({ ...owed, stage: 'held' }))
   assert.equal(readdirSync(path), [], 'half a debt')
   remove()
 })
@@ -107,32 +107,32 @@ test('whoever has read that it was held learns that it was let go', async () => 
 test('what is owed lies there in one piece, for its owner only, until it is settled', async () => {
   const { path, remove } = temporary()
   const criu = { pid: process.pid, start: 1 }
-  const owed = writeOwed(path, id, token, { criu, tasks: [] }, 'held')
-  writeOwed(path, snapshotId('web-2'), token, { criu, tasks: [] }, 'held')
+  const owed = writePendingVerdict(path, id, token, { criu, tasks: [] }, 'held')
+  writePendingVerdict(path, snapshotId('web-2'), token, { criu, tasks: [] }, 'held')
   assert.equal(readdirSync(path).sort(), ['web-1.owed', 'web-2.owed'])
   assert.is(statSync(join(path, 'web-1.owed')).mode & 0o777, 0o600)
   writeFileSync(join(path, 'torn.owed'), readFileSync(join(path, 'web-1.owed')).subarray(0, 20))
   writeFileSync(join(path, 'evil.owed'), '{"id":"../x","criu":{},"tasks":[],"boot":""}')
   writeFileSync(join(path, 'odd.owed'), '{"id":"x","tasks":5}')
   assert.equal(
-    readOwed(path)
+    readPendingVerdicts(path)
       .map((owed) => owed.id)
       .sort(),
     ['web-1', 'web-2'],
   )
-  settleOwed(owed)
-  settleOwed(owed)
+  forgetVerdict(owed)
+  forgetVerdict(owed)
   assert.not(readdirSync(path).includes('web-1.owed'))
-  throwsFault('IO', () => writeOwed(join(path, 'nowhere'), id, token, { criu, tasks: [] }, 'held'))
+  throwsFault('IO', () => writePendingVerdict(join(path, 'nowhere'), id, token, { criu, tasks: [] }, 'held'))
   remove()
 })
 
 test('a debt is never written over', () => {
   const { path, remove } = temporary()
   const criu = { pid: process.pid, start: 1 }
-  writeOwed(path, id, token, { criu, tasks: [] }, 'held')
-  throwsFault('EXISTS', () => writeOwed(path, id, Buffer.alloc(16, 8), { criu, tasks: [] }, 'held'))
-  assert.is(readOwed(path)[0]?.token, token.toString('hex'))
+  writePendingVerdict(path, id, token, { criu, tasks: [] }, 'held')
+  throwsFault('EXISTS', () => writePendingVerdict(path, id, Buffer.alloc(16, 8), { criu, tasks: [] }, 'held'))
+  assert.is(readPendingVerdicts(path)[0]?.token, token.toString('hex'))
   assert.equal(readdirSync(path), ['web-1.owed'])
   remove()
 })
@@ -147,20 +147,20 @@ test('what lies in the way of a new debt is removed, and never written through',
     ['dangling', () => symlinkSync('made', join(path, 'dangling.owed.new'))],
   ] as const) {
     makeStale()
-    writeOwed(path, snapshotId(name), token, { criu, tasks: [] }, 'held')
+    writePendingVerdict(path, snapshotId(name), token, { criu, tasks: [] }, 'held')
     assert.ok(lstatSync(join(path, `${name}.owed`)).isFile(), name)
   }
   assert.is(readFileSync(join(path, 'precious'), 'utf8'), 'x')
   assert.equal(readdirSync(path).sort(), ['dangling.owed', 'linked.owed', 'precious', 'torn.owed'])
   symlinkSync('nowhere', join(path, 'web-1.owed'))
-  throwsFault('EXISTS', () => writeOwed(path, id, token, { criu, tasks: [] }, 'held'))
+  throwsFault('EXISTS', () => writePendingVerdict(path, id, token, { criu, tasks: [] }, 'held'))
   remove()
 })
 
 test('a debt that others could have written, a link, a FIFO and what is too large are not read', () => {
   const { path, remove } = temporary()
-  const owed = writeOwed(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
-  const names = (): string[] => readOwed(path).map((one) => one.id)
+  const owed = writePendingVerdict(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
+  const names = (): string[] => readPendingVerdicts(path).map((one) => one.id)
   symlinkSync('web-1.owed', join(path, 'link.owed'))
   check(mkfifo(join(path, 'fifo.owed'), 0o600), 'mkfifo')
   assert.equal(names(), ['web-1'])
@@ -172,7 +172,7 @@ test('a debt that others could have written, a link, a FIFO and what is too larg
   if (process.geteuid?.() === 0) {
     chownSync(owed.path, 65534, 0)
     assert.equal(names(), [])
-    throwsFault('IO', () => letGo(owed))
+    throwsFault('IO', () => markLetGo(owed))
     chownSync(owed.path, 0, 0)
   }
   assert.equal(names(), ['web-1'])
@@ -183,7 +183,7 @@ test('a debt that others could have written, a link, a FIFO and what is too larg
 
 test('a delivery tries again until it is told to stop', async () => {
   const { path, remove } = temporary()
-  const owed = writeOwed(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
+  const owed = writePendingVerdict(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
   let tries = 0
   const stop = new AbortController()
   const connect = async (): Promise<never> => {
@@ -191,7 +191,7 @@ test('a delivery tries again until it is told to stop', async () => {
     const { Fault } = await import('../../lib/fault.ts')
     throw new Fault('LINK', 'nobody there')
   }
-  const reason = await deliver(owed, connect, stop.signal).catch((error: Error) => error)
+  const reason = await deliverVerdict(owed, connect, stop.signal).catch((error: Error) => error)
   assert.is((reason as Error).message, 'enough')
   assert.is(tries, 3)
   remove()

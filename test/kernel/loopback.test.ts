@@ -4,7 +4,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { loopbackPeers } from '../../lib/kernel/loopback.ts'
 
-const test = suite('loopback')
+const test = suite('kernel/loopback')
 
 test('the process at the other end of a connection, by address and port, while there is one', async () => {
   const server = net.createServer()

@@ -10,7 +10,7 @@ import { vmspliceAll } from '../../lib/kernel/transfer.ts'
 import { throwsFault } from '../expect.ts'
 import { root, run } from '../support/run.ts'
 
-const test = suite('kernel/memory')
+const test = suite('kernel/mapped-memory')
 
 test('a region is aligned for huge pages, reads zeros and is writable to its last byte', () => {
   const region = mapMemory(2 * HUGE_PAGE)

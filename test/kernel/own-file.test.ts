@@ -10,7 +10,7 @@ import { throwsFault } from '../expect.ts'
 import { temporary } from '../support/run.ts'
 import { openFds } from './fds.ts'
 
-const test = suite<{ dir: string; remove: () => void }>('own file')
+const test = suite<{ dir: string; remove: () => void }>('kernel/own-file')
 
 test.before.each((context) => {
   const { path, remove } = temporary()

@@ -6,7 +6,7 @@ import { renameNew } from '../../lib/kernel/rename.ts'
 import { throwsFault } from '../expect.ts'
 import { temporary } from '../support/run.ts'
 
-const test = suite('rename')
+const test = suite('kernel/rename')
 
 test('a directory gets a new name, and replaces nothing: not even an empty directory or a link to nowhere', () => {
   const { path, remove } = temporary()

@@ -4,7 +4,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { isLoopback, ownerByProc, ownerBySockDiag, ownerOf } from '../../lib/kernel/tcp-owner.ts'
 
-const test = suite('tcp-owner')
+const test = suite('kernel/tcp-owner')
 
 /** A connection to `to`, where a server listens on `on`, as the server sees it. */
 async function connected(on: string, to: string) {

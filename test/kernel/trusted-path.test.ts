@@ -6,7 +6,7 @@ import { trustedPath, userName } from '../../lib/kernel/trusted-path.ts'
 import { throwsFault } from '../expect.ts'
 import { temporary } from '../support/run.ts'
 
-const test = suite<{ dir: string; remove: () => void }>('trusted path')
+const test = suite<{ dir: string; remove: () => void }>('kernel/trusted-path')
 
 test.before.each((context) => {
   const { path, remove } = temporary()

@@ -4,13 +4,13 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
 import { lockMarks } from '../../lib/kernel/process.ts'
-import { type Chains, openChains } from '../../lib/precopy/chains.ts'
-import type { Chain } from '../../lib/precopy/send-round.ts'
+import { openProxyChains, type ProxyChains } from '../../lib/precopy/chains.ts'
+import type { PreCopyChain } from '../../lib/precopy/send-round.ts'
 import { throwsFault } from '../expect.ts'
 import { eventually } from '../support/run.ts'
 
-const test = suite('chains')
-const opened: Chains[] = []
+const test = suite('precopy/chains')
+const opened: ProxyChains[] = []
 /** They wait for the ends of trees, and this process for them. */
 test.after(() => {
   for (const chains of opened) chains.close()
@@ -18,14 +18,14 @@ test.after(() => {
 
 /** The chains of a proxy, and a tree that can end. */
 function scene() {
-  const over: Chain[] = []
+  const over: PreCopyChain[] = []
   const child = spawn('sleep', ['1000'], { stdio: 'ignore' })
-  const [tree, chains] = [child.pid ?? 0, openChains((chain) => over.push(chain))]
+  const [tree, chains] = [child.pid ?? 0, openProxyChains((chain) => over.push(chain))]
   opened.push(chains)
   let number = 0
   const take = (before: string | undefined = 'r1') => chains.take(tree, before, () => snapshotId(`s${++number}`))
   /** A round of the tree that is sealed. */
-  const round = (before?: string): Chain => {
+  const round = (before?: string): PreCopyChain => {
     const { chain, keep } = take(before)
     keep('r1')
     return chain

@@ -15,7 +15,7 @@ import type { Fd } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { socketPair } from '../../lib/kernel/unix.ts'
-import { abandon, type Chain, lastLayer, newChain, sendRound } from '../../lib/precopy/send-round.ts'
+import { abandonChain, lastLayer, newChain, type PreCopyChain, sendRound } from '../../lib/precopy/send-round.ts'
 import { EXTENT } from '../../lib/store/pool.ts'
 import { connectEndpoint } from '../../lib/stream/endpoint.ts'
 import { rejectsFault, within } from '../expect.ts'
@@ -24,7 +24,7 @@ import { fakeRestore } from '../support/fake-criu.ts'
 import { inventory, part, putInto, sendPart } from '../support/rounds.ts'
 import { run, start, temporary } from '../support/run.ts'
 
-const test = suite('layers')
+const test = suite('precopy/send-round')
 const PAGES = 3
 
 /** A criu that says all that it has to say, and waits for the answer to CLOSE: `answer` resolves with its bytes. */
@@ -122,7 +122,7 @@ test('a round at the cache is dropped when no other follows, also one more than 
   const { signal } = new AbortController()
   const connect = (stop: AbortSignal) => connectEndpoint(target, 5000, stop)
   const held = async (): Promise<string> => (await run('cache', ['-D', join(path, 'target'), '--ls'])).stdout.toString()
-  const round = async (chain: Chain): Promise<void> => {
+  const round = async (chain: PreCopyChain): Promise<void> => {
     const { server, answer } = await criu()
     const sent = await sendRound(chain, server, { connect, tuning: undefined, reserve: 0, timeoutMs: 5000, signal })
     assert.is(sent.pages, PAGES)
@@ -133,7 +133,7 @@ test('a round at the cache is dropped when no other follows, also one more than 
   await round(chain)
   assert.is(chain.under, 2)
   assert.match(await held(), /app.*chain of 2 rounds/)
-  await abandon({ ...chain, under: 1 }, connect, signal)
+  await abandonChain({ ...chain, under: 1 }, connect, signal)
   assert.not.match(await held(), /app/)
   await round(newChain(snapshotId('app')))
   await cache.stop()
@@ -148,7 +148,7 @@ test('a round by the page server leaves out what the cache has, and has it when 
   const { signal } = new AbortController()
   const connect = (stop: AbortSignal) => connectEndpoint(to, 5000, stop)
   const tuning = { unchecked: false, dedup: () => {} }
-  const round = async (word: string): Promise<Chain> => {
+  const round = async (word: string): Promise<PreCopyChain> => {
     const [chain, { server, answer }] = [newChain(snapshotId(word)), await criu()]
     await sendRound(chain, server, { connect, tuning, reserve: 0, timeoutMs: 5000, signal })
     assert.is(await answer, 4)
@@ -156,7 +156,7 @@ test('a round by the page server leaves out what the cache has, and has it when 
   }
   const donor = await round('donor')
   const { id, token } = await round('app')
-  await abandon(donor, connect, signal)
+  await abandonChain(donor, connect, signal)
   const listed = await askCache(target, { ls: true })
   assert.equal(
     typeof listed === 'object' &&

@@ -1,17 +1,23 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Enough, enough, predictedFreezeMs, type Round, type RoundRule } from '../../lib/precopy/stop-rule.ts'
+import {
+  type CompletedRound,
+  predictedFreezeMs,
+  type StopReason,
+  type StopRule,
+  stopReason,
+} from '../../lib/precopy/stop-rule.ts'
 
-const test = suite('rounds')
+const test = suite('precopy/stop-rule')
 
 /** Each of so many pages, 1 ms for 100 of them, frozen for 50 ms. */
-function rounds(...pages: number[]): Round[] {
+function rounds(...pages: number[]): CompletedRound[] {
   return pages.map((count) => ({ pages: count, ms: count / 100, frozenMs: 50 }))
 }
 
-const plain: RoundRule = { mostRounds: 8, floor: 2 ** 20, downtimeGoalMs: undefined }
+const plain: StopRule = { mostRounds: 8, floor: 2 ** 20, downtimeGoalMs: undefined }
 
-const cases: [what: string, pages: number[], rule: Partial<RoundRule>, why: Enough | undefined][] = [
+const cases: [what: string, pages: number[], rule: Partial<StopRule>, why: StopReason | undefined][] = [
   ['a first round says nothing of what is dirtied', [65_536], {}, undefined],
   ['a process of the size of the floor', [256], {}, 'little is left'],
   ['one page more', [257], {}, undefined],
@@ -35,12 +41,12 @@ const cases: [what: string, pages: number[], rule: Partial<RoundRule>, why: Enou
 
 for (const [what, pages, rule, why] of cases) {
   test(`${what}: ${why ?? 'another round'}`, () => {
-    assert.is(enough(rounds(...pages), { ...plain, ...rule }), why)
+    assert.is(stopReason(rounds(...pages), { ...plain, ...rule }), why)
   })
 }
 
 test('the rate is that of the largest round: small ones are all overhead', () => {
-  const small: Round = { pages: 100, ms: 80, frozenMs: 20 }
+  const small: CompletedRound = { pages: 100, ms: 80, frozenMs: 20 }
   assert.is(predictedFreezeMs([...rounds(65_536), small]), 21)
   assert.is(predictedFreezeMs([small]), 100)
   assert.is(predictedFreezeMs([{ pages: 0, ms: 0, frozenMs: 7 }]), 7)

@@ -10,7 +10,7 @@ import { startHost } from '../support/host.ts'
 import { loads } from '../support/loads.ts'
 import { root, run, shell, start, temporary } from '../support/run.ts'
 
-const test = suite('compress, with criu')
+const test = suite('real-criu/compress')
 const load = loads.find(({ name }) => name.startsWith('a tree')) as (typeof loads)[number]
 
 function compresses(criu: string): void {

@@ -22,7 +22,7 @@ import { patternLoad } from '../support/loads.ts'
 import { eventually, type Running, run, start } from '../support/run.ts'
 import { command, copyOf, type Stage, staged } from '../support/stage.ts'
 
-const test = suite('debts')
+const test = suite('real-criu/debts')
 const load = patternLoad(8)
 const id = 'web-1'
 

@@ -10,7 +10,7 @@ import { distinctLoad } from '../support/loads.ts'
 import { temporary } from '../support/run.ts'
 import { type Stage, staged } from '../support/stage.ts'
 
-const test = suite('dedup')
+const test = suite('real-criu/dedup')
 const MIB = 2 ** 20
 const load = distinctLoad(24)
 

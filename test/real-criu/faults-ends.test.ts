@@ -16,7 +16,7 @@ import { relay } from '../support/relay.ts'
 import { eventually, type Running, root, run, start } from '../support/run.ts'
 import { command, copyOf, originalOf, type Stage } from '../support/stage.ts'
 
-const test = suite('faults at the ends')
+const test = suite('real-criu/faults-ends')
 const criu = typeof real === 'string' ? '' : real.path
 
 /** A cache in the place of one that is gone; it finds what that one held. */

@@ -9,7 +9,7 @@ import { type Matrix, matrix, stall } from '../support/faults.ts'
 import { patternLoad } from '../support/loads.ts'
 import { run } from '../support/run.ts'
 
-const test = suite('faults')
+const test = suite('real-criu/faults')
 
 function faults({ row }: Matrix): void {
   row('no fault', { end: 'moves' })

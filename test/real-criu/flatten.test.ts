@@ -14,7 +14,7 @@ import { type Load, loads, patternLoad } from '../support/loads.ts'
 import { sendChain } from '../support/rounds.ts'
 import { root, run, shell, temporary } from '../support/run.ts'
 
-const test = suite('flatten, with CRIU')
+const test = suite('real-criu/flatten')
 const older = join(root, '.criu', 'trixie', 'criu')
 
 /** The images of a dump as a chain, and a copy of what its log was then. */

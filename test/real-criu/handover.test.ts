@@ -11,7 +11,7 @@ import { relay } from '../support/relay.ts'
 import { eventually, root, run, shell, start } from '../support/run.ts'
 import { command, copyOf, originalOf, type Stage, staged } from '../support/stage.ts'
 
-const test = suite('hand-over')
+const test = suite('real-criu/handover')
 const load = patternLoad(8)
 
 function handOvers(criu: string): void {

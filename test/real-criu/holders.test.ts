@@ -10,7 +10,7 @@ import { type Relay, relay, type Trouble } from '../support/relay.ts'
 import { eventually, type Running, start } from '../support/run.ts'
 import { command, copyOf, originalOf, type Stage, staged } from '../support/stage.ts'
 
-const test = suite('holders')
+const test = suite('real-criu/holders')
 const load = patternLoad(8)
 const patience = ['--timeout', '4']
 

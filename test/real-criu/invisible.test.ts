@@ -7,7 +7,7 @@ import { patternLoad } from '../support/loads.ts'
 import { type Running, start } from '../support/run.ts'
 import { command, type Stage, staged } from '../support/stage.ts'
 
-const test = suite('invisible')
+const test = suite('real-criu/invisible')
 const load = patternLoad(8)
 
 function invisible(criu: string): void {

@@ -10,7 +10,7 @@ import { patternLoad } from '../support/loads.ts'
 import { run } from '../support/run.ts'
 import { command, copyOf, type Stage, staged } from '../support/stage.ts'
 
-const test = suite('keep')
+const test = suite('real-criu/keep')
 const load = patternLoad(8)
 
 async function held({ target }: Stage): Promise<string[]> {

@@ -10,7 +10,7 @@ import { patternLoad } from '../support/loads.ts'
 import { root, start } from '../support/run.ts'
 import { command, copyOf, type Stage, staged } from '../support/stage.ts'
 
-const test = suite('late failures')
+const test = suite('real-criu/late')
 const load = patternLoad(8)
 const failing = ['--action-script', join(root, 'test', 'support', 'fail-dump.sh')]
 /** Whoever is told only at his time-out is not told in this test. */

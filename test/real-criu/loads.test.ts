@@ -7,7 +7,7 @@ import { startHost } from '../support/host.ts'
 import { type Load, loads } from '../support/loads.ts'
 import { run, shell, temporary } from '../support/run.ts'
 
-const test = suite('loads')
+const test = suite('real-criu/loads')
 
 async function byPipe(load: Load): Promise<void> {
   const { path, remove } = temporary()

@@ -12,7 +12,7 @@ import { patternLoad } from '../support/loads.ts'
 import { type Running, root, run, start } from '../support/run.ts'
 import { type Stage, staged } from '../support/stage.ts'
 
-const test = suite('page port')
+const test = suite('real-criu/page-port')
 const load = patternLoad(8)
 
 /** The oldest has another layout of records. */

@@ -9,7 +9,7 @@ import { patternLoad } from '../support/loads.ts'
 import { eventually, type Running, root, start } from '../support/run.ts'
 import { originalOf, type Stage, staged } from '../support/stage.ts'
 
-const test = suite('pre-copy')
+const test = suite('real-criu/pre-copy')
 const load = patternLoad(8)
 
 /** What this pre-copy has made for itself, on a tmpfs and elsewhere. */

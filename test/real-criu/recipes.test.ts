@@ -11,7 +11,7 @@ import { patternLoad, type Started } from '../support/loads.ts'
 import { eventually, type RunOptions, root, run, shell, start, temporary } from '../support/run.ts'
 import { startSshd } from '../support/sshd.ts'
 
-const test = suite('recipes')
+const test = suite('real-criu/recipes')
 const load = patternLoad(16)
 
 interface Stage {

@@ -11,7 +11,7 @@ import { startHost } from '../support/host.ts'
 import { patternLoad } from '../support/loads.ts'
 import { eventually, root, run, start, temporary } from '../support/run.ts'
 
-const test = suite('resume, with criu')
+const test = suite('real-criu/resume')
 const load = patternLoad(32)
 
 /** By read(2) and the like; what splice(2) moves is not among it. */

@@ -21,7 +21,7 @@ import { type Host, startHost } from '../support/host.ts'
 import { eventually, type Running, run, start, temporary } from '../support/run.ts'
 import { command } from '../support/stage.ts'
 
-const test = suite('soak beside attackers')
+const test = suite('real-criu/soak')
 
 const soakMs = Number(process.env.FERRY_SOAK_S ?? 600) * 1000
 /** Hand-overs alone, of which the first two are slower: each proxy rehearses before its first. */

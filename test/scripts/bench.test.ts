@@ -10,7 +10,7 @@ import { real } from '../support/criu.ts'
 import { startCache } from '../support/daemons.ts'
 import { eventually, root, run, start, temporary } from '../support/run.ts'
 
-const test = suite('bench')
+const test = suite('scripts/bench')
 const program = ['--import', 'tsx', join(root, 'scripts', 'bench.ts')]
 const bench = (...args: string[]) => run(process.execPath, [...program, ...args], { cwd: root })
 

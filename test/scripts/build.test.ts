@@ -4,7 +4,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { fixtures, root, run, shell, temporary } from '../support/run.ts'
 
-const test = suite('the built package')
+const test = suite('scripts/build')
 
 interface Package {
   version: string

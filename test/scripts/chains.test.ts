@@ -15,7 +15,7 @@ import { fakeRestore } from '../support/fake-criu.ts'
 import { inventory, sendChain, sendPart, token } from '../support/rounds.ts'
 import { fixtures, run, temporary } from '../support/run.ts'
 
-const test = suite('chains to a cache')
+const test = suite('scripts/chains')
 
 async function withCache(
   options: string[],

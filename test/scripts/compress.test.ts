@@ -9,7 +9,7 @@ import { dumpAll, fakeDump, fakeRestore } from '../support/fake-criu.ts'
 import { fixtures, run, shell, start, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
-const test = suite('compress')
+const test = suite('scripts/compress')
 
 const MIB = 2 ** 20
 /** A third each is text, zeros and what does not shrink. */

@@ -21,7 +21,7 @@ import { dumpAll, type FakeDump, fakeDump, fakeRestore } from '../support/fake-c
 import { type Running, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
-const test = suite('connections')
+const test = suite('scripts/connections')
 
 interface Stage {
   relay: Relay

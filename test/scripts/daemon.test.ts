@@ -34,7 +34,7 @@ interface Context {
   remove: () => void
 }
 
-const test = suite<Context>('life as a daemon')
+const test = suite<Context>('scripts/daemon')
 /** Detached daemons of the test that runs, to be ended whatever happens. */
 const started: number[] = []
 

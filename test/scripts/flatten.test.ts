@@ -15,7 +15,7 @@ import { PAGE_BYTES, pageFlag } from '../../lib/format/pagemap.ts'
 import { chains, pagemapOf, pagesByAddress, splitDump } from '../support/chains.ts'
 import { eventually, fixtures, run, shell, start, temporary } from '../support/run.ts'
 
-const test = suite<{ folder: string; remove: () => void }>('flatten')
+const test = suite<{ folder: string; remove: () => void }>('scripts/flatten')
 
 test.before.each((context) => {
   const { path, remove } = temporary()

@@ -18,7 +18,7 @@ import { temporary } from '../support/run.ts'
 import { type Status, untilSettled, watched } from '../support/watched.ts'
 import { crowd, leaveAtLast, type Taken, take } from '../support/wire-peer.ts'
 
-const test = suite('hostile peers: memory')
+const test = suite('scripts/hostile-memory')
 
 const MIB = 2 ** 20
 const LIMIT = 64 * MIB

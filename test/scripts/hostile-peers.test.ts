@@ -26,7 +26,7 @@ import {
   type Where,
 } from '../support/wire-peer.ts'
 
-const test = suite('hostile peers')
+const test = suite('scripts/hostile-peers')
 
 const MIB = 2 ** 20
 const NOBODY = 65534

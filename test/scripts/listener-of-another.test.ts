@@ -10,7 +10,7 @@ import { within } from '../expect.ts'
 import { isRoot } from '../kernel/fds.ts'
 import { type Ran, run, start, temporary } from '../support/run.ts'
 
-const test = suite('listener of another')
+const test = suite('scripts/listener-of-another')
 const HE = '65534'
 
 /** Says how many bytes each client has sent when it has ended. */

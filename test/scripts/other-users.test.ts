@@ -24,7 +24,7 @@ interface Context {
   remove: () => void
 }
 
-const test = suite<Context>('other users')
+const test = suite<Context>('scripts/other-users')
 const HE = 65534
 const him = userName(HE)
 const asHim = ['--reuid', `${HE}`, '--regid', `${HE}`, '--clear-groups']

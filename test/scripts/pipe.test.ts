@@ -12,7 +12,7 @@ import { mappings } from '../support/mappings.ts'
 import { fixtures, run, shell, start, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
-const test = suite<{ folder: string; remove: () => void }>('dump-to-stdout and restore-from-socket')
+const test = suite<{ folder: string; remove: () => void }>('scripts/pipe')
 
 const images = join(fixtures, 'images')
 const wire = Buffer.from(readFileSync(join(fixtures, 'snapshot.wire.hex'), 'latin1').replace(/\s/g, ''), 'hex')

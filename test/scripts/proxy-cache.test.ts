@@ -16,7 +16,7 @@ import { part } from '../support/rounds.ts'
 import { eventually, run, start, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
-const test = suite('proxy and cache')
+const test = suite('scripts/proxy-cache')
 
 async function using(options: Parameters<typeof daemons>[0], body: (both: Daemons) => Promise<void>): Promise<void> {
   const both = await daemons(options)

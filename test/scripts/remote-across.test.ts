@@ -14,7 +14,7 @@ import { originalCache, type Received } from '../support/original.ts'
 import { imagesIn } from '../support/rounds.ts'
 import { eventually, type Ran, root, run, temporary } from '../support/run.ts'
 
-const test = suite('scripts/remote across')
+const test = suite('scripts/remote-across')
 
 const remote = ['--wire', 'criu-remote']
 const [{ directories = [] } = {}] = chains()

@@ -14,7 +14,7 @@ import { originalCache, originalProxy } from '../support/original.ts'
 import { fixtures, run, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
-const test = suite('remote wire')
+const test = suite('scripts/remote-wire')
 
 const remote = ['--wire', 'criu-remote']
 

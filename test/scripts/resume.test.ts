@@ -12,7 +12,7 @@ import { type FakeDump, fakeDump, fakeRestore } from '../support/fake-criu.ts'
 import { eventually, type Running, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
-const test = suite('resume')
+const test = suite('scripts/resume')
 
 interface Stage {
   relay: Relay

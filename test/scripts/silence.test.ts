@@ -14,7 +14,7 @@ import { type FakeDump, fakeDump } from '../support/fake-criu.ts'
 import { fakeRemote } from '../support/fake-remote-criu.ts'
 import { eventually, start, temporary } from '../support/run.ts'
 
-const test = suite('silence')
+const test = suite('scripts/silence')
 const timeout = ['--timeout', '1']
 
 /** Whoever was left reads the end of its socket, or that it was broken. */

@@ -13,7 +13,7 @@ import { daemons } from '../support/daemons.ts'
 import { eventually, type Running } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
-const test = suite('soak')
+const test = suite('scripts/soak')
 
 const rounds = Number(process.env.FERRY_SOAK ?? 1000)
 const WARM_UP = 100

@@ -18,7 +18,7 @@ import { dumpAll, fakeDump } from '../support/fake-criu.ts'
 import { inventory, pageOf, part, putInto, sendChain, sendPart, token } from '../support/rounds.ts'
 import { eventually, type Ran, root, run, temporary } from '../support/run.ts'
 
-const test = suite('what a cache holds')
+const test = suite('scripts/stock')
 
 const { parent, present } = pageFlag
 

@@ -3,7 +3,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { tasks } from '../support/passes.ts'
 
-const test = suite('test')
+const test = suite('scripts/test')
 
 const filesOf = (words: string[]): Set<string> => new Set(tasks(words).map(({ file }) => file))
 

@@ -14,7 +14,7 @@ import { type FakeDump, fakeDump, fakeRestore } from '../support/fake-criu.ts'
 import { type Ran, type Running, root, run, start, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
-const test = suite('who may speak')
+const test = suite('scripts/tls')
 
 const ca = authority()
 const other = authority()

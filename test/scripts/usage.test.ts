@@ -4,7 +4,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { root, run, shell, temporary } from '../support/run.ts'
 
-const test = suite('usage')
+const test = suite('scripts/usage')
 
 const commands = ['dump-to-stdout', 'restore-from-socket', 'proxy', 'cache', 'flatten', 'pre-copy']
 

@@ -1,15 +1,15 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Charges, openCharges, openPeerMemory, payForImages } from '../../lib/store/accounting.ts'
+import { type Account, openAccount, openPeerMemory, payForImages } from '../../lib/store/accounting.ts'
 import { EXTENT, openPool } from '../../lib/store/pool.ts'
 import { throwsFault } from '../expect.ts'
 
-const test = suite('store/charges')
+const test = suite('store/accounting')
 const MIB = 2 ** 20
 
 test('what is added is counted to the pool, what is closed is given back, and once', () => {
   const pool = openPool(4 * MIB)
-  const charges = openCharges(pool)
+  const charges = openAccount(pool)
   charges.add(3 * MIB)
   charges.add(-MIB)
   assert.equal([charges.bytes, pool.used], [2 * MIB, 2 * MIB])
@@ -22,7 +22,7 @@ test('what is added is counted to the pool, what is closed is given back, and on
 
 test('who still works when it was closed has nothing to work for, and may give back what is given back already', () => {
   const pool = openPool(4 * MIB)
-  const charges = openCharges(pool)
+  const charges = openAccount(pool)
   charges.add(MIB)
   charges.close()
   charges.add(-MIB)
@@ -32,7 +32,7 @@ test('who still works when it was closed has nothing to work for, and may give b
 
 test('whoever gives way for a charge may be its own holder: nothing stays counted', () => {
   const pool = openPool(EXTENT)
-  const [own, other] = [openCharges(pool), openCharges(pool)]
+  const [own, other] = [openAccount(pool), openAccount(pool)]
   own.add(EXTENT)
   pool.relief = () => {
     own.close()
@@ -88,7 +88,7 @@ test('where the pool is full of images no peer gets more, and its budget is as i
 test('where the budget is used up somebody gives way, as many as it takes', () => {
   const pool = openPool(64 * MIB)
   const peers = openPeerMemory(pool)
-  const still: Charges[] = []
+  const still: Account[] = []
   let asked = 0
   peers.relief = () => {
     asked++

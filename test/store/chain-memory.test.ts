@@ -4,14 +4,14 @@ import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { pageFlag } from '../../lib/format/pagemap.ts'
-import { flatMemory } from '../../lib/store/chain-memory.ts'
+import { chainMemory } from '../../lib/store/chain-memory.ts'
 import { memorySnapshot } from '../../lib/store/memory.ts'
 import { EXTENT, openPool } from '../../lib/store/pool.ts'
 import { rejectsFault } from '../expect.ts'
 import { type Brief, type Images, inventory, pagemap, pageOf, pagesOf, part, put } from '../support/rounds.ts'
 import { run } from '../support/run.ts'
 
-const test = suite('store/flat-memory')
+const test = suite('store/chain-memory')
 
 const { parent, lazy, present } = pageFlag
 
@@ -23,7 +23,7 @@ function pagesFirst(images: Images): Images {
 function chain(limit = 2 ** 30) {
   const pool = openPool(limit)
   const sink = memorySnapshot(pool, true)
-  const flat = flatMemory(sink)
+  const flat = chainMemory(sink)
   return {
     pool,
     sink,
@@ -317,7 +317,7 @@ test('random chains of up to eight parts, with their pages: what a look at each 
   await fc.assert(
     fc.asyncProperty(randomParts, async (parts) => {
       const sink = memorySnapshot(pool, true)
-      const flat = flatMemory(sink)
+      const flat = chainMemory(sink)
       let model = new Map<number, Buffer | 'lazy'>()
       for (const [number, kindsOf] of parts.entries()) {
         const briefs: Brief[] = []

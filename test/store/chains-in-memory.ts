@@ -1,7 +1,7 @@
 /** A chain of ten rounds, each with a fifth of the pages; writes what memory it took as JSON. */
 import { readFileSync } from 'node:fs'
 import { PAGE_BYTES, pageFlag } from '../../lib/format/pagemap.ts'
-import { flatMemory } from '../../lib/store/chain-memory.ts'
+import { chainMemory } from '../../lib/store/chain-memory.ts'
 import { memorySnapshot } from '../../lib/store/memory.ts'
 import { openPool } from '../../lib/store/pool.ts'
 import { type Brief, pagemap, put } from '../support/rounds.ts'
@@ -24,7 +24,7 @@ function resident(): number {
 
 const pool = openPool(2 ** 30)
 const sink = memorySnapshot(pool, true)
-const flat = flatMemory(sink)
+const flat = chainMemory(sink)
 const fresh = Buffer.alloc(ROUND * PAGE_BYTES, 1)
 let [most, mostResident] = [0, 0]
 for (let round = 0; round < 10; round++) {

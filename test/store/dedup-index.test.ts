@@ -5,14 +5,14 @@ import * as assert from 'uvu/assert'
 import { type ImageName, imageName, snapshotId } from '../../lib/format/names.ts'
 import { DIGEST_WORDS, MOST_RECALLED, strongDigest, weakDigest } from '../../lib/format/page-digest.ts'
 import { PAGE_BYTES } from '../../lib/format/pagemap.ts'
-import { type Offer, openOffers } from '../../lib/store/dedup-index.ts'
+import { type DedupOffer, openDedupIndex } from '../../lib/store/dedup-index.ts'
 import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { DIGESTS_BYTES, EXTENT, openPool, PAGES, type Pool } from '../../lib/store/pool.ts'
-import { openShelf } from '../../lib/store/snapshots.ts'
+import { openSnapshots } from '../../lib/store/snapshots.ts'
 import { rejectsFault, throwsFault } from '../expect.ts'
 import { bytesOf } from '../stream/snapshots.ts'
 
-const test = suite('store/offer')
+const test = suite('store/dedup-index')
 
 const pagesImage = imageName('pages-1.img')
 /** A page of zeros that came as bytes. */
@@ -163,7 +163,7 @@ test('--release-early gives back what nobody else needs, and no more', () => {
   assert.is(pool.used, 0)
 })
 
-async function digests(offer: Offer): Promise<Uint32Array> {
+async function digests(offer: DedupOffer): Promise<Uint32Array> {
   const words: number[] = []
   for (let from = 0; ; ) {
     const { total, digests } = await offer.recall(from)
@@ -177,7 +177,7 @@ test('an offer has every page once, by our own digests, and no zeros; numbers le
   const pool = openPool(64 * EXTENT)
   const sink = snapshot(pool, [0, 1, 0, -1, written, 2, 1])
   const before = pool.used
-  const offer = openOffers(pool).open(() => placesOf(sink))
+  const offer = openDedupIndex(pool).open(() => placesOf(sink))
   const words = await digests(offer)
   assert.is(words.length, 3 * DIGEST_WORDS)
   for (let number = 0; number < 3; number++) {
@@ -197,7 +197,7 @@ test('an offer has every page once, by our own digests, and no zeros; numbers le
 test('what was not offered cannot be named; who asks out of turn is refused', async () => {
   const pool = openPool(64 * EXTENT)
   const sink = snapshot(pool, [0, 1, 2])
-  const offer = openOffers(pool).open(() => placesOf(sink))
+  const offer = openDedupIndex(pool).open(() => placesOf(sink))
   throwsFault('FORMAT', () => offer.places(0, 1))
   await rejectsFault('FORMAT', offer.recall(1))
   const asked = offer.recall(0)
@@ -224,7 +224,7 @@ test('what was not offered cannot be named; who asks out of turn is refused', as
 test('what was offered stays until the sender ends, though its snapshot is gone and memory is taken by others', async () => {
   const pool = openPool(64 * EXTENT)
   const donor = snapshot(pool, [0, 1, 2])
-  const offer = openOffers(pool).open(() => placesOf(donor))
+  const offer = openDedupIndex(pool).open(() => placesOf(donor))
   await digests(offer)
   donor.drop()
   const others = [snapshot(pool, [50, 51, 52]), snapshot(pool, [60, 61, 62])]
@@ -251,7 +251,7 @@ test('a sender that leaves while digests are taken leaves nothing behind, and no
     pool,
     Array.from({ length: 3000 }, (_, n) => n),
   )
-  const offer = openOffers(pool).open(() => placesOf(sink))
+  const offer = openDedupIndex(pool).open(() => placesOf(sink))
   const asked = offer.recall(0)
   offer.close()
   sink.drop()
@@ -261,7 +261,7 @@ test('a sender that leaves while digests are taken leaves nothing behind, and no
 
 test('when memory runs out the offer of a silent sender is withdrawn, and it is told so', async () => {
   const pool = openPool(6 * EXTENT)
-  const shelf = openShelf(pool, { dedup: true, idleMs: 0 })
+  const shelf = openSnapshots(pool, { dedup: true, idleMs: 0 })
   const donor = shelf.receive(snapshotId('donor'))
   put(
     donor.sink,
@@ -269,7 +269,7 @@ test('when memory runs out the offer of a silent sender is withdrawn, and it is 
   )
   donor.seal()
   const arriving = shelf.receive(snapshotId('silent'))
-  const offer = arriving.offer as Offer
+  const offer = arriving.offer as DedupOffer
   await digests(offer)
   shelf.remove(snapshotId('donor'))
   assert.equal(
@@ -293,14 +293,14 @@ test('when memory runs out the offer of a silent sender is withdrawn, and it is 
 
 test('an offer that has to go while its pages are taken: those that are taken stay, the next is refused', async () => {
   const pool = openPool(12 * EXTENT)
-  const shelf = openShelf(pool, { dedup: true, idleMs: 0 })
+  const shelf = openSnapshots(pool, { dedup: true, idleMs: 0 })
   const donor = shelf.receive(snapshotId('donor'))
   const many = Array.from({ length: 600 }, (_, n) => 1000 + n)
   put(donor.sink, many)
   donor.seal()
   const arriving = shelf.receive(snapshotId('taking'))
-  await digests(arriving.offer as Offer)
-  const addresses = (arriving.offer as Offer)
+  await digests(arriving.offer as DedupOffer)
+  const addresses = (arriving.offer as DedupOffer)
     .places(0, 600)
     .flatMap(([address, bytes]) =>
       Array.from({ length: bytes / PAGE_BYTES }, (_, n): number => address + n * PAGE_BYTES),
@@ -336,7 +336,7 @@ test('where there is no memory for an offer nothing is offered, and nothing fail
   while (pool.limit - pool.used > 1024) pool.charge(512)
   const others = pool.used - sink.held
   let looked = 0
-  const offer = openOffers(pool).open(() => {
+  const offer = openDedupIndex(pool).open(() => {
     looked++
     return placesOf(sink)
   })
@@ -352,7 +352,7 @@ test('what an offer takes is counted, however few pages it has in each extent', 
   const pool = openPool(64 * EXTENT)
   const sinks = Array.from({ length: 20 }, (_, n) => snapshot(pool, [n]))
   const before = pool.used
-  const offer = openOffers(pool).open(() => sinks.flatMap(placesOf))
+  const offer = openDedupIndex(pool).open(() => sinks.flatMap(placesOf))
   assert.is((await offer.recall(0)).total, 20)
   assert.ok(pool.used - before >= 20 * (PAGES + DIGESTS_BYTES), `${pool.used - before} bytes`)
   offer.close()
@@ -371,7 +371,7 @@ test('more than one answer holds comes in several', async () => {
     writer.wrote(PAGE_BYTES)
   }
   writer.end({ name: pagesImage, size: count * PAGE_BYTES, digest: 0n })
-  const offer = openOffers(pool).open(() => placesOf(sink))
+  const offer = openDedupIndex(pool).open(() => placesOf(sink))
   const [first, second] = [await offer.recall(0), await offer.recall(MOST_RECALLED)]
   assert.equal([first.total, second.total], [count, count])
   assert.equal([first.digests.length, second.digests.length], [MOST_RECALLED * DIGEST_WORDS, 10 * DIGEST_WORDS])
@@ -382,7 +382,7 @@ test('more than one answer holds comes in several', async () => {
 
 test('a snapshot whose memory is given back as it is read is no donor: somebody else writes there already', async () => {
   const pool = openPool(64 * EXTENT)
-  const shelf = openShelf(pool, { dedup: true })
+  const shelf = openSnapshots(pool, { dedup: true })
   const [first, writing, asking] = ['first', 'writing', 'asking'].map((id) => shelf.receive(snapshotId(id)))
   const many = Array.from({ length: 2 * PAGES }, (_, n) => n)
   put(first?.sink as MemorySnapshot, many)
@@ -400,7 +400,7 @@ test('a snapshot whose memory is given back as it is read is no donor: somebody 
 
 test('a chain shares like any other, and its next round replaces what only it needs', async () => {
   const pool = openPool(64 * EXTENT)
-  const shelf = openShelf(pool, { dedup: true })
+  const shelf = openSnapshots(pool, { dedup: true })
   const arriving = shelf.receive(snapshotId('a'))
   put(arriving.sink, [0, 1, 2])
   arriving.seal()

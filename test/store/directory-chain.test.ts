@@ -22,7 +22,7 @@ import { openFds } from '../kernel/fds.ts'
 import { chains, pagemapOf, pagesByAddress, splitDump, type Writing } from '../support/chains.ts'
 import { fixtures, temporary } from '../support/run.ts'
 
-const test = suite<{ dir: string; remove: () => void }>('store/chain')
+const test = suite<{ dir: string; remove: () => void }>('store/directory-chain')
 
 test.before.each((context) => {
   const { path, remove } = temporary()

@@ -12,7 +12,7 @@ import { type MemorySnapshot, memorySnapshot, type Piece } from '../../lib/store
 import { writeInto } from '../../lib/store/piece-writer.ts'
 import { EXTENT, type Extent, openPool, type Pool } from '../../lib/store/pool.ts'
 import { makeReadOnly } from '../../lib/store/read-only.ts'
-import { type Arriving, openShelf } from '../../lib/store/snapshots.ts'
+import { type IncomingSnapshot, openSnapshots } from '../../lib/store/snapshots.ts'
 import { turns, within } from '../expect.ts'
 import { bytesOf } from '../stream/snapshots.ts'
 import { readToEnd } from '../support/fake-criu.ts'
@@ -150,7 +150,7 @@ test('who writes where it is forbidden ends the process, before anything is chan
   }
 })
 
-function arrive(shelf: ReturnType<typeof openShelf>, id: SnapshotId): Arriving {
+function arrive(shelf: ReturnType<typeof openSnapshots>, id: SnapshotId): IncomingSnapshot {
   const arriving = shelf.receive(id)
   fill(arriving, id)
   return arriving
@@ -158,7 +158,7 @@ function arrive(shelf: ReturnType<typeof openShelf>, id: SnapshotId): Arriving {
 
 test('a snapshot on the shelf is protected soon after its seal, and at once when somebody comes to read', async () => {
   const pool = openPool(64 * EXTENT)
-  const shelf = openShelf(pool)
+  const shelf = openSnapshots(pool)
   const first = arrive(shelf, one)
   await first.complete()
   first.seal()
@@ -179,7 +179,7 @@ test('a snapshot on the shelf is protected soon after its seal, and at once when
 
 test('one that is dropped before it is protected leaves nothing that others cannot use', async () => {
   const pool = openPool(64 * EXTENT)
-  const shelf = openShelf(pool)
+  const shelf = openSnapshots(pool)
   arrive(shelf, one).seal()
   shelf.remove(one)
   const next = arrive(shelf, two)
@@ -191,7 +191,7 @@ test('one that is dropped before it is protected leaves nothing that others cann
 
 test('the parts of a chain arrive into the same memory, which is protected with the last', async () => {
   const pool = openPool(64 * EXTENT)
-  const shelf = openShelf(pool)
+  const shelf = openSnapshots(pool)
   const { parent, present } = pageFlag
   const changed = Array.from({ length: 3000 }, (_, page): Brief => [page, 1, page % 3 === 0 ? present : parent])
   const rounds = 3

@@ -7,7 +7,7 @@ import { checkWhole } from '../../lib/store/validate.ts'
 import { throwsFault } from '../expect.ts'
 import { type Images, inventory, pagemap, part, put } from '../support/rounds.ts'
 
-const test = suite('store/whole')
+const test = suite('store/validate')
 const { lazy, parent, present } = pageFlag
 const preDump = Buffer.from('16313158040000000802' + '4801', 'hex')
 

@@ -40,7 +40,7 @@ import {
   streamLinks,
 } from './snapshots.ts'
 
-const test = suite('stream/packing')
+const test = suite('stream/compress')
 
 const MIB = 2 ** 20
 const PAGE = 4096

@@ -1,19 +1,19 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { openNews } from '../../lib/stream/condition.ts'
+import { openCondition } from '../../lib/stream/condition.ts'
 import { waits, within } from '../expect.ts'
 
-const test = suite('stream/news')
+const test = suite('stream/condition')
 
 test('all who wait are told once, and who comes after it waits for the next', async () => {
-  const news = openNews()
-  const first = [news.told(), news.told()]
+  const news = openCondition()
+  const first = [news.wait(), news.wait()]
   assert.ok(await waits(Promise.race(first)))
-  news.tell()
+  news.notify()
   await within(Promise.all(first))
-  const next = news.told()
+  const next = news.wait()
   assert.ok(await waits(next))
-  news.tell()
+  news.notify()
   await within(next)
 })
 

@@ -1,11 +1,11 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { Fault } from '../../lib/fault.ts'
-import { openNews } from '../../lib/stream/condition.ts'
-import { openSilence } from '../../lib/stream/criu-timeout.ts'
+import { openCondition } from '../../lib/stream/condition.ts'
+import { openCriuTimeout } from '../../lib/stream/criu-timeout.ts'
 import { within } from '../expect.ts'
 
-const test = suite('stream/silence')
+const test = suite('stream/criu-timeout')
 /** Ms. */
 const LIMIT = 60
 
@@ -16,7 +16,7 @@ function watched() {
   const fell = new Promise<Fault>((resolve) => {
     tell = resolve
   })
-  const silence = openSilence(LIMIT, (reason) => {
+  const silence = openCriuTimeout(LIMIT, (reason) => {
     silent = true
     tell(reason)
   })
@@ -38,13 +38,13 @@ test('who says nothing is silent, once', async () => {
 test('who says something now and then is not, by any of the ways, nor who is not waited for', async () => {
   for (const way of ['heard', 'follow', 'during'] as const) {
     const { silence, fell, isSilent } = watched()
-    const news = openNews()
+    const news = openCondition()
     if (way === 'follow') silence.follow(news)
     if (way === 'during') await silence.during(pass(8 * LIMIT))
     for (let time = 0; way !== 'during' && time < 60; time++) {
       await pass(LIMIT / 8)
       if (way === 'heard') silence.heard()
-      else news.tell()
+      else news.notify()
     }
     assert.not(isSilent(), way)
     await within(fell, way)

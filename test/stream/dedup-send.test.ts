@@ -11,9 +11,9 @@ import { PAGE_BYTES } from '../../lib/format/pagemap.ts'
 import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
 import type { MemorySnapshot } from '../../lib/store/memory.ts'
 import { openPool } from '../../lib/store/pool.ts'
-import { openShelf, type Shelf } from '../../lib/store/snapshots.ts'
+import { openSnapshots, type Snapshots } from '../../lib/store/snapshots.ts'
 import type { Compress } from '../../lib/stream/compress.ts'
-import { type Known, openKnown } from '../../lib/stream/dedup-send.ts'
+import { type DedupSender, openDedupSender } from '../../lib/stream/dedup-send.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { Outlet } from '../../lib/stream/link.ts'
 import { receiveSnapshot } from '../../lib/stream/receive.ts'
@@ -23,7 +23,7 @@ import { rejectsFault, throwsFault } from '../expect.ts'
 import { anyFrame } from '../support/any-frame.ts'
 import { bytesOf, entry, type Given, image, inletOf, pipeLinks, sourceOf, stream } from './snapshots.ts'
 
-const test = suite('stream/known')
+const test = suite('stream/dedup-send')
 
 const page = (n: number): Buffer => (n < 0 ? Buffer.alloc(PAGE_BYTES) : bytesOf(`page ${n}`, PAGE_BYTES))
 const pages = (numbers: readonly number[]): Buffer => Buffer.concat(numbers.map(page))
@@ -35,11 +35,11 @@ function pagesImage(number: number, bytes: Uint8Array, kind: Given['kind'], step
 
 /** Sends to a shelf as a proxy does to a cache: what the receiver answers goes to `known`. Returns the bytes on the link. */
 async function send(
-  shelf: Shelf,
+  shelf: Snapshots,
   word: string,
   images: readonly Given[],
   compress?: Compress,
-): Promise<{ bytes: number; known: Known }> {
+): Promise<{ bytes: number; known: DedupSender }> {
   const { from, to } = pipeLinks()
   let bytes = 0
   const counting: Outlet = {
@@ -50,7 +50,7 @@ async function send(
     },
   }
   const id = snapshotId(word)
-  const known = openKnown(() => {})
+  const known = openDedupSender(() => {})
   const arriving = shelf.receive(id)
   const reader = frameReader(to.inlet)
   const receiving = (async () => {
@@ -84,13 +84,13 @@ async function send(
   return { bytes, known }
 }
 
-function stored(shelf: Shelf, word: string): MemorySnapshot['images'] {
+function stored(shelf: Snapshots, word: string): MemorySnapshot['images'] {
   const found = shelf.all.find(({ id }) => id === word)
   if (found === undefined) throw new Error(`no ${word}`)
   return (found.sink as MemorySnapshot).images
 }
 
-function content(shelf: Shelf, word: string, name: string): Buffer {
+function content(shelf: Snapshots, word: string, name: string): Buffer {
   return Buffer.concat([...(stored(shelf, word).get(imageName(name))?.pieces ?? [])].map(({ window }) => window))
 }
 
@@ -100,7 +100,7 @@ for (const compress of [undefined, 'lz4', 'zstd', 'auto'] as const) {
   for (const kind of ['pipe', 'pieces'] as const) {
     test(`a replica out of ${kind}, compressed: ${compress ?? 'no'}: what the receiver has is not sent, and every byte is there`, async () => {
       const pool = openPool(2 ** 28)
-      const shelf = openShelf(pool, { dedup: true })
+      const shelf = openSnapshots(pool, { dedup: true })
       const first = pages([...count(0, 600), ...count(0, 0)])
       await send(shelf, 'first', [pagesImage(1, first, kind), image('core-1.img', 900, kind, 7), inventory], compress)
       // Its own are 600 to 619; half a page at the end; and an image that begins off a page's border.
@@ -127,7 +127,7 @@ for (const compress of [undefined, 'lz4', 'zstd', 'auto'] as const) {
 }
 
 test('of a tree of equal processes the third copy is not sent', async () => {
-  const shelf = openShelf(openPool(2 ** 28), { dedup: true })
+  const shelf = openSnapshots(openPool(2 ** 28), { dedup: true })
   const own = pages(count(0, 300))
   const images = [1, 2, 3, 4].map((n) => pagesImage(n, own, 'pieces'))
   const { bytes, known } = await send(shelf, 'tree', [...images, inventory])
@@ -142,7 +142,7 @@ test('snapshots of random pages arrive as they are', async () => {
   let spared = 0
   await fc.assert(
     fc.asyncProperty(fc.array(fc.tuple(numbers, numbers), { minLength: 2, maxLength: 4 }), async (plans) => {
-      const shelf = openShelf(pool, { dedup: true })
+      const shelf = openSnapshots(pool, { dedup: true })
       for (const [index, [one, two]] of plans.entries()) {
         const images = [pagesImage(1, pages(one), 'pipe', 5000), pagesImage(2, pages(two), 'pipe', 70_000), inventory]
         spared += (await send(shelf, `s${index}`, images)).known.spared
@@ -167,12 +167,12 @@ const answer = (total: number, pages: number, offers = true): Extract<Frame, { t
 })
 
 test('an offer that cannot be is refused; garbage in one that can be does no harm', () => {
-  const asked = (): Known => {
-    const known = openKnown(() => {})
+  const asked = (): DedupSender => {
+    const known = openDedupSender(() => {})
     known.ask({ send: async () => {}, inPlace: false, exclusive: async () => Promise.reject(new Error('unused')) })
     return known
   }
-  throwsFault('FORMAT', () => openKnown(() => {}).take(answer(0, 0)), 'nobody asked')
+  throwsFault('FORMAT', () => openDedupSender(() => {}).take(answer(0, 0)), 'nobody asked')
   for (const [total, given] of [
     [3, 2],
     [2, 3],
@@ -191,7 +191,7 @@ test('an offer that cannot be is refused; garbage in one that can be does no har
   garbage.take(answer(5000, 5000))
   assert.is(garbage.find(page(1), 1, 0), undefined)
   let unoffered = 0
-  const none = openKnown(() => unoffered++)
+  const none = openDedupSender(() => unoffered++)
   none.ask({ send: async () => {}, inPlace: false, exclusive: async () => Promise.reject(new Error('unused')) })
   none.take(answer(0, 0, false))
   assert.equal([none.offers, unoffered], [false, 1])
@@ -199,7 +199,7 @@ test('an offer that cannot be is refused; garbage in one that can be does no har
 
 test('a sender that names what is not there is refused, and the images with it', async () => {
   const pool = openPool(2 ** 28)
-  const shelf = openShelf(pool, { dedup: true })
+  const shelf = openSnapshots(pool, { dedup: true })
   await send(shelf, 'donor', [pagesImage(1, pages([1, 2, 3]), 'pieces'), inventory])
   const used = pool.used
   const named = { type: 'image', channel: 1, name: imageName('pages-1.img') } as const
@@ -231,7 +231,7 @@ test('a sender that names what is not there is refused, and the images with it',
     arriving.drop()
   }
   // One that offers nothing takes nothing.
-  const plain = openShelf(openPool(2 ** 26)).receive(snapshotId('x'))
+  const plain = openSnapshots(openPool(2 ** 26)).receive(snapshotId('x'))
   const reader = frameReader(inletOf(stream(named, same({}))))
   await rejectsFault('FORMAT', receiveSnapshot(reader, plain.sink))
   plain.drop()
@@ -242,7 +242,7 @@ test('a sender that names what is not there is refused, and the images with it',
 })
 
 test('who asks again and again and reads no answer makes the receiver hold one', async () => {
-  const shelf = openShelf(openPool(2 ** 26), { dedup: true })
+  const shelf = openSnapshots(openPool(2 ** 26), { dedup: true })
   const arriving = shelf.receive(snapshotId('greedy'))
   const recall = (offset: number): Frame => ({ type: 'recall', offset })
   const reader = frameReader(inletOf(stream(recall(0), recall(1), recall(2))))
@@ -262,7 +262,7 @@ test('who asks again and again and reads no answer makes the receiver hold one',
 })
 
 test('a page that is not what the sender means is found by the digest of the image', async () => {
-  const shelf = openShelf(openPool(2 ** 28), { dedup: true })
+  const shelf = openSnapshots(openPool(2 ** 28), { dedup: true })
   await send(shelf, 'donor', [pagesImage(1, pages([1, 2, 3]), 'pieces'), inventory])
   const arriving = shelf.receive(snapshotId('wrong'))
   await arriving.offer?.recall(0)
@@ -293,7 +293,7 @@ test('pages of one weak digest are two pages', async () => {
     if (other !== undefined) pair = [other, n]
     seen.set(weak, n)
   }
-  const shelf = openShelf(openPool(2 ** 28), { dedup: true })
+  const shelf = openSnapshots(openPool(2 ** 28), { dedup: true })
   await send(shelf, 'one', [pagesImage(1, made(pair[0]), 'pieces'), inventory])
   const { known } = await send(shelf, 'other', [pagesImage(1, made(pair[1]), 'pieces'), inventory])
   assert.is(known.spared, 0)

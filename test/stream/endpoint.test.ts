@@ -15,9 +15,9 @@ import {
   connectEndpoint,
   type Endpoint,
   formatEndpoint,
+  linkOverSocket,
   parseEndpoint,
   refuseOpenNetwork,
-  takeOver,
 } from '../../lib/stream/endpoint.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { reasonOf, rejectsFault, throwsFault, turns, within } from '../expect.ts'
@@ -174,7 +174,7 @@ test('TCP: both ends are taken over, and talk', async () => {
   const { port } = server.address() as net.AddressInfo
   const near = await within(connectEndpoint({ kind: 'tcp', host: '127.0.0.1', port }, 0, never))
   assert.is(near.peer, `127.0.0.1:${port}`)
-  await talk(near, takeOver(await accepted, 'client'))
+  await talk(near, linkOverSocket(await accepted, 'client'))
   server.close()
   await turns()
   assert.is(openFds(), before, 'a descriptor is left')
@@ -183,7 +183,7 @@ test('TCP: both ends are taken over, and talk', async () => {
 test('a UNIX socket: the same', async ({ dir }) => {
   const { server, accepted } = await listen({ path: join(dir, 's.sock') })
   const near = await within(connectEndpoint({ kind: 'unix', path: join(dir, 's.sock') }, 0, never))
-  await talk(near, takeOver(await accepted, 'client'))
+  await talk(near, linkOverSocket(await accepted, 'client'))
   server.close()
 })
 
@@ -193,7 +193,7 @@ test('bytes that came before the take-over are not lost', async () => {
   client.write('early')
   const socket = await within(accepted)
   await turns()
-  const link = takeOver(socket, 'client')
+  const link = linkOverSocket(socket, 'client')
   const got = Buffer.alloc(5)
   assert.ok(await within(link.inlet.fill(got)))
   assert.is(got.toString(), 'early')
@@ -220,7 +220,7 @@ test('a server that speaks first is heard', async () => {
 test('a stream that ends in the middle is TRUNCATED, a closed link gives its reason', async () => {
   const { server, accepted } = await listen({ port: 0, host: '127.0.0.1' })
   const client = net.connect((server.address() as net.AddressInfo).port)
-  const link = takeOver(await within(accepted), 'client')
+  const link = linkOverSocket(await within(accepted), 'client')
   client.end('abc')
   await rejectsFault('TRUNCATED', link.inlet.fill(Buffer.alloc(5)))
   const reason = new Error('enough')

@@ -15,8 +15,13 @@ import type { Link } from '../../lib/stream/link.ts'
 import { openSession } from '../../lib/stream/open-session.ts'
 import { rateLimit } from '../../lib/stream/rate-limit.ts'
 import { receiveSnapshot } from '../../lib/stream/receive.ts'
-import { type Kept, keep } from '../../lib/stream/replay-buffer.ts'
-import { type Line, openLine, RECEIVER_WINDOW, unknown } from '../../lib/stream/resuming-receiver.ts'
+import { openReplayBuffer, type ReplayBuffer } from '../../lib/stream/replay-buffer.ts'
+import {
+  openTargetLink,
+  RECEIVER_WINDOW,
+  type TargetLink,
+  unknownSnapshot,
+} from '../../lib/stream/resuming-receiver.ts'
 import { resumingSender, SENDER_WINDOW } from '../../lib/stream/resuming-sender.ts'
 import { type SendOptions, sendSnapshot } from '../../lib/stream/send.ts'
 import type { Session } from '../../lib/stream/session.ts'
@@ -26,7 +31,7 @@ import { anyFrame } from '../support/any-frame.ts'
 import { type Cable, cable } from './cables.ts'
 import { bytesOf, contents, type Given, id, image, pool, sourceOf } from './snapshots.ts'
 
-const test = suite('resumable')
+const test = suite('stream/open-session')
 
 /** What the receiving end is left with. */
 interface Got {
@@ -39,7 +44,7 @@ interface Got {
 
 /** The receiving end: what a cache does with the links that come. */
 function receiver(timeoutMs = 20_000) {
-  const lines = new Map<SnapshotId, Line>()
+  const lines = new Map<SnapshotId, TargetLink>()
   const sink = memorySnapshot(pool)
   const got: Got = { sink, written: 0, verdict: undefined, failure: undefined }
   const counting: ImageSink = {
@@ -56,8 +61,12 @@ function receiver(timeoutMs = 20_000) {
     },
   }
   let taken = false
-  async function take(line: Line, reader: ReturnType<typeof frameReader>, writer: ReturnType<typeof frameWriter>) {
-    if (taken) throw unknown()
+  async function take(
+    line: TargetLink,
+    reader: ReturnType<typeof frameReader>,
+    writer: ReturnType<typeof frameWriter>,
+  ) {
+    if (taken) throw unknownSnapshot()
     const { digest } = await receiveSnapshot(reader, counting, {
       onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
       onHandOver(_until, token) {
@@ -75,7 +84,7 @@ function receiver(timeoutMs = 20_000) {
     await reader.next(anyFrame).catch(() => {})
   }
   async function answer(link: Link): Promise<void> {
-    const line = openLine(link)
+    const line = openTargetLink(link)
     const reader = frameReader(line.link.inlet, { onGot: line.onGot })
     const writer = frameWriter(line.link.outlet)
     try {
@@ -84,7 +93,7 @@ function receiver(timeoutMs = 20_000) {
       if (first.type === 'snapshot') await take(line, reader, writer)
       else if (first.type === 'resume') {
         const known = lines.get(first.id)
-        if (known === undefined) throw unknown()
+        if (known === undefined) throw unknownSnapshot()
         known.resume(first, line)
       } else throw unexpected(first)
     } catch (reason) {
@@ -179,7 +188,7 @@ test('a ring gives back what was put in, wherever it begins and however it grows
     inPlace: fc.boolean(),
   })
   /** Puts it in place, behind a head, as far as one room goes. */
-  const put = (kept: Kept, bytes: Buffer): number => {
+  const put = (kept: ReplayBuffer, bytes: Buffer): number => {
     const [head, body] = [bytes.subarray(0, 24), bytes.subarray(24)]
     const room = kept.room(24, body.length)
     assert.ok(room.length <= body.length)
@@ -190,7 +199,7 @@ test('a ring gives back what was put in, wherever it begins and however it grows
   }
   fc.assert(
     fc.property(fc.array(step, { maxLength: 12 }), (steps) => {
-      const kept = keep(2 ** 18)
+      const kept = openReplayBuffer(2 ** 18)
       let model = Buffer.alloc(0)
       for (const [turn, { bytes, forget, inPlace }] of steps.entries()) {
         const next = bytesOf(String(turn), bytes)

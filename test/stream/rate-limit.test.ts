@@ -3,12 +3,12 @@ import * as assert from 'uvu/assert'
 import { memorySnapshot } from '../../lib/store/memory.ts'
 import { frameWriter } from '../../lib/stream/frames.ts'
 import type { Outlet } from '../../lib/stream/link.ts'
-import { type Limit, limited, rateLimit } from '../../lib/stream/rate-limit.ts'
+import { limited, type RateLimit, rateLimit } from '../../lib/stream/rate-limit.ts'
 import { sendSnapshot } from '../../lib/stream/send.ts'
 import { within } from '../expect.ts'
 import { contents, id, image, pipeLinks, pool, receive, sourceOf } from './snapshots.ts'
 
-const test = suite('stream/limit')
+const test = suite('stream/rate-limit')
 const MIB = 2 ** 20
 
 test('a frame is as large as what goes out in a twentieth of a second, within bounds', () => {
@@ -66,7 +66,7 @@ for (const compress of [undefined, 'lz4'] as const) {
 
 test('a frame that has begun is not held up', async () => {
   const events: string[] = []
-  const limit: Limit = {
+  const limit: RateLimit = {
     most: MIB,
     async turn(bytes) {
       events.push(`turn ${bytes}`)

@@ -10,8 +10,8 @@ import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { memorySnapshot } from '../../lib/store/memory.ts'
 import { openPool } from '../../lib/store/pool.ts'
-import { openShelf } from '../../lib/store/snapshots.ts'
-import { takeOver } from '../../lib/stream/endpoint.ts'
+import { openSnapshots } from '../../lib/store/snapshots.ts'
+import { linkOverSocket } from '../../lib/stream/endpoint.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSource } from '../../lib/stream/image.ts'
 import type { Link } from '../../lib/stream/link.ts'
@@ -61,7 +61,7 @@ async function tcpLinks(): Promise<{ from: Link; to: Link }> {
   const client = net.connect({ port: (server.address() as net.AddressInfo).port, allowHalfOpen: true })
   client.pause()
   await new Promise((resolve) => client.once('connect', resolve))
-  const links = { from: takeOver(client, 'client'), to: takeOver(await accepted, 'server') }
+  const links = { from: linkOverSocket(client, 'client'), to: linkOverSocket(await accepted, 'server') }
   server.close()
   return links
 }
@@ -201,7 +201,7 @@ test('a stream cut at any byte is TRUNCATED', async () => {
 })
 
 test('a stream with any one bit flipped is a Fault and is never sealed', async () => {
-  const shelf = openShelf(pool)
+  const shelf = openSnapshots(pool)
   for (let bit = 0; bit < 8 * small.length; bit++) {
     const bytes = Buffer.from(small)
     bytes[bit >> 3] = (bytes[bit >> 3] ?? 0) ^ (1 << (bit & 7))

@@ -2,7 +2,7 @@
 
 import { Readable, Transform } from 'node:stream'
 import { digest } from '../../lib/format/digest.ts'
-import { encodeList, type ImageEntry } from '../../lib/format/image-list.ts'
+import { encodeImageList, type ImageEntry } from '../../lib/format/image-list.ts'
 import { type ImageName, imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
 import { encodePreamble } from '../../lib/format/preamble.ts'
 import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
@@ -167,7 +167,7 @@ export function entry(name: string, bytes: Uint8Array): ImageEntry {
 
 /** The last frame of a snapshot of these images. */
 export function end(...images: ImageEntry[]): Frame {
-  return { type: 'snapshotEnd', images, digest: sum(encodeList(images)) }
+  return { type: 'snapshotEnd', images, digest: sum(encodeImageList(images)) }
 }
 
 function sum(bytes: Uint8Array): bigint {

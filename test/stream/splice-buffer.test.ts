@@ -6,11 +6,11 @@ import { check, enlargePipe, type Fd, makePipe, queued } from '../../lib/kernel/
 import { read } from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
-import { type Passage, passedOn } from '../../lib/stream/splice-buffer.ts'
+import { openSpliceBuffer, type SplicedRange } from '../../lib/stream/splice-buffer.ts'
 import { openPipes } from '../kernel/fds.ts'
 import { bytesOf } from './snapshots.ts'
 
-const test = suite('passed')
+const test = suite('stream/splice-buffer')
 
 function drain(pipe: Fd, bytes: number): Buffer {
   const into = Buffer.alloc(bytes)
@@ -26,11 +26,11 @@ test('what was taken comes out again, from any place, until it is forgotten', as
     fc.asyncProperty(fc.array(step, { minLength: 1, maxLength: 8 }), places, async (steps, asked) => {
       const [out, into] = makePipe()
       enlargePipe(out)
-      const passed = passedOn()
+      const passed = openSpliceBuffer()
       try {
         const sent: Buffer[] = []
         let to = 24
-        const passages: Passage[] = []
+        const passages: SplicedRange[] = []
         for (const [turn, { bytes, most }] of steps.entries()) {
           const next = bytesOf(String(turn), bytes)
           await writeAll(into, next)
@@ -39,7 +39,7 @@ test('what was taken comes out again, from any place, until it is forgotten', as
           assert.is(queued(out), bytes - taken, 'the rest stays in the pipe')
           drain(out, bytes - taken)
           sent.push(next.subarray(0, taken))
-          passages.push(passed.at(to + taken - 1) as Passage)
+          passages.push(passed.at(to + taken - 1) as SplicedRange)
           assert.is(passed.at(to + taken), undefined)
           assert.is(passed.next(to), to)
           to += taken + 24
@@ -72,7 +72,7 @@ test('what was taken comes out again, from any place, until it is forgotten', as
 
 test('at most 16 are kept, and room comes back', async () => {
   const [out, into] = makePipe()
-  const passed = passedOn()
+  const passed = openSpliceBuffer()
   try {
     const bytes = bytesOf('x', 4096)
     for (let n = 0; n < 16; n++) {
@@ -84,7 +84,7 @@ test('at most 16 are kept, and room comes back', async () => {
     assert.is(queued(out), 4096)
     passed.forget(4096)
     assert.is(passed.take(out, 4096, 16 * 4096), 4096)
-    assert.ok(drain(passed.from(passed.at(16 * 4096) as Passage, 16 * 4096), 4096).equals(bytes))
+    assert.ok(drain(passed.from(passed.at(16 * 4096) as SplicedRange, 16 * 4096), 4096).equals(bytes))
   } finally {
     passed.close()
     closeFd(out)
@@ -95,7 +95,7 @@ test('at most 16 are kept, and room comes back', async () => {
 test('little is not worth it', async () => {
   const [out, into] = makePipe()
   enlargePipe(out)
-  const passed = passedOn()
+  const passed = openSpliceBuffer()
   try {
     await writeAll(into, Buffer.alloc(65_535))
     assert.is(passed.worth(out), false)

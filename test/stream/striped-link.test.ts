@@ -11,7 +11,7 @@ import { rejectsFault, turns, waits, within } from '../expect.ts'
 import { cable } from './cables.ts'
 import { bytesOf } from './snapshots.ts'
 
-const test = suite('striped-link')
+const test = suite('stream/striped-link')
 
 /** A header, and the bytes. */
 function chunk(number: number, bytes: Uint8Array, length = bytes.length): Buffer {

@@ -16,7 +16,7 @@ import { openFds } from '../kernel/fds.ts'
 import { authority } from '../support/authority.ts'
 import { run, temporary } from '../support/run.ts'
 
-const test = suite('stream/secure')
+const test = suite('stream/tls')
 
 const ca = authority()
 const { path: folder, remove } = temporary()

@@ -1,12 +1,12 @@
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { PAGE, type Run, runsOf } from '../../lib/stream/zero-pages.ts'
+import { PAGE, type Run, zeroRuns } from '../../lib/stream/zero-pages.ts'
 
-const test = suite('stream/zeros')
+const test = suite('stream/zero-pages')
 
 function runs(raw: Buffer): Run[] {
-  return runsOf(raw, new Int32Array(raw.buffer, raw.byteOffset, Math.floor(raw.length / 4)), raw.length)
+  return zeroRuns(raw, new Int32Array(raw.buffer, raw.byteOffset, Math.floor(raw.length / 4)), raw.length)
 }
 
 /** Pages as letters: `0` is zeros; of the others one word is not. */

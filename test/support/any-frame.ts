@@ -1,5 +1,5 @@
 import { type FrameName, frameType } from '../../lib/format/frame.ts'
-import { taking } from '../../lib/stream/frames.ts'
+import { accepting } from '../../lib/stream/frames.ts'
 
 /** For a reader that takes whatever comes. */
-export const anyFrame = taking(...(Object.keys(frameType) as FrameName[]))
+export const anyFrame = accepting(...(Object.keys(frameType) as FrameName[]))

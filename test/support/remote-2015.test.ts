@@ -15,7 +15,7 @@ import {
 } from './remote-2015.ts'
 import { fixtures } from './run.ts'
 
-const test = suite('format/remote-2015')
+const test = suite('support/remote-2015')
 
 const folder = join(fixtures, 'remote-2015')
 

@@ -3,7 +3,7 @@ import net from 'node:net'
 import { setTimeout } from 'node:timers/promises'
 import type { Credentials } from '../../lib/credentials.ts'
 import { digest } from '../../lib/format/digest.ts'
-import { encodeList, type ImageEntry } from '../../lib/format/image-list.ts'
+import { encodeImageList, type ImageEntry } from '../../lib/format/image-list.ts'
 import { imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
 import { encodePreamble } from '../../lib/format/preamble.ts'
 import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
@@ -44,7 +44,7 @@ export function* snapshotBytes(id: string, images: Record<string, Buffer>): Gene
     }
     yield encodeFrame({ type: 'imageEnd', channel, size: entry.size, digest: entry.digest })
   }
-  yield encodeFrame({ type: 'snapshotEnd', images: entries, digest: sum(encodeList(entries)) })
+  yield encodeFrame({ type: 'snapshotEnd', images: entries, digest: sum(encodeImageList(entries)) })
 }
 
 /** The last frame that comes; undefined where the link ends without a word. */

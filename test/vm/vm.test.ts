@@ -8,7 +8,7 @@ import type { Played } from './play.ts'
 import { criuOf, playedWith, releaseOf, releases } from './scenario.ts'
 import { scenarios } from './scenarios.ts'
 
-const test = suite('in a virtual machine')
+const test = suite('vm/vm')
 const LIMIT_MS = 9.5 * 60_000
 
 async function playAll(criu: string[]): Promise<Played[]> {

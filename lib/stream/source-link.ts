@@ -2,11 +2,11 @@
 import { Fault } from '../fault.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
-import { type FrameReader, type FrameWriter, frameReader, frameWriter } from '../stream/frames.ts'
-import type { Link, Outlet } from '../stream/link.ts'
-import { resumingSender } from '../stream/resuming-sender.ts'
+import { type FrameReader, type FrameWriter, frameReader, frameWriter } from './frames.ts'
+import type { Link, Outlet } from './link.ts'
+import { resumingSender } from './resuming-sender.ts'
 
-export interface Line {
+export interface SourceLink {
   /** When there is a link. */
   reader: Promise<FrameReader>
   writer: FrameWriter
@@ -18,7 +18,7 @@ export interface Line {
 }
 
 /** One link. `stop` is aborted when the target takes nothing for `timeoutMs`: the tasks are frozen meanwhile. */
-export function oneLink(connecting: Promise<Link>, timeoutMs: number, stop: AbortController): Line {
+export function singleLink(connecting: Promise<Link>, timeoutMs: number, stop: AbortController): SourceLink {
   const destroy = (reason?: Error): void => void connecting.then((link) => link.destroy(reason)).catch(() => {})
   return {
     reader: connecting.then((link) => frameReader(link.inlet)),
@@ -30,13 +30,13 @@ export function oneLink(connecting: Promise<Link>, timeoutMs: number, stop: Abor
 }
 
 /** A conversation that goes on over a new link where one broke, which `connect` makes. */
-export function manyLinks(
+export function resumableLink(
   id: SnapshotId,
   token: Buffer,
   until: Until,
   connect: (signal: AbortSignal) => Promise<Link>,
   timeoutMs: number,
-): Line {
+): SourceLink {
   const { link, acknowledged, stop } = resumingSender({ id, token, until, connect, timeoutMs })
   return {
     reader: Promise.resolve(frameReader(link.inlet, { onGot: acknowledged, started: true })),

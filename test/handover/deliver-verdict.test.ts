@@ -3,14 +3,14 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
-import { pay } from '../../lib/handover/pay.ts'
-import { writeOwed } from '../../lib/handover/verdict-log.ts'
+import { deliverAndForget } from '../../lib/handover/deliver-verdict.ts'
+import { writePendingVerdict } from '../../lib/handover/verdict-log.ts'
 import { startTime } from '../../lib/kernel/process.ts'
 import { connectEndpoint } from '../../lib/stream/endpoint.ts'
 import { rejectsFault } from '../expect.ts'
 import { start, temporary } from '../support/run.ts'
 
-const test = suite('debt')
+const test = suite('handover/deliver-verdict')
 const token = Buffer.alloc(16, 7)
 
 test('a target that does not know the snapshot: a drop is paid, a go is kept and said', async () => {
@@ -26,12 +26,12 @@ test('a target that does not know the snapshot: a drop is paid, a go is kept and
   const gone = { pid: process.pid, start: 1 }
   const alive = { pid: process.pid, start: startTime(process.pid) ?? 0 }
 
-  const kept = writeOwed(path, snapshotId('kept'), token, { criu: gone, tasks: [alive] }, 'let go')
-  assert.equal(await pay(kept, payment), { verdict: 'drop', fate: 'dropped' })
+  const kept = writePendingVerdict(path, snapshotId('kept'), token, { criu: gone, tasks: [alive] }, 'let go')
+  assert.equal(await deliverAndForget(kept, payment), { verdict: 'drop', fate: 'dropped' })
   assert.not(existsSync(join(path, 'kept.owed')))
 
-  const lost = writeOwed(path, snapshotId('lost'), token, { criu: gone, tasks: [gone] }, 'let go')
-  const fault = await rejectsFault('MISSING', pay(lost, payment))
+  const lost = writePendingVerdict(path, snapshotId('lost'), token, { criu: gone, tasks: [gone] }, 'let go')
+  const fault = await rejectsFault('MISSING', deliverAndForget(lost, payment))
   assert.match(fault.message, /gone from here, and the target does not know snapshot lost/)
   assert.match(String(fault.hint), new RegExp(`rm ${path}/lost\\.owed$`))
   assert.ok(existsSync(join(path, 'lost.owed')))
@@ -42,13 +42,13 @@ test('a target that does not know the snapshot: a drop is paid, a go is kept and
 test('a signal leaves the debt on disk', async () => {
   const { path, remove } = temporary()
   const gone = { pid: process.pid, start: 1 }
-  const owed = writeOwed(path, snapshotId('web-1'), token, { criu: gone, tasks: [gone] }, 'let go')
+  const owed = writePendingVerdict(path, snapshotId('web-1'), token, { criu: gone, tasks: [gone] }, 'let go')
   const stop = new AbortController()
   const connect = (): Promise<never> => {
     stop.abort(new Error('enough'))
     return Promise.reject(stop.signal.reason)
   }
-  const outcome = await pay(owed, { connect, report: () => {}, signal: stop.signal }).catch(String)
+  const outcome = await deliverAndForget(owed, { connect, report: () => {}, signal: stop.signal }).catch(String)
   assert.is(outcome, 'Error: enough')
   assert.ok(existsSync(join(path, 'web-1.owed')))
   remove()
