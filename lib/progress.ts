@@ -42,7 +42,7 @@ export type Progress =
   /** The cache does not say which pages it has: all are sent. */
   | { event: 'nothing offered' }
   /** Both ends know what became of a snapshot's tasks, and it is what was asked for. */
-  | { event: 'handed over'; id: string; verdict: 'go' | 'copy'; fate: 'kept' | 'running' | 'dropped' }
+  | { event: 'handed over'; id: string; verdict: 'go' | 'copy'; fate: 'stored' | 'running' | 'dropped' }
   /** Both know that the process runs on at the source. */
   | { event: 'not handed over'; id: string }
   /** The link to the source is gone, and with it the verdict: restored tasks are held; `how` to give it by hand. */

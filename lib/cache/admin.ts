@@ -26,7 +26,7 @@ const handedOver: Record<TargetState, HoldingState> = {
   holding: 'held',
   owning: 'owning',
   reviving: 'restoring',
-  running: 'kept',
+  running: 'retained',
   dropped: 'sealed',
 }
 
@@ -109,7 +109,7 @@ function refusalFor({ id, state, pinned }: Holding, directory: string): string |
     case 'owning':
       return `the source of snapshot ${id} is gone, and these images are its process: restore it`
     case 'sealed':
-    case 'kept':
+    case 'retained':
     case 'taken':
     case 'leaving':
     case 'chain':

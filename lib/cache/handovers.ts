@@ -288,7 +288,7 @@ export function openHandovers(
     async decide(id, verdict) {
       const arrival = get(id)
       const fate = await arrival.decide(verdict)
-      if (verdict === 'go' && fate === 'kept') snapshots.decide(id, false)
+      if (verdict === 'go' && fate === 'stored') snapshots.decide(id, false)
       try {
         reportOutcome(id, { verdict, fate }, report)
       } catch (fault) {

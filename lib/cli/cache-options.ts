@@ -63,7 +63,17 @@ export function checkHoldingsOptions({
 
 interface Listed {
   id: string
-  state: 'arriving' | 'sealed' | 'undecided' | 'restoring' | 'held' | 'owning' | 'kept' | 'leaving' | 'chain' | 'taken'
+  state:
+    | 'arriving'
+    | 'sealed'
+    | 'undecided'
+    | 'restoring'
+    | 'held'
+    | 'owning'
+    | 'retained'
+    | 'leaving'
+    | 'chain'
+    | 'taken'
   pinned: boolean
   count: number
   bytes: number
@@ -84,13 +94,13 @@ const words: Record<Exclude<Listed['state'], 'chain'>, string> = {
   restoring: 'is being restored',
   held: 'held until its verdict',
   owning: 'waits for a restore, its source is gone',
-  kept: 'kept, its process runs',
+  retained: 'retained, its process runs',
   leaving: 'removed, and still read or shared',
   taken: 'taken by a criu that nobody held',
 }
 
 /** Of the object that `--json` prints. */
-const SCHEMA = 1
+const SCHEMA = 2
 
 /** Prints what a cache holds: a line each, or one JSON object. */
 export function printHoldings(stock: Stock, json: boolean): void {

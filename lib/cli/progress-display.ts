@@ -48,7 +48,7 @@ const here = {
   copy: 'the source runs on, criu left it running',
 }
 const there = {
-  kept: 'the cache keeps its images',
+  stored: 'the cache keeps its images',
   running: 'it runs on the target',
   dropped: 'the target runs nothing of it',
 }

@@ -23,7 +23,7 @@ export const verdicts = ['go', 'drop', 'copy'] as const
 export type Verdict = (typeof verdicts)[number]
 
 /** What became of the target's: only the images are there; the tasks run; there are none. */
-export const fates = ['kept', 'running', 'dropped'] as const
+export const fates = ['stored', 'running', 'dropped'] as const
 export type Fate = (typeof fates)[number]
 
 /** How the bytes of a `packed` frame are compressed. */

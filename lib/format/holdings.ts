@@ -17,7 +17,7 @@ export const holdingStates = [
   /** The source is gone, and nothing runs: these images are the process. */
   'owning',
   /** Its process runs, and the images stay for more. */
-  'kept',
+  'retained',
   /** Removed, and still read, or needed by others. */
   'leaving',
   /** A chain that waits for its next part. */

@@ -20,10 +20,10 @@ export type Outcome =
   | 'twice'
 
 const endings: Record<Verdict, Record<Fate, Outcome>> = {
-  go: { running: 'moved', kept: 'stored', dropped: 'lost' },
+  go: { running: 'moved', stored: 'stored', dropped: 'lost' },
   // Images that are kept after a drop were let go by hand: a restore gets them.
-  drop: { running: 'twice', kept: 'twice', dropped: 'stayed' },
-  copy: { running: 'twice', kept: 'copied', dropped: 'copied' },
+  drop: { running: 'twice', stored: 'twice', dropped: 'stayed' },
+  copy: { running: 'twice', stored: 'copied', dropped: 'copied' },
 }
 
 /** Pure. */

@@ -16,7 +16,7 @@ export type SourceState =
   /** The tasks are gone: the target's copy is the process. */
   | 'gone'
   /** The tasks run on because something failed. */
-  | 'kept'
+  | 'resumed'
   /** All images are out and the tasks run on, as CRIU was asked: `--leave-running` or `--leave-stopped`. */
   | 'copied'
 
@@ -63,10 +63,10 @@ export type TargetEvent =
 type Table<State extends string, Event extends string> = Record<State, Partial<Record<Event, State>>>
 
 const source: Table<SourceState, SourceEvent> = {
-  offering: { agreed: 'letting go', failed: 'kept', dead: 'gone', left: 'copied', 'ran on': 'kept' },
-  'letting go': { dead: 'gone', left: 'copied', 'ran on': 'kept' },
+  offering: { agreed: 'letting go', failed: 'resumed', dead: 'gone', left: 'copied', 'ran on': 'resumed' },
+  'letting go': { dead: 'gone', left: 'copied', 'ran on': 'resumed' },
   gone: {},
-  kept: {},
+  resumed: {},
   copied: {},
 }
 
@@ -97,7 +97,7 @@ export function verdictOf(state: SourceState): Verdict | undefined {
   switch (state) {
     case 'gone':
       return 'go'
-    case 'kept':
+    case 'resumed':
       return 'drop'
     case 'copied':
       return 'copy'

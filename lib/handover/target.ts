@@ -113,10 +113,10 @@ export function openTargetHandover(id: SnapshotId, onSettled: (outcome: ImagesOu
         if (now === 'dropped') return drop(held)
       }
       if (now === 'running') return 'running'
-      if (now !== 'dropped') return 'kept'
+      if (now !== 'dropped') return 'stored'
       // A restore that works on the images ends first.
       if (before === 'sealed') dropped()
-      return before === 'sealed' && copied ? 'kept' : 'dropped'
+      return before === 'sealed' && copied ? 'stored' : 'dropped'
     },
   }
 }

@@ -34,9 +34,11 @@ export interface PendingVerdict extends Pick<WatchedTree, 'criu' | 'tasks'> {
   path: string
 }
 
-/** `held`: criu waits, and whoever held it is gone if this is read. `let go`: the tasks decide. `kept`: they run on. */
+/** `held`: criu waits, and whoever held it is gone if this is read. `let go`: the tasks decide. `resumed`: they run on. */
 export type VerdictStage = (typeof stages)[number]
-const stages = ['held', 'let go', 'kept'] as const
+const stages = ['held', 'let go', 'resumed'] as const
+/** The words in the file. */
+const words: Record<VerdictStage, string> = { held: 'held', 'let go': 'let go', resumed: 'kept' }
 
 const SUFFIX = '.owed'
 const { O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_WRONLY } = constants
@@ -72,7 +74,7 @@ export function writePendingVerdict(
     rmSync(`${path}.new`, { force: true })
     const file = openOwnFile(`${path}.new`, O_WRONLY | O_CREAT | O_EXCL)
     try {
-      writeSync(file, `${JSON.stringify(owed)}\n${stage}\n`)
+      writeSync(file, `${JSON.stringify(owed)}\n${words[stage]}\n`)
       fsyncSync(file)
     } finally {
       closeSync(file)
@@ -106,7 +108,7 @@ function mark(owed: PendingVerdict, stage: VerdictStage): void {
     // Never made anew: without its first line it says nothing.
     const file = openOwnFile(owed.path, O_WRONLY | O_APPEND)
     try {
-      writeSync(file, `${stage}\n`)
+      writeSync(file, `${words[stage]}\n`)
       fsyncSync(file)
     } finally {
       closeSync(file)
@@ -135,11 +137,11 @@ export function readPendingVerdicts(directory: string): PendingVerdict[] {
 function read(path: string): PendingVerdict[] {
   try {
     // What follows the last end of a line was not written to its end.
-    const [owed = '', ...words] = textOf(path).split('\n').slice(0, -1)
+    const [owed = '', ...said] = textOf(path).split('\n').slice(0, -1)
     const { id, token, boot, criu, tasks } = JSON.parse(owed) as PendingVerdict
     if (typeof boot !== 'string' || !/^[0-9a-f]{32}$/.test(token) || ![criu, ...tasks].every(isMember)) return []
     // Earlier versions wrote no word, and asked the tasks.
-    const stage = stages.find((one) => one === words.at(-1)) ?? 'let go'
+    const stage = stages.find((one) => words[one] === said.at(-1)) ?? 'let go'
     return [{ id: snapshotId(id), token, boot, criu, tasks, stage, path }]
   } catch {
     return []
@@ -165,7 +167,7 @@ function isMember({ pid, start }: TaskId): boolean {
  * written down: they may end by themselves before the target is told.
  */
 export function verdictFor(owed: PendingVerdict): Verdict | undefined {
-  if (owed.stage === 'kept') return 'drop'
+  if (owed.stage === 'resumed') return 'drop'
   if (owed.boot !== thisBoot()) return 'go'
   const over = !isAlive(owed.criu)
   // Whoever dumps may live, and let go: what is said after its criu has ended is the last word.
@@ -174,10 +176,10 @@ export function verdictFor(owed: PendingVerdict): Verdict | undefined {
   const fate = !held ? treeFate(owed) : over ? 'alive' : undefined
   if (fate !== 'alive') return fate === undefined ? undefined : 'go'
   try {
-    mark(owed, 'kept')
+    mark(owed, 'resumed')
   } catch {
     // It holds as long as we live.
-    owed.stage = 'kept'
+    owed.stage = 'resumed'
   }
   return 'drop'
 }

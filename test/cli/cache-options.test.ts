@@ -25,7 +25,7 @@ and 2 more
 
 test('one JSON object with its version', () => {
   assert.equal(JSON.parse(asJson({ total: 3, holdings })), {
-    version: 1,
+    version: 2,
     total: 3,
     snapshots: [
       { id: 'web-1', state: 'sealed', pinned: false, images: 12, bytes: 3 * 2 ** 30, shared: 0, seconds: 3600 },

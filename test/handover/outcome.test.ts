@@ -13,13 +13,13 @@ const id = snapshotId('web-1')
 /** Every pair of words that the wire can carry, what it means, and how it is told. */
 const pairs = {
   'go running': ['moved', 'handed over'],
-  'go kept': ['stored', 'handed over'],
+  'go stored': ['stored', 'handed over'],
   'go dropped': ['lost', 'MISSING'],
   'drop running': ['twice', 'EXISTS'],
-  'drop kept': ['twice', 'EXISTS'],
+  'drop stored': ['twice', 'EXISTS'],
   'drop dropped': ['stayed', 'not handed over'],
   'copy running': ['twice', 'EXISTS'],
-  'copy kept': ['copied', 'handed over'],
+  'copy stored': ['copied', 'handed over'],
   'copy dropped': ['copied', 'handed over'],
 }
 

@@ -77,7 +77,8 @@ function steps(world: World): Step[] {
     if (isFree && !leaves) add('CRIU kills the tasks', { criu: 'ended', tasks: 'dead' })
     if (isFree && leaves) add('CRIU leaves the tasks', { criu: 'ended', tasks: 'running' })
     if (isFree) add('CRIU fails late', { criu: 'ended', tasks: 'running' })
-    if (gated && (source === 'kept' || source === 'copied')) add('CRIU is refused', { criu: 'ended', tasks: 'running' })
+    if (gated && (source === 'resumed' || source === 'copied'))
+      add('CRIU is refused', { criu: 'ended', tasks: 'running' })
     add('CRIU is killed', { criu: 'ended', tasks: 'running' })
   }
   if (tasks === 'dead') add('the source sees them dead', toSourceEnd('dead'))
@@ -197,7 +198,7 @@ test('a criu without the gate can lose the process, and that is what the gate is
 })
 
 test('what is not in the tables changes nothing', () => {
-  const sources: SourceState[] = ['offering', 'letting go', 'gone', 'kept', 'copied']
+  const sources: SourceState[] = ['offering', 'letting go', 'gone', 'resumed', 'copied']
   for (const state of sources.slice(2)) {
     for (const event of ['agreed', 'failed', 'dead', 'left', 'ran on'] as const) {
       assert.is(sourceAfter(state, event), state)

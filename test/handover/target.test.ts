@@ -41,7 +41,7 @@ test('held, then go: the copy runs, and the images are nobody’s any more', asy
 
 test('go before anything is restored: kept, and a copy that comes later runs at once', async () => {
   const { arrival, said, copy, runs } = scene()
-  assert.is(await arrival.decide('go'), 'kept')
+  assert.is(await arrival.decide('go'), 'stored')
   assert.is(arrival.state, 'owning')
   arrival.restore()
   arrival.restored(copy)
@@ -98,7 +98,7 @@ test('a verdict before any restore: drop takes the images, copy leaves them', as
   assert.is(await dropped.arrival.decide('drop'), 'dropped')
   assert.equal(dropped.said, ['settled: dropped'])
   const copied = scene()
-  assert.is(await copied.arrival.decide('copy'), 'kept')
+  assert.is(await copied.arrival.decide('copy'), 'stored')
   assert.equal(copied.said, ['settled: copied'])
   throwsFault('EXISTS', () => copied.arrival.restore())
 })

@@ -80,7 +80,7 @@ function receiver(timeoutMs = 20_000) {
     const verdict = await reader.expect(anyFrame)
     if (verdict.type !== 'verdict') throw unexpected(verdict)
     got.verdict = verdict.verdict
-    await writer.send({ type: 'fate', fate: 'kept' })
+    await writer.send({ type: 'fate', fate: 'stored' })
     await reader.next(anyFrame).catch(() => {})
   }
   async function answer(link: Link): Promise<void> {
@@ -151,7 +151,7 @@ async function crosses(images: readonly Given[], cables: Cable[], sending: SendO
   }
   const { fate } = send(images, connect, sending)
   try {
-    assert.is(await fate, 'kept')
+    assert.is(await fate, 'stored')
     assert.is(got.verdict, 'go')
     const arrived = contents(got.sink)
     for (const { name, bytes } of images) assert.ok(arrived.get(name)?.equals(bytes), name)
@@ -311,7 +311,7 @@ test('a link that swallows everything is left for another, by both ends', async 
     },
     { timeoutMs: 4000 },
   )
-  assert.is(await fate, 'kept')
+  assert.is(await fate, 'stored')
   assert.is(got.written, 30_000_003)
   assert.is(links, 2)
   close()
@@ -424,7 +424,7 @@ test('a wrong token, or another id, is refused alike and changes nothing', async
   for (const said of answers) assert.equal(said, answers[0])
   assert.ok(answers[0]?.type === 'refused' && answers[0].code === 'MISSING')
   first.cut()
-  assert.is(await fate, 'kept')
+  assert.is(await fate, 'stored')
   assert.is(got.written, 3_000_003)
   got.sink.drop()
 })

@@ -130,7 +130,7 @@ export async function sendPart(
       const frame = await reader.expect(anyFrame)
       if (frame.type === 'refused') throw new Fault(frame.code, frame.reason)
       if (frame.type === 'recalled') known?.take(frame)
-      if (frame.type === 'fate' && frame.fate === 'kept') return
+      if (frame.type === 'fate' && frame.fate === 'stored') return
       if (frame.type !== 'sealed') continue
       if (frame.digest !== (await sending).digest) throw new Error('another digest')
       if (until === undefined) return
