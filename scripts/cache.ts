@@ -85,7 +85,7 @@ main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, res
     timeoutMs: timeoutMs(timeout, 60_000),
     ...memoryOf(values),
     ...keeping,
-    hear: isRemoteCache(values) ? handleRemoteConnection : undefined,
+    handler: isRemoteCache(values) ? handleRemoteConnection : undefined,
     openRestores: openRemoteRestores,
     restore: values.restore ? { criu: findCriu(values.criu), options: rest } : undefined,
     ...life,

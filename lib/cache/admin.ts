@@ -1,25 +1,24 @@
 /**
- * What a cache holds, for a person on its host who asks at its own socket: the list, and dropping one of it. What is the only
- * copy of a process, or may become it, is never dropped here: that takes a verdict.
+ * The list of what a cache holds, and dropping or pinning one of it, for an operator who asks at the cache's own socket. A
+ * snapshot that is the only copy of a process, or may become it, is never dropped here: that takes a verdict.
  */
 
 import { connectWithin } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
+import type { Frame, FrameOf } from '../format/frame.ts'
 import type { Holding, HoldingState } from '../format/holdings.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
-import type { Frame } from '../format/wire.ts'
 import { request } from '../handover/deliver-verdict.ts'
 import { giveManualVerdict, manualVerdictOf } from '../handover/manual-verdict.ts'
 import type { TargetState } from '../handover/state-machine.ts'
 import type { TargetHandover } from '../handover/target.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { unexpected } from '../stream/frames.ts'
-import type { CacheContext } from './context.ts'
-import { CACHE_SOCKET } from './context.ts'
+import { CACHE_SOCKET, type CacheContext } from './context.ts'
 import { manualCommand } from './handovers.ts'
 
-/** What a hand-over makes of a sealed snapshot. */
-const handedOver: Record<TargetState, HoldingState> = {
+/** The state in the list of a snapshot whose hand-over is in this state. */
+const listedState: Record<TargetState, HoldingState> = {
   receiving: 'arriving',
   sealed: 'undecided',
   restoring: 'restoring',
@@ -30,12 +29,12 @@ const handedOver: Record<TargetState, HoldingState> = {
   dropped: 'sealed',
 }
 
-/** Everything that is held here, the oldest first; also a copy of which an earlier cache had the images. */
-export function holdings({ snapshots, handovers }: Pick<CacheContext, 'snapshots' | 'handovers'>): Holding[] {
+/** Everything that is held here, the oldest first; also a held restore whose images an earlier cache had. */
+function holdings({ snapshots, handovers }: Pick<CacheContext, 'snapshots' | 'handovers'>): Holding[] {
   const now = performance.now()
   const { all } = snapshots
-  const shelved = new Set(all.map(({ id }) => id))
-  const copies = handovers.all.filter(({ id, state }) => !shelved.has(id) && hasTasks(state))
+  const stored = new Set(all.map(({ id }) => id))
+  const copies = handovers.all.filter(({ id, state }) => !stored.has(id) && hasTasks(state))
   return [
     ...all.map(({ id, state, count, sink, since }) => ({
       ...{ id, count, bytes: sink.held, shared: sink.shared, seconds: (now - since) / 1000 },
@@ -44,32 +43,32 @@ export function holdings({ snapshots, handovers }: Pick<CacheContext, 'snapshots
     })),
     ...copies.map(({ id, state, since }) => ({
       ...{ id, count: 0, bytes: 0, shared: 0, seconds: (now - since) / 1000, pinned: false },
-      state: handedOver[state],
+      state: listedState[state],
     })),
   ].sort((a, b) => b.seconds - a.seconds)
 }
 
-function stateOf(arrival: TargetHandover | undefined): HoldingState {
-  if (arrival === undefined) return 'sealed'
-  return arrival.taken && arrival.state === 'owning' ? 'taken' : handedOver[arrival.state]
+function stateOf(handover: TargetHandover | undefined): HoldingState {
+  if (handover === undefined) return 'sealed'
+  return handover.taken && handover.state === 'owning' ? 'taken' : listedState[handover.state]
 }
 
-/** Tasks that a verdict is still to come for, or a restore at work on them. */
+/** Whether there are restored tasks that wait for a verdict, or a restore is at work. */
 function hasTasks(state: TargetState): boolean {
   return state === 'restoring' || state === 'holding' || state === 'reviving'
 }
 
 /**
- * Drops a snapshot or an unfinished chain, also one whose next round is on its way. One that is read is gone for all others at once, its memory with its last reader. Throws
- * `MISSING`, and `REFUSED` for one whose process may be lost with it.
+ * Drops a snapshot or an unfinished chain, also one whose next round is on its way. Nobody finds it any more; while somebody
+ * still reads it its memory stays. Throws `MISSING`, and `REFUSED` where a process may be lost with it.
  */
-export async function removeHolding(id: SnapshotId, context: CacheContext): Promise<void> {
+async function removeHolding(id: SnapshotId, context: CacheContext): Promise<void> {
   const found = holding(id, context)
-  const round = context.rounds.get(id)
+  const round = context.incomingRounds.get(id)
   if (round !== undefined && !found.pinned) {
     round.link.destroy(new Fault('REFUSED', 'it was removed by hand'))
     await round.over
-    // It may have been complete already.
+    // The round may have been sealed before.
     return void context.snapshots.removeChain(id)
   }
   const reason = refusalFor(found, context.options.directory)
@@ -78,15 +77,18 @@ export async function removeHolding(id: SnapshotId, context: CacheContext): Prom
   else context.snapshots.remove(id)
 }
 
-/** What is held by that id, and not removed. Throws `MISSING`. */
-export function holding(id: SnapshotId, context: CacheContext): Holding {
+/** The snapshot or chain with that id, unless it was removed. Throws `MISSING`. */
+function holding(id: SnapshotId, context: CacheContext): Holding {
   const found = holdings(context).find((each) => each.id === id && each.state !== 'leaving')
   if (found === undefined) throw new Fault('MISSING', `no snapshot ${id} is here`)
   return found
 }
 
-/** From now on it stays when its process runs, and when memory runs out; or no longer does. Throws `MISSING`, `REFUSED` where nothing stays. */
-export function pinHolding(id: SnapshotId, pinned: boolean, context: CacheContext): void {
+/**
+ * Pins or unpins: a pinned snapshot stays when its process runs, and when memory runs out. Throws `MISSING`, and `REFUSED` for a
+ * cache with `--release-early`.
+ */
+function pinHolding(id: SnapshotId, pinned: boolean, context: CacheContext): void {
   const { snapshots, options } = context
   holding(id, context)
   if (!snapshots.all.some((each) => each.id === id && each.state !== 'leaving'))
@@ -117,47 +119,59 @@ function refusalFor({ id, state, pinned }: Holding, directory: string): string |
   }
 }
 
-async function asked(directory: string, frame: Frame): Promise<Frame> {
+/** Carries out a request of an operator, and returns the answer. Throws `MISSING` and `REFUSED`. */
+export async function answerAdmin(frame: FrameOf<'list' | 'remove' | 'pin'>, context: CacheContext): Promise<Frame> {
+  if (frame.type === 'remove') {
+    await removeHolding(frame.id, context)
+    return { type: 'fate', fate: 'dropped' }
+  }
+  if (frame.type === 'pin') {
+    pinHolding(frame.id, frame.pinned, context)
+    return { type: 'listed', total: 1, holdings: [holding(frame.id, context)] }
+  }
+  const all = holdings(context)
+  return { type: 'listed', total: all.length, holdings: all }
+}
+
+async function ask(directory: string, frame: Frame): Promise<Frame> {
   const socket = connectWithin(directory, CACHE_SOCKET, `no cache runs in ${directory}`)
   return request(fdLink(socket, 'the cache', 'socket'), frame)
 }
 
-type Stock = Extract<Frame, { type: 'listed' }>
-
-/** What the cache in `directory` holds. Throws `MISSING` where none runs. */
-async function listHoldings(directory: string): Promise<Stock> {
-  const answer = await asked(directory, { type: 'list' })
+async function listHoldings(directory: string): Promise<FrameOf<'listed'>> {
+  const answer = await ask(directory, { type: 'list' })
   if (answer.type !== 'listed') throw unexpected(answer)
   return answer
 }
 
 async function dropHolding(directory: string, id: SnapshotId): Promise<void> {
-  const answer = await asked(directory, { type: 'remove', id })
+  const answer = await ask(directory, { type: 'remove', id })
   if (answer.type !== 'fate' || answer.fate !== 'dropped') throw unexpected(answer)
 }
 
 async function pin(directory: string, id: string, pinned: boolean): Promise<void> {
-  const answer = await asked(directory, { type: 'pin', id: snapshotId(id, 'USAGE'), pinned })
+  const answer = await ask(directory, { type: 'pin', id: snapshotId(id, 'USAGE'), pinned })
   if (answer.type !== 'listed' || answer.holdings[0]?.pinned !== pinned) throw unexpected(answer)
 }
 
-type Wishes = Parameters<typeof manualVerdictOf>[0] & { ls: boolean; rm?: string; pin?: string; unpin?: string }
+/** The options of the command `cache` that ask a running cache for something. */
+type AdminOptions = Parameters<typeof manualVerdictOf>[0] & { ls: boolean; rm?: string; pin?: string; unpin?: string }
 
 /**
- * Asks the cache that runs in `directory` what the options ask for. Returns a list where that was it, and undefined where they ask for
- * nothing: then a cache is to be. Throws like `connectWithin`, what `removeHolding`, `pinHolding` and `decideByHand`
- * throw, and `USAGE`.
+ * Asks the cache that runs in `directory` what the options ask for. Returns the list for `--ls`, and undefined if the options ask
+ * for nothing: then the command is to run a cache. Throws what `connectWithin`, `removeHolding`, `pinHolding` and
+ * `giveManualVerdict` throw, and `USAGE`.
  */
 export async function askCache(
   directory: string,
-  { ls, rm, pin: pinned, unpin, ...verdicts }: Wishes,
-): Promise<Stock | 'done' | undefined> {
-  const said = manualVerdictOf(verdicts)
+  { ls, rm, pin: pinned, unpin, ...verdicts }: AdminOptions,
+): Promise<FrameOf<'listed'> | 'done' | undefined> {
+  const verdict = manualVerdictOf(verdicts)
   if (ls) return listHoldings(directory)
   if (rm !== undefined) await dropHolding(directory, snapshotId(rm, 'USAGE'))
   else if (pinned !== undefined) await pin(directory, pinned, true)
   else if (unpin !== undefined) await pin(directory, unpin, false)
-  else if (said !== undefined) await giveManualVerdict(directory, CACHE_SOCKET, said)
+  else if (verdict !== undefined) await giveManualVerdict(directory, CACHE_SOCKET, verdict)
   else return undefined
   return 'done'
 }

@@ -1,62 +1,42 @@
 /**
- * Who may speak on a server's port where nothing has to be proved: on loopback root, our own user, and those who were
- * named. The port carries the memory of root's processes, and any user of this host can connect to it. From another host nobody
- * comes to a port without credentials unless it was asked for (`--insecure`), and then everybody may.
+ * Decides who may use a server's port that asks for no credentials: on loopback root, our own user, and the users that the
+ * operator named. The port carries the memory of root's processes, and every user of this host can connect to it. Other hosts
+ * cannot reach a port without credentials unless the operator asked for that (`--insecure`); then everybody may use it.
  */
-import type net from 'node:net'
 import { Fault } from '../fault.ts'
-import type { Frame } from '../format/frame.ts'
-import { encodePreamble } from '../format/preamble.ts'
-import { encodeFrame } from '../format/wire.ts'
 import { isLoopback, type Loopback, ownerOf } from '../kernel/tcp-owner.ts'
 
 export interface Admission {
   /** Whose share of the connections it counts to: a user of this host, or an address. */
-  source: string
-  /** Why it may not speak. */
+  origin: string
+  /** Why the connection is refused; undefined if it is admitted. */
   refusal: Fault | undefined
 }
 
-/** The two ends of a connection, as Node's sockets tell them. */
+/** The two ends of a connection, as Node's sockets name them. */
 type Ends = Partial<Record<'remoteAddress' | 'localAddress', string | undefined>> &
   Partial<Record<'remotePort' | 'localPort', number | undefined>>
 
 /**
- * `uids`: users of this host who may speak beside root and our own; undefined for everybody. Then nobody else may, whatever address
- * he comes from: to loopback a user can connect from any address of his host.
+ * `uids`: users of this host who may connect, beside root and our own; undefined admits everybody. With a list nobody else is
+ * admitted, from whatever address: a user can connect to loopback from any address of this host.
  */
 export function admissionOf(ends: Ends, uids: readonly number[] | undefined): Admission {
   const { remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 } = ends
-  const within = isLoopback(remoteAddress) || isLoopback(localAddress)
-  if (uids === undefined && !within) return { source: sourceOf(remoteAddress), refusal: undefined }
+  const isLocal = isLoopback(remoteAddress) || isLoopback(localAddress)
+  if (uids === undefined && !isLocal) return { origin: originOf(remoteAddress), refusal: undefined }
   const uid = uidOf({
     theirs: { address: remoteAddress, port: remotePort },
     ours: { address: localAddress, port: localPort },
   })
-  const source = uid === undefined ? 'users who have gone' : `user ${uid}`
+  const origin = uid === undefined ? 'users who have gone' : `user ${uid}`
   if (uids === undefined || (uid !== undefined && [0, process.geteuid?.(), ...uids].includes(uid))) {
-    return { source, refusal: undefined }
+    return { origin, refusal: undefined }
   }
-  return { source, refusal: refused(uid) }
+  return { origin, refusal: refused(uid) }
 }
 
-/** How long one that may not speak has to read why. */
-const LINGER_MS = 5000
-
-/** Says why, and closes. What the client has sent is not looked at. */
-export async function turnAway(socket: net.Socket, { message: reason }: Fault): Promise<void> {
-  const words: Frame[] = [{ type: 'hello' }, { type: 'refused', code: 'REFUSED', reason }]
-  const closed = new Promise<void>((resolve) => void socket.once('close', () => resolve()))
-  const timer = setTimeout(() => socket.destroy(), LINGER_MS)
-  socket.on('error', () => {})
-  // Closing over unread bytes would reset the connection before the client has read why.
-  socket.resume()
-  socket.end(Buffer.concat([encodePreamble(), ...words.map((frame) => encodeFrame(frame))]))
-  await closed
-  clearTimeout(timer)
-}
-
-/** Undefined where it cannot be seen: the client has gone, or no descriptor is left to look with. */
+/** Undefined where the owner cannot be seen: the client has gone, or we have no descriptor left for the look-up. */
 function uidOf(ends: Loopback): number | undefined {
   try {
     return ownerOf(ends)?.uid
@@ -72,8 +52,8 @@ function refused(uid: number | undefined): Fault {
   })
 }
 
-/** Of IPv6 a host may choose the lower half. */
-function sourceOf(address: string): string {
+/** An IPv4 address, or the upper half of an IPv6 address: a host may choose the lower half as it likes. */
+function originOf(address: string): string {
   if (!address.includes(':') || address.toLowerCase().startsWith('::ffff:')) return address
   const [head = '', tail = ''] = address.split('::')
   const [before, after] = [head.split(':').filter(Boolean), tail.split(':').filter(Boolean)]

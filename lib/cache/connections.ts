@@ -1,215 +1,222 @@
 /**
- * The connections of a server, and which of them goes when there are too many.
+ * The table of a server's connections, and the rule by which it closes one when there are too many.
  *
- * Nobody can keep others out by being there. A connection that has said nothing yet gives way to a new one, the oldest of
- * the peer that has most of them first; one that is answered gives way when nothing has moved on it for a while. So a peer has what is its
- * share whatever others do, and whoever speaks is heard. A connection on which nothing moves for as long as its work allows is closed.
+ * No client can keep others out by occupying connections. A connection that has sent no frame yet is closed for a new one: the
+ * oldest of the origin that has most of them. A connection that has sent one is closed when room is needed and no bytes have
+ * moved on it for a while. So every origin gets its share, whatever others do, and a client that sends something is answered.
+ * A connection on which nothing moves for as long as its work allows is closed in any case.
  *
- * Refused: a fixed number for each peer. Many honest hosts may come from one address (a gateway, an ssh), and one that is alone
- * may as well have all.
+ * Refused: a fixed limit for each origin. Many honest hosts may share one address (a gateway, an ssh server), and an origin
+ * that is alone may use the whole table.
  */
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import type { IdleTimer } from './idle.ts'
 
-/** What a connection is for, as far as its place goes. */
+/** What a connection is doing, as far as the table needs to know. */
 export type Phase =
-  /** It has not said its first word: it gives way at once. */
+  /** The client has not sent its first frame: the connection is closed first. */
   | 'silent'
-  /** Something is on its way. */
+  /** Data is on its way. */
   | 'moving'
-  /** It waits for something that others do. */
+  /** The connection waits for something that others do. */
   | 'waiting'
-  /** The only copy of a process may hang on it: it never gives way. */
+  /** The only copy of a process may depend on it: it is never closed to make room. */
   | 'holding'
 
+/** One entry of the table, as the code that serves the connection sees it. */
 export interface Connection {
-  /** What is held for it goes with it, at once. */
+  /** `release` frees what is held for this connection. It is called as soon as the connection leaves the table. */
   onClose(release: () => void): void
-  /** Tells the peer why, before it is closed: it gets a moment for it. */
-  beforeClose(say: (reason: Fault) => Promise<void>): void
-  /** Bytes came, or were taken by the peer. */
+  /** `send` tells the peer the reason before the table closes the connection, within 500 ms. */
+  beforeClose(send: (reason: Fault) => Promise<void>): void
+  /** Notes that bytes were received, or taken by the peer. */
   moved(bytes: number): void
-  /** What it is for from now on; `limitMs`: how long nothing may move, or for good if undefined. Throws `LIMIT` where a first word finds no place. */
+  /**
+   * Changes the phase. `limitMs`: how long nothing may move; without it there is no limit. Throws `LIMIT` when a connection
+   * leaves `silent` and the table is full.
+   */
   enter(phase: Phase, limitMs?: number): void
-  /** It is over. */
+  /** Takes the connection out of the table. */
   leave(): void
 }
 
-export interface Connections {
-  /** Those that have not spoken, and the others; a group that carries one stream counts as many. */
-  readonly counts: { silent: number; answered: number }
-  /** `source`: whose share it counts to. `close` is called when it has to go. */
-  add(source: string, close: (reason: Fault) => void, count?: number): Connection
-  /**
-   * Makes one give way on which nothing has moved for a while, for the memory that it holds. One that only waits goes when `waiting`: it
-   * has none for images. Returns whether there was one.
-   */
-  relieve(waiting: boolean): boolean
-  /** Closes all. */
-  close(reason: Fault): void
-}
-
+/** What the table knows of a connection. */
 interface Entry {
-  source: string
-  count: number
+  readonly origin: string
+  /** Sockets that carry it: more than one for a striped link. */
+  readonly count: number
   phase: Phase
   limitMs: number
-  /** By performance.now(): when it entered its phase, or something moved. */
+  /** By performance.now(): when it entered its phase, or when something last moved. */
   since: number
-  unseen: number
-  close(reason: Fault): void
-  say: ((reason: Fault) => Promise<void>) | undefined
-  releases: (() => void)[]
+  /** Bytes moved since then. */
+  bytes: number
+  readonly close: (reason: Fault) => void
+  sendReason: ((reason: Fault) => Promise<void>) | undefined
+  readonly releases: (() => void)[]
 }
 
 export interface ConnectionLimits {
-  /** At a time, of each sort. */
+  /** Most connections that have sent no frame yet, and most of those that have. */
   most: number
-  /** How long a connection may take to say its first word, ms. */
+  /** How long a connection may take for its first frame, ms. */
   silentMs: number
-  /** How long nothing must have moved on one that gives way, and on one that only waits, ms. */
+  /** How long nothing must have moved on a moving connection before it may be closed to make room, ms. */
   stillMs?: number
+  /** The same for one that only waits, ms. */
   waitedMs?: number
-  /** Told of each that comes and goes. */
+  /** Is told of every connection that is added and removed. */
   quiet?: IdleTimer
 }
 
-/** Nothing has moved for so long: a link that stumbles, or a criu that thinks, takes less. */
+/** A link that stumbles, or a criu that computes, stands still for less. */
 const STILL_MS = 5000
-/** The same for one that only waits. */
 const WAITED_MS = 60_000
-/** Fewer bytes are no progress: the ends of a conversation tell each other that they are alive. */
+/** Fewer bytes are no progress: both ends send each other small signs of life. */
 const LEAST_MOVED = 4096
-const LOOK_MS = 250
+const CHECK_MS = 250
 const LAST_WORD_MS = 500
 
-export function openConnections({
-  most,
-  silentMs,
-  stillMs = STILL_MS,
-  waitedMs = WAITED_MS,
-  quiet,
-}: ConnectionLimits): Connections {
-  const entries = new Set<Entry>()
-  const isSilent = ({ phase }: Entry): boolean => phase === 'silent'
-  const isAnswered = ({ phase }: Entry): boolean => phase !== 'silent'
-  let timer: NodeJS.Timeout | undefined
+export class Connections {
+  readonly #limits: Required<Omit<ConnectionLimits, 'quiet'>>
+  readonly #quiet: IdleTimer | undefined
+  readonly #entries = new Set<Entry>()
+  /** Runs while there are connections. */
+  #timer: NodeJS.Timeout | undefined
 
-  function countOf(which: (entry: Entry) => boolean): number {
+  constructor({ most, silentMs, stillMs = STILL_MS, waitedMs = WAITED_MS, quiet }: ConnectionLimits) {
+    this.#limits = { most, silentMs, stillMs, waitedMs }
+    this.#quiet = quiet
+  }
+
+  /** Connections that have sent no frame yet, and all others. A striped link counts as many as it has sockets. */
+  get counts(): { silent: number; answered: number } {
+    return { silent: this.#count(isSilent), answered: this.#count(isAnswered) }
+  }
+
+  /**
+   * Adds a connection; silent ones are closed where there are too many. `origin`: the user or address whose share it counts to.
+   * `close` is called when the table closes it.
+   */
+  add(origin: string, close: (reason: Fault) => void, count = 1): Connection {
+    const { most, silentMs } = this.#limits
+    const [phase, since] = ['silent', performance.now()] as const
+    const counters = { phase, limitMs: silentMs, since, bytes: 0 }
+    const entry: Entry = { origin, count, ...counters, close, sendReason: undefined, releases: [] }
+    while (this.#count(isSilent) + count > most) {
+      const oldest = this.#candidate(isSilent)
+      if (oldest === undefined) break
+      this.#drop(oldest, new Fault('LIMIT', 'the client said nothing, and others came'))
+    }
+    this.#entries.add(entry)
+    this.#quiet?.came()
+    this.#timer ??= setInterval(() => this.#closeStill(), CHECK_MS).unref()
+    return {
+      onClose: (release) => void entry.releases.push(release),
+      beforeClose(send) {
+        entry.sendReason = send
+      },
+      moved(bytes) {
+        entry.bytes += bytes
+        // Bytes that trickle in do not count as a first frame.
+        if (entry.bytes < LEAST_MOVED || isSilent(entry)) return
+        entry.bytes = 0
+        entry.since = performance.now()
+      },
+      enter: (to, limitMs = Number.POSITIVE_INFINITY) => this.#enter(entry, to, limitMs),
+      leave: () => this.#remove(entry),
+    }
+  }
+
+  /**
+   * Closes one connection on which nothing has moved for a while, for the memory that it holds. Connections that only wait are
+   * included when `waiting`: they hold none for images. Returns whether there was one.
+   */
+  relieve(waiting: boolean): boolean {
+    const still = this.#candidate((entry) => this.#mayClose(entry) && (waiting || entry.phase === 'moving'))
+    if (still !== undefined) this.#drop(still, new Fault('TIMEOUT', 'nothing moved, and others needed the room'))
+    return still !== undefined
+  }
+
+  /** Closes all connections. */
+  close(reason: Fault): void {
+    for (const entry of [...this.#entries]) {
+      this.#remove(entry)
+      entry.close(reason)
+    }
+  }
+
+  #enter(entry: Entry, phase: Phase, limitMs: number): void {
+    const { most } = this.#limits
+    while (isSilent(entry) && this.#count(isAnswered) + entry.count > most) {
+      if (!this.relieve(true)) throw new Fault('LIMIT', `${most} connections are answered already`)
+    }
+    Object.assign(entry, { phase, limitMs, since: performance.now(), bytes: 0 })
+  }
+
+  #count(matches: (entry: Entry) => boolean): number {
     let count = 0
-    for (const entry of entries) if (which(entry)) count += entry.count
+    for (const entry of this.#entries) if (matches(entry)) count += entry.count
     return count
   }
 
-  /** Of those that may go: of the source that has most, the one that has waited longest. */
-  function victim(which: (entry: Entry) => boolean): Entry | undefined {
+  /** The connection to close: of the origin that has most of those that match, the one whose `since` is the oldest. */
+  #candidate(matches: (entry: Entry) => boolean): Entry | undefined {
     const shares = new Map<string, number>()
-    for (const entry of entries) {
-      if (which(entry)) shares.set(entry.source, (shares.get(entry.source) ?? 0) + entry.count)
+    for (const entry of this.#entries) {
+      if (matches(entry)) shares.set(entry.origin, (shares.get(entry.origin) ?? 0) + entry.count)
     }
+    const share = ({ origin }: Entry): number => shares.get(origin) ?? 0
     let found: Entry | undefined
-    const share = ({ source }: Entry): number => shares.get(source) ?? 0
-    for (const entry of entries) {
-      if (!which(entry)) continue
+    for (const entry of this.#entries) {
+      if (!matches(entry)) continue
       const more = found === undefined ? 1 : share(entry) - share(found) || found.since - entry.since
       if (more > 0) found = entry
     }
     return found
   }
 
-  function remove(entry: Entry): void {
-    if (!entries.delete(entry)) return
-    if (entries.size === 0) {
-      clearInterval(timer)
-      timer = undefined
+  #remove(entry: Entry): void {
+    if (!this.#entries.delete(entry)) return
+    if (this.#entries.size === 0) {
+      clearInterval(this.#timer)
+      this.#timer = undefined
     }
-    quiet?.left()
+    this.#quiet?.left()
     for (const release of entry.releases.splice(0)) release()
   }
 
-  function drop(entry: Entry, reason: Fault): void {
-    const { say, close } = entry
-    remove(entry)
-    if (say === undefined) return void close(reason)
-    const said = Promise.race([say(reason), setTimeout(LAST_WORD_MS, undefined, { ref: false })])
-    said.catch(() => {}).finally(() => close(reason))
+  #drop(entry: Entry, reason: Fault): void {
+    const { sendReason, close } = entry
+    this.#remove(entry)
+    if (sendReason === undefined) return void close(reason)
+    const sent = Promise.race([sendReason(reason), setTimeout(LAST_WORD_MS, undefined, { ref: false })])
+    sent.catch(() => {}).finally(() => close(reason))
   }
 
-  function mayGo(entry: Entry): boolean {
-    const still = performance.now() - entry.since
-    return entry.phase === 'moving' ? still >= stillMs : entry.phase === 'waiting' && still >= waitedMs
+  #mayClose({ phase, since }: Entry): boolean {
+    const still = performance.now() - since
+    const { stillMs, waitedMs } = this.#limits
+    return phase === 'moving' ? still >= stillMs : phase === 'waiting' && still >= waitedMs
   }
 
-  function relieve(waiting: boolean): boolean {
-    const still = victim((entry) => mayGo(entry) && (waiting || entry.phase === 'moving'))
-    if (still !== undefined) drop(still, new Fault('TIMEOUT', 'nothing moved, and others needed the room'))
-    return still !== undefined
-  }
-
-  function closeStill(): void {
+  #closeStill(): void {
     const now = performance.now()
-    for (const entry of [...entries]) {
+    for (const entry of [...this.#entries]) {
       if (now - entry.since <= entry.limitMs) continue
       const long = `for ${entry.limitMs / 1000} s`
-      // It is read at the other end, which may have a longer one.
+      // The peer reads this message, and may have a longer --timeout of its own.
       const what = isSilent(entry) ? `the client said nothing ${long}` : `nothing moved ${long} (the cache's --timeout)`
-      drop(entry, new Fault('TIMEOUT', what))
+      this.#drop(entry, new Fault('TIMEOUT', what))
     }
   }
+}
 
-  return {
-    get counts() {
-      return { silent: countOf(isSilent), answered: countOf(isAnswered) }
-    },
-    add(source, close, count = 1) {
-      const since = performance.now()
-      const entry: Entry = {
-        source,
-        count,
-        phase: 'silent',
-        limitMs: silentMs,
-        since,
-        unseen: 0,
-        close,
-        say: undefined,
-        releases: [],
-      }
-      while (countOf(isSilent) + count > most) {
-        const oldest = victim(isSilent)
-        if (oldest === undefined) break
-        drop(oldest, new Fault('LIMIT', 'the client said nothing, and others came'))
-      }
-      entries.add(entry)
-      quiet?.came()
-      timer ??= setInterval(closeStill, LOOK_MS).unref()
-      return {
-        onClose: (release) => void entry.releases.push(release),
-        beforeClose(say) {
-          entry.say = say
-        },
-        moved(bytes) {
-          entry.unseen += bytes
-          // Dripping bytes do not make a first word.
-          if (entry.unseen < LEAST_MOVED || isSilent(entry)) return
-          entry.unseen = 0
-          entry.since = performance.now()
-        },
-        enter(phase, limitMs = Number.POSITIVE_INFINITY) {
-          while (isSilent(entry) && countOf(isAnswered) + entry.count > most) {
-            if (!relieve(true)) throw new Fault('LIMIT', `${most} connections are answered already`)
-          }
-          Object.assign(entry, { phase, limitMs, since: performance.now(), unseen: 0 })
-        },
-        leave: () => remove(entry),
-      }
-    },
-    relieve,
-    close(reason) {
-      for (const entry of [...entries]) {
-        remove(entry)
-        entry.close(reason)
-      }
-    },
-  }
+function isSilent({ phase }: Entry): boolean {
+  return phase === 'silent'
+}
+
+function isAnswered({ phase }: Entry): boolean {
+  return phase !== 'silent'
 }

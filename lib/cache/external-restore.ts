@@ -1,62 +1,116 @@
-/** A `criu restore` that somebody else started in the cache's work directory. */
+/** A criu restore on this host that the cache did not start, and the one that connects by `--stream`. */
 import { closedGate, type Gate } from '../criu/action-script.ts'
 import { runsScript } from '../criu/command-line.ts'
-import { serve } from '../criu/serve.ts'
+import { type Served, serve } from '../criu/serve.ts'
 import { reportSmallPipes } from '../criu/small-pipes.ts'
 import { asFault } from '../format/refusal.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { openProcess } from '../kernel/process.ts'
+import { openProcess, type Process } from '../kernel/process.ts'
 import { peerPid } from '../kernel/unix.ts'
 import type { Piece } from '../store/memory.ts'
 import type { SealedSnapshot } from '../store/snapshots.ts'
 import type { CacheContext } from './context.ts'
 import type { AdmittedRestore } from './handovers.ts'
 
-/** Serves it. One that has our action script can be held, and so may come before the verdict. Reports what fails. */
-export async function serveExternalRestore(
-  socket: Fd,
-  script: string,
-  { snapshots, handovers, options }: CacheContext,
-): Promise<void> {
-  const { id, timeoutMs, report, directory } = options
-  const criu = openProcess(peerPid(socket))
-  let gate: Gate | undefined
-  let found: SealedSnapshot | undefined
-  let lead: AdmittedRestore | undefined
-  let done = (): void => {}
-  let begun = performance.now()
+/**
+ * What the cache keeps for one such restore. A criu that runs our action script is held by a gate, and so may have its snapshot
+ * before the verdict.
+ */
+export class ExternalRestore {
+  /** Undefined where the criu cannot be seen from here. */
+  readonly criu: Process | undefined
+  readonly #context: CacheContext
+  #gate: Gate | undefined
+  #admitted: AdmittedRestore | undefined
+  /** The snapshot that it gets, once it is chosen. */
+  #found: SealedSnapshot | undefined
+  #release = (): void => {}
+  /** By performance.now(): when it got its snapshot. */
+  #begun = performance.now()
+
+  constructor(pid: number, context: CacheContext) {
+    this.criu = openProcess(pid)
+    this.#context = context
+  }
+
+  get found(): SealedSnapshot | undefined {
+    return this.#found
+  }
+
+  get canBeHeld(): boolean {
+    return this.#gate !== undefined
+  }
+
+  /** Makes the gate, if the criu runs the action script `script`. Throws `IO`. */
+  hold(script: string): void {
+    const { directory } = this.#context.options
+    if (this.criu === undefined || !runsScript(this.criu.pid, script)) return
+    this.#gate = closedGate(directory, this.criu.pid, 'post-restore')
+  }
+
+  /**
+   * Gives it the snapshot that `find` finds. `what` is reported as what it waits for, where there is nothing yet. Throws what
+   * `find` throws, and `EXISTS` where the snapshot runs or another restore is at work.
+   */
+  async choose(what: string, find: (early: boolean) => Promise<SealedSnapshot>): Promise<SealedSnapshot> {
+    const { snapshots, handovers, options } = this.#context
+    handovers.refuseIfRunning(options.id)
+    if (!snapshots.has(options.id)) options.report({ event: 'waiting', what: options.id ?? what })
+    const found = await find(this.canBeHeld)
+    this.#admitted = handovers.admit(found.id, this.#gate, this.criu)
+    this.#found = found
+    this.#release = found.use()
+    this.#begun = performance.now()
+    return found
+  }
+
+  /** To be called when the criu takes no more images. Resolves when it is known whether its tasks run. */
+  async finish(): Promise<void> {
+    await this.#admitted?.finish()
+  }
+
+  /** Reports what the criu got, if it got a snapshot. */
+  reportServed({ images, bytes }: Served): void {
+    const { report } = this.#context.options
+    const ms = performance.now() - this.#begun
+    if (this.#found !== undefined) report({ event: 'served', id: this.#found.id, images: images.length, bytes, ms })
+  }
+
+  close(): void {
+    this.#release()
+    this.#gate?.remove()
+    this.criu?.close()
+  }
+}
+
+/** Serves a `criu restore --stream` that has connected in the work directory. `script`: our action script. Reports what fails. */
+export async function serveExternalRestore(socket: Fd, script: string, context: CacheContext): Promise<void> {
+  const { snapshots, handovers, options } = context
+  const { id, timeoutMs, releaseEarly, report } = options
+  const restore = new ExternalRestore(peerPid(socket), context)
   let early = false
   const choose = async (): Promise<SealedSnapshot['images']> => {
-    if (found !== undefined) return found.images
-    handovers.refuseIfRunning(id)
-    if (!snapshots.has(id)) report({ event: 'waiting', what: id ?? 'the newest snapshot' })
-    const next = await snapshots.find(id, timeoutMs, undefined, { early: gate !== undefined })
-    lead = handovers.admit(next.id, gate, criu)
-    found = next
-    done = found.use()
-    // An archive stays, for whoever asks next.
-    const state = handovers.get(next.id)?.state
-    early = options.releaseEarly && gate !== undefined && (state === 'restoring' || state === 'reviving')
-    begun = performance.now()
+    if (restore.found !== undefined) return restore.found.images
+    const found = await restore.choose('the newest snapshot', (canBeHeld) =>
+      snapshots.find(id, timeoutMs, undefined, { early: canBeHeld }),
+    )
+    // A snapshot whose hand-over is over stays, for whoever asks next.
+    const state = handovers.get(found.id)?.state
+    early = releaseEarly && restore.canBeHeld && (state === 'restoring' || state === 'reviving')
     return found.images
   }
   const onTaken = (piece: Piece): void => {
-    if (early) found?.release(piece)
+    if (early) restore.found?.release(piece)
   }
   try {
-    if (criu !== undefined && runsScript(criu.pid, script)) gate = closedGate(directory, criu.pid, 'post-restore')
-    const served = await serve(socket, choose, { onTaken }).finally(() => lead?.finish())
-    const ms = performance.now() - begun
+    restore.hold(script)
+    const served = await serve(socket, choose, { onTaken }).finally(() => restore.finish())
     reportSmallPipes(report)
-    if (found !== undefined) {
-      report({ event: 'served', id: found.id, images: served.images.length, bytes: served.bytes, ms })
-    }
+    restore.reportServed(served)
   } catch (error) {
-    const what = found === undefined ? 'a restore' : `the restore of ${found.id}`
+    const what = restore.found === undefined ? 'a restore' : `the restore of ${restore.found.id}`
     report({ event: 'failed', what, fault: asFault(error) })
   } finally {
-    done()
-    gate?.remove()
-    criu?.close()
+    restore.close()
   }
 }

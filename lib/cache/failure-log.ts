@@ -1,41 +1,45 @@
 /**
- * Failures that a peer can cause as often as it likes: the first are told as they come, those that follow at once are counted, and the
- * count is told once a second. So a log says what happens and to whom, and nobody can fill the disk with it.
+ * Reports failures that a peer can cause as often as it likes. The first ones are reported as they come; those that follow at
+ * once are counted, and the count is reported once a second. So the log says what fails and for whom, and no peer can fill the
+ * disk with it.
  */
 import { Fault } from '../fault.ts'
 import type { Report } from '../progress.ts'
 
 export interface FailureLog {
-  /** `source`: whose failures are counted together. `what`: what failed, for the line that tells it. */
-  tell(source: string, what: string, fault: Error): void
-  /** Tells what is counted and not told yet. */
+  /** `origin`: failures of one user or address are counted together. `what`: what failed, for the line in the log. */
+  tell(origin: string, what: string, fault: Error): void
+  /** Reports the counts that are not reported yet. */
   close(): void
 }
 
 const SECOND_MS = 1000
-/** Sources that are told apart; the others are one. */
-const MOST_SOURCES = 64
+/** Origins that are told apart; all others are counted as one. */
+const MOST_ORIGINS = 64
 const OTHERS = 'other peers'
 
+/** Failures of one origin within the present second. */
 interface Tally {
-  told: number
-  more: number
+  /** Lines written. */
+  reported: number
+  /** Failures that were only counted. */
+  counted: number
   last: Error
 }
 
-/** At most `most` lines a second and source. */
-export function openFailureLog(report: Report, most = 1): FailureLog {
+/** Writes at most `mostLines` lines a second for each origin. */
+export function openFailureLog(report: Report, mostLines = 1): FailureLog {
   const tallies = new Map<string, Tally>()
   let timer: NodeJS.Timeout | undefined
 
-  function tellCounts(): void {
-    for (const [source, tally] of [...tallies]) {
-      const { more, last } = tally
-      if (more === 0) tallies.delete(source)
+  function reportCounts(): void {
+    for (const [origin, tally] of [...tallies]) {
+      const { counted, last } = tally
+      if (counted === 0) tallies.delete(origin)
       else {
-        // This line is the next second's.
-        Object.assign(tally, { told: most, more: 0 })
-        const what = `${more} more ${more === 1 ? 'connection' : 'connections'} of ${source}`
+        // This line is the only one of the next second.
+        Object.assign(tally, { reported: mostLines, counted: 0 })
+        const what = `${counted} more ${counted === 1 ? 'connection' : 'connections'} of ${origin}`
         const hint = last instanceof Fault ? last.hint : undefined
         const code = last instanceof Fault ? last.code : 'IO'
         report({ event: 'failed', what, fault: new Fault(code, `the last one: ${last.message}`, hint ? { hint } : {}) })
@@ -50,21 +54,21 @@ export function openFailureLog(report: Report, most = 1): FailureLog {
   }
 
   return {
-    tell(source, what, fault) {
-      const key = tallies.has(source) || tallies.size < MOST_SOURCES ? source : OTHERS
-      const tally = tallies.get(key) ?? { told: 0, more: 0, last: fault }
+    tell(origin, what, fault) {
+      const key = tallies.has(origin) || tallies.size < MOST_ORIGINS ? origin : OTHERS
+      const tally = tallies.get(key) ?? { reported: 0, counted: 0, last: fault }
       tallies.set(key, tally)
-      timer ??= setInterval(tellCounts, SECOND_MS).unref()
-      if (tally.told < most) {
-        tally.told++
+      timer ??= setInterval(reportCounts, SECOND_MS).unref()
+      if (tally.reported < mostLines) {
+        tally.reported++
         report({ event: 'failed', what, fault })
         return
       }
-      tally.more++
+      tally.counted++
       tally.last = fault
     },
     close() {
-      tellCounts()
+      reportCounts()
       stop()
     },
   }

@@ -1,5 +1,6 @@
 /**
- * The hand-overs of one cache, by snapshot, and who restores them: a criu that the cache starts, or one that somebody else did.
+ * The hand-overs of one cache, by snapshot. A snapshot is restored by a criu that the cache starts, by a criu that somebody
+ * else started on this host, or by a client on another host.
  */
 import { timingSafeEqual } from 'node:crypto'
 import type { Gate } from '../criu/action-script.ts'
@@ -22,53 +23,28 @@ import type { Snapshots } from '../store/snapshots.ts'
 import { accepting, type FrameReader, type FrameWriter } from '../stream/frames.ts'
 import { defer } from '../stream/wait.ts'
 
-/** A restore that was let in. */
+/** A restore by a criu that somebody else started. */
 export interface AdmittedRestore {
-  /** CRIU has closed its socket: resolves when it is known whether the tasks run. */
+  /** To be called when CRIU has closed its socket. Resolves when it is known whether the tasks run. */
   finish(): Promise<void>
 }
 
+/** A restore by a client on another host. */
 export interface RemoteRestore {
-  /** Takes part in the agreement until the client's tasks run, or do not. */
+  /** Exchanges `ready` and the verdict with the client, until its tasks run, or do not. */
   follow(reader: FrameReader): Promise<void>
-  /** The client is gone. If it was ready it holds, and must be told by hand. */
+  /** The client is gone. If it was ready it holds its tasks, and somebody must give it the verdict by hand. */
   lost(reason: Fault): void
 }
 
-export interface Handovers {
-  /** `token`: what a verdict on a new link must show. */
-  add(id: SnapshotId, token: Buffer | undefined): void
-  /** Takes over what a cache before us, which was killed, holds in the work directory: without images, but alive. */
-  recover(): void
-  get(id: SnapshotId | undefined): TargetHandover | undefined
-  readonly all: TargetHandover[]
-  /** Throws `EXISTS` while a hand-over of that id is open, perhaps without images. */
-  refuseIfOpen(id: SnapshotId): void
-  /** Throws `EXISTS` for a snapshot that has become a process here, unless its images stay for more. */
-  refuseIfRunning(id: SnapshotId | undefined): void
-  /** Starts criu on it, where the cache is to restore. */
-  restore(id: SnapshotId): void
-  /**
-   * Lets a criu that somebody else started restore the snapshot, held by `gate` if it has one. Throws `EXISTS` where
-   * another restore is at work. One without a gate may have run or not: the images stay.
-   */
-  admit(id: SnapshotId, gate: Gate | undefined, criu: Process | undefined): AdmittedRestore
-  /**
-   * Lets a client restore the snapshot on its own host; its `ready` and our verdict cross its link. Undefined for a
-   * snapshot that has no hand-over, or is over it. Throws `EXISTS`.
-   */
-  remote(id: SnapshotId, writer: FrameWriter): RemoteRestore | undefined
-  /** Throws `MISSING` for an unknown snapshot, and what `Arrival.decide` throws. */
-  decide(id: SnapshotId, verdict: Verdict): Promise<Fate>
-  /** Throws `MISSING` where the token is not the one of the hand-over: a stranger learns nothing. */
-  checkToken(id: SnapshotId, token: Buffer): void
-}
-
-interface ArrivalsOptions {
+export interface CacheRestoreOptions {
+  /** The work directory. */
   directory: string
+  /** Restore every snapshot of a hand-over as soon as it is sealed. */
   restore: { criu: string; options: readonly string[] } | undefined
+  /** Release the memory of a snapshot while a restore that can be held reads it: such a snapshot can be restored once. */
   releaseEarly: boolean
-  /** The images stay when the tasks run: whoever asks may restore one more copy. */
+  /** Retain a snapshot when its process runs, for more restores. */
   keep: boolean
   report: Report
   signal: AbortSignal
@@ -78,13 +54,13 @@ function unknownHere(id: SnapshotId): Fault {
   return new Fault('MISSING', `no snapshot ${id} waits for a verdict here`)
 }
 
-/** How to give a verdict to the cache in `directory`. */
+/** The command that gives a verdict to the cache in `directory`. */
 export function manualCommand(directory: string, id: SnapshotId): string {
   return `cache -D ${directory} --let-run ${id}, or --drop ${id}`
 }
 
-/** Throws where the socket of a restore could not be: before a source relies on it. */
-function tryPlace(directory: string): void {
+/** Throws where the socket of a restore could not be created later, when a source relies on it. */
+function checkRestoreDirectory(directory: string): void {
   const secret = restoreDirectory(directory)
   try {
     openWorkDir(secret.path, SERVE_SOCKET).remove()
@@ -93,209 +69,248 @@ function tryPlace(directory: string): void {
   }
 }
 
-/** What a client says of the restore that it holds. */
-const news = accepting('ready', 'fate', 'refused')
+/** What a client on another host reports of its restore. */
+const clientReports = accepting('ready', 'fate', 'refused')
 
-/** Fates that are remembered, for a verdict that comes twice. */
+/** Hand-overs that are remembered after their end, for a verdict that comes twice. */
 const MOST_REMEMBERED = 1000
 
-export function openHandovers(
-  snapshots: Snapshots,
-  { directory, restore, releaseEarly, keep, report, signal }: ArrivalsOptions,
-): Handovers {
-  const handovers = new Map<SnapshotId, TargetHandover>()
-  const tokens = new Map<SnapshotId, Buffer>()
-  const label = (id: SnapshotId): string => restoreLabel(id, tokens.get(id))
-  if (restore !== undefined) {
+export class Handovers {
+  readonly #snapshots: Snapshots
+  readonly #options: CacheRestoreOptions
+  /** Every hand-over that is open, and the last ones that are over; the oldest first. */
+  readonly #handovers = new Map<SnapshotId, TargetHandover>()
+  /** What a verdict on another link must show; `NO_TOKEN` where no other link may give one. */
+  readonly #tokens = new Map<SnapshotId, Buffer>()
+
+  /** Throws `USAGE` for criu options that a restore here cannot have, and `IO` where a restore could not get its socket. */
+  constructor(snapshots: Snapshots, options: CacheRestoreOptions) {
+    this.#snapshots = snapshots
+    this.#options = options
+    const { restore, directory } = options
+    if (restore === undefined) return
     checkCriuOptions(restore.options)
-    tryPlace(directory)
+    checkRestoreDirectory(directory)
   }
 
-  function get(id: SnapshotId): TargetHandover {
-    const arrival = handovers.get(id)
-    if (arrival === undefined) throw unknownHere(id)
-    return arrival
+  get all(): TargetHandover[] {
+    return [...this.#handovers.values()]
   }
 
-  /** Its images are like any other's: nothing depends on who restores them. */
-  function isArchive({ id, state }: TargetHandover): boolean {
-    return state === 'dropped' || (state === 'running' && snapshots.has(id))
+  get(id: SnapshotId | undefined): TargetHandover | undefined {
+    return id === undefined ? undefined : this.#handovers.get(id)
   }
 
-  function forgetOldest(): void {
-    for (const [id, { state }] of handovers) {
-      if (handovers.size <= MOST_REMEMBERED) return
-      if (state !== 'running' && state !== 'dropped') continue
-      handovers.delete(id)
-      tokens.delete(id)
+  /** Begins the hand-over of a snapshot whose images are all here. `token`: what a verdict on another link must show. */
+  add(id: SnapshotId, token: Buffer = NO_TOKEN): TargetHandover {
+    const snapshots = this.#snapshots
+    this.#tokens.set(id, token)
+    const handover = openTargetHandover(id, (outcome) => {
+      if (outcome === 'copied') snapshots.decide(id, true)
+      else if (outcome === 'running' && (this.#options.keep || snapshots.pinned.has(id))) snapshots.decide(id, false)
+      else snapshots.remove(id)
+      this.#forgetOldest()
+    })
+    this.#handovers.set(id, handover)
+    return handover
+  }
+
+  /** Takes over the restores that a killed cache left held in the work directory: their images are gone, their tasks live. */
+  recover(): void {
+    const { directory, report } = this.#options
+    for (const restore of recoverRestores(directory)) {
+      this.#adopt(restore).catch((fault: Error) => report({ event: 'failed', what: restore.id, fault }))
     }
   }
 
-  function add(id: SnapshotId, token: Buffer = NO_TOKEN): TargetHandover {
-    tokens.set(id, token)
-    const arrival = openTargetHandover(id, (outcome) => {
-      if (outcome === 'copied') snapshots.decide(id, true)
-      else if (outcome === 'running' && (keep || snapshots.pinned.has(id))) snapshots.decide(id, false)
-      else snapshots.remove(id)
-      forgetOldest()
+  /** Throws `EXISTS` while a hand-over of that id is open, perhaps one without images. */
+  refuseIfOpen(id: SnapshotId): void {
+    const state = this.#handovers.get(id)?.state
+    if (state === undefined || state === 'running' || state === 'dropped') return
+    throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
+  }
+
+  /** Throws `EXISTS` for a snapshot that has become a process here, unless its images are retained. */
+  refuseIfRunning(id: SnapshotId | undefined): void {
+    if (id === undefined || this.#handovers.get(id)?.state !== 'running' || this.#snapshots.has(id)) return
+    throw new Fault('EXISTS', `snapshot ${id} was handed over, and runs`, {
+      hint: 'one snapshot becomes one process',
     })
-    handovers.set(id, arrival)
-    return arrival
   }
 
-  /** What was released is gone: such a snapshot is not offered a second time. */
-  function failed(arrival: TargetHandover, reason: Fault): void {
-    if (releaseEarly) snapshots.remove(arrival.id)
-    arrival.restoreFailed(reason)
+  /** Starts criu on the snapshot, if this cache restores by itself. Throws `MISSING`. */
+  restore(id: SnapshotId): void {
+    const { restore } = this.#options
+    if (restore !== undefined) void this.#start(this.#expect(id), restore.criu, restore.options)
   }
 
-  async function lookAfter({ id, token, held, ended, remove }: RecoveredRestore): Promise<void> {
-    const arrival = add(id, token)
-    arrival.restore()
-    arrival.restored(held)
+  /**
+   * Lets a criu that somebody else started restore the snapshot; `gate` holds it until the verdict. Without a gate it cannot be
+   * seen whether its tasks run, so the images stay. Throws `EXISTS` where another restore is at work.
+   */
+  admit(id: SnapshotId, gate: Gate | undefined, criu: Process | undefined): AdmittedRestore {
+    const handover = this.#handovers.get(id)
+    if (handover === undefined || this.#isPlain(handover)) {
+      gate?.held.then(() => gate.open()).catch(() => {})
+      return { finish: async () => void (gate && (await criu?.ended)) }
+    }
+    if (gate !== undefined) gate.label(this.#label(id))
+    handover.restore()
+    if (gate === undefined) {
+      handover.taken = true
+      return { finish: async () => handover.restoreFailed(new Fault('CRIU', 'not held')) }
+    }
+    const ended = criu?.ended ?? Promise.resolve()
+    const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
+    let tasks: HeldTasks | undefined
+    const atGate = (): void => {
+      tasks = heldTasks(criu?.pid ?? 0)
+      handover.restored({ open: () => gate.open(), shut: () => gate.shut(), runs })
+    }
+    gate.held.then(atGate).catch(() => {})
+    return {
+      finish: async () => {
+        const run = await runs
+        tasks?.settle(run)
+        if (!run) this.#restoreFailed(handover, new Fault('CRIU', `the criu that restored ${id} failed`))
+      },
+    }
+  }
+
+  /**
+   * Lets a client restore the snapshot on its own host; its reports and our verdict cross its link. Undefined for a snapshot
+   * without a hand-over, or whose hand-over is over. Throws `EXISTS` where another restore is at work.
+   */
+  remote(id: SnapshotId, writer: FrameWriter): RemoteRestore | undefined {
+    const handover = this.#handovers.get(id)
+    if (handover === undefined || this.#isPlain(handover)) return undefined
+    handover.restore()
+    const runs = defer<boolean>()
+    const send = (verdict: Verdict) => () =>
+      void writer.send({ type: 'verdict', verdict, token: NO_TOKEN, id }).catch(runs.reject)
+    return {
+      async follow(reader) {
+        for (;;) {
+          const frame = await reader.expect(clientReports)
+          if (frame.type === 'ready') handover.restored({ open: send('go'), shut: send('drop'), runs: runs.promise })
+          else if (frame.type === 'fate') return runs.resolve(frame.fate === 'running')
+          else throw new Fault(frame.code, `the client refused: ${frame.reason}`)
+        }
+      },
+      lost(reason) {
+        const isHeld = handover.state === 'holding' || handover.state === 'running'
+        if (isHeld) runs.reject(new Fault('LINK', `the client that holds snapshot ${id} is out of reach`))
+        else handover.restoreFailed(reason)
+      },
+    }
+  }
+
+  /** Throws `MISSING` unless the token is that of the hand-over: the same fault as for an unknown snapshot. */
+  checkToken(id: SnapshotId, token: Buffer): void {
+    const own = this.#tokens.get(id) ?? NO_TOKEN
+    if (!own.equals(NO_TOKEN) && own.length === token.length && timingSafeEqual(own, token)) return
+    throw unknownHere(id)
+  }
+
+  /** Carries out a verdict and reports the outcome. Throws `MISSING`, and what `TargetHandover.decide` throws. */
+  async decide(id: SnapshotId, verdict: Verdict): Promise<Fate> {
+    const { report } = this.#options
+    const handover = this.#expect(id)
+    const fate = await handover.decide(verdict)
+    if (verdict === 'go' && fate === 'stored') this.#snapshots.decide(id, false)
+    try {
+      reportOutcome(id, { verdict, fate }, report)
+    } catch (fault) {
+      report({ event: 'failed', what: `the hand-over of ${id}`, fault: fault as Fault })
+    }
+    handover.watcher?.settled()
+    return fate
+  }
+
+  #expect(id: SnapshotId): TargetHandover {
+    const handover = this.#handovers.get(id)
+    if (handover === undefined) throw unknownHere(id)
+    return handover
+  }
+
+  #label(id: SnapshotId): string {
+    return restoreLabel(id, this.#tokens.get(id))
+  }
+
+  /** Whether its images are like those of any other snapshot: nothing depends on who restores them. */
+  #isPlain({ id, state }: TargetHandover): boolean {
+    return state === 'dropped' || (state === 'running' && this.#snapshots.has(id))
+  }
+
+  #forgetOldest(): void {
+    for (const [id, { state }] of this.#handovers) {
+      if (this.#handovers.size <= MOST_REMEMBERED) return
+      if (state !== 'running' && state !== 'dropped') continue
+      this.#handovers.delete(id)
+      this.#tokens.delete(id)
+    }
+  }
+
+  /** A snapshot whose memory was released early cannot be offered a second time. */
+  #restoreFailed(handover: TargetHandover, reason: Fault): void {
+    if (this.#options.releaseEarly) this.#snapshots.remove(handover.id)
+    handover.restoreFailed(reason)
+  }
+
+  #reportUndecided(id: SnapshotId): void {
+    const { directory, report } = this.#options
     report({ event: 'undecided', id, how: manualCommand(directory, id) })
+  }
+
+  async #adopt({ id, token, held, ended, remove }: RecoveredRestore): Promise<void> {
+    const handover = this.add(id, token)
+    handover.restore()
+    handover.restored(held)
+    this.#reportUndecided(id)
     await ended
     remove()
   }
 
-  async function start(arrival: TargetHandover, criu: string, options: readonly string[]): Promise<void> {
-    const { id } = arrival
+  async #start(handover: TargetHandover, criu: string, criuOptions: readonly string[]): Promise<void> {
+    const { directory, releaseEarly, report, signal } = this.#options
+    const { id } = handover
     const begun = performance.now()
     let secret: PrivateDirectory | undefined
     let work: WorkDir | undefined
-    let done = (): void => {}
+    let release = (): void => {}
     // Somebody else restores it already.
-    if (arrival.state !== 'sealed' && arrival.state !== 'owning') return
-    arrival.restore()
-    // A copy that is held may be the only one: a signal leaves it to the next cache here, as a crash would.
+    if (handover.state !== 'sealed' && handover.state !== 'owning') return
+    handover.restore()
+    // A copy that is held may be the only one: our signal leaves it to the next cache here, as a crash would.
     const stop = new AbortController()
     const stopped = (): void => {
-      if (arrival.state === 'restoring') stop.abort(signal.reason)
-      else report({ event: 'undecided', id, how: manualCommand(directory, id) })
+      if (handover.state === 'restoring') stop.abort(signal.reason)
+      else this.#reportUndecided(id)
     }
     signal.addEventListener('abort', stopped)
     try {
       secret = restoreDirectory(directory)
       work = openWorkDir(secret.path, SERVE_SOCKET)
-      const found = await snapshots.find(id, 0, undefined, { early: true })
-      const { images, release } = found
-      done = found.use()
-      const early = releaseEarly && { onTaken: release }
-      const restoring = startRestore(criu, options, images, work, {
-        hold: { label: label(id), gates: work.path },
+      const found = await this.#snapshots.find(id, 0, undefined, { early: true })
+      release = found.use()
+      const restore = startRestore(criu, criuOptions, found.images, work, {
+        hold: { label: this.#label(id), gates: work.path },
         signal: stop.signal,
-        ...early,
+        ...(releaseEarly && { onTaken: (piece) => found.release(piece) }),
       })
-      void restoring.held.then(() => arrival.restored(restoring))
-      await restoring.done
+      void restore.held.then(() => handover.restored(restore))
+      await restore.done
       report({ event: 'restored', ms: performance.now() - begun })
     } catch (error) {
-      failed(arrival, asFault(error))
-      if (handovers.get(id)?.state !== 'dropped') {
+      this.#restoreFailed(handover, asFault(error))
+      if (this.#handovers.get(id)?.state !== 'dropped') {
         report({ event: 'failed', what: `the restore of ${id}`, fault: error as Error })
       }
     } finally {
       signal.removeEventListener('abort', stopped)
-      done()
+      release()
       work?.remove()
       secret?.remove()
     }
-  }
-
-  return {
-    add,
-    recover() {
-      for (const restore of recoverRestores(directory)) {
-        lookAfter(restore).catch((fault: Error) => report({ event: 'failed', what: restore.id, fault }))
-      }
-    },
-    get all() {
-      return [...handovers.values()]
-    },
-    get: (id) => (id === undefined ? undefined : handovers.get(id)),
-    refuseIfOpen(id) {
-      const state = handovers.get(id)?.state
-      if (state === undefined || state === 'running' || state === 'dropped') return
-      throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
-    },
-    refuseIfRunning(id) {
-      if (id === undefined || handovers.get(id)?.state !== 'running' || snapshots.has(id)) return
-      throw new Fault('EXISTS', `snapshot ${id} was handed over, and runs`, {
-        hint: 'one snapshot becomes one process',
-      })
-    },
-    restore(id) {
-      if (restore !== undefined) void start(get(id), restore.criu, restore.options)
-    },
-    admit(id, gate, criu) {
-      const arrival = handovers.get(id)
-      if (arrival === undefined || isArchive(arrival)) {
-        gate?.held.then(gate.open).catch(() => {})
-        return { finish: async () => void (gate && (await criu?.ended)) }
-      }
-      if (gate !== undefined) gate.label(label(id))
-      arrival.restore()
-      const over = (): void => failed(arrival, new Fault('CRIU', `the criu that restored ${id} failed`))
-      // Whether it runs cannot be seen: the images stay.
-      if (gate === undefined) {
-        arrival.taken = true
-        return { finish: async () => arrival.restoreFailed(new Fault('CRIU', 'not held')) }
-      }
-      const ended = criu?.ended ?? Promise.resolve()
-      const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
-      let tasks: HeldTasks | undefined
-      const atGate = (): void => {
-        tasks = heldTasks(criu?.pid ?? 0)
-        arrival.restored({ open: gate.open, shut: gate.shut, runs })
-      }
-      gate.held.then(atGate).catch(() => {})
-      return {
-        async finish() {
-          const ran = await runs
-          tasks?.settle(ran)
-          if (!ran) over()
-        },
-      }
-    },
-    remote(id, writer) {
-      const arrival = handovers.get(id)
-      if (arrival === undefined || isArchive(arrival)) return undefined
-      arrival.restore()
-      const runs = defer<boolean>()
-      const say = (verdict: Verdict) => () =>
-        void writer.send({ type: 'verdict', verdict, token: NO_TOKEN, id }).catch(runs.reject)
-      return {
-        async follow(reader) {
-          for (;;) {
-            const frame = await reader.expect(news)
-            if (frame.type === 'ready') arrival.restored({ open: say('go'), shut: say('drop'), runs: runs.promise })
-            else if (frame.type === 'fate') return runs.resolve(frame.fate === 'running')
-            else throw new Fault(frame.code, `the client refused: ${frame.reason}`)
-          }
-        },
-        lost(reason) {
-          const held = arrival.state === 'holding' || arrival.state === 'running'
-          if (held) runs.reject(new Fault('LINK', `the client that holds snapshot ${id} is out of reach`))
-          else arrival.restoreFailed(reason)
-        },
-      }
-    },
-    checkToken(id, token) {
-      const own = tokens.get(id) ?? NO_TOKEN
-      if (!own.equals(NO_TOKEN) && own.length === token.length && timingSafeEqual(own, token)) return
-      throw unknownHere(id)
-    },
-    async decide(id, verdict) {
-      const arrival = get(id)
-      const fate = await arrival.decide(verdict)
-      if (verdict === 'go' && fate === 'stored') snapshots.decide(id, false)
-      try {
-        reportOutcome(id, { verdict, fate }, report)
-      } catch (fault) {
-        report({ event: 'failed', what: `the hand-over of ${id}`, fault: fault as Fault })
-      }
-      arrival.watcher?.settled()
-      return fate
-    },
   }
 }

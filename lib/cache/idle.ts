@@ -1,38 +1,40 @@
-/** When a daemon has become quiet: nobody is there any more, after many had come. Then it may give back what they made it hold. */
+/** Notices when a daemon becomes idle after much work: it may then return memory that this work made it take. */
 
 export interface IdleTimer {
+  /** A connection or a task has begun. */
   came(): void
+  /** It is over. */
   left(): void
 }
 
 export interface IdleOptions {
-  /** Fewer leave nothing that is worth it. */
+  /** After fewer connections than this there is nothing worth returning. */
   least?: number
-  /** Nobody has come for so long. */
+  /** How long there must have been no connection, ms. */
   ms?: number
 }
 
-/** `onQuiet` is called once for each time that it has become quiet. */
-export function openIdleTimer(onQuiet: () => void, { least = 100, ms = 5000 }: IdleOptions = {}): IdleTimer {
+/** Calls `onIdle` once for each time that the daemon has become idle. */
+export function openIdleTimer(onIdle: () => void, { least = 100, ms = 5000 }: IdleOptions = {}): IdleTimer {
   let present = 0
-  /** Since it was quiet last. */
-  let all = 0
+  /** Connections since it was idle last. */
+  let total = 0
   let timer: NodeJS.Timeout | undefined
 
-  function calm(): void {
-    all = 0
-    onQuiet()
+  function becomeIdle(): void {
+    total = 0
+    onIdle()
   }
 
   return {
     came() {
       present++
-      all++
+      total++
       clearTimeout(timer)
     },
     left() {
       present--
-      if (present === 0 && all >= least) timer = setTimeout(calm, ms).unref()
+      if (present === 0 && total >= least) timer = setTimeout(becomeIdle, ms).unref()
     },
   }
 }

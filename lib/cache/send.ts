@@ -1,49 +1,51 @@
-/** A client of the cache gets a snapshot, when it is here. */
+/** Sends a snapshot to a client, as soon as it is here. */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { Piece, StoredImage } from '../store/memory.ts'
 import { accepting } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { sendSnapshot } from '../stream/send.ts'
-import type { CacheContext, Conversation } from './context.ts'
+import type { CacheContext, Peer } from './context.ts'
 import type { AdmittedRestore, RemoteRestore } from './handovers.ts'
 
-/** Larger windows are sent as they are. */
+/** Larger windows are sent without a copy. */
 const LARGEST_GATHERED = 2 ** 16
-/** Smaller ones are put together: so much a client, that many clients at a time need little. */
+/** Smaller windows are gathered in a buffer of this size: small, for there may be many clients at a time. */
 const GATHERED_BYTES = 2 * LARGEST_GATHERED
 
-/** What a client says when it has all. */
+/** The client confirms that it has everything. */
 const confirmation = accepting('sealed')
 
+/**
+ * Sends the snapshot `id`, or the newest; waits for it at most `timeoutMs`. `canHold`: the client takes part in the hand-over,
+ * and may have the snapshot before its verdict. Throws what `Snapshots.find` throws, `EXISTS`, and `LINK`.
+ */
 export async function sendStored(
   { id, timeoutMs }: { id: SnapshotId | undefined; timeoutMs: number },
-  { reader, writer, connection, memory, holds }: Conversation & { holds: boolean },
-  { snapshots, handovers, options: { report, signal, timeoutMs: mostStillMs } }: CacheContext,
+  canHold: boolean,
+  { reader, writer, connection, memory }: Peer,
+  { snapshots, handovers, options: { report, signal, timeoutMs: limitMs } }: CacheContext,
 ): Promise<void> {
   handovers.refuseIfRunning(id)
   const first = reader.next(confirmation)
-  first.catch(() => {})
   const left = new AbortController()
   const leave = (): void => left.abort(new Fault('LINK', 'the client left before its snapshot was here'))
   first.then(leave, leave)
-  const snapshot = await snapshots.find(id, timeoutMs, left.signal, { early: holds })
-  const done = snapshot.use()
+  const snapshot = await snapshots.find(id, timeoutMs, left.signal, { early: canHold })
+  const release = snapshot.use()
   let remote: RemoteRestore | undefined
-  let lead: AdmittedRestore | undefined
+  let admitted: AdmittedRestore | undefined
   try {
-    connection.enter('moving', mostStillMs)
+    connection.enter('moving', limitMs)
     memory.add(GATHERED_BYTES)
-    if (holds) remote = handovers.remote(snapshot.id, writer)
-    else lead = handovers.admit(snapshot.id, undefined, undefined)
+    if (canHold) remote = handovers.remote(snapshot.id, writer)
+    else admitted = handovers.admit(snapshot.id, undefined, undefined)
     const begun = performance.now()
     const until = remote === undefined ? undefined : 'running'
     const reserve = [...snapshot.images.values()].reduce((sum, { size }) => sum + size, 0)
     const sent = await sendSnapshot(writer, snapshot.id, storedSource(snapshot.images), { signal, until, reserve })
     const reply = await first
-    if (reply?.digest !== sent.digest) {
-      throw new Fault('LINK', 'the client did not confirm the snapshot')
-    }
+    if (reply?.digest !== sent.digest) throw new Fault('LINK', 'the client did not confirm the snapshot')
     memory.add(-GATHERED_BYTES)
     connection.enter(remote === undefined ? 'waiting' : 'holding')
     const ms = performance.now() - begun
@@ -53,31 +55,31 @@ export async function sendStored(
     remote?.lost(error as Fault)
     throw error
   } finally {
-    done()
-    await lead?.finish()
+    release()
+    await admitted?.finish()
   }
 }
 
-/** Windows of a size that is good to send; what was put together is overwritten when the next one is asked for. */
+/** Windows of a size that is good to send. A gathered window is overwritten when the next one is asked for. */
 function* gathered(pieces: Iterable<Piece>): Generator<Uint8Array> {
-  let room: Buffer | undefined
+  let buffer: Buffer | undefined
   let filled = 0
   for (const { window } of pieces) {
-    if (filled > 0 && filled + window.length > GATHERED_BYTES && room !== undefined) {
-      yield room.subarray(0, filled)
+    if (filled > 0 && filled + window.length > GATHERED_BYTES && buffer !== undefined) {
+      yield buffer.subarray(0, filled)
       filled = 0
     }
     if (window.length > LARGEST_GATHERED) {
-      if (filled > 0 && room !== undefined) yield room.subarray(0, filled)
+      if (filled > 0 && buffer !== undefined) yield buffer.subarray(0, filled)
       filled = 0
       yield window
       continue
     }
-    room ??= Buffer.allocUnsafeSlow(GATHERED_BYTES)
-    room.set(window, filled)
+    buffer ??= Buffer.allocUnsafeSlow(GATHERED_BYTES)
+    buffer.set(window, filled)
     filled += window.length
   }
-  if (filled > 0 && room !== undefined) yield room.subarray(0, filled)
+  if (filled > 0 && buffer !== undefined) yield buffer.subarray(0, filled)
 }
 
 /** Stored images as a source, so that a snapshot can be sent on. */

@@ -1,13 +1,13 @@
 /**
- * The image-cache: a daemon on the target host. It takes snapshots from proxies, keeps them in memory, and hands them
- * to `criu restore --stream -D DIR` and to restore-from-socket, whichever asks and as often as it asks.
+ * The image-cache: a daemon on the target host. It takes snapshots from proxies, keeps them in memory, and gives them to
+ * `criu restore --stream -D DIR` and to restore-from-socket, to every client that asks and as often as it asks.
  *
- * It speaks first (`hello`), so that a client knows a cache from a plain stream; then the client either sends a
- * snapshot or asks for one (`get`). A snapshot can be had only when it is sealed: complete, and every digest seen to hold. Who
- * asks earlier waits. A snapshot stays until the cache ends: a restore that fails can be tried again.
+ * The cache sends the first frame (`hello`), so that a client can tell it from a plain stream; then the client sends a snapshot
+ * or asks for one (`get`). A snapshot can be had only when it is sealed: complete, and every digest verified. A client that asks
+ * earlier waits. A snapshot stays until the cache ends: a restore that fails can be tried again.
  *
- * Refused: serving an image while it still arrives. CRIU's order of restoring is nearly the reverse of its order of dumping, so
- * there is little to gain, and a process could run from a dump that then fails.
+ * Refused: serving an image while it is still received. CRIU's order of restoring is nearly the reverse of its order of dumping,
+ * so there is little to gain, and a process could run from a dump that then fails.
  */
 import { rmSync } from 'node:fs'
 import net from 'node:net'
@@ -20,161 +20,185 @@ import type { Fd } from '../kernel/fd.ts'
 import { giveBack } from '../kernel/mapped-memory.ts'
 import { reapOrphans } from '../kernel/orphans.ts'
 import { acceptUnix } from '../kernel/unix.ts'
-import { openPeerMemory } from '../store/accounting.ts'
-import { openPool } from '../store/pool.ts'
-import { openSnapshots } from '../store/snapshots.ts'
+import { openPeerMemory, type PeerMemory } from '../store/accounting.ts'
+import { openPool, type Pool } from '../store/pool.ts'
+import { openSnapshots, type Snapshots } from '../store/snapshots.ts'
 import { openConnectionGroups } from '../stream/connection-groups.ts'
 import { linkMaker, peerOf } from '../stream/endpoint.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import type { Link } from '../stream/link.ts'
 import { listen } from '../stream/listen.ts'
 import { openTargetLink } from '../stream/resuming-receiver.ts'
-import { admissionOf, turnAway } from './admission.ts'
+import { admissionOf } from './admission.ts'
 import { handleConnection } from './connection.ts'
-import { type Connection, openConnections } from './connections.ts'
-import type { CacheContext, CacheOptions, ConnectionPolicy } from './context.ts'
-import { CACHE_SOCKET } from './context.ts'
+import { type Connection, Connections } from './connections.ts'
+import { CACHE_SOCKET, type CacheContext, type CacheOptions, type ConnectionPolicy } from './context.ts'
 import { serveExternalRestore } from './external-restore.ts'
 import { openFailureLog } from './failure-log.ts'
-import { openHandovers } from './handovers.ts'
+import { refuseSocket } from './graceful-close.ts'
+import { Handovers } from './handovers.ts'
 import { openIdleTimer } from './idle.ts'
 
-/** For criu --action-script. */
+/** The action script for criu, in the work directory. */
 const SCRIPT = 'post-restore'
+/** Most connections that have sent a frame, and most of those that have sent none. */
+const MOST_LINKS = 256
+/** Lines a second in the log for one peer: more than honest dumps that fail together cause. */
+const MOST_FAILURES = 8
+/** How long a client may take for its first frame, ms. */
+const FIRST_FRAME_MS = 30_000
+/** The origin and the name of clients at the cache's own socket. */
+const LOCAL = 'a local client'
 
 /** Runs until the signal comes; throws its reason. Throws `EXISTS`, `IO` or `LINK` if it cannot listen. */
 export async function runCache(options: CacheOptions): Promise<never> {
   const work = openWorkDir(options.directory, SERVE_SOCKET, (directory) => void writeScript(directory, SCRIPT))
   try {
-    return await serveAll(work, options)
+    return await new CacheServer(work, { ...options, directory: work.path }).run()
   } finally {
     work.remove()
     rmSync(join(work.path, SCRIPT), { force: true })
   }
 }
 
-async function serveAll(work: WorkDir, options: CacheOptions): Promise<never> {
-  const { report, signal } = options
-  reapOrphans()
-  const pool = openPool(options.maxMemory, options.reserve)
-  const connections = openConnections({ most: MOST_LINKS, silentMs: FIRST_FRAME_MS, quiet: openIdleTimer(giveBack) })
-  const peers = openPeerMemory(pool)
-  peers.relief = () => connections.relieve(true)
-  const failures = openFailureLog(report, MOST_FAILURES)
-  const silentFailures = openFailureLog(report)
-  const snapshots = openSnapshots(pool, {
-    relieve: () => connections.relieve(false),
-    idleMs: options.timeoutMs,
-    dedup: options.dedup,
-    onDropped(id, idleMs) {
-      const fault = new Fault('MEMORY', `no round came for ${(idleMs / 1000).toFixed(1)} s, and memory was needed`)
-      report({ event: 'failed', what: `the unfinished chain ${id}`, fault })
-    },
+class CacheServer {
+  readonly #options: CacheOptions
+  readonly #work: WorkDir
+  readonly #connections = new Connections({
+    most: MOST_LINKS,
+    silentMs: FIRST_FRAME_MS,
+    quiet: openIdleTimer(giveBack),
   })
-  const handovers = openHandovers(snapshots, { ...options, directory: work.path })
-  const groups = openConnectionGroups(FIRST_FRAME_MS, (link, count, source) =>
-    admit(link, source, hear, { joined: true }, count),
-  )
-  const context: CacheContext = {
-    snapshots,
-    handovers,
-    options: { ...options, directory: work.path },
-    incoming: new Map(),
-    rounds: new Map(),
-    groups,
-    peers,
-    failures,
-    silentFailures,
+  readonly #pool: Pool
+  readonly #peerMemory: PeerMemory
+  readonly #context: CacheContext
+
+  constructor(work: WorkDir, options: CacheOptions) {
+    reapOrphans()
+    this.#work = work
+    this.#options = options
+    const { report } = options
+    this.#pool = openPool(options.maxMemory, options.reserve)
+    this.#peerMemory = openPeerMemory(this.#pool)
+    this.#peerMemory.relief = () => this.#connections.relieve(true)
+    const snapshots = this.#openSnapshots()
+    this.#context = {
+      snapshots,
+      handovers: new Handovers(snapshots, options),
+      options,
+      resumable: new Map(),
+      incomingRounds: new Map(),
+      groups: openConnectionGroups(FIRST_FRAME_MS, (link, count, origin) =>
+        this.#serve(link, origin, { joined: true }, count),
+      ),
+      peerMemory: this.#peerMemory,
+      failures: openFailureLog(report, MOST_FAILURES),
+      earlyFailures: openFailureLog(report),
+    }
   }
-  const server = net.createServer({
-    pauseOnConnect: true,
-    allowHalfOpen: true,
-    noDelay: true,
-    keepAlive: true,
-    keepAliveInitialDelay: 10_000,
-  })
-  const door = linkMaker(options.credentials)
-  const { hear = handleConnection } = options
-  const connected = async (socket: net.Socket): Promise<void> => {
+
+  async run(): Promise<never> {
+    const { report, signal, openRestores, first, port } = this.#options
+    const server = this.#createServer()
+    const own = openWorkDir(this.#work.path, CACHE_SOCKET)
+    const script = join(this.#work.path, SCRIPT)
+    this.#context.handovers.recover()
+    const otherRestores = openRestores?.(script, this.#context)
+    try {
+      if (port !== undefined) {
+        const number = await listen(server, { ...this.#options, port })
+        report({ event: 'listening', at: `${this.#options.host}:${number}` })
+      }
+      report({ event: 'listening', at: join(this.#work.path, SERVE_SOCKET) })
+      signal.addEventListener('abort', () => {
+        this.#work.remove(signal.reason as Error)
+        own.remove(signal.reason as Error)
+        otherRestores?.close()
+      })
+      this.#options.onStatus?.(() => this.#reportStatus())
+      if (first !== undefined) this.#serve(first, 'whoever started us').enter('holding')
+      report({ event: 'ready' })
+      await Promise.all([
+        acceptAll(this.#work.listener, (socket) => void serveExternalRestore(socket, script, this.#context)),
+        acceptAll(
+          own.listener,
+          (socket) => void this.#serve(fdLink(socket, LOCAL, 'socket'), LOCAL, { trusted: true }),
+        ),
+      ])
+      throw signal.reason
+    } finally {
+      server.close()
+      own.remove()
+      otherRestores?.close()
+      this.#connections.close(signal.reason as Fault)
+      this.#context.failures.close()
+      this.#context.earlyFailures.close()
+    }
+  }
+
+  #openSnapshots(): Snapshots {
+    const { timeoutMs, dedup, report } = this.#options
+    return openSnapshots(this.#pool, {
+      relieve: () => this.#connections.relieve(false),
+      idleMs: timeoutMs,
+      dedup,
+      onDropped(id, idleMs) {
+        const fault = new Fault('MEMORY', `no round came for ${(idleMs / 1000).toFixed(1)} s, and memory was needed`)
+        report({ event: 'failed', what: `the unfinished chain ${id}`, fault })
+      },
+    })
+  }
+
+  #createServer(): net.Server {
+    const { credentials } = this.#options
+    const makeLink = linkMaker(credentials)
+    const keepAlive = { keepAlive: true, keepAliveInitialDelay: 10_000 }
+    const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true, ...keepAlive })
+    return server.on('connection', (socket) => void this.#connected(socket, makeLink))
+  }
+
+  /** Serves a TCP connection, if its client is admitted and proves its credentials. */
+  async #connected(socket: net.Socket, makeLink: ReturnType<typeof linkMaker>): Promise<void> {
+    const { credentials, allowUids, handler } = this.#options
+    const { earlyFailures } = this.#context
     const what = peerOf(socket)
-    const { source, refusal } = admissionOf(socket, options.credentials === undefined ? options.allowUids : undefined)
-    const lobby = connections.add(source, () => socket.destroy())
+    const { origin, refusal } = admissionOf(socket, credentials === undefined ? allowUids : undefined)
+    const handshake = this.#connections.add(origin, () => socket.destroy())
     try {
       if (refusal !== undefined) {
-        silentFailures.tell(source, what, refusal)
-        // A client of another wire would not understand.
-        return hear === handleConnection ? await turnAway(socket, refusal) : void socket.destroy()
+        earlyFailures.tell(origin, what, refusal)
+        // A client of another wire would not understand our frames.
+        return handler === undefined ? await refuseSocket(socket, refusal) : void socket.destroy()
       }
-      const link = await door(socket, what, source)
-      lobby.leave()
-      admit(link, source)
+      const link = await makeLink(socket, what, origin)
+      handshake.leave()
+      this.#serve(link, origin)
     } catch (fault) {
-      silentFailures.tell(source, what, fault as Error)
+      earlyFailures.tell(origin, what, fault as Error)
     } finally {
-      lobby.leave()
+      handshake.leave()
     }
   }
-  server.on('connection', (socket) => void connected(socket))
-  const admit = (
-    fresh: Link,
-    source: string,
-    talk = hear,
-    more: Partial<ConnectionPolicy> = {},
-    count = 1,
-  ): Connection => {
-    const line = openTargetLink(fresh)
-    const connection = connections.add(source, (reason) => line.link.destroy(reason), count)
-    void talk(line, context, { connection, source, ...more }).finally(connection.leave)
+
+  /** Adds a link to the table of connections and serves it. `count`: the sockets that carry it. */
+  #serve(link: Link, origin: string, more: Partial<ConnectionPolicy> = {}, count = 1): Connection {
+    // The cache's own socket speaks our wire in any case.
+    const handle = more.trusted ? handleConnection : (this.#options.handler ?? handleConnection)
+    const targetLink = openTargetLink(link)
+    const connection = this.#connections.add(origin, (reason) => targetLink.link.destroy(reason), count)
+    void handle(targetLink, this.#context, { connection, origin, ...more }).finally(() => connection.leave())
     return connection
   }
-  const control = openWorkDir(work.path, CACHE_SOCKET)
-  const script = join(work.path, SCRIPT)
-  handovers.recover()
-  const others = options.openRestores?.(script, context)
-  try {
-    if (options.port !== undefined) {
-      const port = await listen(server, { ...options, port: options.port })
-      report({ event: 'listening', at: `${options.host}:${port}` })
-    }
-    report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
-    signal.addEventListener('abort', () => {
-      work.remove(signal.reason as Error)
-      control.remove(signal.reason as Error)
-      others?.close()
-    })
-    options.onStatus?.(() => {
-      const { used, limit } = pool
-      const { silent, answered: links } = connections.counts
-      report({ event: 'status', of: 'cache', ...snapshots.counts, used, limit, links, silent, peers: peers.used })
-    })
-    if (options.first !== undefined) admit(options.first, 'whoever started us').enter('holding')
-    report({ event: 'ready' })
-    await Promise.all([
-      acceptAll(work.listener, (socket) => void serveExternalRestore(socket, script, context)),
-      acceptAll(
-        control.listener,
-        (socket) => void admit(fdLink(socket, LOCAL, 'socket'), LOCAL, handleConnection, { trusted: true }),
-      ),
-    ])
-    throw signal.reason
-  } finally {
-    server.close()
-    control.remove()
-    others?.close()
-    connections.close(signal.reason as Fault)
-    failures.close()
-    silentFailures.close()
+
+  #reportStatus(): void {
+    const { used, limit } = this.#pool
+    const { silent, answered: links } = this.#connections.counts
+    const { counts } = this.#context.snapshots
+    const peers = this.#peerMemory.used
+    this.#options.report({ event: 'status', of: 'cache', ...counts, used, limit, links, silent, peers })
   }
 }
 
 async function acceptAll(listener: Fd, take: (socket: Fd) => void): Promise<never> {
   for (;;) take(await acceptUnix(listener))
 }
-
-/** Connections at a time that have spoken, and as many that have not yet. */
-const MOST_LINKS = 256
-/** Lines a second that one peer can have written: more than honest dumps that fail together. */
-const MOST_FAILURES = 8
-const LOCAL = 'a local client'
-/** A client that has connected has something to say. */
-const FIRST_FRAME_MS = 30_000

@@ -40,7 +40,7 @@ const MOST_AT_ONCE = 8 * 2 ** 20
 export async function handleRemoteConnection(
   { link: bare }: TargetLink,
   context: CacheContext,
-  { connection, source }: ConnectionPolicy,
+  { connection, origin }: ConnectionPolicy,
 ): Promise<void> {
   const link = metered(bare, connection.moved)
   const id = freshId()
@@ -49,7 +49,7 @@ export async function handleRemoteConnection(
   try {
     await take(link.inlet, conversation, () => connection.enter('moving', MOST_TIMEOUTS * context.options.timeoutMs))
   } catch (error) {
-    context.failures.tell(source, `${link.peer}, snapshot ${id}`, asFault(error))
+    context.failures.tell(origin, `${link.peer}, snapshot ${id}`, asFault(error))
     // What came counts as a round until the end; perhaps nothing did.
     context.snapshots.lose(id)
   } finally {

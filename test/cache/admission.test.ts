@@ -3,7 +3,8 @@ import net from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { admissionOf, turnAway } from '../../lib/cache/admission.ts'
+import { admissionOf } from '../../lib/cache/admission.ts'
+import { refuseSocket } from '../../lib/cache/graceful-close.ts'
 import { Fault } from '../../lib/fault.ts'
 import { encodePreamble } from '../../lib/format/preamble.ts'
 import { frameReader } from '../../lib/stream/frames.ts'
@@ -47,7 +48,7 @@ for (const host of ['127.0.0.1', '::1']) {
   test(`over ${host} our own user may speak, and has a share of its own`, () =>
     connected(host, 0, async ({ socket }) => {
       for (const uids of [[], [NOBODY], undefined]) {
-        assert.equal(admissionOf(socket, uids), { source: `user ${process.geteuid?.()}`, refusal: undefined })
+        assert.equal(admissionOf(socket, uids), { origin: `user ${process.geteuid?.()}`, refusal: undefined })
       }
     }))
 
@@ -55,11 +56,11 @@ for (const host of ['127.0.0.1', '::1']) {
     if (!isRoot) return void console.log('skipped: another user wants root')
     await connected(host, NOBODY, async ({ socket }) => {
       for (const uids of [[NOBODY], [1, NOBODY], undefined]) {
-        assert.equal(admissionOf(socket, uids), { source: 'user 65534', refusal: undefined })
+        assert.equal(admissionOf(socket, uids), { origin: 'user 65534', refusal: undefined })
       }
       for (const uids of [[], [1, 2]]) {
-        const { source, refusal } = admissionOf(socket, uids)
-        assert.is(source, 'user 65534')
+        const { origin, refusal } = admissionOf(socket, uids)
+        assert.is(origin, 'user 65534')
         assert.is(refusal?.code, 'REFUSED')
         assert.match(refusal?.message ?? '', 'user 65534 of this host may not speak here without --allow-uid 65534')
         for (const way of ['--allow-uid 65534', '--tls', '--key-file', '--insecure']) {
@@ -76,8 +77,8 @@ test('where it cannot be seen who it is, nobody may speak but where everybody ma
     const ends = { remoteAddress, remotePort, localAddress, localPort }
     client.destroy()
     await once(client, 'close')
-    const { source, refusal } = admissionOf(ends, [0, NOBODY])
-    assert.is(source, 'users who have gone')
+    const { origin, refusal } = admissionOf(ends, [0, NOBODY])
+    assert.is(origin, 'users who have gone')
     assert.is(refusal?.code, 'REFUSED')
     assert.is(admissionOf(ends, undefined).refusal, undefined)
   }))
@@ -85,7 +86,7 @@ test('where it cannot be seen who it is, nobody may speak but where everybody ma
 test('where everybody may speak an address is a peer, of IPv6 what its network gave it', () => {
   const of = (remoteAddress: string) =>
     admissionOf({ remoteAddress, remotePort: 1, localAddress: '10.0.0.1', localPort: 2 }, undefined)
-  for (const [address, source] of [
+  for (const [address, origin] of [
     ['10.0.0.7', '10.0.0.7'],
     ['::ffff:10.0.0.7', '::ffff:10.0.0.7'],
     ['2001:db8:1:2:3:4:5:6', '2001:db8:1:2::/64'],
@@ -95,7 +96,7 @@ test('where everybody may speak an address is a peer, of IPv6 what its network g
     ['1::3:4:5:6:7:8', '1:0:3:4::/64'],
     ['fe80::1%eth0', 'fe80:0:0:0::/64'],
   ] as const) {
-    assert.equal(of(address), { source, refusal: undefined })
+    assert.equal(of(address), { origin, refusal: undefined })
   }
 })
 
@@ -108,7 +109,7 @@ test('who is turned away reads why, also when he has said much already, and hear
         error ? reject(error) : resolve(),
       ),
     )
-    const over = turnAway(socket, fault)
+    const over = refuseSocket(socket, fault)
     const reader = frameReader(duplexLink(client, 'cache').inlet)
     assert.equal(await within(reader.expect(anyFrame)), { type: 'hello' })
     assert.equal(await within(reader.expect(anyFrame)), { type: 'refused', code: 'REFUSED', reason: 'you may not' })
@@ -121,12 +122,12 @@ test('who is turned away reads why, also when he has said much already, and hear
 
 test('who does not leave is left, and one that has gone already is no failure', async () => {
   await connected('127.0.0.1', 0, async ({ socket }) => {
-    await within(turnAway(socket, fault))
+    await within(refuseSocket(socket, fault))
     assert.ok(socket.destroyed)
   })
   await connected('127.0.0.1', 0, async ({ client, socket }) => {
     client.resetAndDestroy()
-    await within(turnAway(socket, fault))
+    await within(refuseSocket(socket, fault))
     assert.ok(socket.destroyed)
   })
 })
@@ -153,7 +154,7 @@ test('our own user may, also from another address of this host', async () => {
     for (const localAddress of ['127.0.0.1', '127.0.0.2', ...(own === undefined ? [] : [own.address])]) {
       const client = net.connect({ port, host: '127.0.0.1', localAddress })
       const [socket] = (await once(server, 'connection')) as [net.Socket]
-      const expected = { source: `user ${process.geteuid?.()}`, refusal: undefined }
+      const expected = { origin: `user ${process.geteuid?.()}`, refusal: undefined }
       const found = admissionOf(socket, [])
       client.destroy()
       socket.destroy()

@@ -1,7 +1,7 @@
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Connection, openConnections } from '../../lib/cache/connections.ts'
+import { type Connection, Connections } from '../../lib/cache/connections.ts'
 import type { Fault } from '../../lib/fault.ts'
 import { throwsFault, within } from '../expect.ts'
 
@@ -10,7 +10,7 @@ const test = suite('cache/connections')
 /** Connections that note who was closed, and why. */
 function table(most: number, silentMs = 60_000, stillMs = 0) {
   const closed: string[] = []
-  const connections = openConnections({ most, silentMs, stillMs, waitedMs: stillMs })
+  const connections = new Connections({ most, silentMs, stillMs, waitedMs: stillMs })
   const add = (name: string, source = name, count = 1): Connection =>
     connections.add(source, ({ code }: Fault) => void closed.push(`${name} ${code}`), count)
   return { closed, connections, add }
@@ -76,7 +76,7 @@ test('of those that stand still the one goes whose peer has most of them; one th
 
 test('who says nothing, and who stands still for as long as it may, is closed; its memory goes at once, and it is told', async () => {
   const closing: string[] = []
-  const connections = openConnections({ most: 4, silentMs: 100 })
+  const connections = new Connections({ most: 4, silentMs: 100 })
   const silent = new Promise<Fault>((resolve) => void connections.add('a', resolve))
   assert.match((await within(silent)).message, 'the client said nothing for 0.1 s')
   const done = new Promise<void>((resolve) => {

@@ -10,10 +10,10 @@ import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { handleConnection } from '../../lib/cache/connection.ts'
-import { openConnections } from '../../lib/cache/connections.ts'
+import { Connections } from '../../lib/cache/connections.ts'
 import type { CacheContext, CacheOptions } from '../../lib/cache/context.ts'
 import { openFailureLog } from '../../lib/cache/failure-log.ts'
-import { openHandovers } from '../../lib/cache/handovers.ts'
+import { Handovers } from '../../lib/cache/handovers.ts'
 import { Fault } from '../../lib/fault.ts'
 import { digest } from '../../lib/format/digest.ts'
 import { type FrameName, frameType } from '../../lib/format/frame.ts'
@@ -47,7 +47,7 @@ const TOKEN = Buffer.alloc(16, 7)
 const everyType = Object.keys(frameType) as FrameName[]
 
 /** A cache without its sockets. */
-function openHouse() {
+function openCache() {
   const { path, remove } = temporary()
   const stop = new AbortController()
   const sealed: SnapshotId[] = []
@@ -55,7 +55,7 @@ function openHouse() {
     if (progress.event === 'sealed') sealed.push(snapshotId(progress.id))
   }
   const pool = openPool(64 * MIB)
-  const connections = openConnections({ most: 16, silentMs: 5000 })
+  const connections = new Connections({ most: 16, silentMs: 5000 })
   const peers = openPeerMemory(pool)
   peers.relief = () => connections.relieve(true)
   const snapshots = openSnapshots(pool, { relieve: () => connections.relieve(false), idleMs: PATIENCE_MS })
@@ -76,17 +76,17 @@ function openHouse() {
     report,
     signal: stop.signal,
   }
-  const handovers = openHandovers(snapshots, options)
+  const handovers = new Handovers(snapshots, options)
   const context: CacheContext = {
     snapshots,
     handovers,
     options,
-    incoming: new Map(),
-    rounds: new Map(),
+    resumable: new Map(),
+    incomingRounds: new Map(),
     groups: openConnectionGroups(PATIENCE_MS, (link) => link.destroy()),
-    peers,
+    peerMemory: peers,
     failures: openFailureLog(report),
-    silentFailures: openFailureLog(report),
+    earlyFailures: openFailureLog(report),
   }
   return {
     context,
@@ -102,12 +102,12 @@ function openHouse() {
     },
     close() {
       context.failures.close()
-      context.silentFailures.close()
+      context.earlyFailures.close()
       remove()
     },
   }
 }
-type Home = ReturnType<typeof openHouse>
+type Cache = ReturnType<typeof openCache>
 
 /** The cache's end, and the stranger's. */
 type Carrier = () => [Link, Link]
@@ -449,7 +449,7 @@ interface Heard {
 }
 
 /** Lets the cache answer these bytes, to the end of both directions. */
-async function played(home: Home, carrier: Carrier, parts: readonly Buffer[], joinsEnd = true): Promise<Heard> {
+async function played(cache: Cache, carrier: Carrier, parts: readonly Buffer[], joinsEnd = true): Promise<Heard> {
   const [theirs, ours] = carrier()
   let reads = 0
   const counted: Link = {
@@ -463,8 +463,10 @@ async function played(home: Home, carrier: Carrier, parts: readonly Buffer[], jo
     },
   }
   const line = openTargetLink(counted)
-  const connection = home.connections.add('stranger', (reason) => line.link.destroy(reason))
-  const over = handleConnection(line, home.context, { connection, source: 'stranger' }).finally(connection.leave)
+  const connection = cache.connections.add('stranger', (reason) => line.link.destroy(reason))
+  const over = handleConnection(line, cache.context, { connection, origin: 'stranger' }).finally(() =>
+    connection.leave(),
+  )
   const types: FrameName[] = []
   let refusal: string | undefined
   const reader = frameReader(ours.inlet)
@@ -495,7 +497,7 @@ async function played(home: Home, carrier: Carrier, parts: readonly Buffer[], jo
 }
 
 /** Memory that was made ready for what was announced comes back when it is ready. */
-async function settled({ peers, pool }: Home, used: number, what: string): Promise<void> {
+async function settled({ peers, pool }: Cache, used: number, what: string): Promise<void> {
   assert.is(peers.used, 0, `${what}: nothing is held for peers`)
   await eventually(
     () => pool.used === used || undefined,
@@ -505,11 +507,11 @@ async function settled({ peers, pool }: Home, used: number, what: string): Promi
 }
 
 /** A snapshot that can be asked for. */
-async function stock(home: Home): Promise<void> {
+async function stock(cache: Cache): Promise<void> {
   const said = speech(snapshotId('stored'))
   const { parts } = spoken(said, [], true)
-  await played(home, carriers['a socket'] as Carrier, parts)
-  assert.equal(home.sealed, [snapshotId('stored')])
+  await played(cache, carriers['a socket'] as Carrier, parts)
+  assert.equal(cache.sealed, [snapshotId('stored')])
 }
 
 let number = 0
@@ -574,9 +576,9 @@ const step = (what: Pick<Step, 'type' | 'a' | 'b'>): Step => ({ kind: 'frame', .
 
 for (const [name, carrier] of Object.entries(carriers)) {
   test(`over ${name}: every frame in every state is taken where it belongs, and refused elsewhere`, async () => {
-    const home = openHouse()
-    await stock(home)
-    const { used } = home.pool
+    const cache = openCache()
+    await stock(cache)
+    const { used } = cache.pool
     const wrong: string[] = []
     for (const [where, way] of Object.entries(ways)) {
       for (const type of everyType) {
@@ -586,23 +588,23 @@ for (const [name, carrier] of Object.entries(carriers)) {
         assert.not(before.wrong, where)
         const said = speech(id)
         const { parts } = spoken(said, [...way, { type, a: type === 'layer' ? 2 : 1, b: 1 }].map(step), false)
-        const sealed = home.sealed.length
-        const { refusal = '' } = await played(home, carrier, parts)
+        const sealed = cache.sealed.length
+        const { refusal = '' } = await played(cache, carrier, parts)
         const taken = !/ where none belongs/.test(refusal)
         if (taken !== belongs(before.state).includes(type)) wrong.push(`${type} ${where}: ${taken ? 'taken' : refusal}`)
-        if (home.sealed.length - sealed !== Number(said.sealed)) wrong.push(`${type} ${where}: sealed or not`)
-        await home.clear(id)
-        await settled(home, used, `${type} ${where}`)
+        if (cache.sealed.length - sealed !== Number(said.sealed)) wrong.push(`${type} ${where}: sealed or not`)
+        await cache.clear(id)
+        await settled(cache, used, `${type} ${where}`)
       }
     }
     assert.equal(wrong, [])
-    home.close()
+    cache.close()
   })
 
   test(`over ${name}: random sequences`, async () => {
-    const home = openHouse()
-    await stock(home)
-    const { used } = home.pool
+    const cache = openCache()
+    await stock(cache)
+    const { used } = cache.pool
     const steps = fc.array(
       fc.record({
         kind: fc.oneof(
@@ -624,18 +626,18 @@ for (const [name, carrier] of Object.entries(carriers)) {
         const id = snapshotId(`f${number++}`)
         const said = speech(id)
         const { parts, cut } = spoken(said, list, finishes)
-        const before = home.sealed.length
-        const { refusal, reads, types } = await played(home, carrier, parts)
-        const sealed = home.sealed.length - before
+        const before = cache.sealed.length
+        const { refusal, reads, types } = await played(cache, carrier, parts)
+        const sealed = cache.sealed.length - before
         const told = `${JSON.stringify(said.state)}, ${types.join()}, ${refusal}`
-        await home.clear(id)
+        await cache.clear(id)
         const doubtful = said.layer !== 'none' && said.names.has('inventory.img')
         if (cut || doubtful) assert.ok(sealed <= Number(said.sealed), told)
         else assert.is(sealed, Number(said.sealed), told)
         if (said.wrong && !cut) assert.ok(refusal !== undefined, told)
         const bytes = parts.reduce((all, { length }) => all + length, 0)
         assert.ok(reads <= 4 * parts.length + bytes / 1000 + 40, `${reads} reads of ${bytes} bytes`)
-        await settled(home, used, told)
+        await settled(cache, used, told)
         counts.sealed += sealed
         counts.wrong += Number(said.wrong)
         counts.cut += Number(cut)
@@ -647,7 +649,7 @@ for (const [name, carrier] of Object.entries(carriers)) {
     assert.ok(grown <= MOST_GROWN, `${grown} bytes`)
     assert.is(openFds(), descriptors)
     assert.ok(counts.sealed > 50 && counts.wrong > 50 && counts.cut > 10, JSON.stringify(counts))
-    home.close()
+    cache.close()
   })
 }
 

@@ -1,7 +1,7 @@
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { openConnections } from '../../lib/cache/connections.ts'
+import { Connections } from '../../lib/cache/connections.ts'
 import { openIdleTimer } from '../../lib/cache/idle.ts'
 
 const test = suite('cache/idle')
@@ -38,7 +38,7 @@ test('when many have come and nobody is left it is told, after a while and once'
 test('connections that leave, or are closed, are gone', () => {
   let present = 0
   const quiet = { came: () => void present++, left: () => void present-- }
-  const connections = openConnections({ most: 2, silentMs: 60_000, quiet })
+  const connections = new Connections({ most: 2, silentMs: 60_000, quiet })
   const [first] = [0, 1, 2].map(() => connections.add('a', () => {}))
   assert.is(present, 2)
   first?.leave()
