@@ -19,7 +19,7 @@ import { atMostOne, required, timeoutMs } from '../lib/cli/parse.ts'
 import { cacheOptions, isRemoteCache, wireHelp } from '../lib/cli/wire-options.ts'
 import { findCriu } from '../lib/criu/run.ts'
 import { handleRemoteConnection } from '../lib/criu-remote/cache.ts'
-import { openRemoteRestores } from '../lib/criu-remote/restores.ts'
+import { RemoteRestores } from '../lib/criu-remote/restores.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { manualVerdictHelp, manualVerdictOptions } from '../lib/handover/manual-verdict.ts'
 import { notify } from '../lib/kernel/notify.ts'
@@ -86,7 +86,7 @@ main({ name: 'cache', usage, options, daemon: { notify } }, async ({ values, res
     ...memoryOf(values),
     ...keeping,
     handler: isRemoteCache(values) ? handleRemoteConnection : undefined,
-    openRestores: openRemoteRestores,
+    openRestores: (script, context) => new RemoteRestores(script, context),
     restore: values.restore ? { criu: findCriu(values.criu), options: rest } : undefined,
     ...life,
   })

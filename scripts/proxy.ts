@@ -15,7 +15,7 @@ import { noneBeside, oneOf, portOf, required, timeoutMs, wholeNumber } from '../
 import { sendChoiceOf, sendHelp, sendOptions } from '../lib/cli/send-options.ts'
 import { proxyWireHelp, proxyWireOptions, remoteProxyOf } from '../lib/cli/wire-options.ts'
 import { runProxy } from '../lib/commands/proxy.ts'
-import { remoteDelivery } from '../lib/criu-remote/proxy.ts'
+import { RemoteDelivery } from '../lib/criu-remote/proxy.ts'
 import { untils } from '../lib/format/enums.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { MOST_CONNECTIONS } from '../lib/format/stripes.ts'
@@ -76,7 +76,7 @@ main({ name: 'proxy', usage, options, daemon: { notify } }, async ({ values, rep
     psSocket === undefined ? await onPort() : await inheritedEndpoint(inheritedFd('--ps-socket', psSocket), insecure)
   const how = { until: oneOf('--until', values.until, untils), tuning: tuningOf(sendChoiceOf(values), report) }
   const agreed = { cache, connections, ...how, timeoutMs: timeoutMs(timeout, 60_000) }
-  const delivery = remote ? remoteDelivery({ ...agreed, ...remote, snapshot }) : ferryDelivery(agreed)
+  const delivery = remote ? new RemoteDelivery({ ...agreed, ...remote, snapshot }) : ferryDelivery(agreed)
   const pagePort = portOf('--page-server-port', values['page-server-port'])
   await runProxy({ delivery, pagePort, directory, id, report, signal, onStatus })
 

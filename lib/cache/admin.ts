@@ -1,6 +1,6 @@
 /**
- * The list of what a cache holds, and dropping or pinning one of it, for an operator who asks at the cache's own socket. A
- * snapshot that is the only copy of a process, or may become it, is never dropped here: that takes a verdict.
+ * The list of what a cache holds, and dropping or pinning one of it, for an operator who asks at the cache's own
+ * socket. A snapshot that is the only copy of a process, or may become it, is never dropped here: that takes a verdict.
  */
 
 import { connectWithin } from '../criu/work-directory.ts'
@@ -59,8 +59,8 @@ function hasTasks(state: TargetState): boolean {
 }
 
 /**
- * Drops a snapshot or an unfinished chain, also one whose next round is on its way. Nobody finds it any more; while somebody
- * still reads it its memory stays. Throws `MISSING`, and `REFUSED` where a process may be lost with it.
+ * Drops a snapshot or an unfinished chain, also one whose next round is on its way. Nobody finds it any more; while
+ * somebody still reads it its memory stays. Throws `MISSING`, and `REFUSED` where a process may be lost with it.
  */
 async function removeHolding(id: SnapshotId, context: CacheContext): Promise<void> {
   const found = holding(id, context)
@@ -85,8 +85,8 @@ function holding(id: SnapshotId, context: CacheContext): Holding {
 }
 
 /**
- * Pins or unpins: a pinned snapshot stays when its process runs, and when memory runs out. Throws `MISSING`, and `REFUSED` for a
- * cache with `--release-early`.
+ * Pins or unpins: a pinned snapshot stays when its process runs, and when memory runs out. Throws `MISSING`, and
+ * `REFUSED` for a cache with `--release-early`.
  */
 function pinHolding(id: SnapshotId, pinned: boolean, context: CacheContext): void {
   const { snapshots, options } = context
@@ -158,9 +158,9 @@ async function pin(directory: string, id: string, pinned: boolean): Promise<void
 type AdminOptions = Parameters<typeof manualVerdictOf>[0] & { ls: boolean; rm?: string; pin?: string; unpin?: string }
 
 /**
- * Asks the cache that runs in `directory` what the options ask for. Returns the list for `--ls`, and undefined if the options ask
- * for nothing: then the command is to run a cache. Throws what `connectWithin`, `removeHolding`, `pinHolding` and
- * `giveManualVerdict` throw, and `USAGE`.
+ * Asks the cache that runs in `directory` what the options ask for. Returns the list for `--ls`, and undefined if the
+ * options ask for nothing: then the command is to run a cache. Throws what `connectWithin`, `removeHolding`,
+ * `pinHolding` and `giveManualVerdict` throw, and `USAGE`.
  */
 export async function askCache(
   directory: string,

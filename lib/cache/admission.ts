@@ -1,7 +1,8 @@
 /**
- * Decides who may use a server's port that asks for no credentials: on loopback root, our own user, and the users that the
- * operator named. The port carries the memory of root's processes, and every user of this host can connect to it. Other hosts
- * cannot reach a port without credentials unless the operator asked for that (`--insecure`); then everybody may use it.
+ * Decides who may use a server's port that asks for no credentials: on loopback root, our own user, and the users that
+ * the operator named. The port carries the memory of root's processes, and every user of this host can connect to it.
+ * Other hosts cannot reach a port without credentials unless the operator asked for that (`--insecure`); then everybody
+ * may use it.
  */
 import { Fault } from '../fault.ts'
 import { isLoopback, type Loopback, ownerOf } from '../kernel/tcp-owner.ts'
@@ -18,8 +19,8 @@ type Ends = Partial<Record<'remoteAddress' | 'localAddress', string | undefined>
   Partial<Record<'remotePort' | 'localPort', number | undefined>>
 
 /**
- * `uids`: users of this host who may connect, beside root and our own; undefined admits everybody. With a list nobody else is
- * admitted, from whatever address: a user can connect to loopback from any address of this host.
+ * `uids`: users of this host who may connect, beside root and our own; undefined admits everybody. With a list nobody
+ * else is admitted, from whatever address: a user can connect to loopback from any address of this host.
  */
 export function admissionOf(ends: Ends, uids: readonly number[] | undefined): Admission {
   const { remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 } = ends

@@ -1,13 +1,13 @@
 /**
  * The table of a server's connections, and the rule by which it closes one when there are too many.
  *
- * No client can keep others out by occupying connections. A connection that has sent no frame yet is closed for a new one: the
- * oldest of the origin that has most of them. A connection that has sent one is closed when room is needed and no bytes have
- * moved on it for a while. So every origin gets its share, whatever others do, and a client that sends something is answered.
- * A connection on which nothing moves for as long as its work allows is closed in any case.
+ * No client can keep others out by occupying connections. A connection that has sent no frame yet is closed for a new
+ * one: the oldest of the origin that has most of them. A connection that has sent one is closed when room is needed and
+ * no bytes have moved on it for a while. So every origin gets its share, whatever others do, and a client that sends
+ * something is answered. A connection on which nothing moves for as long as its work allows is closed in any case.
  *
- * Refused: a fixed limit for each origin. Many honest hosts may share one address (a gateway, an ssh server), and an origin
- * that is alone may use the whole table.
+ * Refused: a fixed limit for each origin. Many honest hosts may share one address (a gateway, an ssh server), and an
+ * origin that is alone may use the whole table.
  */
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
@@ -33,8 +33,8 @@ export interface Connection {
   /** Notes that bytes were received, or taken by the peer. */
   moved(bytes: number): void
   /**
-   * Changes the phase. `limitMs`: how long nothing may move; without it there is no limit. Throws `LIMIT` when a connection
-   * leaves `silent` and the table is full.
+   * Changes the phase. `limitMs`: how long nothing may move; without it there is no limit. Throws `LIMIT` when a
+   * connection leaves `silent` and the table is full.
    */
   enter(phase: Phase, limitMs?: number): void
   /** Takes the connection out of the table. */
@@ -96,8 +96,8 @@ export class Connections {
   }
 
   /**
-   * Adds a connection; silent ones are closed where there are too many. `origin`: the user or address whose share it counts to.
-   * `close` is called when the table closes it.
+   * Adds a connection; silent ones are closed where there are too many. `origin`: the user or address whose share it
+   * counts to. `close` is called when the table closes it.
    */
   add(origin: string, close: (reason: Fault) => void, count = 1): Connection {
     const { most, silentMs } = this.#limits
@@ -130,8 +130,8 @@ export class Connections {
   }
 
   /**
-   * Closes one connection on which nothing has moved for a while, for the memory that it holds. Connections that only wait are
-   * included when `waiting`: they hold none for images. Returns whether there was one.
+   * Closes one connection on which nothing has moved for a while, for the memory that it holds. Connections that only
+   * wait are included when `waiting`: they hold none for images. Returns whether there was one.
    */
   relieve(waiting: boolean): boolean {
     const still = this.#candidate((entry) => this.#mayClose(entry) && (waiting || entry.phase === 'moving'))

@@ -31,13 +31,16 @@ export interface CacheOptions extends CacheRestoreOptions {
   /** Bytes of it that are kept ready for the next snapshot. */
   reserve: number
   /**
-   * How long a restore waits for its snapshot, how long an unfinished chain is safe when memory runs out, and how long nothing
-   * may move of a snapshot that is received or sent.
+   * How long a restore waits for its snapshot, how long an unfinished chain is safe when memory runs out, and how long
+   * nothing may move of a snapshot that is received or sent.
    */
   timeoutMs: number
   /** Serves a connection over the port, reports what fails, and closes the link. Speaks our wire if undefined. */
   handler?: ConnectionHandler | undefined
-  /** Opens another way to restore on this host, beside `criu restore --stream`. `script`: the path for `--action-script`. */
+  /**
+   * Opens another way to restore on this host, beside `criu restore --stream`. `script`: the path for
+   * `--action-script`.
+   */
   openRestores?: (script: string, context: CacheContext) => { close(): void }
   /** Offer the pages that are here to senders, and share them. */
   dedup: boolean
@@ -56,7 +59,9 @@ export interface CacheContext {
   options: CacheOptions
   /** Links of incoming snapshots whose sender may resume over a new connection. */
   resumable: Map<SnapshotId, TargetLink>
-  /** Incoming pre-copy rounds. Their tasks still run, so one can be removed by hand. `over`: it is sealed or dropped. */
+  /**
+   * Incoming pre-copy rounds. Their tasks still run, so one can be removed by hand. `over`: it is sealed or dropped.
+   */
   incomingRounds: Map<SnapshotId, { link: Link; over: Promise<void> }>
   /** Connections that wait for the others of their striped link. */
   groups: ConnectionGroups

@@ -13,8 +13,8 @@ import type { CacheContext } from './context.ts'
 import type { AdmittedRestore } from './handovers.ts'
 
 /**
- * What the cache keeps for one such restore. A criu that runs our action script is held by a gate, and so may have its snapshot
- * before the verdict.
+ * What the cache keeps for one such restore. A criu that runs our action script is held by a gate, and so may have its
+ * snapshot before the verdict.
  */
 export class ExternalRestore {
   /** Undefined where the criu cannot be seen from here. */
@@ -49,8 +49,8 @@ export class ExternalRestore {
   }
 
   /**
-   * Gives it the snapshot that `find` finds. `what` is reported as what it waits for, where there is nothing yet. Throws what
-   * `find` throws, and `EXISTS` where the snapshot runs or another restore is at work.
+   * Gives it the snapshot that `find` finds. `what` is reported as what it waits for, where there is nothing yet.
+   * Throws what `find` throws, and `EXISTS` where the snapshot runs or another restore is at work.
    */
   async choose(what: string, find: (early: boolean) => Promise<SealedSnapshot>): Promise<SealedSnapshot> {
     const { snapshots, handovers, options } = this.#context
@@ -83,7 +83,10 @@ export class ExternalRestore {
   }
 }
 
-/** Serves a `criu restore --stream` that has connected in the work directory. `script`: our action script. Reports what fails. */
+/**
+ * Serves a `criu restore --stream` that has connected in the work directory. `script`: our action script. Reports what
+ * fails.
+ */
 export async function serveExternalRestore(socket: Fd, script: string, context: CacheContext): Promise<void> {
   const { snapshots, handovers, options } = context
   const { id, timeoutMs, releaseEarly, report } = options

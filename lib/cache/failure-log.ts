@@ -1,7 +1,7 @@
 /**
- * Reports failures that a peer can cause as often as it likes. The first ones are reported as they come; those that follow at
- * once are counted, and the count is reported once a second. So the log says what fails and for whom, and no peer can fill the
- * disk with it.
+ * Reports failures that a peer can cause as often as it likes. The first ones are reported as they come; those that
+ * follow at once are counted, and the count is reported once a second. So the log says what fails and for whom, and no
+ * peer can fill the disk with it.
  */
 import { Fault } from '../fault.ts'
 import type { Report } from '../progress.ts'

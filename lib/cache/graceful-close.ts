@@ -1,7 +1,7 @@
 /**
- * How the cache ends a connection so that the peer can read the reason. Closing a socket over unread bytes makes TCP reset the
- * connection, and the peer may learn of the reset before it has read the last frame. So what the peer has already sent is read
- * and dropped first.
+ * How the cache ends a connection so that the peer can read the reason. Closing a socket over unread bytes makes TCP
+ * reset the connection, and the peer may learn of the reset before it has read the last frame. So what the peer has
+ * already sent is read and dropped first.
  */
 import type net from 'node:net'
 import type { Fault } from '../fault.ts'
@@ -28,7 +28,9 @@ export async function sendRefusal(link: Link, writer: FrameWriter, fault: Fault)
   await link.outlet.finish()
 }
 
-/** Sends the last bytes by `send`, and drops what the peer still sends until it closes, for at most 5 s. Throws nothing. */
+/**
+ * Sends the last bytes by `send`, and drops what the peer still sends until it closes, for at most 5 s. Throws nothing.
+ */
 export async function linger(link: Link, send = (): Promise<void> => link.outlet.finish()): Promise<void> {
   const timer = setTimeout(() => link.destroy(), LINGER_MS)
   try {

@@ -1,6 +1,6 @@
 /**
- * The hand-overs of one cache, by snapshot. A snapshot is restored by a criu that the cache starts, by a criu that somebody
- * else started on this host, or by a client on another host.
+ * The hand-overs of one cache, by snapshot. A snapshot is restored by a criu that the cache starts, by a criu that
+ * somebody else started on this host, or by a client on another host.
  */
 import { timingSafeEqual } from 'node:crypto'
 import type { Gate } from '../criu/action-script.ts'
@@ -42,7 +42,9 @@ export interface CacheRestoreOptions {
   directory: string
   /** Restore every snapshot of a hand-over as soon as it is sealed. */
   restore: { criu: string; options: readonly string[] } | undefined
-  /** Release the memory of a snapshot while a restore that can be held reads it: such a snapshot can be restored once. */
+  /**
+   * Release the memory of a snapshot while a restore that can be held reads it: such a snapshot can be restored once.
+   */
   releaseEarly: boolean
   /** Retain a snapshot when its process runs, for more restores. */
   keep: boolean
@@ -83,7 +85,9 @@ export class Handovers {
   /** What a verdict on another link must show; `NO_TOKEN` where no other link may give one. */
   readonly #tokens = new Map<SnapshotId, Buffer>()
 
-  /** Throws `USAGE` for criu options that a restore here cannot have, and `IO` where a restore could not get its socket. */
+  /**
+   * Throws `USAGE` for criu options that a restore here cannot have, and `IO` where a restore could not get its socket.
+   */
   constructor(snapshots: Snapshots, options: CacheRestoreOptions) {
     this.#snapshots = snapshots
     this.#options = options
@@ -101,7 +105,9 @@ export class Handovers {
     return id === undefined ? undefined : this.#handovers.get(id)
   }
 
-  /** Begins the hand-over of a snapshot whose images are all here. `token`: what a verdict on another link must show. */
+  /**
+   * Begins the hand-over of a snapshot whose images are all here. `token`: what a verdict on another link must show.
+   */
   add(id: SnapshotId, token: Buffer = NO_TOKEN): TargetHandover {
     const snapshots = this.#snapshots
     this.#tokens.set(id, token)
@@ -115,7 +121,10 @@ export class Handovers {
     return handover
   }
 
-  /** Takes over the restores that a killed cache left held in the work directory: their images are gone, their tasks live. */
+  /**
+   * Takes over the restores that a killed cache left held in the work directory: their images are gone, their tasks
+   * live.
+   */
   recover(): void {
     const { directory, report } = this.#options
     for (const restore of recoverRestores(directory)) {
@@ -145,8 +154,8 @@ export class Handovers {
   }
 
   /**
-   * Lets a criu that somebody else started restore the snapshot; `gate` holds it until the verdict. Without a gate it cannot be
-   * seen whether its tasks run, so the images stay. Throws `EXISTS` where another restore is at work.
+   * Lets a criu that somebody else started restore the snapshot; `gate` holds it until the verdict. Without a gate it
+   * cannot be seen whether its tasks run, so the images stay. Throws `EXISTS` where another restore is at work.
    */
   admit(id: SnapshotId, gate: Gate | undefined, criu: Process | undefined): AdmittedRestore {
     const handover = this.#handovers.get(id)
@@ -178,8 +187,8 @@ export class Handovers {
   }
 
   /**
-   * Lets a client restore the snapshot on its own host; its reports and our verdict cross its link. Undefined for a snapshot
-   * without a hand-over, or whose hand-over is over. Throws `EXISTS` where another restore is at work.
+   * Lets a client restore the snapshot on its own host; its reports and our verdict cross its link. Undefined for a
+   * snapshot without a hand-over, or whose hand-over is over. Throws `EXISTS` where another restore is at work.
    */
   remote(id: SnapshotId, writer: FrameWriter): RemoteRestore | undefined {
     const handover = this.#handovers.get(id)

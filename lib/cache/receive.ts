@@ -25,14 +25,17 @@ const lastFrames = accepting('verdict', 'failed')
 /** States in which nothing depends on a verdict any more. */
 const settled: readonly TargetState[] = ['owning', 'reviving', 'running', 'dropped']
 
-/** A resumable link notices by itself that nothing comes: it gets this much time before the table of connections closes it, ms. */
+/**
+ * A resumable link notices by itself that nothing comes: it gets this much time before the table of connections closes
+ * it, ms.
+ */
 const RESUME_MARGIN_MS = 1000
 /** How long a link stays open after its verdict, so that our answer is read, ms. */
 const SETTLED_MS = 1000
 
 /**
- * Receives the snapshot `id` and seals it. If its source hands over a process, waits for the verdict and carries it out. Throws
- * what went wrong.
+ * Receives the snapshot `id` and seals it. If its source hands over a process, waits for the verdict and carries it
+ * out. Throws what went wrong.
  */
 export async function receive(id: SnapshotId, peer: Peer, context: CacheContext): Promise<void> {
   const { writer, connection } = peer
@@ -104,7 +107,9 @@ async function receiveImages(
   }
 }
 
-/** Reports that a snapshot is sealed. `begun`: by performance.now(). `round`: its number in the chain, if it is a round. */
+/**
+ * Reports that a snapshot is sealed. `begun`: by performance.now(). `round`: its number in the chain, if it is a round.
+ */
 export function reportSealed(report: Report, id: SnapshotId, snapshot: Snapshot, begun: number, round?: number): void {
   const { images, bytes } = snapshot
   const ms = performance.now() - begun
@@ -164,7 +169,9 @@ async function answerRecall(
   }
 }
 
-/** Warms up while memory is reserved: the sender is not ready to send before that either. Throws at once without memory. */
+/**
+ * Warms up while memory is reserved: the sender is not ready to send before that either. Throws at once without memory.
+ */
 function warmingUp(incoming: IncomingSnapshot): ImageSink {
   return {
     open: (name) => incoming.open(name),

@@ -17,8 +17,8 @@ const GATHERED_BYTES = 2 * LARGEST_GATHERED
 const confirmation = accepting('sealed')
 
 /**
- * Sends the snapshot `id`, or the newest; waits for it at most `timeoutMs`. `canHold`: the client takes part in the hand-over,
- * and may have the snapshot before its verdict. Throws what `Snapshots.find` throws, `EXISTS`, and `LINK`.
+ * Sends the snapshot `id`, or the newest; waits for it at most `timeoutMs`. `canHold`: the client takes part in the
+ * hand-over, and may have the snapshot before its verdict. Throws what `Snapshots.find` throws, `EXISTS`, and `LINK`.
  */
 export async function sendStored(
   { id, timeoutMs }: { id: SnapshotId | undefined; timeoutMs: number },

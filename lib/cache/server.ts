@@ -1,13 +1,13 @@
 /**
- * The image-cache: a daemon on the target host. It takes snapshots from proxies, keeps them in memory, and gives them to
- * `criu restore --stream -D DIR` and to restore-from-socket, to every client that asks and as often as it asks.
+ * The image-cache: a daemon on the target host. It takes snapshots from proxies, keeps them in memory, and gives them
+ * to `criu restore --stream -D DIR` and to restore-from-socket, to every client that asks and as often as it asks.
  *
- * The cache sends the first frame (`hello`), so that a client can tell it from a plain stream; then the client sends a snapshot
- * or asks for one (`get`). A snapshot can be had only when it is sealed: complete, and every digest verified. A client that asks
- * earlier waits. A snapshot stays until the cache ends: a restore that fails can be tried again.
+ * The cache sends the first frame (`hello`), so that a client can tell it from a plain stream; then the client sends a
+ * snapshot or asks for one (`get`). A snapshot can be had only when it is sealed: complete, and every digest verified.
+ * A client that asks earlier waits. A snapshot stays until the cache ends: a restore that fails can be tried again.
  *
- * Refused: serving an image while it is still received. CRIU's order of restoring is nearly the reverse of its order of dumping,
- * so there is little to gain, and a process could run from a dump that then fails.
+ * Refused: serving an image while it is still received. CRIU's order of restoring is nearly the reverse of its order of
+ * dumping, so there is little to gain, and a process could run from a dump that then fails.
  */
 import { rmSync } from 'node:fs'
 import net from 'node:net'

@@ -19,7 +19,7 @@ import { type PageServer, pageServer } from '../criu/page-server.ts'
 import { openPagePort, type PagePort } from '../criu/page-server-port.ts'
 import { type DumpHalf, openSplitDumps } from '../criu/split-dump.ts'
 import { openWorkDir } from '../criu/work-directory.ts'
-import { openRemoteDumps, type RemoteDumps } from '../criu-remote/dumps.ts'
+import { RemoteDumps } from '../criu-remote/dumps.ts'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
@@ -89,7 +89,7 @@ export async function runProxy(options: ProxyOptions): Promise<never> {
   try {
     for (const { id, paid } of delivery.debts(place)) track(paid, `snapshot ${id}`)
     signal.addEventListener('abort', () => work.remove(signal.reason as Error))
-    remote = openRemoteDumps({
+    remote = new RemoteDumps({
       directory: work.path,
       chains,
       newId,

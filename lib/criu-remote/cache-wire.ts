@@ -1,89 +1,131 @@
 /**
- * What an image-proxy of `criu --remote` says to its image-cache on one TCP connection, which is never answered: a remote_image_entry
- * (remote.ts), the bytes of the image, the next one, up to the end of the stream. PROTOCOL.md describes it.
+ * What an image-proxy of `criu --remote` sends to its image-cache on one TCP connection, on which nothing is ever sent
+ * back: a remote_image_entry (messages.ts), the bytes of the image, the next entry, up to the end of the stream.
+ * PROTOCOL.md describes it.
  *
- * An entry's size is that of the whole image when this transfer is over. Where an image is added to (`O_APPEND`) only what is new follows. The
- * proxies of 2017 say so of every image, which comes to the same: nothing of it is there before.
+ * The size in an entry is that of the whole image after this transfer. Where an image is appended to (`O_APPEND`) only
+ * the new bytes follow. The proxies of 2017 send every image as an append, which comes to the same: there are no bytes
+ * of it before.
  *
- * There is no word for a dump that is complete, or failed: the stream ends where an entry could begin, and that is all.
+ * No message tells that a dump is complete, or that it failed: the stream ends where an entry could begin, and that is
+ * all.
  */
 import { Fault } from '../fault.ts'
 import { LARGEST_IMAGE, MOST_IMAGES } from '../format/image-list.ts'
 import { type ImageName, printable } from '../format/names.ts'
 import { MOST_ROUNDS } from '../format/wire.ts'
 import {
+  decodeIds,
   decodeRemoteImage,
-  decodeSnapshotId,
+  encodeIds,
   encodeRemoteImage,
-  encodeSnapshotId,
+  LIST,
   messageDecoder,
+  NO_SNAPSHOT,
   openMode,
   requestOf,
 } from './messages.ts'
 
-/** Bytes of the list of snapshots. */
+/** Most bytes of the list of snapshots. */
 export const LONGEST_SNAPSHOTS = 2 ** 20
-/** The list, of images from March 2019 on and before: who restores asks for it in one of these. */
-const LIST = 'parent'
-const listPlaces = ['', 'null'] as const
+/** The list for restores with images from March 2019 on, and before: each asks for it in one of these places. */
+const listPlaces = ['', NO_SNAPSHOT] as const
 
 export type RemoteWireEvent =
-  /** A dump with this `-D`: it has begun, or its first image comes, of a proxy that sends the list with the last dump. */
+  /**
+   * A dump with this `-D`: it has begun, or, from a proxy that sends the list with the last dump, its first image
+   * follows.
+   */
   | { kind: 'push'; snapshot: string }
-  /** From here on images are those of this dump, which was pushed; no others of those before it come. */
+  /** The next images are those of this dump, which was pushed. No others of earlier dumps come. */
   | { kind: 'snapshot'; snapshot: string }
-  /** Its next `bytes` bytes: all of it, in place of what there is of that name, or what is added. */
+  /** An image of `bytes` bytes follows: it takes the place of an earlier one of that name, or is appended to it. */
   | { kind: 'image'; name: ImageName; append: boolean; bytes: number }
-  /** A view of what was pushed. */
+  /** Bytes of the image: a view of what was pushed. */
   | { kind: 'bytes'; bytes: Uint8Array }
-  /** All of them came; at once where there are none. */
+  /** All bytes of the image came. */
   | { kind: 'imageEnd' }
 
-export interface RemoteWireDecoder {
-  /**
-   * What these bytes say, to be taken to the end before the next call. Throws `CRIU_PROTOCOL` for what no proxy says, `NAME`, `LIMIT`, and
-   * `TRUNCATED` for a list of snapshots that is cut.
-   */
-  push(bytes: Uint8Array): Generator<RemoteWireEvent, void, void>
-  /** The stream has ended. Throws `TRUNCATED` unless that is where an entry could begin. */
-  end(): void
-}
-
-interface List {
+/** A list of snapshots that is being received. */
+interface OpenList {
   place: string
   body: Buffer
+  /** Bytes of `body` that are there. */
   filled: number
 }
 
-export function remoteWireDecoder(): RemoteWireDecoder {
-  const entries = messageDecoder()
+export class RemoteWireDecoder {
+  readonly #entries = messageDecoder()
   /** An entry has begun and is not complete. */
-  let inEntry = false
-  let open: { name: ImageName; size: number } | List | undefined
-  /** Bytes of it that are still to come. */
-  let left = 0
-  const pushed: string[] = []
-  /** Entries of the longest list so far. */
-  let told = 0
-  const lists = new Map<string, Buffer>()
-  /** The number of the dump that images come of, and what there is of each. */
-  let current = -1
-  let sizes = new Map<ImageName, number>()
+  #inEntry = false
+  /** What the last entry announced, until all its bytes are here. */
+  #open: { name: ImageName } | OpenList | undefined
+  /** Bytes of that which are still to come. */
+  #left = 0
+  /** The `-D` of all dumps so far. */
+  readonly #pushed: string[] = []
+  /** The number of snapshots on the longest list so far. */
+  #listed = 0
+  /** The last list of each place. */
+  readonly #lists = new Map<string, Buffer>()
+  /** The dump whose images come now: its index in `#pushed`. */
+  #current = -1
+  /** The bytes of each of its images. */
+  #sizes = new Map<ImageName, number>();
 
-  function* begin(body: Uint8Array): Generator<RemoteWireEvent> {
+  /**
+   * Yields what these bytes mean; must be read to the end before the next call. Throws `CRIU_PROTOCOL` for what no
+   * proxy sends, `NAME` and `LIMIT`.
+   */
+  *push(bytes: Uint8Array): Generator<RemoteWireEvent, void, void> {
+    for (let at = 0; at < bytes.length; ) {
+      if (this.#open === undefined) {
+        const { taken, body } = this.#entries.push(bytes.subarray(at))
+        at += taken
+        this.#inEntry = body === undefined
+        if (body === undefined) return
+        yield* this.#begin(body)
+      } else {
+        const part = bytes.subarray(at, at + Math.min(this.#left, bytes.length - at))
+        at += part.length
+        this.#left -= part.length
+        if ('name' in this.#open) yield { kind: 'bytes', bytes: part }
+        else {
+          this.#open.body.set(part, this.#open.filled)
+          this.#open.filled += part.length
+        }
+      }
+      if (this.#left === 0) yield* this.#complete()
+    }
+  }
+
+  /** The stream has ended. Throws `TRUNCATED` unless an entry could begin here, and `CRIU_PROTOCOL` without a list. */
+  end(): void {
+    const open = this.#open
+    if (open === undefined && !this.#inEntry) {
+      if (this.#listed > 0 || this.#pushed.length === 0) return
+      throw wrong('the stream ended without the list of snapshots')
+    }
+    const where = open === undefined ? 'an entry' : 'name' in open ? `image ${open.name}` : 'the list of snapshots'
+    throw new Fault('TRUNCATED', `criu --remote: the stream ended in the middle of ${where}`, {
+      hint: 'the image-proxy was stopped or the link was cut',
+    })
+  }
+
+  *#begin(body: Uint8Array): Generator<RemoteWireEvent> {
     const entry = decodeRemoteImage(body)
-    const said = requestOf(entry)
-    switch (said.kind) {
+    const request = requestOf(entry)
+    switch (request.kind) {
       case 'write':
-        yield* select(said.snapshot)
-        yield image(said.name, entry.size, said.append)
+        yield* this.#select(request.snapshot)
+        yield this.#beginImage(request.name, entry.size, request.append)
         break
       case 'push':
-        list(entry.snapshot, entry.size, said.append)
+        this.#beginList(entry.snapshot, entry.size, request.append)
         break
       case 'finish':
-        // Those until 2019 may send it on, an image of nothing; the end of the stream says the same.
-        if (entry.size > 0 || said.of === 'restore') throw wrong('a finish with a body, or one of a restore')
+        // Proxies until 2019 may pass a finish on, as an image of no bytes; the end of the stream tells the same.
+        if (entry.size > 0 || request.of === 'restore') throw wrong('a finish with a body, or one of a restore')
         break
       case 'read':
       case 'pull':
@@ -91,27 +133,29 @@ export function remoteWireDecoder(): RemoteWireDecoder {
     }
   }
 
-  function* select(snapshot: string): Generator<RemoteWireEvent> {
-    if (pushed[current] === snapshot) return
+  *#select(snapshot: string): Generator<RemoteWireEvent> {
+    const pushed = this.#pushed
+    if (pushed[this.#current] === snapshot) return
     let at = pushed.indexOf(snapshot)
-    if (at < 0 && told === 0) {
+    if (at < 0 && this.#listed === 0) {
       at = pushed.length
-      yield add(snapshot)
+      yield this.#add(snapshot)
     }
     if (at < 0) throw wrong(`an image of ${printable(snapshot)}, which is not on the list of snapshots`, LOST)
-    if (at < current) throw wrong(`an image of ${printable(snapshot)} comes after those of a later dump`)
-    current = at
-    sizes = new Map()
+    if (at < this.#current) throw wrong(`an image of ${printable(snapshot)} comes after those of a later dump`)
+    this.#current = at
+    this.#sizes = new Map()
     yield { kind: 'snapshot', snapshot }
   }
 
-  function add(snapshot: string): RemoteWireEvent {
-    if (pushed.length > MOST_ROUNDS) throw tooMany(pushed.length + 1)
-    pushed.push(snapshot)
+  #add(snapshot: string): RemoteWireEvent {
+    if (this.#pushed.length > MOST_ROUNDS) throw tooMany(this.#pushed.length + 1)
+    this.#pushed.push(snapshot)
     return { kind: 'push', snapshot }
   }
 
-  function image(name: ImageName, size: number, append: boolean): RemoteWireEvent {
+  #beginImage(name: ImageName, size: number, append: boolean): RemoteWireEvent {
+    const sizes = this.#sizes
     if (size > LARGEST_IMAGE) throw new Fault('LIMIT', `image ${name} of ${size} bytes is above the limit`)
     const before = append ? (sizes.get(name) ?? 0) : 0
     if (size < before) throw wrong(`${name} has ${before} bytes, and is to have ${size} when more is added`)
@@ -119,111 +163,70 @@ export function remoteWireDecoder(): RemoteWireDecoder {
       throw new Fault('LIMIT', `more than ${MOST_IMAGES} images in one snapshot`)
     }
     sizes.set(name, size)
-    left = size - before
-    open = { name, size }
-    return { kind: 'image', name, append: before > 0, bytes: left }
+    this.#left = size - before
+    this.#open = { name }
+    return { kind: 'image', name, append: before > 0, bytes: this.#left }
   }
 
-  function list(place: string, size: number, append: boolean): void {
-    const before = append ? lists.get(place) : undefined
+  #beginList(place: string, size: number, append: boolean): void {
+    const before = append ? this.#lists.get(place) : undefined
     const filled = before?.length ?? 0
     if (size < filled) throw wrong('the list of snapshots becomes shorter when one is added', LOST)
     if (size > LONGEST_SNAPSHOTS) throw new Fault('LIMIT', `a list of snapshots of ${size} bytes`)
     if (size === filled && append) return
     const body = Buffer.alloc(size)
     before?.copy(body)
-    open = { place, body, filled }
-    left = size - filled
+    this.#open = { place, body, filled }
+    this.#left = size - filled
   }
 
-  function* complete(): Generator<RemoteWireEvent> {
-    if (open === undefined) return
-    const done = open
-    open = undefined
+  *#complete(): Generator<RemoteWireEvent> {
+    if (this.#open === undefined) return
+    const done = this.#open
+    this.#open = undefined
     if ('name' in done) return yield { kind: 'imageEnd' }
-    lists.set(done.place, done.body)
+    this.#lists.set(done.place, done.body)
+    const pushed = this.#pushed
     const listed = snapshotsOf(done.body)
     // A dump that is tried again takes the place of the one that failed.
-    if (listed.length > told && listed.at(-1) === pushed[current]) sizes = new Map()
-    told = Math.max(told, listed.length)
-    if (withoutRepeats(listed).length < pushed.length) throw wrong('a dump whose images came is not on the list', LOST)
-    for (const [at, snapshot] of withoutRepeats(listed).entries()) {
+    if (listed.length > this.#listed && listed.at(-1) === pushed[this.#current]) this.#sizes = new Map()
+    this.#listed = Math.max(this.#listed, listed.length)
+    const snapshots = listed.filter((snapshot, at) => snapshot !== listed[at - 1])
+    if (snapshots.length < pushed.length) throw wrong('a dump whose images came is not on the list', LOST)
+    for (const [at, snapshot] of snapshots.entries()) {
       if (at < pushed.length && pushed[at] !== snapshot) throw wrong('the list of snapshots is another one now', LOST)
       if (at < pushed.length) continue
       if (pushed.includes(snapshot)) {
         throw wrong(`an earlier dump has the directory ${printable(snapshot)} too`, 'give every dump a -D of its own')
       }
-      yield add(snapshot)
+      yield this.#add(snapshot)
     }
-  }
-
-  return {
-    *push(bytes) {
-      for (let at = 0; at < bytes.length; ) {
-        if (open === undefined) {
-          const { taken, body } = entries.push(bytes.subarray(at))
-          at += taken
-          inEntry = body === undefined
-          if (body === undefined) return
-          yield* begin(body)
-        } else {
-          const some = bytes.subarray(at, at + Math.min(left, bytes.length - at))
-          at += some.length
-          left -= some.length
-          if ('name' in open) yield { kind: 'bytes', bytes: some }
-          else {
-            open.body.set(some, open.filled)
-            open.filled += some.length
-          }
-        }
-        if (left === 0) yield* complete()
-      }
-    },
-    end() {
-      if (open === undefined && !inEntry && (told > 0 || pushed.length === 0)) return
-      if (open === undefined && !inEntry) throw wrong('the stream ended without the list of snapshots')
-      const where = open === undefined ? 'an entry' : 'name' in open ? `image ${open.name}` : 'the list of snapshots'
-      throw new Fault('TRUNCATED', `criu --remote: the stream ended in the middle of ${where}`, {
-        hint: 'the image-proxy was stopped or the link was cut',
-      })
-    },
   }
 }
 
 function snapshotsOf(list: Buffer): string[] {
-  const messages = messageDecoder()
-  const snapshots: string[] = []
-  for (let at = 0; at < list.length; ) {
-    const { taken, body } = messages.push(list.subarray(at))
-    at += taken
-    if (body !== undefined) snapshots.push(decodeSnapshotId(body))
-    else throw wrong('the list of snapshots is cut')
-  }
-  if (snapshots.length > MOST_ROUNDS + 1) {
-    throw tooMany(snapshots.length)
-  }
-  return snapshots
+  const { ids, isCut } = decodeIds([list], Number.POSITIVE_INFINITY)
+  if (isCut) throw wrong('the list of snapshots is cut')
+  if (ids.length > MOST_ROUNDS + 1) throw tooMany(ids.length)
+  return ids
 }
 
 function tooMany(dumps: number): Fault {
   return new Fault('LIMIT', `a chain of ${dumps} dumps, at most ${MOST_ROUNDS + 1} are allowed`)
 }
 
-function withoutRepeats(snapshots: readonly string[]): string[] {
-  return snapshots.filter((snapshot, at) => snapshot !== snapshots[at - 1])
-}
-
-/** What goes before the bytes of a whole image: to be sent with one write, for the originals read it with one read each. */
+/** The entry of a whole image. To be sent with one write of its own: the originals read it with one read. */
 export function encodeImageEntry(snapshot: string, name: ImageName, size: number): Buffer {
   return encodeRemoteImage({ name, snapshot, mode: openMode.write, size })
 }
 
 /**
- * The whole list of snapshots, the oldest first, for caches of every age. Each part is for one write. To be said once: where a list is added to, those
- * from May 2018 on forget what there was, and those before do not, so that they disagree about the bytes that follow.
+ * The whole list of snapshots, the oldest first, for caches of every age. Each part is for one write. It can be sent
+ * only once: when more is appended to a list, caches from May 2018 on forget what there was, and those before do not,
+ * so they disagree about the bytes that follow.
  */
 export function encodeList(snapshots: readonly string[]): Buffer[] {
-  const body = Buffer.concat(snapshots.map(encodeSnapshotId))
+  const body = encodeIds(snapshots)
   const entry = (place: string): Buffer =>
     encodeRemoteImage({ name: LIST, snapshot: place, mode: openMode.append, size: body.length })
   return listPlaces.flatMap((place) => [entry(place), body])

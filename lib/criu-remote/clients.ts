@@ -1,39 +1,43 @@
-/** Those who connect to a socket of `criu --remote`, an image each: how many may wait at a time, and whose failures are told. */
+/**
+ * The clients of a socket of `criu --remote`: each connects for one image. Limits how many may wait, and reports
+ * failures.
+ */
 
 import { openWorkDir } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
 import { asFault } from '../format/refusal.ts'
 import type { Fd } from '../kernel/fd.ts'
+import { parentOf } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { acceptNow, acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 
 export interface Clients {
-  readonly areHeard: boolean
-  /** Hears those who have connected already. */
-  takeAll(): void
-  /** Says what went wrong, as long as somebody is heard. */
+  readonly isOpen: boolean
+  /** Accepts the clients that have connected already. */
+  acceptPending(): void
+  /** Reports a failure, while the socket is open. */
   failed(what: string, error: unknown): void
-  /** Nobody else is heard. */
+  /** Takes the socket away. */
   close(): void
 }
 
-/** Closes the socket at some time, and calls `answered` when nobody waits there any more. */
+/** Serves a client: closes the socket in the end, and calls `answered` when the client waits for us no more. */
 export type HandleClient = (socket: Fd, pid: number, answered: () => void) => Promise<void>
 
-/** Connections at a time that have not said yet what they are for, or wait for their answer: criu has one an image. */
+/** Most connections that have sent no request yet, or wait for their answer: criu has one for each image. */
 const MOST_CLIENTS = 1024
 
-/** Offers a socket of that name in `directory`. Throws `EXISTS` or `IO`. */
-export function openClients(directory: string, name: string, report: Report, hear: HandleClient): Clients {
+/** Listens at the socket `name` in `directory`. Throws `EXISTS` or `IO`. */
+export function openClients(directory: string, name: string, report: Report, handle: HandleClient): Clients {
   const { listener, remove } = openWorkDir(directory, name)
   let waiting = 0
-  let open = true
+  let isOpen = true
 
   const failed = (what: string, error: unknown): void =>
-    void (open && report({ event: 'failed', what, fault: asFault(error) }))
+    void (isOpen && report({ event: 'failed', what, fault: asFault(error) }))
 
-  function take(socket: Fd): void {
+  function accept(socket: Fd): void {
     const what = 'a client of criu --remote'
     if (waiting >= MOST_CLIENTS) {
       closeFd(socket)
@@ -41,32 +45,41 @@ export function openClients(directory: string, name: string, report: Report, hea
       return
     }
     waiting++
-    let counted = true
+    let isCounted = true
     const answered = (): void => {
-      if (counted) waiting--
-      counted = false
+      if (isCounted) waiting--
+      isCounted = false
     }
-    hear(socket, peerPid(socket), answered)
+    handle(socket, peerPid(socket), answered)
       .catch((error: unknown) => failed(what, error))
       .finally(answered)
   }
 
   async function listen(): Promise<never> {
-    for (;;) take(await acceptUnix(listener))
+    for (;;) accept(await acceptUnix(listener))
   }
   listen().catch((error: unknown) => failed(name, error))
 
   return {
-    get areHeard() {
-      return open
+    get isOpen() {
+      return isOpen
     },
-    takeAll() {
-      for (let next = acceptNow(listener); next !== undefined; next = acceptNow(listener)) take(next)
+    acceptPending() {
+      for (let next = acceptNow(listener); next !== undefined; next = acceptNow(listener)) accept(next)
     },
     failed,
     close() {
-      open = false
+      isOpen = false
       remove()
     },
   }
+}
+
+/** What `find` finds for the process `pid`, or for the nearest of its ancestors. */
+export function ofAncestor<Found>(pid: number, find: (pid: number) => Found | undefined): Found | undefined {
+  for (let at = pid; at > 0; at = parentOf(at) ?? 0) {
+    const found = find(at)
+    if (found !== undefined) return found
+  }
+  return undefined
 }

@@ -1,12 +1,13 @@
 /**
- * The images of one `criu dump --remote` or `pre-dump --remote`, each of which comes by itself: an image source.
+ * The images of one `criu dump --remote` or `pre-dump --remote`, each of which comes over its own connection: an image
+ * source.
  *
- * criu waits where its pipes are full, so each is read from as soon as it is there, whatever the link does. An image of some size goes on as it
- * comes; a small one, as nearly all are, is kept until the end: it may be written again, or appended to, and the next dump reads the pagemaps
- * of this one. inventory.img goes last, as criu writes it.
+ * CRIU waits where its pipes are full, so each image is read as soon as it comes, whatever the link does. A large image
+ * is passed on as it comes. A small one, as nearly all are, is kept until the end: it may be written again, or appended
+ * to, and the next dump reads the pagemaps of this one. inventory.img is sent last, as criu writes it last.
  *
- * Images tell nothing about their end but the end of their pipe, and that there are no more is known from elsewhere (remote-dumps.ts): so `end` says it,
- * and those that are still being written then are waited for.
+ * The end of an image is the end of its pipe. That no more images come is known from elsewhere (dumps.ts), which calls
+ * `end`; images that are still being written then are waited for.
  */
 import { Fault } from '../fault.ts'
 import { MOST_IMAGES } from '../format/image-list.ts'
@@ -20,175 +21,179 @@ import { openCondition } from '../stream/condition.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { IDS, receiveImage, unexpectedRequest } from './local-wire.ts'
 
-/** A larger image goes on as it comes. Not tuned: a pagemap of 350,000 ranges is as large. */
+/** A larger image is passed on as it comes. Not tuned: a pagemap of 350,000 ranges is as large. */
 const LARGEST_KEPT = 4 * 2 ** 20
-/** All that are kept of one dump. */
+/** Most bytes that are kept of one dump. */
 const MOST_KEPT = 64 * 2 ** 20
 const READ_BYTES = 64 * 2 ** 10
 
-export interface RemoteImages extends ImageSource {
-  /** Takes an image, or with `append` more of one, from the client at the other end of `socket`, which is closed. */
-  take(name: ImageName, append: boolean, socket: Fd): void
-  /** The ids of this dump and of the rounds before it, before the first image goes on. */
-  name(ids: Buffer): void
-  /** No more images come but those that are being written now. */
-  end(): void
-  readonly isOver: boolean
+export class RemoteImages implements ImageSource {
+  readonly images = this.#open()
+  /** Notified of everything that a client sends. */
+  readonly news = openCondition()
+  readonly #kept = new Map<ImageName, Buffer>()
+  readonly #names = new Set<ImageName>()
+  /** Large images that `images` has not yielded yet. */
+  readonly #large: OpenImage[] = []
+  readonly #passedOn = new Set<ImageName>()
+  /** Images that are being written; by name, so that an append waits for what it appends to. */
+  readonly #writing = new Map<ImageName, Promise<void>>()
+  /** Descriptors that are being read. */
+  readonly #reading = new Set<Fd>()
+  /** Notified when `images` may go on. */
+  readonly #changed = openCondition()
+  readonly #first = openCondition()
   /** Resolves with the first image, or with the end. */
-  readonly begun: Promise<void>
+  readonly begun = this.#first.wait()
+  #bytesKept = 0
+  #ids: Buffer | undefined
+  #isOver = false
+  #failure: Error | undefined
+
   /** Complete images that were kept. */
-  readonly kept: ReadonlyMap<ImageName, Buffer>
-  /** All that came. */
-  readonly names: ReadonlySet<ImageName>
-}
-
-export function remoteImages(): RemoteImages {
-  const kept = new Map<ImageName, Buffer>()
-  const names = new Set<ImageName>()
-  /** What goes on as it comes, and nobody has taken yet. */
-  const passedOn: OpenImage[] = []
-  const wentOn = new Set<ImageName>()
-  /** By name, so that an append comes after what it appends to. */
-  const writing = new Map<ImageName, Promise<void>>()
-  const reading = new Set<Fd>()
-  const news = openCondition()
-  const heard = openCondition()
-  const first = openCondition()
-  const begun = first.wait()
-  let bytesKept = 0
-  let ids: Buffer | undefined
-  let ended = false
-  let failure: Error | undefined
-
-  function fail(reason: Error): void {
-    if (failure !== undefined) return
-    failure = reason
-    for (const fd of reading) interrupt(fd, reason)
-    for (const { body } of passedOn.splice(0)) if (body.kind === 'pipe') closeFd(body.fd)
-    kept.clear()
-    news.notify()
-    first.notify()
+  get kept(): ReadonlyMap<ImageName, Buffer> {
+    return this.#kept
   }
 
-  /** Reads until the end, or until it is too much to be kept. */
-  async function gather(name: ImageName, append: boolean, socket: Fd): Promise<void> {
-    let fd = socket
-    reading.add(fd)
-    try {
-      if (failure !== undefined) throw failure
-      const incoming = await receiveImage(socket)
-      reading.delete(fd)
-      fd = incoming.fd
-      reading.add(fd)
-      if (await keep(name, append, fd, incoming.begun)) closeFd(fd)
-    } catch (error) {
-      closeFd(fd)
-      throw error
-    } finally {
-      reading.delete(fd)
-    }
+  /** The names of all images that came. */
+  get names(): ReadonlySet<ImageName> {
+    return this.#names
   }
 
-  /** Returns false where the image goes on, and whoever sends it closes the descriptor. */
-  async function keep(name: ImageName, append: boolean, fd: Fd, begun: Buffer): Promise<boolean> {
-    if (wentOn.has(name)) throw unexpectedRequest(`${name} is written again, and has been sent on`)
-    const before = kept.get(name) ?? Buffer.alloc(0)
-    const parts = append ? [before, begun] : [begun]
-    let size = parts.reduce((sum, part) => sum + part.length, 0)
-    bytesKept += size - before.length
-    if (isPipe(fd)) setNonBlocking(fd)
-    if (isPipe(fd) && pagesPattern.test(name)) enlargePipe(fd)
-    for (;;) {
-      if (failure !== undefined) throw failure
-      if (size > LARGEST_KEPT || bytesKept > MOST_KEPT) break
-      const room = Buffer.allocUnsafe(READ_BYTES)
-      const got = await readSome(fd, room)
-      heard.notify()
-      if (got === 0) {
-        kept.set(name, Buffer.concat(parts))
-        return true
-      }
-      parts.push(got < READ_BYTES / 2 ? Buffer.from(room.subarray(0, got)) : room.subarray(0, got))
-      size += got
-      bytesKept += got
-    }
-    passOn(name, fd, Buffer.concat(parts))
-    return false
+  get isOver(): boolean {
+    return this.#isOver
   }
 
-  function passOn(name: ImageName, fd: Fd, begun: Buffer): void {
-    kept.delete(name)
-    wentOn.add(name)
-    passedOn.push({ name, body: { kind: 'pipe', fd, begun } })
+  /** Takes an image, or with `append` more of one, from the client at the other end of `socket`, and closes that. */
+  take(name: ImageName, append: boolean, socket: Fd): void {
+    const objection = this.#objectionTo(name)
+    if (objection !== undefined) this.destroy(objection)
+    if (this.#failure !== undefined) return void closeFd(socket)
+    this.#names.add(name)
+    this.#first.notify()
+    this.news.notify()
+    const writing = (this.#writing.get(name) ?? Promise.resolve())
+      .then(() => this.#receive(name, append, socket))
+      .catch((error: Error) => this.destroy(error))
+      .finally(() => {
+        if (this.#writing.get(name) === writing) this.#writing.delete(name)
+        this.#changed.notify()
+      })
+    this.#writing.set(name, writing)
   }
 
-  function objectionTo(name: ImageName): Error | undefined {
-    if (ended) return unexpectedRequest(`${name} is written after the end of its dump`)
+  /** Sets the snapshot ids of this dump and of the rounds before it: before the first image is yielded. */
+  setIds(ids: Buffer): void {
+    this.#ids = ids
+  }
+
+  /** No more images come but those that are being written now. */
+  end(): void {
+    this.#isOver = true
+    this.#changed.notify()
+    this.#first.notify()
+  }
+
+  destroy(reason: Error): void {
+    if (this.#failure !== undefined) return
+    this.#failure = reason
+    for (const fd of this.#reading) interrupt(fd, reason)
+    for (const { body } of this.#large.splice(0)) if (body.kind === 'pipe') closeFd(body.fd)
+    this.#kept.clear()
+    this.#changed.notify()
+    this.#first.notify()
+  }
+
+  #objectionTo(name: ImageName): Error | undefined {
+    const names = this.#names
+    if (this.#isOver) return unexpectedRequest(`${name} is written after the end of its dump`)
     if (name === IDS) return unexpectedRequest(`no criu has an image ${name}`)
     if (names.size >= MOST_IMAGES && !names.has(name)) return unexpectedRequest(`more than ${MOST_IMAGES} images`)
     return undefined
   }
 
-  async function* images(): AsyncGenerator<OpenImage> {
-    // Not before: the first image says that the tasks are frozen.
-    await begun
-    if (ids !== undefined) yield { name: IDS, body: { kind: 'pieces', pieces: [ids] } }
-    for (;;) {
-      if (failure !== undefined) throw failure
-      const next = passedOn.shift()
-      if (next !== undefined) {
-        if (next.body.kind === 'pipe') bytesKept -= next.body.begun?.length ?? 0
-        yield next
-      } else if (ended && writing.size === 0) break
-      else await news.wait()
-    }
-    const last = [...kept.keys()].filter((name) => name !== INVENTORY)
-    for (const name of kept.has(INVENTORY) ? [...last, INVENTORY] : last) {
-      if (failure !== undefined) throw failure
-      yield { name, body: { kind: 'pieces', pieces: [kept.get(name) as Buffer] } }
+  async #receive(name: ImageName, append: boolean, socket: Fd): Promise<void> {
+    let fd = socket
+    this.#reading.add(fd)
+    try {
+      this.#throwIfFailed()
+      const { fd: from, begun } = await receiveImage(socket)
+      this.#reading.delete(fd)
+      fd = from
+      this.#reading.add(fd)
+      if (await this.#keep(name, append, fd, begun)) closeFd(fd)
+    } catch (error) {
+      closeFd(fd)
+      throw error
+    } finally {
+      this.#reading.delete(fd)
     }
   }
 
-  return {
-    images: images(),
-    destroy: fail,
-    news: heard,
-    kept,
-    names,
-    begun,
-    take(name, append, socket) {
-      const objection = objectionTo(name)
-      if (objection !== undefined) fail(objection)
-      if (failure !== undefined) return void closeFd(socket)
-      names.add(name)
-      first.notify()
-      heard.notify()
-      const task = (writing.get(name) ?? Promise.resolve())
-        .then(() => gather(name, append, socket))
-        .catch(fail)
-        .finally(() => {
-          if (writing.get(name) === task) writing.delete(name)
-          news.notify()
-        })
-      writing.set(name, task)
-    },
-    get isOver() {
-      return ended
-    },
-    name(list) {
-      ids = list
-    },
-    end() {
-      ended = true
-      news.notify()
-      first.notify()
-    },
+  /**
+   * Reads to the end, and returns true; or until it is too much to keep: then the image is passed on with its
+   * descriptor.
+   */
+  async #keep(name: ImageName, append: boolean, fd: Fd, begun: Buffer): Promise<boolean> {
+    if (this.#passedOn.has(name)) throw unexpectedRequest(`${name} is written again, and has been sent on`)
+    const before = this.#kept.get(name) ?? Buffer.alloc(0)
+    const parts = append ? [before, begun] : [begun]
+    let size = parts.reduce((sum, part) => sum + part.length, 0)
+    this.#bytesKept += size - before.length
+    if (isPipe(fd)) setNonBlocking(fd)
+    if (isPipe(fd) && pagesPattern.test(name)) enlargePipe(fd)
+    for (;;) {
+      this.#throwIfFailed()
+      if (size > LARGEST_KEPT || this.#bytesKept > MOST_KEPT) break
+      const buffer = Buffer.allocUnsafe(READ_BYTES)
+      const got = await readSome(fd, buffer)
+      this.news.notify()
+      if (got === 0) {
+        this.#kept.set(name, Buffer.concat(parts))
+        return true
+      }
+      parts.push(got < READ_BYTES / 2 ? Buffer.from(buffer.subarray(0, got)) : buffer.subarray(0, got))
+      size += got
+      this.#bytesKept += got
+    }
+    this.#kept.delete(name)
+    this.#passedOn.add(name)
+    this.#large.push({ name, body: { kind: 'pipe', fd, begun: Buffer.concat(parts) } })
+    return false
+  }
+
+  async *#open(): AsyncGenerator<OpenImage> {
+    // The first image that is yielded tells that the tasks are frozen.
+    await this.begun
+    if (this.#ids !== undefined) yield imageOf(IDS, this.#ids)
+    for (;;) {
+      this.#throwIfFailed()
+      const next = this.#large.shift()
+      if (next !== undefined) {
+        if (next.body.kind === 'pipe') this.#bytesKept -= next.body.begun?.length ?? 0
+        yield next
+      } else if (this.#isOver && this.#writing.size === 0) break
+      else await this.#changed.wait()
+    }
+    const last = [...this.#kept.keys()].filter((name) => name !== INVENTORY)
+    for (const name of this.#kept.has(INVENTORY) ? [...last, INVENTORY] : last) {
+      this.#throwIfFailed()
+      yield imageOf(name, this.#kept.get(name) as Buffer)
+    }
+  }
+
+  #throwIfFailed(): void {
+    if (this.#failure !== undefined) throw this.#failure
   }
 }
 
+function imageOf(name: ImageName, bytes: Buffer): OpenImage {
+  return { name, body: { kind: 'pieces', pieces: [bytes] } }
+}
+
 /**
- * The images of a pre-dump, which has no other sign of its success: `images` throws `FAILED_DUMP` for one that has no pagemaps, or pages without their
- * pagemap, which a criu that was killed leaves.
+ * The images of a pre-dump, whose success nothing else tells: `images` throws `FAILED_DUMP` if there are no pagemaps,
+ * or pages without their pagemap, as a criu that was killed leaves them.
  */
 export function roundOf(source: RemoteImages): ImageSource {
   async function* images(): AsyncGenerator<OpenImage> {
@@ -197,7 +202,7 @@ export function roundOf(source: RemoteImages): ImageSource {
     const pagemaps = count(pagemapPattern)
     if (pagemaps === 0 || count(pagesPattern) > pagemaps) throw unfinishedImages()
   }
-  return { images: images(), destroy: source.destroy, news: source.news }
+  return { images: images(), destroy: (reason) => source.destroy(reason), news: source.news }
 }
 
 export function unfinishedImages(): Fault {

@@ -1,69 +1,72 @@
 /**
- * `criu --remote`: how a criu of a tree between 2017 and June 2020 talks to us on its own host. PROTOCOL.md has the protocol; this is what its two ends have
- * in common.
+ * How a criu with `--remote` (trees between 2017 and June 2020) talks to us on its own host: what the proxy's and the
+ * cache's end have in common. PROTOCOL.md describes the protocol.
  *
- * Every image is a connection of its own, and its first message says what it is for. What follows depends on the client's age: until May 2020
- * the bytes of an image are on the socket itself, since then in a pipe that the client hands over, and nobody says which of the two it will be. A writer is
- * told by its first byte: with a descriptor or without. A reader that has a pipe hands it over at once, and one that has none is silent: it
- * gets its bytes on the socket after a while, and if a pipe comes all the same the image begins anew there, for such a client never reads from
- * the socket.
+ * Every image is a connection of its own, whose first message says what it is for. What follows depends on the client's
+ * age. Until May 2020 the bytes of an image are on the socket itself; since then they are in a pipe that the client
+ * hands over. No message tells which of the two it is. For a client that writes, its first byte tells: it comes with a
+ * descriptor or without. A client that reads hands over its pipe at once, or says nothing: then it gets the bytes on
+ * the socket after a while. If a pipe comes all the same the image begins anew there, for such a client never reads
+ * from the socket.
  *
- * The snapshot ids of criu (its `-D`) are any strings, and ours are names: so the ids of a dump and of the rounds before it travel
- * with it as one more image, which no criu asks for by its name.
+ * The snapshot ids of criu (its `-D`) may be any strings, and ours are names. So the ids of a dump and of the rounds
+ * before it travel with the dump as one more image, which no criu asks for by its name.
  */
 import { setTimeout } from 'node:timers/promises'
 import { fillPipe, piecesFor, type Served } from '../criu/serve.ts'
 import { Fault } from '../fault.ts'
 import { type ImageName, imageName } from '../format/names.ts'
+import { MOST_ROUNDS } from '../format/wire.ts'
 import { type Fd, isPipeEnd } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { writeAll } from '../kernel/transfer.ts'
 import { receiveWithFds, shutDown } from '../kernel/unix.ts'
 import type { StoredImage } from '../store/memory.ts'
 import {
+  decodeIds,
   decodeLocalImage,
   decodeSnapshotId,
+  encodeIds,
   encodeLocalReply,
-  encodeSnapshotId,
   messageDecoder,
   type RemoteRequest,
   requestOf,
 } from './messages.ts'
 
-/** Where criu looks for them, in its own directory: criu/include/img-remote.h. */
+/** The sockets' names in the directory where criu looks for them: criu/include/img-remote.h. */
 export const DUMP_SOCKET = 'img-proxy.sock'
 export const RESTORE_SOCKET = 'img-cache.sock'
 
-/** The image with the ids of a dump and of the rounds before it, the oldest first, as messages. */
+/** The image with the snapshot ids of a dump and of the rounds before it, the oldest first. */
 export const IDS = imageName('snapshot-ids')
 
-/** A client that has connected has something to say. */
-export const FIRST_WORD_MS = 10_000
-/** Dumps that one list can name. */
-const MOST_IDS = 1001
+/** How long a client that has connected may take for its first message. */
+const FIRST_MESSAGE_MS = 10_000
+/** Most dumps that one list can name: the rounds of a chain, and the dump. */
+const MOST_IDS = MOST_ROUNDS + 1
 
-/** What the client wants; undefined for one that leaves without a word. Throws `CRIU_PROTOCOL`, `NAME`, `TIMEOUT`. */
-export async function readFirstWord(socket: Fd): Promise<RemoteRequest | undefined> {
+/** What the client wants; undefined if it closes without a message. Throws `CRIU_PROTOCOL`, `NAME`, `TIMEOUT`. */
+export async function readRequest(socket: Fd): Promise<RemoteRequest | undefined> {
   const body = await inTime(readMessage(socket))
   return body === undefined ? undefined : requestOf(decodeLocalImage(body))
 }
 
-/** What a client has ready when it connects. */
-async function inTime<Word>(saying: Promise<Word>): Promise<Word> {
-  saying.catch(() => {})
-  const said = new AbortController()
-  const late = setTimeout(FIRST_WORD_MS, 'late' as const, { ref: false, signal: said.signal })
+/** Waits for something that a client has ready when it connects. Throws `TIMEOUT`. */
+async function inTime<Message>(reading: Promise<Message>): Promise<Message> {
+  reading.catch(() => {})
+  const over = new AbortController()
+  const late = setTimeout(FIRST_MESSAGE_MS, 'late' as const, { ref: false, signal: over.signal })
   late.catch(() => {})
   try {
-    const word = await Promise.race([saying, late])
-    if (word === 'late') throw new Fault('TIMEOUT', 'a client of criu --remote said nothing')
-    return word
+    const message = await Promise.race([reading, late])
+    if (message === 'late') throw new Fault('TIMEOUT', 'a client of criu --remote said nothing')
+    return message
   } finally {
-    said.abort()
+    over.abort()
   }
 }
 
-/** The next message's body, and nothing of what comes after it; undefined at the end. Throws `CRIU_PROTOCOL`. */
+/** Reads one message and nothing behind it. Returns its body; undefined at the end. Throws `CRIU_PROTOCOL`. */
 async function readMessage(socket: Fd): Promise<Buffer | undefined> {
   const decoder = messageDecoder()
   for (;;) {
@@ -77,7 +80,7 @@ async function readMessage(socket: Fd): Promise<Buffer | undefined> {
   }
 }
 
-/** The ids that a client pushes, to the end of the connection. Throws `CRIU_PROTOCOL`, `TIMEOUT`. */
+/** Reads the snapshot ids that a client pushes, to the end of the connection. Throws `CRIU_PROTOCOL`, `TIMEOUT`. */
 export function readIds(socket: Fd): Promise<string[]> {
   return inTime(readAllIds(socket))
 }
@@ -92,42 +95,31 @@ async function readAllIds(socket: Fd): Promise<string[]> {
   }
 }
 
-export function encodeIds(ids: readonly string[]): Buffer {
-  return Buffer.concat(ids.map(encodeSnapshotId))
-}
-
-/** The ids in an image `IDS`, which any sender may have made: none where it is missing or says something else. */
+/** The snapshot ids in the image `IDS`, which any sender may have made: none if it is missing or damaged. */
 export function idsOf(images: ReadonlyMap<ImageName, StoredImage>): string[] {
-  const image = images.get(IDS)
-  const decoder = messageDecoder()
-  const ids: string[] = []
+  const windows = [...(images.get(IDS)?.pieces ?? [])].map(({ window }) => window)
   try {
-    for (const { window } of image?.pieces ?? []) {
-      for (let at = 0; at < window.length; ) {
-        const { taken, body } = decoder.push(window.subarray(at))
-        at += taken
-        if (body !== undefined) ids.push(decodeSnapshotId(body))
-        if (ids.length > MOST_IDS) return []
-      }
-    }
-    decoder.end()
-    return ids
+    const { ids, isCut } = decodeIds(windows, MOST_IDS)
+    return isCut || ids.length > MOST_IDS ? [] : ids
   } catch (error) {
     if (error instanceof Fault) return []
     throw error
   }
 }
 
-/** Where the bytes of an image that a client writes come from. */
-export interface Incoming {
-  /** A pipe, or the client's socket: read to its end, and closed by whoever takes it. */
+/** Where the bytes of an image come from that a client writes. */
+interface ImageBytes {
+  /** A pipe, or the client's socket. The caller reads it to its end and closes it. */
   fd: Fd
-  /** What was read already. */
+  /** Bytes that were read from it already. */
   begun: Buffer
 }
 
-/** What a writer has for us; its socket is closed unless it is that. Throws `CRIU_PROTOCOL`, and then it is not closed. */
-export async function receiveImage(socket: Fd): Promise<Incoming> {
+/**
+ * Finds out where a client writes its image. Closes the socket if that is a pipe. Throws `CRIU_PROTOCOL`, with the
+ * socket still open.
+ */
+export async function receiveImage(socket: Fd): Promise<ImageBytes> {
   const first = Buffer.alloc(2 ** 10)
   const { bytes, fds } = await receiveWithFds(socket, first)
   const [fd] = fds
@@ -140,24 +132,56 @@ export async function receiveImage(socket: Fd): Promise<Incoming> {
   throw unexpectedRequest('an image that is not the read end of a pipe')
 }
 
-export async function reply(socket: Fd, error: number): Promise<void> {
+/** Sends an errno, or 0. */
+async function reply(socket: Fd, error: number): Promise<void> {
   await writeAll(socket, encodeLocalReply(error), { socket: true })
 }
 
-/** How the client at the other end reads, once that is known. */
+/** How the clients of one criu read, once that is known. */
 export interface Reader {
   form: 'pipe' | 'socket' | undefined
 }
 
-/** How long a reader may take to hand over its pipe before it gets bytes on its socket: it does so at once, or never. */
+/**
+ * How long a reader may take to hand over its pipe before it gets bytes on its socket: it hands it over at once, or
+ * never.
+ */
 const PIPE_MS = 200
 
-/** Gives an image to a reader that was told that it is there, and closes the socket. A reader that has had enough is no error. */
+/** What a client that reads gets: the list of snapshot ids, an image, or an errno. */
+export type ReadAnswer = { ids: readonly string[] } | { image: StoredImage } | { error: number }
+
+/**
+ * Answers a client that reads, as soon as `find` tells with what, and closes the socket. `answered` is called when the
+ * client knows whether its image exists.
+ */
+export async function answerRead(
+  socket: Fd,
+  find: () => Promise<ReadAnswer>,
+  reader: Reader,
+  served: Served,
+  answered = (): void => {},
+): Promise<void> {
+  let isOpen = true
+  try {
+    const answer = await find()
+    await reply(socket, 'error' in answer ? answer.error : 0)
+    if ('ids' in answer) return await writeAll(socket, encodeIds(answer.ids), { socket: true })
+    answered()
+    if ('error' in answer) return
+    isOpen = false
+    await giveImage(socket, answer.image, reader, served)
+  } finally {
+    if (isOpen) closeFd(socket)
+  }
+}
+
+/** Gives an image to a reader that knows it exists, and closes the socket. A reader that leaves early is no error. */
 export async function giveImage(socket: Fd, image: StoredImage, reader: Reader, served: Served): Promise<void> {
   const over = new AbortController()
-  let known = false
+  let isKnown = false
   const handed = handedPipe(socket).finally(() => {
-    known = true
+    isKnown = true
   })
   handed.catch(() => {})
   let writing = Promise.resolve(false)
@@ -165,14 +189,14 @@ export async function giveImage(socket: Fd, image: StoredImage, reader: Reader, 
   try {
     const patience = setTimeout(PIPE_MS, undefined, { signal: over.signal }).catch(() => {})
     if (reader.form !== 'socket') await Promise.race([handed, patience])
-    if (!known) {
+    if (!isKnown) {
       reader.form ??= 'socket'
       writing = writeToSocket(socket, image)
     }
     pipe = await handed
   } finally {
     over.abort()
-    // Whoever still waits for room there is woken, before the number can be another's.
+    // Wakes a write that still waits for room there, before another descriptor gets the number.
     shutDown(socket, true)
     const wrote = await writing
     closeFd(socket)
@@ -188,7 +212,7 @@ function count({ name, size }: StoredImage, served: Served): void {
   served.bytes += size
 }
 
-/** The pipe that a reader hands over; undefined if it leaves without. */
+/** The pipe that a reader hands over; undefined if it closes without. */
 async function handedPipe(socket: Fd): Promise<Fd | undefined> {
   const { bytes, fds } = await receiveWithFds(socket, Buffer.alloc(1)).catch(left)
   const [fd] = fds
@@ -198,13 +222,13 @@ async function handedPipe(socket: Fd): Promise<Fd | undefined> {
   throw unexpectedRequest('a reader that hands over something that is not the write end of a pipe')
 }
 
-/** Who closes a socket on bytes that it has not read is gone, too. */
+/** A reader that closes its socket over unread bytes has gone as well. */
 function left(error: unknown): { bytes: number; fds: Fd[] } {
   if (error instanceof Fault && error.code === 'LINK') return { bytes: 0, fds: [] }
   throw error
 }
 
-/** The whole image, and its end, on the socket. Whether it got there. */
+/** Writes the whole image to the socket, and ends it. Returns false if the reader left before. */
 async function writeToSocket(socket: Fd, image: StoredImage): Promise<boolean> {
   try {
     for (const { window } of await piecesFor(image)) await writeAll(socket, window, { socket: true })

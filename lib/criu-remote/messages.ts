@@ -1,32 +1,36 @@
 /**
- * The messages of `criu --remote`, of its image-proxy and its image-cache (trees of CRIU between 2017 and June 2020, images/remote-image.proto): a u32
- * length in host order, then a protobuf body. There is no magic, no version and no type: which message it is follows from who speaks, and when.
+ * The messages of `criu --remote`: of its image-proxy and its image-cache (trees of CRIU between 2017 and June 2020,
+ * images/remote-image.proto). A message is a u32 length in host order and a protobuf body. There is no magic, no
+ * version and no type: which message it is follows from who sends it, and when.
  *
- *     local_image_entry        name 1, snapshot_id 2, open_mode 3             the first word on every connection within a host
- *     remote_image_entry       the same, and size 4                           before the bytes of each image between the hosts
- *     local_image_reply_entry  error 1                                        an errno
- *     snapshot_id_entry        snapshot_id 1                                  one for each dump, the oldest first
+ *     local_image_entry        name 1, snapshot_id 2, open_mode 3     first on every connection within a host
+ *     remote_image_entry       the same, and size 4                   before the bytes of each image between the hosts
+ *     local_image_reply_entry  error 1                                an errno
+ *     snapshot_id_entry        snapshot_id 1                          one for each dump, the oldest first
  *
- * A finish has neither name nor snapshot; until February 2019 it had words instead, and so had the list of snapshots.
+ * A finish has neither name nor snapshot id. Until February 2019 it had words instead, and so had the list of
+ * snapshots.
  */
 import pb from 'protobufjs/minimal.js'
 import { Fault } from '../fault.ts'
 import { type ImageName, imageName, printable } from '../format/names.ts'
 
-/** The two longest strings that there may be, with what stands around them. */
+/** The longest body: two of the longest strings, and what stands around them. */
 export const LONGEST_MESSAGE = 8 * 2 ** 10 + 64
-/** PATH_MAX without its NUL: what the originals keep of a string. */
+/** PATH_MAX without its NUL: the originals keep no more of a string. */
 export const LONGEST_STRING = 4095
 const LENGTH_BYTES = 4
 
-/** Flags of open(2) on x86 and arm, compared and not masked. */
+/** Flags of open(2) on x86 and arm. The originals compare them and do not mask them. */
 export const openMode = { read: 0, write: 1, append: 0x400 } as const
 export type OpenMode = (typeof openMode)[keyof typeof openMode]
 
-/** No such image. */
+/** The errno for an image that does not exist. */
 export const ENOENT = 2
+/** Any errno but `ENOENT` makes criu give up. */
+export const EIO = 5
 
-/** What a client wants of its connection. */
+/** The first message of a client on this host. */
 export interface LocalImage {
   name: string
   /** The `-D` of the criu that dumped. */
@@ -35,30 +39,36 @@ export interface LocalImage {
 }
 
 export interface RemoteImage extends LocalImage {
-  /** Bytes of the whole image, also where only those that an append added follow. */
+  /** Bytes of the whole image, also where only the bytes that an append adds follow. */
   size: number
 }
 
-/** A client's first word, by what it means. */
+/** The meaning of a first message. */
 export type RemoteRequest =
-  /** A dump is over, or a restore. */
+  /** A dump or a restore is over. */
   | { kind: 'finish'; of: 'dump' | 'restore' }
-  /** Bytes of an image follow: the whole, or more of it. */
+  /** The bytes of an image follow: the whole image, or more of it. */
   | { kind: 'write'; name: ImageName; snapshot: string; append: boolean }
-  /** It reads an image from its beginning to its end. */
+  /** The client reads an image from its beginning to its end. */
   | { kind: 'read'; name: ImageName; snapshot: string }
-  /** The ids of snapshots follow, on the same connection: they come after those that are there, or instead of them. */
+  /** Snapshot ids follow on the same connection: they are added to the list, or replace it. */
   | { kind: 'push'; append: boolean }
-  /** It reads those ids. */
+  /** The client reads the list of snapshot ids. */
   | { kind: 'pull' }
 
-/** The image that holds the ids of snapshots; there is no other of that name, for no link `parent` is made. */
-const LIST = 'parent'
-/** Until February 2019, instead of an empty string. */
-const NO_SNAPSHOT = 'null'
+/** A client that reads: an image, or the list of snapshot ids. */
+export type ReadRequest = Extract<RemoteRequest, { kind: 'read' | 'pull' }>
+
+/** The name of the list of snapshot ids. No image has that name, for `criu --remote` makes no link `parent`. */
+export const LIST = 'parent'
+/** What trees before February 2019 send instead of an empty snapshot id. */
+export const NO_SNAPSHOT = 'null'
 const finishWords: Record<string, 'dump' | 'restore'> = { DUMP_FINISH: 'dump', RESTORE_FINISH: 'restore' }
 
-/** What a first word asks for. Throws `CRIU_PROTOCOL` for what no client says, `NAME` for an image's name that we do not take. */
+/**
+ * The meaning of a first message. Throws `CRIU_PROTOCOL` for what no client sends, and `NAME` for an image name that we
+ * refuse.
+ */
 export function requestOf({ name, snapshot, mode }: LocalImage): RemoteRequest {
   const nowhere = snapshot === '' || snapshot === NO_SNAPSHOT
   const old = finishWords[name]
@@ -91,7 +101,7 @@ export function encodeRemoteImage({ name, snapshot, mode, size }: RemoteImage): 
   return framed(imageFields(name, snapshot, mode).uint32(32).uint64(size))
 }
 
-/** Throws `CRIU_PROTOCOL`, also for a size that no file has (2^53 or more). */
+/** Throws `CRIU_PROTOCOL`, also for a size of 2^53 or more. */
 export function decodeRemoteImage(body: Uint8Array): RemoteImage {
   const [name, snapshot, mode, size] = fieldsOf(body, ['string', 'string', 'number', 'number'])
   return { name, snapshot, mode, size } as RemoteImage
@@ -111,21 +121,46 @@ export function encodeSnapshotId(snapshot: string): Buffer {
   return framed(pb.Writer.create().uint32(10).string(snapshot))
 }
 
-/** Throws `CRIU_PROTOCOL`, also for none. */
+/** Throws `CRIU_PROTOCOL`, also for an empty id. */
 export function decodeSnapshotId(body: Uint8Array): string {
   const [snapshot] = fieldsOf(body, ['string'])
   if (snapshot === '') throw wrong('is the id of no snapshot')
   return snapshot as string
 }
 
-/** Takes messages out of a stream of bytes that may come in any pieces. */
+export function encodeIds(ids: readonly string[]): Buffer {
+  return Buffer.concat(ids.map(encodeSnapshotId))
+}
+
+/**
+ * The snapshot ids in these bytes, up to the first one above `most`, and whether the last message is cut. Throws
+ * `CRIU_PROTOCOL`.
+ */
+export function decodeIds(parts: Iterable<Uint8Array>, most: number): { ids: string[]; isCut: boolean } {
+  const decoder = messageDecoder()
+  const ids: string[] = []
+  let isCut = false
+  for (const part of parts) {
+    for (let at = 0; at < part.length && ids.length <= most; ) {
+      const { taken, body } = decoder.push(part.subarray(at))
+      at += taken
+      isCut = body === undefined
+      if (body !== undefined) ids.push(decodeSnapshotId(body))
+    }
+  }
+  return { ids, isCut }
+}
+
+/** Finds the messages in a stream of bytes that comes in any pieces. */
 export interface MessageDecoder {
   /**
-   * Takes bytes up to the end of one message, and no further: `taken` of them, and the message's body if that was all of it. Throws
-   * `CRIU_PROTOCOL` for a length beyond `LONGEST_MESSAGE`.
+   * Takes bytes up to the end of one message, and no further. Returns how many it took, and the body if the message is
+   * complete. Throws `CRIU_PROTOCOL` for a length beyond `LONGEST_MESSAGE`.
    */
   push(bytes: Uint8Array): { taken: number; body: Buffer | undefined }
-  /** Bytes that the message needs still, as far as is known: whoever reads no more than that reads nothing that comes after it. */
+  /**
+   * Bytes that the message still needs, as far as is known: reading no more than that reads nothing behind the message.
+   */
   readonly wanted: number
   /** The stream has ended. Throws `CRIU_PROTOCOL` in the middle of a message. */
   end(): void
@@ -160,7 +195,7 @@ export function messageDecoder(): MessageDecoder {
   }
 }
 
-/** Of a message's body. Throws `CRIU_PROTOCOL`: all messages have required fields, so none is empty. */
+/** The length of the body. Throws `CRIU_PROTOCOL`: all messages have required fields, so no body is empty. */
 function lengthOf(head: Buffer): number {
   const length = head.readUInt32LE(0)
   if (length > 0 && length <= LONGEST_MESSAGE) return length
@@ -183,7 +218,10 @@ type Kind = 'string' | 'number'
 
 const wireTypes: Record<Kind, number> = { number: 0, string: 2 }
 
-/** The fields 1, 2, ... of these kinds, all of them required; of one that is there twice the last, others are passed over. */
+/**
+ * The values of the fields 1, 2, ... of these kinds, all of them required. Where a field occurs twice the last one
+ * counts; unknown fields are skipped.
+ */
 function fieldsOf(body: Uint8Array, kinds: readonly Kind[]): (string | number)[] {
   const values: (string | number | undefined)[] = kinds.map(() => undefined)
   try {

@@ -1,210 +1,192 @@
 /**
- * Those who restore with `--remote` on this host: what `criu restore --remote` asks for, answered from memory.
+ * The restores with `--remote` on this host: answers what `criu restore --remote` asks for from memory.
  *
- * A restore begins with the list of snapshots, looks for its own `-D` in it, and then has a connection for each image. It may come before its snapshot:
- * then its first question waits, which these clients can, until a snapshot is sealed, and gets the list that is true then. Upstream it got a short one and
- * failed. If the dump fails it is refused, with an error that is not "no such image". How a snapshot came does not matter: one that says
- * where it was dumped (remote.ts) is for a restore with that `-D`, any other for everybody. The list has one entry, for what is here is
- * flattened and has no parent.
+ * A restore begins with the list of snapshots, looks for its own `-D` in it, and then has a connection for each image.
+ * It may come before its snapshot. Its first request then waits, as these clients can, until a snapshot is sealed, and
+ * gets the list that is true then; the original cache sent a short list, and the restore failed. If the dump fails the
+ * restore is refused, with an error other than "no such image". A snapshot that names the `-D` of its dump
+ * (local-wire.ts) is for a restore with that `-D`, any other for every restore. The list has one entry, for a stored
+ * snapshot is flattened and has no parent.
  *
- * Its children have connections too, in pid namespaces of their own, and say the same `-D` in each.
+ * The children of a restore connect too, from pid namespaces of their own, and send the same `-D`.
  */
 
 import type { CacheContext } from '../cache/context.ts'
-import { closedGate, type Gate } from '../criu/action-script.ts'
-import { restoredFrom, runsScript } from '../criu/command-line.ts'
+import { ExternalRestore } from '../cache/external-restore.ts'
+import { restoredFrom } from '../criu/command-line.ts'
 import type { Served } from '../criu/serve.ts'
 import { Fault } from '../fault.ts'
 import { printable } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { endOf, openProcess, parentOf } from '../kernel/process.ts'
+import { endOf } from '../kernel/process.ts'
 import { closeFd, hungUp } from '../kernel/readiness.ts'
-import { writeAll } from '../kernel/transfer.ts'
 import type { SealedSnapshot } from '../store/snapshots.ts'
 import type { Images, LostSnapshot } from '../store/waiters.ts'
 import { defer } from '../stream/wait.ts'
-import { openClients } from './clients.ts'
+import { type Clients, ofAncestor, openClients } from './clients.ts'
 import {
-  encodeIds,
-  giveImage,
+  answerRead,
   idsOf,
   RESTORE_SOCKET,
+  type ReadAnswer,
   type Reader,
-  readFirstWord,
-  reply,
+  readRequest,
   unexpectedRequest,
 } from './local-wire.ts'
-import { ENOENT, type RemoteRequest } from './messages.ts'
+import { EIO, ENOENT, type ReadRequest } from './messages.ts'
 
-export interface RemoteRestores {
-  close(): void
-}
-
-interface Restore {
+/** One `criu restore --remote`. */
+class Restore {
   readonly pid: number
-  /** It has asked for the list, which each does once. */
-  listed: boolean
   /** Its `-D`, as soon as that is known. */
   snapshot: string | undefined
-  readonly found: Promise<SealedSnapshot>
-  readonly reader: Reader
-  readonly served: Served
-  /** Images that it gets now. */
-  readonly giving: Set<Promise<void>>
-  /** It says that it is over, or has ended. */
-  over(): void
+  /** Whether it has asked for the list, as each restore does once. */
+  isListed = false
+  /** The snapshot that it gets. */
+  readonly found = defer<SealedSnapshot>()
+  readonly reader: Reader = { form: undefined }
+  readonly served: Served = { images: [], bytes: 0 }
+  /** Answers that are being given to it. */
+  readonly answers = new Set<Promise<void>>()
+  /** Resolved when it says that it is over. */
+  readonly over = defer<void>()
+
+  constructor(pid: number, snapshot: string | undefined) {
+    this.pid = pid
+    this.snapshot = snapshot
+  }
+
+  /** Answers a request as soon as there is a snapshot, and closes the socket. */
+  async answer(socket: Fd, request: ReadRequest, answered: () => void): Promise<void> {
+    const answer = answerRead(socket, () => this.#find(request), this.reader, this.served, answered).finally(() =>
+      this.answers.delete(answer),
+    )
+    this.answers.add(answer)
+    await answer
+  }
+
+  async #find(request: ReadRequest): Promise<ReadAnswer> {
+    const sealed = await this.found.promise.catch(() => undefined)
+    if (sealed === undefined) return { error: EIO }
+    if (request.kind === 'pull') return { ids: [this.snapshot ?? sealed.id] }
+    const image = request.snapshot === this.snapshot ? sealed.images.get(request.name) : undefined
+    return image === undefined ? { error: ENOENT } : { image }
+  }
+
+  /** Whether a snapshot is for it, as far as its images have come. */
+  fits(images: Images): boolean {
+    const ids = idsOf(images)
+    return this.snapshot === undefined || ids.length === 0 || ids.at(-1) === this.snapshot
+  }
+
+  /**
+   * Whether a snapshot that failed was the one it waits for. One that does not name its `-D` may be, unless another
+   * comes.
+   */
+  hasLost({ images, others }: LostSnapshot): boolean {
+    const last = idsOf(images).at(-1)
+    return this.snapshot === undefined || last === undefined ? !others : last === this.snapshot
+  }
 }
 
-/** Any errno but that of a missing image makes criu give up. */
-const EIO = 5
+export class RemoteRestores {
+  readonly #script: string
+  readonly #context: CacheContext
+  readonly #clients: Clients
+  readonly #restores = new Set<Restore>()
 
-/** Offers the socket. `script`: our action script. Throws `EXISTS` or `IO`. */
-export function openRemoteRestores(script: string, { snapshots, handovers, options }: CacheContext): RemoteRestores {
-  const { directory, id, timeoutMs, report } = options
-  const restores = new Set<Restore>()
-  const clients = openClients(directory, RESTORE_SOCKET, report, hear)
+  /** Listens at the socket in the cache's directory. `script`: our action script. Throws `EXISTS` or `IO`. */
+  constructor(script: string, context: CacheContext) {
+    this.#script = script
+    this.#context = context
+    const { directory, report } = context.options
+    this.#clients = openClients(directory, RESTORE_SOCKET, report, (...client) => this.#handle(...client))
+  }
 
-  function restoreOf(pid: number, snapshot?: string): Restore | undefined {
-    const all = [...restores].reverse()
-    for (let at = pid; at > 0; at = parentOf(at) ?? 0) {
-      const found = all.find((restore) => restore.pid === at)
-      if (found !== undefined) return found
+  close(): void {
+    this.#clients.close()
+    for (const restore of this.#restores) restore.over.resolve()
+  }
+
+  async #handle(socket: Fd, pid: number, answered: () => void): Promise<void> {
+    let isOpen = true
+    try {
+      const request = await readRequest(socket)
+      if (request === undefined) return
+      if (request.kind === 'finish') return this.#restoreOf(pid)?.over.resolve()
+      if (request.kind !== 'pull' && request.kind !== 'read')
+        throw unexpectedRequest('an image is written to the cache')
+      const snapshot = request.kind === 'read' ? request.snapshot : restoredFrom(pid)
+      let restore = this.#restoreOf(pid, snapshot)
+      if (request.kind === 'pull' && (restore?.pid !== pid || restore.isListed)) {
+        if (restore?.pid === pid) restore.over.resolve()
+        restore = undefined
+      }
+      restore ??= this.#begin(pid, snapshot, socket)
+      restore.isListed ||= request.kind === 'pull'
+      isOpen = false
+      await restore.answer(socket, request, answered)
+    } finally {
+      if (isOpen) closeFd(socket)
     }
+  }
+
+  #restoreOf(pid: number, snapshot?: string): Restore | undefined {
+    const all = [...this.#restores].reverse()
+    const found = ofAncestor(pid, (at) => all.find((restore) => restore.pid === at))
+    if (found !== undefined) return found
     if (snapshot !== undefined) return all.find((restore) => restore.snapshot === snapshot)
-    // Of a pid namespace that is hidden from us: whose word it is can only be guessed, where there is one.
+    // A process in a pid namespace that is hidden from us: if there is one such restore, it is probably that.
     const hidden = all.filter((restore) => restore.pid === 0)
     return pid === 0 && hidden.length === 1 ? hidden[0] : undefined
   }
 
-  /** `socket`: of its first question. */
-  function begin(pid: number, snapshot: string | undefined, socket: Fd): Restore {
-    const [over, found] = [defer<void>(), defer<SealedSnapshot>()]
-    const restore: Restore = {
-      pid,
-      listed: false,
-      snapshot,
-      found: found.promise,
-      reader: { form: undefined },
-      served: { images: [], bytes: 0 },
-      giving: new Set(),
-      over: () => over.resolve(),
-    }
-    restores.add(restore)
-    void follow(restore, socket, found.resolve, over.promise)
+  /** `socket`: that of the first request. */
+  #begin(pid: number, snapshot: string | undefined, socket: Fd): Restore {
+    const restore = new Restore(pid, snapshot)
+    this.#restores.add(restore)
+    void this.#follow(restore, socket)
       .catch((error: unknown) => {
-        found.reject(error)
-        clients.failed(`a restore of ${printable(restore.snapshot ?? 'criu --remote')}`, error)
+        restore.found.reject(error)
+        this.#clients.failed(`a restore of ${printable(restore.snapshot ?? 'criu --remote')}`, error)
       })
-      .finally(() => restores.delete(restore))
+      .finally(() => this.#restores.delete(restore))
     return restore
   }
 
-  /** From its first question to its end. */
-  async function follow(restore: Restore, socket: Fd, know: (found: SealedSnapshot) => void, over: Promise<void>) {
+  /** Follows a restore from its first request to its end. */
+  async #follow(restore: Restore, socket: Fd): Promise<void> {
     const { pid, served } = restore
-    const criu = openProcess(pid)
-    let gate: Gate | undefined
-    let done = (): void => {}
+    const external = new ExternalRestore(pid, this.#context)
     try {
-      if (criu !== undefined && runsScript(pid, script)) gate = closedGate(directory, pid, 'post-restore')
-      handovers.refuseIfRunning(id)
-      const found = await choose(restore, socket, gate !== undefined)
-      const lead = handovers.admit(found.id, gate, criu)
-      done = found.use()
-      const begun = performance.now()
+      external.hold(this.#script)
+      const what = `a snapshot for ${printable(restore.snapshot ?? 'criu --remote')}`
+      const found = await external.choose(what, (early) => this.#find(restore, socket, early))
       restore.snapshot ??= idsOf(found.images).at(-1) ?? found.id
-      know(found)
-      await Promise.race([over, endOf(pid, criu)])
-      await lead.finish()
-      await Promise.allSettled(restore.giving)
-      const ms = performance.now() - begun
-      report({ event: 'served', id: found.id, images: served.images.length, bytes: served.bytes, ms })
+      restore.found.resolve(found)
+      await Promise.race([restore.over.promise, endOf(pid, external.criu)])
+      await external.finish()
+      await Promise.allSettled(restore.answers)
+      external.reportServed(served)
     } finally {
-      done()
-      gate?.remove()
-      criu?.close()
+      external.close()
     }
   }
 
-  async function choose({ snapshot }: Restore, socket: Fd, early: boolean): Promise<SealedSnapshot> {
-    const fits = (images: Images): boolean => {
-      const ids = idsOf(images)
-      return snapshot === undefined || ids.length === 0 || ids.at(-1) === snapshot
-    }
-    /** One that has not said where it was dumped may be ours, unless another one comes. */
-    const lost = ({ id: failed, images, others }: LostSnapshot): boolean => {
-      if (id !== undefined) return failed === id
-      const last = idsOf(images).at(-1)
-      return snapshot === undefined || last === undefined ? !others : last === snapshot
-    }
+  /** Waits for the snapshot of a restore; stops when its first request hangs up. */
+  #find(restore: Restore, socket: Fd, early: boolean): Promise<SealedSnapshot> {
+    const { snapshots, options } = this.#context
+    const { id, timeoutMs } = options
     const gone = hungUp(socket)
-    const stop = new AbortController()
+    const left = new AbortController()
     gone.happened.then(
-      () => stop.abort(new Fault('LINK', 'the restore left before its snapshot was here')),
+      () => left.abort(new Fault('LINK', 'the restore left before its snapshot was here')),
       () => {},
     )
-    if (!snapshots.has(id))
-      report({ event: 'waiting', what: id ?? `a snapshot for ${printable(snapshot ?? 'criu --remote')}` })
-    const waiting = AbortSignal.any([stop.signal, options.signal])
-    return snapshots.find(id, timeoutMs, waiting, { early, fits, lost }).finally(gone.forget)
-  }
-
-  async function hear(socket: Fd, pid: number, answered: () => void): Promise<void> {
-    let ours = true
-    try {
-      const request = await readFirstWord(socket)
-      if (request === undefined) return
-      if (request.kind === 'finish') return restoreOf(pid)?.over()
-      if (request.kind !== 'pull' && request.kind !== 'read')
-        throw unexpectedRequest('an image is written to the cache')
-      const snapshot = request.kind === 'read' ? request.snapshot : restoredFrom(pid)
-      let restore = restoreOf(pid, snapshot)
-      if (request.kind === 'pull' && (restore?.pid !== pid || restore.listed)) {
-        if (restore?.pid === pid) restore.over()
-        restore = undefined
-      }
-      restore ??= begin(pid, snapshot, socket)
-      restore.listed ||= request.kind === 'pull'
-      ours = false
-      const giving = give(socket, request, restore, answered).finally(() => restore.giving.delete(giving))
-      restore.giving.add(giving)
-      await giving
-    } finally {
-      if (ours) closeFd(socket)
-    }
-  }
-
-  return {
-    close() {
-      clients.close()
-      for (const restore of restores) restore.over()
-    },
-  }
-}
-
-/** Answers, when there is a snapshot, and closes the socket. */
-async function give(
-  socket: Fd,
-  request: Extract<RemoteRequest, { kind: 'read' | 'pull' }>,
-  restore: Restore,
-  answered: () => void,
-): Promise<void> {
-  const { reader, served } = restore
-  let ours = true
-  try {
-    const sealed = await restore.found.catch(() => undefined)
-    if (sealed === undefined) return await reply(socket, EIO)
-    if (request.kind === 'pull') {
-      await reply(socket, 0)
-      return await writeAll(socket, encodeIds([restore.snapshot ?? sealed.id]), { socket: true })
-    }
-    const image = request.snapshot === restore.snapshot ? sealed.images.get(request.name) : undefined
-    await reply(socket, image === undefined ? ENOENT : 0)
-    answered()
-    if (image === undefined) return
-    ours = false
-    await giveImage(socket, image, reader, served)
-  } finally {
-    if (ours) closeFd(socket)
+    const fits = (images: Images): boolean => restore.fits(images)
+    const lost = (failed: LostSnapshot): boolean => (id !== undefined ? failed.id === id : restore.hasLost(failed))
+    return snapshots
+      .find(id, timeoutMs, AbortSignal.any([left.signal, options.signal]), { early, fits, lost })
+      .finally(gone.forget)
   }
 }

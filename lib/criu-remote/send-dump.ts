@@ -1,13 +1,13 @@
 /**
- * One dump to an image-cache of `criu --remote`, by the wire of that time (lib/criu-remote/cache-wire.ts).
+ * Sends one dump to an image-cache of `criu --remote`, by the wire of that time (cache-wire.ts).
  *
- * There the size of an image goes before its bytes, so each is read whole into memory first; and images go one after the other, each when it
- * is complete. CRIU is never made to wait for the link: it has several images open at a time, and kills the tasks when it has
- * written the last.
+ * On that wire the size of an image goes before its bytes, so each image is read whole into memory first; and images go
+ * one after the other, each when it is complete. CRIU is never made to wait for the link: it has several images open at
+ * a time, and kills the tasks when it has written the last.
  *
- * inventory.img goes last, when the dump is known to be good as far as can be known: without it nothing can be restored, and that is the only way
- * to take back what was sent. Of a chain the list of snapshots goes with the last dump, for it can be sent only once
- * (lib/criu-remote/cache-wire.ts): rounds that no dump follows are on no list.
+ * inventory.img goes last, when the dump is known to be good as far as that can be known: without it nothing can be
+ * restored, and holding it back is the only way to revoke what was sent. Of a chain the list of snapshots goes with the
+ * last dump, for it can be sent only once (cache-wire.ts): rounds that no dump follows are on no list.
  */
 import { Fault } from '../fault.ts'
 import { type ImageEntry, MOST_IMAGES } from '../format/image-list.ts'
@@ -16,28 +16,28 @@ import { closeFd } from '../kernel/readiness.ts'
 import type { MemorySnapshot, MemoryWriter, StoredImage } from '../store/memory.ts'
 import { writeInto } from '../store/piece-writer.ts'
 import type { CriuTimeout } from '../stream/criu-timeout.ts'
-import type { ImageBody, ImageSource } from '../stream/image.ts'
+import type { ImageBody, ImageSource, OpenImage } from '../stream/image.ts'
 import type { Outlet } from '../stream/link.ts'
 import { type PipeReader, pipeReader } from '../stream/pipe-reader.ts'
 import { type Snapshot, summarize } from '../stream/send.ts'
 import { encodeImageEntry, encodeList } from './cache-wire.ts'
 import { IDS } from './local-wire.ts'
 
-/** Bytes that are given to the link at once. */
+/** Most bytes that are given to the link at once. */
 const MOST_SENT = 2 ** 20
 
 export interface SendDumpOptions {
-  /** The `-D` of the criu that dumps, by which a restore finds it. */
+  /** The `-D` of the criu that dumps, by which a restore finds the dump. */
   snapshot: string
-  /** Those of the rounds that this connection has brought before it, the oldest first. */
+  /** The `-D` of the rounds that this connection has carried before it, the oldest first. */
   before?: readonly string[]
-  /** A dump follows, which brings the list of snapshots: this needs no inventory.img. */
+  /** A dump follows, which sends the list of snapshots: this one needs no inventory.img. */
   round?: boolean
   /** Called when every image is out of CRIU's pipes. */
   onTaken?: () => void
-  /** Awaited when all others were sent, before inventory.img is. */
+  /** Awaited when all other images were sent, before inventory.img is. */
   confirm?: () => void | Promise<void>
-  /** Is told when CRIU has said something, and closed when it has said all. */
+  /** Is told when CRIU has sent something, and closed when it has sent everything. */
   silence?: CriuTimeout
   /** Called for progress. */
   onBytes?: (bytes: number) => void
@@ -46,46 +46,134 @@ export interface SendDumpOptions {
 }
 
 /**
- * Sends all images of `source`, by way of `memory`; the stream does not end. Throws `FAILED_DUMP` for a dump without inventory.img, `MEMORY` where an image
- * does not fit, `CRIU_PROTOCOL`, `LINK`. The source is destroyed then.
+ * Sends all images of `source`, by way of `memory`; the stream does not end. Throws `FAILED_DUMP` for a dump without
+ * inventory.img, `MEMORY` where an image does not fit, `CRIU_PROTOCOL`, `LINK`, and the reason of the signal. The
+ * source is destroyed then.
  */
-export async function sendDump(
+export function sendDump(
   outlet: Outlet,
   memory: MemorySnapshot,
   source: ImageSource,
-  {
-    snapshot,
-    before = [],
-    round = false,
-    onTaken = () => {},
-    confirm,
-    silence,
-    onBytes = () => {},
-    signal,
-  }: SendDumpOptions,
+  options: SendDumpOptions,
 ): Promise<Snapshot> {
-  const stop = new AbortController()
-  const readers = new Set<PipeReader>()
-  const names = new Set<ImageName>()
-  const entries: ImageEntry[] = []
-  const reads: Promise<StoredImage>[] = []
-  const running = new Set<Promise<void>>()
-  const fail = (reason: unknown): void => {
-    if (stop.signal.aborted) return
-    stop.abort(reason)
-    source.destroy(reason as Error)
-    for (const reader of readers) reader.interrupt(reason as Error)
-  }
-  const outside = (): void => fail(signal.reason)
+  return new DumpSender(outlet, memory, source, options).run()
+}
 
-  async function fill(writer: MemoryWriter, body: ImageBody): Promise<number> {
-    if (body.kind === 'pieces') return fillFromPieces(writer, body.pieces, silence)
-    const reader = pipeReader(body.fd, MOST_SENT, body.begun)
-    readers.add(reader)
+class DumpSender {
+  readonly #outlet: Outlet
+  readonly #memory: MemorySnapshot
+  readonly #source: ImageSource
+  readonly #options: SendDumpOptions
+  /** Aborted with the first failure. */
+  readonly #stop = new AbortController()
+  /** Pipes that are being read. */
+  readonly #readers = new Set<PipeReader>()
+  /** The images that CRIU has opened. */
+  readonly #names = new Set<ImageName>()
+  /** The images that were sent. */
+  readonly #sent: ImageEntry[] = []
+  readonly #running = new Set<Promise<void>>()
+  /** Resolves when everything that was queued for the link is sent. */
+  #queue: Promise<void> = Promise.resolve()
+
+  constructor(outlet: Outlet, memory: MemorySnapshot, source: ImageSource, options: SendDumpOptions) {
+    this.#outlet = outlet
+    this.#memory = memory
+    this.#source = source
+    this.#options = options
+  }
+
+  async run(): Promise<Snapshot> {
+    const { round = false, confirm, signal } = this.#options
+    const aborted = (): void => this.#fail(signal.reason)
+    signal.addEventListener('abort', aborted)
+    try {
+      signal.throwIfAborted()
+      if (!round) {
+        this.#queue = this.#sendList()
+        this.#track(this.#queue)
+      }
+      await this.#takeImages()
+      await Promise.all(this.#running)
+      this.#stop.signal.throwIfAborted()
+      await confirm?.()
+      const inventory = this.#memory.images.get(INVENTORY)
+      if (!round && inventory !== undefined) await this.#send(inventory)
+      return summarize(this.#sent, round)
+    } catch (error) {
+      this.#fail(error)
+      await Promise.all(this.#running)
+      throw this.#stop.signal.reason
+    } finally {
+      signal.removeEventListener('abort', aborted)
+    }
+  }
+
+  #fail(reason: unknown): void {
+    if (this.#stop.signal.aborted) return
+    this.#stop.abort(reason)
+    this.#source.destroy(reason as Error)
+    for (const reader of this.#readers) reader.interrupt(reason as Error)
+  }
+
+  /** Reads every image into memory, and queues it for the link. */
+  async #takeImages(): Promise<void> {
+    const { silence, onTaken } = this.#options
+    const reads: Promise<unknown>[] = []
+    silence?.follow(this.#source.news)
+    for await (const image of this.#source.images) {
+      silence?.heard()
+      // The list of snapshots tells the ids.
+      if (image.name === IDS && image.body.kind === 'pieces') continue
+      reads.push(this.#take(image))
+    }
+    await Promise.all(reads)
+    silence?.close()
+    onTaken?.()
+  }
+
+  #take({ name, body }: OpenImage): Promise<StoredImage> {
+    if (this.#names.has(name) || this.#names.size >= MOST_IMAGES) {
+      if (body.kind === 'pipe') closeFd(body.fd)
+      throw new Fault('CRIU_PROTOCOL', `image ${name} is opened twice, or is one too many`)
+    }
+    this.#names.add(name)
+    const isHeldBack = name === INVENTORY && !this.#options.round
+    const reading = this.#read(name, body)
+    this.#track(reading.then((image) => (isHeldBack ? undefined : this.#send(image))))
+    return reading
+  }
+
+  #track(task: Promise<void>): void {
+    const tracked = task.catch((error: unknown) => this.#fail(error)).finally(() => this.#running.delete(tracked))
+    this.#running.add(tracked)
+  }
+
+  async #read(name: ImageName, body: ImageBody): Promise<StoredImage> {
+    const writer = this.#open(name, body)
+    const size = body.kind === 'pipe' ? await this.#readPipe(writer, body) : await this.#copyPieces(writer, body)
+    writer.end({ name, size, digest: 0n })
+    return this.#memory.images.get(name) as StoredImage
+  }
+
+  #open(name: ImageName, body: ImageBody): MemoryWriter {
+    try {
+      return this.#memory.open(name)
+    } catch (error) {
+      if (body.kind === 'pipe') closeFd(body.fd)
+      throw error
+    }
+  }
+
+  async #readPipe(writer: MemoryWriter, { fd, begun }: Extract<ImageBody, { kind: 'pipe' }>): Promise<number> {
+    const { silence } = this.#options
+    const { signal } = this.#stop
+    const reader = pipeReader(fd, MOST_SENT, begun)
+    this.#readers.add(reader)
     let size = 0
     try {
       while (await reader.ready()) {
-        stop.signal.throwIfAborted()
+        signal.throwIfAborted()
         const got = reader.take(writer.room(1))
         writer.wrote(got)
         silence?.heard()
@@ -93,108 +181,48 @@ export async function sendDump(
       }
       return size
     } finally {
-      readers.delete(reader)
+      this.#readers.delete(reader)
       reader.close()
     }
   }
 
-  async function read(name: ImageName, body: ImageBody): Promise<StoredImage> {
-    const writer = open(name, body)
-    writer.end({ name, size: await fill(writer, body), digest: 0n })
-    return memory.images.get(name) as StoredImage
-  }
-
-  function open(name: ImageName, body: ImageBody): MemoryWriter {
-    try {
-      return memory.open(name)
-    } catch (error) {
-      if (body.kind === 'pipe') closeFd(body.fd)
-      throw error
+  async #copyPieces(writer: MemoryWriter, { pieces }: Extract<ImageBody, { kind: 'pieces' }>): Promise<number> {
+    let size = 0
+    for await (const piece of pieces) {
+      this.#options.silence?.heard()
+      writeInto(writer, piece)
+      size += piece.length
     }
+    return size
   }
 
-  let last: Promise<void> = Promise.resolve()
-  /** In its turn. */
-  function send(image: StoredImage): Promise<void> {
-    last = last.then(() => sendWhole(image))
-    return last
+  /** Sends an image when all that are queued before it are sent. */
+  #send(image: StoredImage): Promise<void> {
+    this.#queue = this.#queue.then(() => this.#sendWhole(image))
+    return this.#queue
   }
 
-  async function sendWhole(image: StoredImage): Promise<void> {
-    stop.signal.throwIfAborted()
-    // The originals take all that follows for its bytes, and say of an empty image that it is not there.
+  async #sendWhole(image: StoredImage): Promise<void> {
+    const { snapshot, onBytes } = this.#options
+    const { signal } = this.#stop
+    signal.throwIfAborted()
+    // The originals take all that follows for the bytes of an empty image, and answer that there is no such image.
     if (image.size === 0) return
-    await outlet.send(encodeImageEntry(snapshot, image.name, image.size))
+    await this.#outlet.send(encodeImageEntry(snapshot, image.name, image.size))
     for (const { window } of image.pieces) {
       for (let at = 0; at < window.length; at += MOST_SENT) {
-        stop.signal.throwIfAborted()
+        signal.throwIfAborted()
         const part = window.subarray(at, at + MOST_SENT)
-        await outlet.send(part)
-        onBytes(part.length)
+        await this.#outlet.send(part)
+        onBytes?.(part.length)
       }
     }
-    memory.discard(image)
-    entries.push(image)
+    this.#memory.discard(image)
+    this.#sent.push(image)
   }
 
-  async function push(): Promise<void> {
-    for (const part of encodeList([...before, snapshot])) await outlet.send(part)
+  async #sendList(): Promise<void> {
+    const { before = [], snapshot } = this.#options
+    for (const part of encodeList([...before, snapshot])) await this.#outlet.send(part)
   }
-
-  function track(task: Promise<void>): void {
-    const tracked = task.catch(fail).finally(() => running.delete(tracked))
-    running.add(tracked)
-  }
-
-  signal.addEventListener('abort', outside)
-  try {
-    signal.throwIfAborted()
-    if (!round) {
-      last = push()
-      track(last)
-    }
-    silence?.follow(source.news)
-    for await (const { name, body } of source.images) {
-      silence?.heard()
-      // The list says it.
-      if (name === IDS && body.kind === 'pieces') continue
-      if (names.has(name) || names.size >= MOST_IMAGES) {
-        if (body.kind === 'pipe') closeFd(body.fd)
-        throw new Fault('CRIU_PROTOCOL', `image ${name} is opened twice, or is one too many`)
-      }
-      names.add(name)
-      const image = read(name, body)
-      reads.push(image)
-      track(image.then((whole) => (name === INVENTORY && !round ? undefined : send(whole))))
-    }
-    await Promise.all(reads)
-    silence?.close()
-    onTaken()
-    await Promise.all(running)
-    stop.signal.throwIfAborted()
-    await confirm?.()
-    const inventory = memory.images.get(INVENTORY)
-    if (!round && inventory !== undefined) await send(inventory)
-    return summarize(entries, round)
-  } catch (error) {
-    fail(error)
-    await Promise.all(running)
-    throw stop.signal.reason
-  } finally {
-    signal.removeEventListener('abort', outside)
-  }
-}
-
-async function fillFromPieces(
-  writer: MemoryWriter,
-  pieces: Extract<ImageBody, { kind: 'pieces' }>['pieces'],
-  silence: CriuTimeout | undefined,
-): Promise<number> {
-  let size = 0
-  for await (const piece of pieces) {
-    silence?.heard()
-    writeInto(writer, piece)
-    size += piece.length
-  }
-  return size
 }

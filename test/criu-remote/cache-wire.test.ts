@@ -5,9 +5,8 @@ import {
   encodeImageEntry,
   encodeList,
   LONGEST_SNAPSHOTS,
-  type RemoteWireDecoder,
+  RemoteWireDecoder,
   type RemoteWireEvent,
-  remoteWireDecoder,
 } from '../../lib/criu-remote/cache-wire.ts'
 import { encodeRemoteImage, encodeSnapshotId, openMode } from '../../lib/criu-remote/messages.ts'
 import type { ImageName } from '../../lib/format/names.ts'
@@ -30,7 +29,11 @@ function* eventsOf(decoder: RemoteWireDecoder, chunk: Uint8Array): Generator<Rem
   }
 }
 
-function hear(chunks: Iterable<Uint8Array>, decoder: RemoteWireDecoder = remoteWireDecoder(), ends = true): Heard[] {
+function hear(
+  chunks: Iterable<Uint8Array>,
+  decoder: RemoteWireDecoder = new RemoteWireDecoder(),
+  ends = true,
+): Heard[] {
   const heard: Heard[] = []
   let body: Buffer[] = []
   for (const chunk of chunks) {
@@ -110,19 +113,19 @@ test('zero-size image swallows headers: not here, an empty image ends at once', 
 })
 
 test('a size that is a multiple of 4096: the image ends with its last byte, and not with what comes next', () => {
-  const decoder = remoteWireDecoder()
+  const decoder = new RemoteWireDecoder()
   const heard = hear([pushes(D), entry('pages-1.img', 8192), pattern(8192)], decoder, false)
   assert.is(heard.at(-1)?.kind, 'body')
 })
 
 test('sizes above 2 and 4 GiB are counted, and not as an int', () => {
   for (const size of [2 ** 31 - 1, 2 ** 31, 2 ** 32 + 5, 2 ** 40]) {
-    const decoder = remoteWireDecoder()
+    const decoder = new RemoteWireDecoder()
     const heard = hear([pushes(D), entry('pages-1.img', size), pattern(100)], decoder, false)
     assert.equal(heard.at(-1), { kind: 'image', name: 'pages-1.img', append: false, bytes: size })
     throwsFault('TRUNCATED', () => decoder.end())
   }
-  const decoder = remoteWireDecoder()
+  const decoder = new RemoteWireDecoder()
   const chunk = Buffer.alloc(2 ** 26)
   let bytes = 0
   let ended = 0
@@ -142,7 +145,7 @@ test('sizes above 2 and 4 GiB are counted, and not as an int', () => {
 test('EOF inside a body or an entry is never an end', () => {
   const boundaries = new Set([0])
   for (let cut = 0; cut <= conversation.length; cut++) {
-    const decoder = remoteWireDecoder()
+    const decoder = new RemoteWireDecoder()
     const heard = hear([conversation.subarray(0, cut)], decoder, false)
     try {
       decoder.end()

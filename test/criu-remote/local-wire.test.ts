@@ -2,8 +2,9 @@
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { remoteImages } from '../../lib/criu-remote/images.ts'
-import { encodeIds, giveImage, IDS, idsOf, type Reader, receiveImage } from '../../lib/criu-remote/local-wire.ts'
+import { RemoteImages } from '../../lib/criu-remote/images.ts'
+import { giveImage, IDS, idsOf, type Reader, receiveImage } from '../../lib/criu-remote/local-wire.ts'
+import { encodeIds } from '../../lib/criu-remote/messages.ts'
 import { imageName } from '../../lib/format/names.ts'
 import { duplicate, makePipe } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
@@ -35,7 +36,7 @@ function nothing() {
 }
 
 test('an image of more than 2 GiB is taken to its end (3.3: an int of what is left)', async () => {
-  const images = remoteImages()
+  const images = new RemoteImages()
   const [criu, ours] = socketPair()
   images.take(imageName('pages-1.img'), false, ours)
   images.end()
@@ -143,7 +144,7 @@ test('what a client hands over must be the end of a pipe that it should be', asy
 })
 
 test('the end of a dump waits for an image whose pipe has not come yet', async () => {
-  const images = remoteImages()
+  const images = new RemoteImages()
   const [criu, ours] = socketPair()
   images.take(imageName('a.img'), false, ours)
   images.end()
