@@ -20,7 +20,7 @@ import type { Fd } from '../kernel/fd.ts'
 import { giveBack } from '../kernel/mapped-memory.ts'
 import { reapOrphans } from '../kernel/orphans.ts'
 import { acceptUnix } from '../kernel/unix.ts'
-import { openPeerMemory, type PeerMemory } from '../store/accounting.ts'
+import { openPeerMemory } from '../store/accounting.ts'
 import { openPool, type Pool } from '../store/pool.ts'
 import { openSnapshots, type Snapshots } from '../store/snapshots.ts'
 import { openConnectionGroups } from '../stream/connection-groups.ts'
@@ -70,7 +70,6 @@ class CacheServer {
     quiet: openIdleTimer(giveBack),
   })
   readonly #pool: Pool
-  readonly #peerMemory: PeerMemory
   readonly #context: CacheContext
 
   constructor(work: WorkDir, options: CacheOptions) {
@@ -79,8 +78,8 @@ class CacheServer {
     this.#options = options
     const { report } = options
     this.#pool = openPool(options.maxMemory, options.reserve)
-    this.#peerMemory = openPeerMemory(this.#pool)
-    this.#peerMemory.relief = () => this.#connections.relieve(true)
+    const peerMemory = openPeerMemory(this.#pool)
+    peerMemory.relief = () => this.#connections.relieve(true)
     const snapshots = this.#openSnapshots()
     this.#context = {
       snapshots,
@@ -91,7 +90,7 @@ class CacheServer {
       groups: openConnectionGroups(FIRST_FRAME_MS, (link, count, origin) =>
         this.#serve(link, origin, { joined: true }, count),
       ),
-      peerMemory: this.#peerMemory,
+      peerMemory,
       failures: openFailureLog(report, MOST_FAILURES),
       earlyFailures: openFailureLog(report),
     }
@@ -193,9 +192,9 @@ class CacheServer {
   #reportStatus(): void {
     const { used, limit } = this.#pool
     const { silent, answered: links } = this.#connections.counts
-    const { counts } = this.#context.snapshots
-    const peers = this.#peerMemory.used
-    this.#options.report({ event: 'status', of: 'cache', ...counts, used, limit, links, silent, peers })
+    const { snapshots, peerMemory, options } = this.#context
+    const peers = peerMemory.used
+    options.report({ event: 'status', of: 'cache', ...snapshots.counts, used, limit, links, silent, peers })
   }
 }
 

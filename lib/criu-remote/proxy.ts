@@ -19,19 +19,19 @@ import { Fault } from '../fault.ts'
 import { INVENTORY, printable } from '../format/names.ts'
 import { tasksRunOn } from '../handover/outcome.ts'
 import { onFirstImage } from '../handover/source.ts'
-import { openProcess } from '../kernel/process.ts'
+import { openProcess, type Process } from '../kernel/process.ts'
 import type { Delivery, DeliveryPlace, DumpToDeliver, RoundToDeliver } from '../precopy/delivery.ts'
 import { type PreCopyChain, pagesOf, type SentRound } from '../precopy/send-round.ts'
 import { type MemorySnapshot, memorySnapshot } from '../store/memory.ts'
 import { openPool, type Pool } from '../store/pool.ts'
-import { openCriuTimeout } from '../stream/criu-timeout.ts'
+import { type CriuTimeout, openCriuTimeout } from '../stream/criu-timeout.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
 import type { ImageSource } from '../stream/image.ts'
 import type { Snapshot } from '../stream/send.ts'
 import { defer, rejectWhenAborted } from '../stream/wait.ts'
 import { openRemoteCacheLink, type RemoteCacheLink } from './cache-link.ts'
 import { LONGEST_STRING } from './messages.ts'
-import { type SendDumpOptions, sendDump } from './send-dump.ts'
+import { sendDump } from './send-dump.ts'
 
 export interface RemoteDeliveryOptions {
   cache: Endpoint
@@ -66,7 +66,8 @@ export class RemoteDelivery implements Delivery {
     const begun = performance.now()
     const gate = closedGate(directory, criu.pid, 'post-dump')
     const link = this.#takeLink(chain)
-    const transfer = new DumpTransfer(criu, command, gate, link, memorySnapshot(this.#pool), this.timeoutMs, place)
+    const memory = memorySnapshot(this.#pool)
+    const transfer = new DumpTransfer({ criu, command, gate, link, memory, place, timeoutMs: this.timeoutMs })
     try {
       const ids = snapshots ?? [this.#snapshot ?? idOf(command)]
       const { images, bytes } = await transfer.run(ids)
@@ -96,9 +97,10 @@ export class RemoteDelivery implements Delivery {
     const silence = openCriuTimeout(this.timeoutMs, (reason) => link.abort(reason))
     const memory = memorySnapshot(this.#pool)
     try {
-      const options = { snapshot: snapshots.at(-1) as string, round: true, silence, signal: link.signal, onBytes }
-      const sent = await sendDump(link.outlet, memory, source, options)
-      link.signal.throwIfAborted()
+      const { outlet, signal } = link
+      const snapshot = snapshots.at(-1) as string
+      const sent = await sendDump({ outlet, memory, source, snapshot, round: true, silence, signal, onBytes })
+      signal.throwIfAborted()
       chain.under++
       this.#links.set(chain, link)
       return { pages: pagesOf(sent), ms: performance.now() - begun }
@@ -130,125 +132,119 @@ export class RemoteDelivery implements Delivery {
   }
 }
 
-/**
- * One dump on its way: its criu is let go when all images but inventory.img are sent, and that is sent when the tasks
- * are dead.
- */
-class DumpTransfer {
-  readonly #criu: IncomingDump
-  readonly #command: CriuCommand | undefined
+interface TransferOptions {
+  criu: IncomingDump
+  /** Undefined where the criu cannot be seen. */
+  command: CriuCommand | undefined
   /** Holds criu at post-dump, if it runs our action script. */
-  readonly #gate: Gate
-  readonly #link: RemoteCacheLink
-  /** The images that are not sent yet. */
-  readonly #memory: MemorySnapshot
-  readonly #onBytes: (bytes: number) => void
-  readonly #process: ReturnType<typeof openProcess>
+  gate: Gate
+  link: RemoteCacheLink
+  /** Holds the images that are not sent yet. */
+  memory: MemorySnapshot
+  place: DeliveryPlace
+  timeoutMs: number
+}
+
+/** Sends one dump: lets criu go when all images but inventory.img are sent, and sends that when the tasks are dead. */
+class DumpTransfer {
+  readonly #options: TransferOptions
+  readonly #process: Process | undefined
   readonly #source: ImageSource
-  /** Whether criu runs our action script, and so waits for us at post-dump. */
-  readonly #waitsForUs: boolean
+  readonly #silence: CriuTimeout
+  /** Until this is called the signal of the proxy stops the transfer. */
+  readonly #ignoreSignal: () => void
   /** Criu waits at the gate: everything is written. */
   #isAtGate = false
   /** Resolved when a criu that waits for nobody has written its inventory and then nothing: no more images come. */
   readonly #allWritten = defer<void>()
-  readonly #silence: ReturnType<typeof openCriuTimeout>
-  /** The signal of the proxy stops the transfer until this is called. */
-  readonly #ignoreSignal: () => void
   /** The tasks, once they are frozen. */
   #tree: WatchedTree | undefined
 
-  constructor(
-    criu: IncomingDump,
-    command: CriuCommand | undefined,
-    gate: Gate,
-    link: RemoteCacheLink,
-    memory: MemorySnapshot,
-    timeoutMs: number,
-    { directory, signal, onBytes }: DeliveryPlace,
-  ) {
-    this.#criu = criu
-    this.#command = command
-    this.#gate = gate
-    this.#link = link
-    this.#memory = memory
-    this.#onBytes = onBytes
+  constructor(options: TransferOptions) {
+    const { criu, gate, link, place, timeoutMs } = options
+    this.#options = options
     this.#process = openProcess(criu.pid)
-    this.#waitsForUs = runsScript(criu.pid, join(directory, 'post-dump'))
     const whenHeld = gate.held.then(() => {
       this.#isAtGate = true
     })
     whenHeld.catch(() => {})
-    this.#ignoreSignal = link.abortOn(signal)
+    this.#ignoreSignal = link.abortOn(place.signal)
+    const waitsForUs = runsScript(criu.pid, join(place.directory, 'post-dump'))
     const complete = Promise.race([whenHeld, this.#allWritten.promise])
     this.#source = onFirstImage(criu.images({ complete, taken: async () => {}, answered() {} }), () => {
       this.#tree = watchTree(criu.pid)
     })
-    this.#silence = openCriuTimeout(timeoutMs, (reason) => this.#onSilence(reason))
+    this.#silence = openCriuTimeout(timeoutMs, (reason) => this.#onSilence(reason, waitsForUs))
   }
 
   /** `ids`: the snapshot ids of the rounds before the dump, and its own. */
   async run(ids: readonly string[]): Promise<Snapshot> {
-    const { bytes } = this.#criu
-    if (bytes !== undefined) {
-      const ready = Promise.all([this.#link.connected, this.#memory.reserve(bytes)])
+    const { criu, link, memory, place } = this.#options
+    if (criu.bytes !== undefined) {
+      const ready = Promise.all([link.connected, memory.reserve(criu.bytes)])
       this.#silence.during(ready).then(
-        () => this.#criu.open(),
+        () => criu.open(),
         () => {},
       )
     }
-    const options: SendDumpOptions = {
+    const sent = await sendDump({
+      outlet: link.outlet,
+      memory,
+      source: this.#source,
       snapshot: ids.at(-1) as string,
       before: ids.slice(0, -1),
       silence: this.#silence,
-      signal: this.#link.signal,
-      onBytes: this.#onBytes,
+      signal: link.signal,
+      onBytes: place.onBytes,
       onTaken: () => {
         // A criu that does not wait for us kills the tasks now, and a signal comes too late.
         if (!this.#isAtGate) this.#ignoreSignal()
       },
       confirm: () => this.#confirm(),
-    }
-    const sent = await sendDump(this.#link.outlet, this.#memory, this.#source, options)
-    await this.#link.finish()
+    })
+    await link.finish()
     return sent
   }
 
   /** Makes criu fail, if it still waits for us. */
   fail(reason: Error): void {
-    this.#gate.shut()
+    this.#options.gate.shut()
     this.#source.destroy(reason)
   }
 
   close(): void {
+    const { criu, gate, memory } = this.#options
     this.#silence.close()
     this.#ignoreSignal()
-    this.#gate.remove()
-    this.#criu.remove()
+    gate.remove()
+    criu.remove()
     this.#process?.close()
     this.#tree?.close()
-    this.#memory.drop()
+    memory.drop()
   }
 
-  #onSilence(reason: Fault): void {
+  #onSilence(reason: Fault, waitsForUs: boolean): void {
+    const { memory, link } = this.#options
     if (this.#tree?.isDying()) this.#silence.heard()
-    else if (this.#memory.images.has(INVENTORY) && !this.#waitsForUs) this.#allWritten.resolve()
-    else this.#link.abort(reason)
+    else if (memory.images.has(INVENTORY) && !waitsForUs) this.#allWritten.resolve()
+    else link.abort(reason)
   }
 
-  /** Lets criu go, and makes sure that the tasks are dead. Throws `FAILED_DUMP` or `CRIU` where they are not. */
+  /** Lets criu go, and makes sure that the tasks are dead. Throws `FAILED_DUMP` where they are not. */
   async #confirm(): Promise<void> {
-    if (this.#criu.bytes !== undefined && !this.#isAtGate) throw notAtPostDump()
-    this.#link.signal.throwIfAborted()
+    const { criu, command, gate, link } = this.#options
+    if (criu.bytes !== undefined && !this.#isAtGate) throw notAtPostDump()
+    link.signal.throwIfAborted()
     if (this.#isAtGate) {
       // From here on only what happens to the tasks counts, and a signal comes too late.
       this.#ignoreSignal()
-      this.#gate.open()
+      gate.open()
       // The script must find the open gate before we remove it.
       await this.#process?.ended
     }
-    if (this.#command?.leaves === true) return
+    if (command?.leaves === true) return
     // A dump that failed late has its inventory.img too.
-    const fate = await Promise.race([this.#tree?.fate, rejectWhenAborted(this.#link.signal)])
+    const fate = await Promise.race([this.#tree?.fate, rejectWhenAborted(link.signal)])
     if (fate === 'alive') throw tasksRunOn()
   }
 }

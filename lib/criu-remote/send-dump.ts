@@ -27,6 +27,12 @@ import { IDS } from './local-wire.ts'
 const MOST_SENT = 2 ** 20
 
 export interface SendDumpOptions {
+  /** The connection to the cache. */
+  outlet: Outlet
+  /** Holds the images that are not sent yet. */
+  memory: MemorySnapshot
+  /** What criu dumps. Destroyed if sending fails. */
+  source: ImageSource
   /** The `-D` of the criu that dumps, by which a restore finds the dump. */
   snapshot: string
   /** The `-D` of the rounds that this connection has carried before it, the oldest first. */
@@ -46,23 +52,14 @@ export interface SendDumpOptions {
 }
 
 /**
- * Sends all images of `source`, by way of `memory`; the stream does not end. Throws `FAILED_DUMP` for a dump without
- * inventory.img, `MEMORY` where an image does not fit, `CRIU_PROTOCOL`, `LINK`, and the reason of the signal. The
- * source is destroyed then.
+ * Sends all images; the stream does not end. Throws `FAILED_DUMP` for a dump without inventory.img, `MEMORY` where an
+ * image does not fit, `CRIU_PROTOCOL`, `LINK`, and the reason of the signal.
  */
-export function sendDump(
-  outlet: Outlet,
-  memory: MemorySnapshot,
-  source: ImageSource,
-  options: SendDumpOptions,
-): Promise<Snapshot> {
-  return new DumpSender(outlet, memory, source, options).run()
+export function sendDump(options: SendDumpOptions): Promise<Snapshot> {
+  return new DumpSender(options).run()
 }
 
 class DumpSender {
-  readonly #outlet: Outlet
-  readonly #memory: MemorySnapshot
-  readonly #source: ImageSource
   readonly #options: SendDumpOptions
   /** Aborted with the first failure. */
   readonly #stop = new AbortController()
@@ -76,15 +73,12 @@ class DumpSender {
   /** Resolves when everything that was queued for the link is sent. */
   #queue: Promise<void> = Promise.resolve()
 
-  constructor(outlet: Outlet, memory: MemorySnapshot, source: ImageSource, options: SendDumpOptions) {
-    this.#outlet = outlet
-    this.#memory = memory
-    this.#source = source
+  constructor(options: SendDumpOptions) {
     this.#options = options
   }
 
   async run(): Promise<Snapshot> {
-    const { round = false, confirm, signal } = this.#options
+    const { memory, round = false, confirm, signal } = this.#options
     const aborted = (): void => this.#fail(signal.reason)
     signal.addEventListener('abort', aborted)
     try {
@@ -97,7 +91,7 @@ class DumpSender {
       await Promise.all(this.#running)
       this.#stop.signal.throwIfAborted()
       await confirm?.()
-      const inventory = this.#memory.images.get(INVENTORY)
+      const inventory = memory.images.get(INVENTORY)
       if (!round && inventory !== undefined) await this.#send(inventory)
       return summarize(this.#sent, round)
     } catch (error) {
@@ -112,16 +106,16 @@ class DumpSender {
   #fail(reason: unknown): void {
     if (this.#stop.signal.aborted) return
     this.#stop.abort(reason)
-    this.#source.destroy(reason as Error)
+    this.#options.source.destroy(reason as Error)
     for (const reader of this.#readers) reader.interrupt(reason as Error)
   }
 
   /** Reads every image into memory, and queues it for the link. */
   async #takeImages(): Promise<void> {
-    const { silence, onTaken } = this.#options
+    const { source, silence, onTaken } = this.#options
     const reads: Promise<unknown>[] = []
-    silence?.follow(this.#source.news)
-    for await (const image of this.#source.images) {
+    silence?.follow(source.news)
+    for await (const image of source.images) {
       silence?.heard()
       // The list of snapshots tells the ids.
       if (image.name === IDS && image.body.kind === 'pieces') continue
@@ -153,12 +147,12 @@ class DumpSender {
     const writer = this.#open(name, body)
     const size = body.kind === 'pipe' ? await this.#readPipe(writer, body) : await this.#copyPieces(writer, body)
     writer.end({ name, size, digest: 0n })
-    return this.#memory.images.get(name) as StoredImage
+    return this.#options.memory.images.get(name) as StoredImage
   }
 
   #open(name: ImageName, body: ImageBody): MemoryWriter {
     try {
-      return this.#memory.open(name)
+      return this.#options.memory.open(name)
     } catch (error) {
       if (body.kind === 'pipe') closeFd(body.fd)
       throw error
@@ -203,26 +197,26 @@ class DumpSender {
   }
 
   async #sendWhole(image: StoredImage): Promise<void> {
-    const { snapshot, onBytes } = this.#options
+    const { outlet, memory, snapshot, onBytes } = this.#options
     const { signal } = this.#stop
     signal.throwIfAborted()
     // The originals take all that follows for the bytes of an empty image, and answer that there is no such image.
     if (image.size === 0) return
-    await this.#outlet.send(encodeImageEntry(snapshot, image.name, image.size))
+    await outlet.send(encodeImageEntry(snapshot, image.name, image.size))
     for (const { window } of image.pieces) {
       for (let at = 0; at < window.length; at += MOST_SENT) {
         signal.throwIfAborted()
         const part = window.subarray(at, at + MOST_SENT)
-        await this.#outlet.send(part)
+        await outlet.send(part)
         onBytes?.(part.length)
       }
     }
-    this.#memory.discard(image)
+    memory.discard(image)
     this.#sent.push(image)
   }
 
   async #sendList(): Promise<void> {
-    const { before = [], snapshot } = this.#options
-    for (const part of encodeList([...before, snapshot])) await this.#outlet.send(part)
+    const { outlet, before = [], snapshot } = this.#options
+    for (const part of encodeList([...before, snapshot])) await outlet.send(part)
   }
 }
