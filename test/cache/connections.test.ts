@@ -7,16 +7,16 @@ import { throwsFault, within } from '../expect.ts'
 
 const test = suite('cache/connections')
 
-/** Connections that note who was closed, and why. */
+/** A table that notes which connection was closed, and why. */
 function table(most: number, silentMs = 60_000, stillMs = 0) {
   const closed: string[] = []
   const connections = new Connections({ most, silentMs, stillMs, waitedMs: stillMs })
-  const add = (name: string, source = name, count = 1): Connection =>
-    connections.add(source, ({ code }: Fault) => void closed.push(`${name} ${code}`), count)
+  const add = (name: string, origin = name, count = 1): Connection =>
+    connections.add(origin, ({ code }: Fault) => void closed.push(`${name} ${code}`), count)
   return { closed, connections, add }
 }
 
-test('a silent connection gives way to a new one: the oldest of the peer that has most', () => {
+test('a silent connection is closed for a new one: the oldest of the origin that has most', () => {
   const { closed, connections, add } = table(4)
   add('honest')
   for (const name of ['a1', 'a2', 'a3']) add(name, 'a')
@@ -25,12 +25,12 @@ test('a silent connection gives way to a new one: the oldest of the peer that ha
   add('other')
   assert.equal(closed, ['a1 LIMIT', 'a2 LIMIT'])
   for (const name of ['b1', 'b2', 'b3']) add(name, 'b')
-  // Where each has one the oldest goes.
+  // Where each origin has one the oldest is closed.
   assert.equal(closed.slice(2), ['a3 LIMIT', 'honest LIMIT', 'b1 LIMIT'])
   assert.equal(connections.counts, { silent: 4, answered: 0 })
 })
 
-test('one that has spoken has a place of its own; where there is none it is refused, or whoever stands still goes', async () => {
+test('a connection that has sent a frame counts apart; in a full table it is refused, or one that stands still is closed', async () => {
   const { closed, connections, add } = table(2, 60_000, 50)
   const [one, two] = [add('one'), add('two')]
   for (const each of [one, two]) each.enter('moving')
@@ -44,7 +44,7 @@ test('one that has spoken has a place of its own; where there is none it is refu
   assert.not(connections.relieve(true))
 })
 
-test('little is no progress: bytes that only say that somebody is there, or that drip into a first word', async () => {
+test('few bytes are no progress: neither signs of life nor a first frame that trickles in', async () => {
   const { closed, add } = table(1, 60_000, 50)
   const one = add('one')
   one.enter('moving')
@@ -59,7 +59,7 @@ test('little is no progress: bytes that only say that somebody is there, or that
   assert.equal(closed, ['one TIMEOUT', 'dripping LIMIT'])
 })
 
-test('of those that stand still the one goes whose peer has most of them; one that holds a copy never does', async () => {
+test('of those that stand still one of the origin that has most is closed; one that holds a copy never is', async () => {
   const { closed, connections, add } = table(8, 60_000, 20)
   const held = add('held', 'many')
   held.enter('holding')
@@ -74,7 +74,7 @@ test('of those that stand still the one goes whose peer has most of them; one th
   assert.equal(connections.counts, { silent: 0, answered: 0 })
 })
 
-test('who says nothing, and who stands still for as long as it may, is closed; its memory goes at once, and it is told', async () => {
+test('a silent connection is closed, and one that stands still too long; its memory is freed at once, and it gets the reason', async () => {
   const closing: string[] = []
   const connections = new Connections({ most: 4, silentMs: 100 })
   const silent = new Promise<Fault>((resolve) => void connections.add('a', resolve))
@@ -90,7 +90,7 @@ test('who says nothing, and who stands still for as long as it may, is closed; i
   assert.equal(connections.counts, { silent: 0, answered: 0 })
 })
 
-test('a peer that does not take the reason is closed all the same, and at the end all are', async () => {
+test('a peer that does not read the reason is closed all the same, and close() closes all', async () => {
   const { closed, connections, add } = table(1)
   const deaf = add('deaf')
   deaf.beforeClose(() => new Promise(() => {}))
@@ -102,7 +102,7 @@ test('a peer that does not take the reason is closed all the same, and at the en
   assert.equal(closed, ['deaf LIMIT', 'next ABORTED'])
 })
 
-test('a group that carries one stream counts as many as it has', () => {
+test('a striped link counts as many connections as it has', () => {
   const { closed, connections, add } = table(4)
   add('one')
   add('group', 'group', 3)

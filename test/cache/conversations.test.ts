@@ -1,7 +1,7 @@
 /**
- * Conversations with a cache as a stranger may lead them: every frame in every state, and random sequences of right, wrong, repeated
- * and cut ones. A model that is written from PROTOCOL.md says what is taken; what it refuses must be refused, what it takes must be taken, nothing
- * else may be sealed, and nothing may stay.
+ * Conversations of an untrusted client with a cache: every frame in every state, and random sequences of right, wrong, repeated
+ * and cut frames. A model that is written from PROTOCOL.md tells which frames the cache must take and which it must refuse.
+ * Nothing else may be sealed, and nothing may stay in memory.
  */
 
 import { randomBytes } from 'node:crypto'
@@ -40,7 +40,7 @@ import { eventually, temporary } from '../support/run.ts'
 const test = suite('cache/conversations')
 
 const MIB = 2 ** 20
-/** How long a conversation that outlives its link waits for another, and a connection for those which it joins. */
+/** How long a resumable link waits for another connection, and a striped link for its other connections. */
 const PATIENCE_MS = 200
 const MOST_GROWN = 150 * MIB
 const TOKEN = Buffer.alloc(16, 7)
@@ -94,7 +94,7 @@ function openCache() {
     peers,
     connections,
     sealed,
-    /** Takes away what a conversation may have left by right. */
+    /** Removes what a conversation may leave. */
     async clear(id: SnapshotId) {
       if (handovers.get(id) !== undefined) await handovers.decide(id, 'drop').catch(() => {})
       snapshots.remove(id)
@@ -109,19 +109,19 @@ function openCache() {
 }
 type Cache = ReturnType<typeof openCache>
 
-/** The cache's end, and the stranger's. */
-type Carrier = () => [Link, Link]
+/** Makes a connection: the cache's end, and the client's. */
+type LinkPair = () => [Link, Link]
 
-const carriers: Record<string, Carrier> = {
+const linkPairs: Record<string, LinkPair> = {
   'a socket': () => {
     const [one, two] = socketPair()
-    return [fdLink(one, 'stranger', 'socket'), fdLink(two, 'cache', 'socket')]
+    return [fdLink(one, 'client', 'socket'), fdLink(two, 'cache', 'socket')]
   },
   'streams of Node': () => {
     const [up, down] = [new PassThrough(), new PassThrough()]
     const one = Duplex.from({ readable: up, writable: down }) as Duplex
     const two = Duplex.from({ readable: down, writable: up }) as Duplex
-    return [duplexLink(one, 'stranger'), duplexLink(two, 'cache')]
+    return [duplexLink(one, 'client'), duplexLink(two, 'cache')]
   },
 }
 
@@ -131,7 +131,7 @@ function sum(bytes: Uint8Array): bigint {
   return state.finish()
 }
 
-/** PROTOCOL.md, sections 2, 3 and 5: what the first words of a stranger are, and what follows each. */
+/** PROTOCOL.md, sections 2, 3 and 5: the first frames of a client, and the frames of a snapshot. */
 const first: FrameName[] = ['snapshot', 'get', 'handOver', 'verdict', 'resume', 'join']
 const body: FrameName[] = ['image', 'data', 'packed', 'zeros', 'same', 'recall', 'imageEnd', 'snapshotEnd', 'failed']
 
@@ -140,8 +140,8 @@ type State =
   | { at: 'snapshot'; token: boolean; begun: ReadonlySet<FrameName>; images: number }
   | { at: 'sealed'; token: boolean }
 
-/** The types of frames that belong where the conversation is. */
-function belongs(state: State): FrameName[] {
+/** The types of frames that the cache takes in this state. */
+function acceptedIn(state: State): FrameName[] {
   switch (state.at) {
     case 'start':
       return first
@@ -167,26 +167,26 @@ function belongs(state: State): FrameName[] {
   }
 }
 
-/** What a stranger says, in a conversation about one snapshot: the model of what the cache knows. */
-interface Speech {
+/** A model of what the cache knows in a conversation about one snapshot. */
+interface Model {
   state: State
   id: SnapshotId
-  /** Images by channel; those that are open have no entry. */
+  /** Open images by channel; they have no entry in `entries` yet. */
   open: Map<number, { name: string; bytes: Buffer[]; size: number }>
   entries: (ImageEntry | undefined)[]
   names: Set<string>
   checked: boolean
   until: boolean
   layer: 'none' | 'round' | 'last'
-  /** Something was wrong: from there on nothing is taken. What follows is said as if it had not been said. */
+  /** Something was wrong: the cache takes nothing from there on. */
   wrong: boolean
-  /** All that belongs to the snapshot has been said. */
+  /** Everything that belongs to the snapshot was sent. */
   complete: boolean
-  /** And nothing was wrong until then. */
+  /** It was complete before anything was wrong. */
   sealed: boolean
 }
 
-function speech(id: SnapshotId): Speech {
+function newModel(id: SnapshotId): Model {
   return {
     state: { at: 'start' },
     id,
@@ -202,7 +202,7 @@ function speech(id: SnapshotId): Speech {
   }
 }
 
-/** Numbers of a step, of which each kind takes what it needs. */
+/** One step of a conversation; `a` and `b` are numbers from which its frame is made. */
 interface Step {
   kind: 'right' | 'off' | 'frame' | 'damaged' | 'cut' | 'noise' | 'again'
   type: FrameName
@@ -212,12 +212,12 @@ interface Step {
 
 const imageNames = ['inventory.img', 'core-1.img', 'core-2.img', 'pstree.img', 'files.img']
 
-/** A frame of that type: right in itself, and where `a` and `b` say so also in its numbers. */
-function frameOf(said: Speech, { type, a, b }: Pick<Step, 'type' | 'a' | 'b'>): Frame | [Frame, Buffer] {
-  const { id } = said
-  const channels = [...said.open.keys()]
+/** A well-formed frame of that type; `a` and `b` decide whether its numbers fit the conversation too. */
+function frameOf(model: Model, { type, a, b }: Pick<Step, 'type' | 'a' | 'b'>): Frame | [Frame, Buffer] {
+  const { id } = model
+  const channels = [...model.open.keys()]
   const channel = channels[a % Math.max(1, channels.length)] ?? 1 + (a % 3)
-  const size = said.open.get(channel)?.size ?? 0
+  const size = model.open.get(channel)?.size ?? 0
   const offset = b % 8 === 0 ? b : size
   const length = 1 + (b % 5 === 0 ? (a * 977) % 70_000 : b % 300)
   switch (type) {
@@ -227,7 +227,7 @@ function frameOf(said: Speech, { type, a, b }: Pick<Step, 'type' | 'a' | 'b'>): 
     case 'image':
       return {
         type,
-        channel: said.entries.length + (a % 8 === 0 ? 2 : 1),
+        channel: model.entries.length + (a % 8 === 0 ? 2 : 1),
         name: imageName(imageNames[b % imageNames.length] as string),
       }
     case 'data':
@@ -239,12 +239,12 @@ function frameOf(said: Speech, { type, a, b }: Pick<Step, 'type' | 'a' | 'b'>): 
     case 'same':
       return { type, channel, offset: 0, source: 0, first: a, pages: 1 + (b % 4) }
     case 'imageEnd': {
-      const bytes = Buffer.concat(said.open.get(channel)?.bytes ?? [])
-      const right = said.checked ? sum(bytes) : 0n
+      const bytes = Buffer.concat(model.open.get(channel)?.bytes ?? [])
+      const right = model.checked ? sum(bytes) : 0n
       return { type, channel, size, digest: b % 8 === 0 ? right + 1n : right }
     }
     case 'snapshotEnd': {
-      const images = said.entries.filter((each) => each !== undefined)
+      const images = model.entries.filter((each) => each !== undefined)
       return { type, images, digest: sum(encodeImageList(images)) + (b % 8 === 0 ? 1n : 0n) }
     }
     case 'failed':
@@ -290,116 +290,116 @@ function frameOf(said: Speech, { type, a, b }: Pick<Step, 'type' | 'a' | 'b'>): 
   }
 }
 
-/** Whether the cache takes the frame; where it does, the speech goes on. */
-function takes(said: Speech, state: State, frame: Frame, bytes: Buffer | undefined): boolean {
-  if (!belongs(state).includes(frame.type)) return false
+/** Whether the cache takes the frame; if it does, the model goes on. */
+function takes(model: Model, state: State, frame: Frame, bytes: Buffer | undefined): boolean {
+  if (!acceptedIn(state).includes(frame.type)) return false
   if (frame.type === 'got') return frame.offset === 0
   if (state.at !== 'snapshot') {
-    if (frame.type === 'snapshot') said.state = { at: 'snapshot', token: false, begun: new Set(), images: 0 }
-    else if (frame.type === 'get') said.state = { at: 'asked' }
-    else said.state = { at: frame.type === 'handOver' ? 'restoring' : 'over' }
+    if (frame.type === 'snapshot') model.state = { at: 'snapshot', token: false, begun: new Set(), images: 0 }
+    else if (frame.type === 'get') model.state = { at: 'asked' }
+    else model.state = { at: frame.type === 'handOver' ? 'restoring' : 'over' }
     return true
   }
-  const image = 'channel' in frame ? said.open.get(frame.channel) : undefined
+  const image = 'channel' in frame ? model.open.get(frame.channel) : undefined
   const goesOn = (more: Buffer): boolean => {
     if (image === undefined || !('offset' in frame) || frame.offset !== image.size) return false
     image.bytes.push(more)
     image.size += more.length
     return true
   }
-  said.state = { ...state, begun: new Set([...state.begun, frame.type]) }
+  model.state = { ...state, begun: new Set([...state.begun, frame.type]) }
   switch (frame.type) {
     case 'handOver':
-      said.until = true
-      said.state.token = frame.token !== undefined
+      model.until = true
+      model.state.token = frame.token !== undefined
       return true
     case 'layer':
-      said.layer = frame.last ? 'last' : 'round'
-      return frame.under === 0 && (!said.until || frame.last)
+      model.layer = frame.last ? 'last' : 'round'
+      return frame.under === 0 && (!model.until || frame.last)
     case 'unchecked':
-      said.checked = false
+      model.checked = false
       return true
     case 'reserve':
     case 'recall':
       return true
     case 'image':
-      if (frame.channel !== said.entries.length + 1 || said.names.has(frame.name)) return false
-      said.names.add(frame.name)
-      said.entries.push(undefined)
-      said.open.set(frame.channel, { name: frame.name, bytes: [], size: 0 })
-      said.state.images++
+      if (frame.channel !== model.entries.length + 1 || model.names.has(frame.name)) return false
+      model.names.add(frame.name)
+      model.entries.push(undefined)
+      model.open.set(frame.channel, { name: frame.name, bytes: [], size: 0 })
+      model.state.images++
       return true
     case 'data':
       return goesOn(bytes as Buffer)
     case 'zeros':
       return goesOn(Buffer.alloc(frame.raw))
     case 'imageEnd': {
-      const right = said.checked ? sum(Buffer.concat(image?.bytes ?? [])) : 0n
+      const right = model.checked ? sum(Buffer.concat(image?.bytes ?? [])) : 0n
       if (image === undefined) return false
-      said.entries[frame.channel - 1] = { name: imageName(image.name), size: image.size, digest: right }
-      said.open.delete(frame.channel)
+      model.entries[frame.channel - 1] = { name: imageName(image.name), size: image.size, digest: right }
+      model.open.delete(frame.channel)
       return frame.size === image.size && frame.digest === right
     }
     case 'snapshotEnd': {
       const list = encodeImageList(frame.images)
-      const all = said.entries.filter((each) => each !== undefined)
-      said.complete =
-        said.open.size === 0 &&
+      const all = model.entries.filter((each) => each !== undefined)
+      model.complete =
+        model.open.size === 0 &&
         list.equals(encodeImageList(all)) &&
         frame.digest === sum(list) &&
-        (said.layer === 'round' || said.names.has('inventory.img'))
-      if (said.complete) said.state = said.until ? { at: 'sealed', token: state.token } : { at: 'over' }
-      return said.complete
+        (model.layer === 'round' || model.names.has('inventory.img'))
+      if (model.complete) model.state = model.until ? { at: 'sealed', token: state.token } : { at: 'over' }
+      return model.complete
     }
-    // What was not offered, what cannot be decompressed, and the word that it is all for nothing.
+    // `same` without an offer, `packed` that cannot be decompressed, and `failed`.
     default:
       return false
   }
 }
 
-function hear(said: Speech, frame: Frame, bytes: Buffer | undefined): void {
-  if (said.state.at === 'over') return
-  if (!takes(said, said.state, frame, bytes)) said.wrong = true
-  if (said.complete && !said.wrong) said.sealed = true
+function advance(model: Model, frame: Frame, bytes: Buffer | undefined): void {
+  if (model.state.at === 'over') return
+  if (!takes(model, model.state, frame, bytes)) model.wrong = true
+  if (model.complete && !model.wrong) model.sealed = true
 }
 
-/** The next frame that goes on rightly towards a sealed snapshot, and undefined where there is none. */
+/** The next right frame on the way to a sealed snapshot; undefined where there is none. */
 function rightStep(
-  said: Speech,
+  model: Model,
   { a, b }: Pick<Step, 'a' | 'b'>,
   hurry = false,
 ): Pick<Step, 'type' | 'a' | 'b'> | undefined {
   const odd = { a: 2 * a + 1, b: 8 * (b >> 3) + 1 + (b % 7) }
-  const { state } = said
+  const { state } = model
   if (state.at === 'start') return { type: 'snapshot', ...odd }
   if (state.at === 'sealed') return { type: 'verdict', ...odd }
   if (state.at !== 'snapshot') return undefined
   if (!hurry && a % 3 !== 0 && state.images === 0) {
     const choice = (['handOver', 'layer', 'unchecked', 'reserve', 'recall'] as const)[b % 5] as FrameName
-    // The chain's last part is looked through by other rules.
-    if (belongs(state).includes(choice) && !(choice === 'layer' && said.until)) {
+    // The last part of a chain is validated by other rules.
+    if (acceptedIn(state).includes(choice) && !(choice === 'layer' && model.until)) {
       return { type: choice, a: odd.a, b: choice === 'handOver' ? b : odd.b }
     }
   }
-  if (said.open.size > 0 && (hurry || a % 4 === 0)) return { type: 'imageEnd', ...odd }
-  if (said.open.size > 0 && a % 4 < 3) return { type: a % 8 < 5 ? 'data' : 'zeros', ...odd }
-  // CRIU's inventory decides what becomes of a part of a chain, and this one is none.
-  const names = said.layer === 'none' ? imageNames : imageNames.slice(1)
-  const free = names.findIndex((name) => !said.names.has(name))
-  if (free >= 0 && (said.names.size === 0 || !hurry)) {
+  if (model.open.size > 0 && (hurry || a % 4 === 0)) return { type: 'imageEnd', ...odd }
+  if (model.open.size > 0 && a % 4 < 3) return { type: a % 8 < 5 ? 'data' : 'zeros', ...odd }
+  // A part of a chain has no inventory here: it would have to be one of CRIU's.
+  const names = model.layer === 'none' ? imageNames : imageNames.slice(1)
+  const free = names.findIndex((name) => !model.names.has(name))
+  if (free >= 0 && (model.names.size === 0 || !hurry)) {
     return { type: 'image', a: odd.a, b: free + imageNames.length - names.length }
   }
   return { type: 'snapshotEnd', ...odd }
 }
 
-/** The bytes of a speech, and what the model makes of it. */
-function spoken(said: Speech, steps: readonly Step[], finishes: boolean): { parts: Buffer[]; cut: boolean } {
+/** The bytes of these steps; advances the model. */
+function encodeSteps(model: Model, steps: readonly Step[], finishes: boolean): { parts: Buffer[]; cut: boolean } {
   const parts: Buffer[] = [encodePreamble()]
   let last: [Frame, Buffer | undefined] | undefined
   const say = (what: Pick<Step, 'type' | 'a' | 'b'>): Buffer => {
-    const made = frameOf(said, what)
+    const made = frameOf(model, what)
     const [frame, bytes] = Array.isArray(made) ? made : [made, undefined]
-    hear(said, frame, bytes)
+    advance(model, frame, bytes)
     last = [frame, bytes]
     const whole = Buffer.concat([encodeFrame(frame), ...(bytes === undefined ? [] : [bytes])])
     parts.push(whole)
@@ -407,50 +407,55 @@ function spoken(said: Speech, steps: readonly Step[], finishes: boolean): { part
   }
   for (const step of steps) {
     const { kind, a, b } = step
-    const right = rightStep(said, step)
-    const over = said.state.at === 'over'
+    const right = rightStep(model, step)
+    const over = model.state.at === 'over'
     if (kind === 'right' && right !== undefined) say(right)
     else if (kind === 'off' && right !== undefined) say({ type: right.type, a: 8 * (a >> 3), b: 8 * (b >> 3) })
     else if (kind === 'frame' || kind === 'right' || kind === 'off') say(step)
     else if (kind === 'again' && last !== undefined) {
-      hear(said, ...last)
+      advance(model, ...last)
       parts.push(parts.at(-1) as Buffer)
     } else if (kind === 'damaged') {
-      const was = said.sealed
+      const was = model.sealed
       const whole = Buffer.from(say(step))
       const at = a % Math.min(whole.length, 24)
       whole[at] = (whole[at] as number) ^ (1 << (b % 8))
       parts[parts.length - 1] = whole
       last = undefined
-      // A header that is damaged is never taken.
-      if (!over) Object.assign(said, { wrong: true, sealed: was })
+      // The cache never takes a damaged header.
+      if (!over) Object.assign(model, { wrong: true, sealed: was })
     } else if (kind === 'noise') {
       parts.push(randomBytes(24 + (a % 100)))
       last = undefined
-      if (!over) said.wrong = true
+      if (!over) model.wrong = true
     } else if (kind === 'cut' && parts.length > 1) {
       const whole = parts.pop() as Buffer
       parts.push(whole.subarray(0, a % whole.length))
       return { parts, cut: true }
     }
   }
-  for (let left = 20; finishes && !said.complete && left > 0; left--) {
-    const right = rightStep(said, { a: 2, b: 3 }, true)
+  for (let left = 20; finishes && !model.complete && left > 0; left--) {
+    const right = rightStep(model, { a: 2, b: 3 }, true)
     if (right === undefined) break
     say(right)
   }
   return { parts, cut: false }
 }
 
-interface Heard {
+interface Answers {
   types: FrameName[]
   refusal: string | undefined
   reads: number
 }
 
-/** Lets the cache answer these bytes, to the end of both directions. */
-async function played(cache: Cache, carrier: Carrier, parts: readonly Buffer[], joinsEnd = true): Promise<Heard> {
-  const [theirs, ours] = carrier()
+/** Sends these bytes to the cache, and reads its answers to the end of both directions. */
+async function converse(
+  cache: Cache,
+  makeLinks: LinkPair,
+  parts: readonly Buffer[],
+  joinsEnd = true,
+): Promise<Answers> {
+  const [theirs, ours] = makeLinks()
   let reads = 0
   const counted: Link = {
     ...theirs,
@@ -462,15 +467,15 @@ async function played(cache: Cache, carrier: Carrier, parts: readonly Buffer[], 
       },
     },
   }
-  const line = openTargetLink(counted)
-  const connection = cache.connections.add('stranger', (reason) => line.link.destroy(reason))
-  const over = handleConnection(line, cache.context, { connection, origin: 'stranger' }).finally(() =>
+  const targetLink = openTargetLink(counted)
+  const connection = cache.connections.add('client', (reason) => targetLink.link.destroy(reason))
+  const over = handleConnection(targetLink, cache.context, { connection, origin: 'client' }).finally(() =>
     connection.leave(),
   )
   const types: FrameName[] = []
   let refusal: string | undefined
   const reader = frameReader(ours.inlet)
-  const hearing = (async () => {
+  const reading = (async () => {
     for (;;) {
       const frame = await reader.next(anyFrame)
       if (frame === undefined) return
@@ -485,18 +490,18 @@ async function played(cache: Cache, carrier: Carrier, parts: readonly Buffer[], 
   })().catch((error: unknown) => {
     if (!(error instanceof Fault)) throw error
   })
-  const saying = (async () => {
+  const writing = (async () => {
     for (const part of parts) await ours.outlet.send(part)
     if (joinsEnd) await ours.outlet.finish()
   })().catch(() => {})
-  await within(Promise.race([Promise.all([saying, hearing]), over]), 'an end', 10_000)
-  await within(Promise.race([hearing, new Promise((resolve) => setTimeout(resolve, 100))]), 'an end')
+  await within(Promise.race([Promise.all([writing, reading]), over]), 'an end', 10_000)
+  await within(Promise.race([reading, new Promise((resolve) => setTimeout(resolve, 100))]), 'an end')
   ours.destroy()
   await within(over, 'the end of the conversation', 10_000)
   return { types, refusal, reads }
 }
 
-/** Memory that was made ready for what was announced comes back when it is ready. */
+/** Waits until the memory that was reserved for the conversation is free again. */
 async function settled({ peers, pool }: Cache, used: number, what: string): Promise<void> {
   assert.is(peers.used, 0, `${what}: nothing is held for peers`)
   await eventually(
@@ -506,18 +511,18 @@ async function settled({ peers, pool }: Cache, used: number, what: string): Prom
   )
 }
 
-/** A snapshot that can be asked for. */
-async function stock(cache: Cache): Promise<void> {
-  const said = speech(snapshotId('stored'))
-  const { parts } = spoken(said, [], true)
-  await played(cache, carriers['a socket'] as Carrier, parts)
+/** Stores a snapshot that a client can ask for. */
+async function storeSnapshot(cache: Cache): Promise<void> {
+  const model = newModel(snapshotId('stored'))
+  const { parts } = encodeSteps(model, [], true)
+  await converse(cache, linkPairs['a socket'] as LinkPair, parts)
   assert.equal(cache.sealed, [snapshotId('stored')])
 }
 
 let number = 0
 
-/** Ways into each state; the last frame of each has been taken. */
-const ways: Record<string, Pick<Step, 'type' | 'a' | 'b'>[]> = {
+/** The frames that lead into each state; the cache takes all of them. */
+const prefixes: Record<string, Pick<Step, 'type' | 'a' | 'b'>[]> = {
   'at the start': [],
   'after handOver of a client': [{ type: 'handOver', a: 1, b: 1 }],
   'after get': [{ type: 'get', a: 0, b: 1 }],
@@ -574,25 +579,26 @@ const ways: Record<string, Pick<Step, 'type' | 'a' | 'b'>[]> = {
 
 const step = (what: Pick<Step, 'type' | 'a' | 'b'>): Step => ({ kind: 'frame', ...what })
 
-for (const [name, carrier] of Object.entries(carriers)) {
+for (const [name, makeLinks] of Object.entries(linkPairs)) {
   test(`over ${name}: every frame in every state is taken where it belongs, and refused elsewhere`, async () => {
     const cache = openCache()
-    await stock(cache)
+    await storeSnapshot(cache)
     const { used } = cache.pool
     const wrong: string[] = []
-    for (const [where, way] of Object.entries(ways)) {
+    for (const [where, prefix] of Object.entries(prefixes)) {
       for (const type of everyType) {
         const id = snapshotId(`m${number++}`)
-        const before = speech(id)
-        spoken(before, way.map(step), false)
+        const before = newModel(id)
+        encodeSteps(before, prefix.map(step), false)
         assert.not(before.wrong, where)
-        const said = speech(id)
-        const { parts } = spoken(said, [...way, { type, a: type === 'layer' ? 2 : 1, b: 1 }].map(step), false)
+        const model = newModel(id)
+        const { parts } = encodeSteps(model, [...prefix, { type, a: type === 'layer' ? 2 : 1, b: 1 }].map(step), false)
         const sealed = cache.sealed.length
-        const { refusal = '' } = await played(cache, carrier, parts)
+        const { refusal = '' } = await converse(cache, makeLinks, parts)
         const taken = !/ where none belongs/.test(refusal)
-        if (taken !== belongs(before.state).includes(type)) wrong.push(`${type} ${where}: ${taken ? 'taken' : refusal}`)
-        if (cache.sealed.length - sealed !== Number(said.sealed)) wrong.push(`${type} ${where}: sealed or not`)
+        if (taken !== acceptedIn(before.state).includes(type))
+          wrong.push(`${type} ${where}: ${taken ? 'taken' : refusal}`)
+        if (cache.sealed.length - sealed !== Number(model.sealed)) wrong.push(`${type} ${where}: sealed or not`)
         await cache.clear(id)
         await settled(cache, used, `${type} ${where}`)
       }
@@ -603,7 +609,7 @@ for (const [name, carrier] of Object.entries(carriers)) {
 
   test(`over ${name}: random sequences`, async () => {
     const cache = openCache()
-    await stock(cache)
+    await storeSnapshot(cache)
     const { used } = cache.pool
     const steps = fc.array(
       fc.record({
@@ -624,22 +630,22 @@ for (const [name, carrier] of Object.entries(carriers)) {
     await fc.assert(
       fc.asyncProperty(steps, fc.boolean(), async (list, finishes) => {
         const id = snapshotId(`f${number++}`)
-        const said = speech(id)
-        const { parts, cut } = spoken(said, list, finishes)
+        const model = newModel(id)
+        const { parts, cut } = encodeSteps(model, list, finishes)
         const before = cache.sealed.length
-        const { refusal, reads, types } = await played(cache, carrier, parts)
+        const { refusal, reads, types } = await converse(cache, makeLinks, parts)
         const sealed = cache.sealed.length - before
-        const told = `${JSON.stringify(said.state)}, ${types.join()}, ${refusal}`
+        const details = `${JSON.stringify(model.state)}, ${types.join()}, ${refusal}`
         await cache.clear(id)
-        const doubtful = said.layer !== 'none' && said.names.has('inventory.img')
-        if (cut || doubtful) assert.ok(sealed <= Number(said.sealed), told)
-        else assert.is(sealed, Number(said.sealed), told)
-        if (said.wrong && !cut) assert.ok(refusal !== undefined, told)
+        const doubtful = model.layer !== 'none' && model.names.has('inventory.img')
+        if (cut || doubtful) assert.ok(sealed <= Number(model.sealed), details)
+        else assert.is(sealed, Number(model.sealed), details)
+        if (model.wrong && !cut) assert.ok(refusal !== undefined, details)
         const bytes = parts.reduce((all, { length }) => all + length, 0)
         assert.ok(reads <= 4 * parts.length + bytes / 1000 + 40, `${reads} reads of ${bytes} bytes`)
-        await settled(cache, used, told)
+        await settled(cache, used, details)
         counts.sealed += sealed
-        counts.wrong += Number(said.wrong)
+        counts.wrong += Number(model.wrong)
         counts.cut += Number(cut)
       }),
       { numRuns: 400, includeErrorInReport: true },

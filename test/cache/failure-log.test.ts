@@ -17,7 +17,7 @@ function lines() {
 
 const fault = (what: string): Fault => new Fault('LINK', what, { hint: 'a hint' })
 
-test('the first failure of a peer is told as it is, the others of that second as a number', async () => {
+test('the first failure of an origin is reported as it is, the others of that second as a number', async () => {
   const { told, report } = lines()
   const failures = openFailureLog(report)
   for (let n = 0; n < 1000; n++) failures.tell('a', `a:${n}`, fault(`number ${n}`))
@@ -33,7 +33,7 @@ test('the first failure of a peer is told as it is, the others of that second as
   assert.is(told.at(-1), '1 more connection of a: the last one: number 1000')
 })
 
-test('as many lines a second as are asked for, and peers without number are one', () => {
+test('the number of lines a second can be set, and too many origins are counted as one', () => {
   const { told, report } = lines()
   const failures = openFailureLog(report, 3)
   for (let n = 0; n < 5; n++) failures.tell('a', `a:${n}`, fault('no'))

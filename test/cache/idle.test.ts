@@ -6,7 +6,7 @@ import { openIdleTimer } from '../../lib/cache/idle.ts'
 
 const test = suite('cache/idle')
 
-test('when many have come and nobody is left it is told, after a while and once', async () => {
+test('after many connections and none left the daemon is idle: reported after a while, and once', async () => {
   let calm = 0
   const quiet = openIdleTimer(() => calm++, { least: 100, ms: 50 })
   const come = (count: number): void => {
@@ -35,7 +35,7 @@ test('when many have come and nobody is left it is told, after a while and once'
   assert.is(calm, 1)
 })
 
-test('connections that leave, or are closed, are gone', () => {
+test('connections that leave or are closed are counted as gone', () => {
   let present = 0
   const quiet = { came: () => void present++, left: () => void present-- }
   const connections = new Connections({ most: 2, silentMs: 60_000, quiet })

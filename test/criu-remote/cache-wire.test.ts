@@ -20,7 +20,7 @@ const D = '/tmp/d'
 
 type Heard = Exclude<RemoteWireEvent, { kind: 'bytes' | 'imageEnd' }> | { kind: 'body'; hex: string }
 
-/** A decoder that goes round in circles fails by name, and not by its memory. */
+/** Fails if the decoder yields events without end, before memory runs out. */
 function* eventsOf(decoder: RemoteWireDecoder, chunk: Uint8Array): Generator<RemoteWireEvent> {
   let count = 0
   for (const event of decoder.push(chunk)) {
@@ -91,34 +91,34 @@ const said: Heard[] = [
   { kind: 'body', hex: '69' },
 ]
 
-test('entries are pinned, as the protocol has them', () => {
+test('the bytes of entries are pinned', () => {
   const inventory = '1b0000000a0d696e76656e746f72792e696d6712062f746d702f641801204d'
   assert.is(encodeImageEntry(D, 'inventory.img' as ImageName, 77).toString('hex'), inventory)
   const id = '080000000a062f746d702f64'
   assert.is(encodeList([D])[0]?.toString('hex'), '0f0000000a06706172656e741200188008200c')
   assert.is(encodeList([D])[1]?.toString('hex'), id)
-  // The whole list, and not what is added.
+  // The body is the whole list, not only what is added.
   const list = encodeList([D, D]).map((part) => part.toString('hex'))
   assert.equal(list.slice(0, 2), ['0f0000000a06706172656e7412001880082018', id + id])
 })
 
-test('a conversation at once and byte by byte', () => {
+test('a conversation decodes at once as byte by byte', () => {
   assert.equal(hear([conversation]), said)
   assert.equal(hear(bytewise(conversation)), said)
 })
 
-test('zero-size image swallows headers: not here, an empty image ends at once', () => {
+test('an empty image ends at once, and does not swallow the next entry', () => {
   const two = Buffer.concat([pushes(D), entry('empty.img', 0), entry('core-1.img', 1), Buffer.of(7)])
   assert.is(hear([two]).filter(({ kind }) => kind === 'body').length, 2)
 })
 
-test('a size that is a multiple of 4096: the image ends with its last byte, and not with what comes next', () => {
+test('an image whose size is a multiple of 4096 ends with its last byte, not with the next entry', () => {
   const decoder = new RemoteWireDecoder()
   const heard = hear([pushes(D), entry('pages-1.img', 8192), pattern(8192)], decoder, false)
   assert.is(heard.at(-1)?.kind, 'body')
 })
 
-test('sizes above 2 and 4 GiB are counted, and not as an int', () => {
+test('sizes above 2 and 4 GiB do not overflow', () => {
   for (const size of [2 ** 31 - 1, 2 ** 31, 2 ** 32 + 5, 2 ** 40]) {
     const decoder = new RemoteWireDecoder()
     const heard = hear([pushes(D), entry('pages-1.img', size), pattern(100)], decoder, false)
@@ -142,7 +142,7 @@ test('sizes above 2 and 4 GiB are counted, and not as an int', () => {
   throwsFault('LIMIT', () => hear([pushes(D), entry('pages-1.img', 2 ** 49)]))
 })
 
-test('EOF inside a body or an entry is never an end', () => {
+test('the end of the stream inside a body or an entry is TRUNCATED', () => {
   const boundaries = new Set([0])
   for (let cut = 0; cut <= conversation.length; cut++) {
     const decoder = new RemoteWireDecoder()
@@ -158,11 +158,11 @@ test('EOF inside a body or an entry is never an end', () => {
       })
     }
   }
-  // Nothing; two lists; four images.
+  // The stream may end at the start, after each of two lists, and after each of four images.
   assert.is(boundaries.size, 7)
 })
 
-test('what is added is the size less what there was; what is written again is the whole', () => {
+test('an append brings the bytes beyond the earlier size; an image that is written again comes whole', () => {
   const parts = [entry('a.img', 2), Buffer.from('ab'), entry('a.img', 5, append), Buffer.from('cde')]
   const heard = hear([pushes(D), ...parts, entry('a.img', 1), Buffer.from('x')])
   const images = heard.filter((event) => event.kind === 'image')
@@ -177,7 +177,7 @@ test('what is added is the size less what there was; what is written again is th
   throwsFault('CRIU_PROTOCOL', () => hear([pushes(D), ...parts, entry('a.img', 4, append)]))
 })
 
-test('dumps come in the order of their list, and an image of none of them is refused', () => {
+test('dumps come in the order of the list, and an image of an unlisted dump is refused', () => {
   const image = (snapshot: string): Buffer => Buffer.concat([entry('a.img', 1, write, snapshot), Buffer.of(1)])
   const heard = hear([pushes('a', 'b'), image('a'), image('b'), image('b')])
   assert.equal(
@@ -189,7 +189,7 @@ test('dumps come in the order of their list, and an image of none of them is ref
   throwsFault('CRIU_PROTOCOL', () => hear([pushes('a', 'b', 'a')]))
 })
 
-test('a dump that is tried again in the same directory takes the place of what came', () => {
+test('a dump that is tried again in the same directory replaces what came', () => {
   const one = [pushes('a'), entry('a.img', 5, append, 'a'), Buffer.alloc(5)]
   const id = encodeSnapshotId('a')
   const again = [entry('parent', 2 * id.length, append, ''), id, entry('a.img', 3, append, 'a'), Buffer.alloc(3)]
@@ -204,7 +204,7 @@ test('a list that loses its first dump is refused: proxies since May 2018 do so'
   assert.match(hint ?? '', /dump without pre-dumps/)
 })
 
-test('a finish is passed over, and whatever asks for something is refused', () => {
+test('a finish is skipped, and requests are refused', () => {
   const [old, now] = [entry('DUMP_FINISH', 0, write, 'null'), entry('', 0, write, '')]
   assert.equal(hear([pushes(D), old, now]), [{ kind: 'push', snapshot: D }])
   throwsFault('CRIU_PROTOCOL', () => hear([entry('DUMP_FINISH', 1, write, 'null')]))

@@ -1,4 +1,4 @@
-/** What both local ends of criu --remote do with an image: sizes that were too much for the originals, and readers of every age. */
+/** Images at both local ends of criu --remote: sizes at which the originals fail, and readers of every age. */
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -35,7 +35,7 @@ function nothing() {
   return { images: [], bytes: 0 }
 }
 
-test('an image of more than 2 GiB is taken to its end (3.3: an int of what is left)', async () => {
+test('an image of more than 2 GiB is received to its end (the original of 3.3 counts in an int)', async () => {
   const images = new RemoteImages()
   const [criu, ours] = socketPair()
   images.take(imageName('pages-1.img'), false, ours)
@@ -58,7 +58,7 @@ test('an image of more than 2 GiB is taken to its end (3.3: an int of what is le
   assert.is(bytes, LARGE)
 })
 
-test('an image of more than 2 GiB is given to its end', async () => {
+test('an image of more than 2 GiB is given to a reader to its end', async () => {
   const [piece] = [...imageOf(pattern(2 ** 20)).pieces]
   if (piece === undefined) throw new Error('no piece')
   const bytes = piece.window.length
@@ -105,7 +105,7 @@ for (const size of [0, 5000, 3_000_000]) {
   })
 }
 
-test('a reader that leaves half way is no error, in both forms', async () => {
+test('a reader that leaves half way is no error, with a pipe and with a socket', async () => {
   for (const form of ['pipe', 'socket'] as const) {
     const [criu, ours] = socketPair()
     const giving = giveImage(ours, imageOf(pattern(3_000_000)), { form }, nothing())
@@ -120,25 +120,25 @@ test('a reader that leaves half way is no error, in both forms', async () => {
   }
 })
 
-test('what a client hands over must be the end of a pipe that it should be', async () => {
+test('a client must hand over the right end of a pipe', async () => {
   const image = imageOf(pattern(100_000))
   const [out, into] = makePipe()
-  const strangers = strangeFds()
-  for (const [what, fd] of Object.entries({ 'a write end': into, ...strangers.fds })) {
+  const others = strangeFds()
+  for (const [what, fd] of Object.entries({ 'a write end': into, ...others.fds })) {
     const [criu, ours] = socketPair()
     const receiving = rejectsFault('CRIU_PROTOCOL', receiveImage(ours), what)
     await sendFd(criu, duplicate(fd))
     assert.match((await receiving).message, 'not the read end of a pipe')
     for (const socket of [criu, ours]) closeFd(socket)
   }
-  for (const [what, fd] of Object.entries({ 'a read end': out, ...strangers.fds })) {
+  for (const [what, fd] of Object.entries({ 'a read end': out, ...others.fds })) {
     const [criu, ours] = socketPair()
     const giving = rejectsFault('CRIU_PROTOCOL', giveImage(ours, image, { form: undefined }, nothing()), what)
     await sendFd(criu, duplicate(fd))
     assert.match((await giving).message, 'not the write end of a pipe')
     closeFd(criu)
   }
-  strangers.close()
+  others.close()
   for (const end of [out, into]) closeFd(end)
   assert.ok(Buffer.concat([...image.pieces].map(({ window }) => window)).equals(pattern(100_000)))
 })
@@ -156,7 +156,7 @@ test('the end of a dump waits for an image whose pipe has not come yet', async (
   assert.is((await within(next)).value?.name, 'a.img')
 })
 
-test('ids in an image that any sender may have made', () => {
+test('snapshot ids are read from an image that any sender may have made', () => {
   const name = IDS
   const image = (bytes: Buffer): ReadonlyMap<typeof name, StoredImage> => new Map([[name, { ...imageOf(bytes), name }]])
   assert.equal(idsOf(image(encodeIds(['/tmp/1', 'x'.repeat(4095)]))), ['/tmp/1', 'x'.repeat(4095)])

@@ -41,7 +41,7 @@ function bodies(bytes: Uint8Array, step = bytes.length): Buffer[] {
 const only = (bytes: Uint8Array): Buffer => bodies(bytes)[0] as Buffer
 const requestIn = (text: string): RemoteRequest => requestOf(decodeLocalImage(only(hex(text))))
 
-test('the last protocol is pinned, both ways', () => {
+test('the bytes of the last protocol are pinned, encoded and decoded', () => {
   const pinned = [
     ['06000000 0a00 1200 1801', { name: '', snapshot: '', mode: openMode.write }],
     ['06000000 0a00 1200 1800', { name: '', snapshot: '', mode: openMode.read }],
@@ -67,7 +67,7 @@ test('the last protocol is pinned, both ways', () => {
   assert.is(decodeSnapshotId(only(hex('08000000 0a06 2f746d702f64'))), '/tmp/d')
 })
 
-test('what the last protocol asks for', () => {
+test('requests of the last protocol', () => {
   assert.equal(requestIn('06000000 0a00 1200 1801'), { kind: 'finish', of: 'dump' })
   assert.equal(requestIn('06000000 0a00 1200 1800'), { kind: 'finish', of: 'restore' })
   assert.equal(requestIn('0d000000 0a06 706172656e74 1200 188008'), { kind: 'push', append: true })
@@ -78,7 +78,7 @@ test('what the last protocol asks for', () => {
   assert.equal(requestOf({ ...image, mode: openMode.append }), { kind: 'write', ...image, append: true })
 })
 
-test('the words that were there until February 2019', () => {
+test('requests of trees before February 2019', () => {
   const old = (name: string, mode: number) => requestOf({ name, snapshot: 'null', mode })
   assert.equal(old('DUMP_FINISH', openMode.write), { kind: 'finish', of: 'dump' })
   assert.equal(old('RESTORE_FINISH', openMode.read), { kind: 'finish', of: 'restore' })
@@ -87,7 +87,7 @@ test('the words that were there until February 2019', () => {
   assert.equal(requestOf({ name: 'mm-1.img', snapshot: 'null', mode: 0 }).kind, 'read', 'a directory null')
 })
 
-test('what no client asks for is refused', () => {
+test('requests that no client sends are refused', () => {
   const image = { name: 'mm-1.img', snapshot: '/d' }
   for (const mode of [2, 3, 0x401, 0x441, 0x241, 2 ** 31]) {
     throwsFault('CRIU_PROTOCOL', () => requestOf({ ...image, mode }), `${mode}`)
@@ -98,7 +98,7 @@ test('what no client asks for is refused', () => {
   }
 })
 
-test('sizes above 2 and 4 GiB are whole numbers, and those that no file has are refused', () => {
+test('sizes above 2 and 4 GiB are decoded, and those that no file has are refused', () => {
   const image = { name: 'pages-1.img', snapshot: '/d', mode: openMode.write }
   for (const size of [0, 4096, 2 ** 31 - 1, 2 ** 31, 2 ** 32, 2 ** 40 + 1, Number.MAX_SAFE_INTEGER]) {
     assert.is(decodeRemoteImage(only(encodeRemoteImage({ ...image, size }))).size, size)
@@ -110,7 +110,7 @@ test('sizes above 2 and 4 GiB are whole numbers, and those that no file has are 
   }
 })
 
-test('messages are found in pieces of any size', () => {
+test('messages are decoded from pieces of any size', () => {
   const all = Buffer.concat([
     encodeLocalImage({ name: 'parent', snapshot: '', mode: openMode.append }),
     encodeSnapshotId('/tmp/1'),
@@ -126,7 +126,7 @@ test('messages are found in pieces of any size', () => {
   assert.is(decoder.wanted, 12)
 })
 
-test('a decoder takes nothing of what follows', () => {
+test('a decoder takes no byte behind its message', () => {
   const message = encodeLocalReply(0)
   const { taken, body } = messageDecoder().push(Buffer.concat([message, Buffer.from('bytes of an image')]))
   assert.is(taken, message.length)
@@ -155,7 +155,7 @@ test('a length has a limit', () => {
   assert.is(decodeLocalImage(only(longest)).snapshot.length, LONGEST_STRING)
 })
 
-test('strings that are too long, have a NUL or are no text, and fields that are missing', () => {
+test('strings that are too long, have a NUL or are no UTF-8, and missing fields are refused', () => {
   const id = (bytes: Uint8Array): Buffer =>
     Buffer.concat([hex('0a'), bytes.length < 128 ? Buffer.of(bytes.length) : hex('8020'), bytes])
   assert.is(decodeSnapshotId(id(Buffer.from('/tmp/Zoë'))), '/tmp/Zoë')
@@ -169,12 +169,12 @@ test('strings that are too long, have a NUL or are no text, and fields that are 
   throwsFault('CRIU_PROTOCOL', () => decodeLocalReply(Buffer.alloc(0)))
 })
 
-test('unknown fields are passed over, the last value counts, as protobuf has it', () => {
+test('unknown fields are skipped, and the last value counts, as protobuf demands', () => {
   const body = hex('0a0161 120162 1801 0a0163 2a0178 3001 1800')
   assert.equal(decodeLocalImage(body), { name: 'c', snapshot: 'b', mode: 0 })
 })
 
-test('random bytes are a value or a Fault', () => {
+test('random bytes decode to a value or a Fault', () => {
   const decoders = [decodeLocalImage, decodeRemoteImage, decodeLocalReply, decodeSnapshotId]
   fc.assert(
     fc.property(fc.uint8Array({ maxLength: 64 }), (bytes) => {
