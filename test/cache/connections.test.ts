@@ -30,7 +30,7 @@ test('a silent connection is closed for a new one: the oldest of the origin that
   assert.equal(connections.counts, { silent: 4, answered: 0 })
 })
 
-test('a connection that has sent a frame counts apart; in a full table it is refused, or one that stands still is closed', async () => {
+test('connections that have sent a frame count apart; a full table refuses, or closes a still one', async () => {
   const { closed, connections, add } = table(2, 60_000, 50)
   const [one, two] = [add('one'), add('two')]
   for (const each of [one, two]) each.enter('moving')
@@ -59,7 +59,7 @@ test('few bytes are no progress: neither signs of life nor a first frame that tr
   assert.equal(closed, ['one TIMEOUT', 'dripping LIMIT'])
 })
 
-test('of those that stand still one of the origin that has most is closed; one that holds a copy never is', async () => {
+test('of those that stand still one of the busiest origin is closed; one that holds a copy never is', async () => {
   const { closed, connections, add } = table(8, 60_000, 20)
   const held = add('held', 'many')
   held.enter('holding')
@@ -74,7 +74,7 @@ test('of those that stand still one of the origin that has most is closed; one t
   assert.equal(connections.counts, { silent: 0, answered: 0 })
 })
 
-test('a silent connection is closed, and one that stands still too long; its memory is freed at once, and it gets the reason', async () => {
+test('a connection that is silent or still too long is closed; its peer gets the reason', async () => {
   const closing: string[] = []
   const connections = new Connections({ most: 4, silentMs: 100 })
   const silent = new Promise<Fault>((resolve) => void connections.add('a', resolve))

@@ -1,7 +1,7 @@
 /**
- * Conversations of an untrusted client with a cache: every frame in every state, and random sequences of right, wrong, repeated
- * and cut frames. A model that is written from PROTOCOL.md tells which frames the cache must take and which it must refuse.
- * Nothing else may be sealed, and nothing may stay in memory.
+ * Conversations of an untrusted client with a cache: every frame in every state, and random sequences of right, wrong,
+ * repeated and cut frames. A model that is written from PROTOCOL.md tells which frames the cache must take and which it
+ * must refuse. Nothing else may be sealed, and nothing may stay in memory.
  */
 
 import { randomBytes } from 'node:crypto'
