@@ -1,18 +1,25 @@
 /**
  * The messages of `criu --remote`: of its image-proxy and its image-cache (trees of CRIU between 2017 and June 2020,
- * images/remote-image.proto). A message is a u32 length in host order and a protobuf body. There is no magic, no
- * version and no type: which message it is follows from who sends it, and when.
+ * images/remote-image.proto; lib/format/criu-messages.ts has the fields). A message is a u32 length in host order and a
+ * protobuf body. There is no magic, no version and no type: which message it is follows from who sends it, and when.
  *
- *     local_image_entry        name 1, snapshot_id 2, open_mode 3     first on every connection within a host
- *     remote_image_entry       the same, and size 4                   before the bytes of each image between the hosts
- *     local_image_reply_entry  error 1                                an errno
- *     snapshot_id_entry        snapshot_id 1                          one for each dump, the oldest first
+ *     local_image_entry        the first message on every connection within a host
+ *     remote_image_entry       before the bytes of each image between the hosts
+ *     local_image_reply_entry  an errno
+ *     snapshot_id_entry        one for each dump, the oldest first
  *
  * A finish has neither name nor snapshot id. Until February 2019 it had words instead, and so had the list of
  * snapshots.
  */
-import pb from 'protobufjs/minimal.js'
 import { Fault } from '../fault.ts'
+import {
+  decodeMessage,
+  encodeMessage,
+  localImageEntry,
+  localImageReplyEntry,
+  remoteImageEntry,
+  snapshotIdEntry,
+} from '../format/criu-messages.ts'
 import { type ImageName, imageName, printable } from '../format/names.ts'
 
 /** The longest body: two of the longest strings, and what stands around them. */
@@ -87,45 +94,45 @@ function isAppend(mode: number): boolean {
   throw wrong(`has the open mode ${mode}`)
 }
 
-export function encodeLocalImage({ name, snapshot, mode }: LocalImage): Buffer {
-  return framed(imageFields(name, snapshot, mode))
+export function encodeLocalImage(image: LocalImage): Buffer {
+  return framed(encodeMessage(localImageEntry, fieldsOf(image)))
 }
 
 /** Throws `CRIU_PROTOCOL`. */
 export function decodeLocalImage(body: Uint8Array): LocalImage {
-  const [name, snapshot, mode] = fieldsOf(body, ['string', 'string', 'number'])
-  return { name, snapshot, mode } as LocalImage
+  const { name, snapshot_id: snapshot, open_mode: mode } = decode(localImageEntry, body)
+  return { name, snapshot, mode }
 }
 
-export function encodeRemoteImage({ name, snapshot, mode, size }: RemoteImage): Buffer {
-  return framed(imageFields(name, snapshot, mode).uint32(32).uint64(size))
+export function encodeRemoteImage(image: RemoteImage): Buffer {
+  return framed(encodeMessage(remoteImageEntry, { ...fieldsOf(image), size: image.size }))
 }
 
 /** Throws `CRIU_PROTOCOL`, also for a size of 2^53 or more. */
 export function decodeRemoteImage(body: Uint8Array): RemoteImage {
-  const [name, snapshot, mode, size] = fieldsOf(body, ['string', 'string', 'number', 'number'])
-  return { name, snapshot, mode, size } as RemoteImage
+  const { name, snapshot_id: snapshot, open_mode: mode, size } = decode(remoteImageEntry, body)
+  return { name, snapshot, mode, size }
 }
 
 /** `error`: 0, or an errno. */
 export function encodeLocalReply(error: number): Buffer {
-  return framed(pb.Writer.create().uint32(8).uint32(error))
+  return framed(encodeMessage(localImageReplyEntry, { error }))
 }
 
 /** Throws `CRIU_PROTOCOL`. */
 export function decodeLocalReply(body: Uint8Array): number {
-  return fieldsOf(body, ['number'])[0] as number
+  return decode(localImageReplyEntry, body).error
 }
 
 export function encodeSnapshotId(snapshot: string): Buffer {
-  return framed(pb.Writer.create().uint32(10).string(snapshot))
+  return framed(encodeMessage(snapshotIdEntry, { snapshot_id: Buffer.from(snapshot) }))
 }
 
 /** Throws `CRIU_PROTOCOL`, also for an empty id. */
 export function decodeSnapshotId(body: Uint8Array): string {
-  const [snapshot] = fieldsOf(body, ['string'])
+  const { snapshot_id: snapshot } = decode(snapshotIdEntry, body)
   if (snapshot === '') throw wrong('is the id of no snapshot')
-  return snapshot as string
+  return snapshot
 }
 
 export function encodeIds(ids: readonly string[]): Buffer {
@@ -202,46 +209,38 @@ function lengthOf(head: Buffer): number {
   throw wrong(`has ${length} bytes, at most ${LONGEST_MESSAGE} are allowed`)
 }
 
-function imageFields(name: string, snapshot: string, mode: number): pb.Writer {
-  return pb.Writer.create().uint32(10).string(name).uint32(18).string(snapshot).uint32(24).uint32(mode)
+function fieldsOf({ name, snapshot, mode }: LocalImage) {
+  return { name: Buffer.from(name), snapshot_id: Buffer.from(snapshot), open_mode: mode }
 }
 
-function framed(writer: pb.Writer): Buffer {
-  const body = writer.finish()
+function framed(body: Uint8Array): Buffer {
   const out = Buffer.alloc(LENGTH_BYTES + body.length)
   out.writeUInt32LE(body.length)
   out.set(body, LENGTH_BYTES)
   return out
 }
 
-type Kind = 'string' | 'number'
+type Fields = Parameters<typeof decodeMessage>[0]
+type Decoded<Message extends Fields> = {
+  [Name in keyof Message]: Message[Name][1] extends 'bytes' ? string : number
+}
 
-const wireTypes: Record<Kind, number> = { number: 0, string: 2 }
-
-/**
- * The values of the fields 1, 2, ... of these kinds, all of them required. Where a field occurs twice the last one
- * counts; unknown fields are skipped.
- */
-function fieldsOf(body: Uint8Array, kinds: readonly Kind[]): (string | number)[] {
-  const values: (string | number | undefined)[] = kinds.map(() => undefined)
+/** The fields of a message, all of them required; the strings are checked. Throws `CRIU_PROTOCOL`. */
+function decode<Message extends Fields>(message: Message, body: Uint8Array): Decoded<Message> {
+  const decoded: Record<string, string | number> = {}
   try {
-    const reader = pb.Reader.create(body)
-    while (reader.pos < reader.len) {
-      const tag = reader.uint32()
-      const at = (tag >>> 3) - 1
-      const kind = kinds[at]
-      if (kind === undefined || (tag & 7) !== wireTypes[kind]) reader.skipType(tag & 7)
-      else values[at] = kind === 'string' ? text(reader.bytes()) : Number(String(reader.uint64()))
+    const values: Record<string, unknown> = decodeMessage(message, body)
+    for (const [name, [number]] of Object.entries(message)) {
+      const value = values[name]
+      if (value === undefined) throw wrong(`lacks field ${number}`)
+      if (typeof value === 'number' && !Number.isSafeInteger(value)) throw wrong(`has the number ${value}`)
+      decoded[name] = typeof value === 'number' ? value : text(value as Uint8Array)
     }
   } catch (cause) {
     if (cause instanceof Fault) throw cause
     throw wrong('is not protobuf', cause)
   }
-  for (const [at, value] of values.entries()) {
-    if (value === undefined) throw wrong(`lacks field ${at + 1}`)
-    if (typeof value === 'number' && !Number.isSafeInteger(value)) throw wrong(`has the number ${value}`)
-  }
-  return values as (string | number)[]
+  return decoded as Decoded<Message>
 }
 
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
