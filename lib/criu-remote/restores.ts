@@ -187,6 +187,6 @@ export class RemoteRestores {
     const lost = (failed: LostSnapshot): boolean => (id !== undefined ? failed.id === id : restore.hasLost(failed))
     return snapshots
       .find(id, timeoutMs, AbortSignal.any([left.signal, options.signal]), { early, fits, lost })
-      .finally(gone.forget)
+      .finally(() => gone.forget())
   }
 }
