@@ -37,13 +37,15 @@ export function resumableLink(
   connect: (signal: AbortSignal) => Promise<Link>,
   timeoutMs: number,
 ): SourceLink {
-  const { link, acknowledged, stop } = resumingSender({ id, token, until, connect, timeoutMs })
+  const session = resumingSender({ id, token, until, connect, timeoutMs })
+  const { inlet, outlet, destroy } = session.link
+  const onGot = (position: number): void => session.acknowledged(position)
   return {
-    reader: Promise.resolve(frameReader(link.inlet, { onGot: acknowledged, started: true })),
-    writer: frameWriter(link.outlet, true),
+    reader: Promise.resolve(frameReader(inlet, { onGot, started: true })),
+    writer: frameWriter(outlet, true),
     greeted: true,
-    cut: stop,
-    destroy: (reason) => link.destroy(reason),
+    cut: (reason) => session.stop(reason),
+    destroy,
   }
 }
 

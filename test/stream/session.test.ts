@@ -12,10 +12,8 @@ import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { frameReader, frameWriter, unexpected } from '../../lib/stream/frames.ts'
 import type { ImageSink } from '../../lib/stream/image.ts'
 import type { Link } from '../../lib/stream/link.ts'
-import { openSession } from '../../lib/stream/open-session.ts'
 import { rateLimit } from '../../lib/stream/rate-limit.ts'
 import { receiveSnapshot } from '../../lib/stream/receive.ts'
-import { openReplayBuffer, type ReplayBuffer } from '../../lib/stream/replay-buffer.ts'
 import {
   openTargetLink,
   RECEIVER_WINDOW,
@@ -24,14 +22,14 @@ import {
 } from '../../lib/stream/resuming-receiver.ts'
 import { resumingSender, SENDER_WINDOW } from '../../lib/stream/resuming-sender.ts'
 import { type SendOptions, sendSnapshot } from '../../lib/stream/send.ts'
-import type { Session } from '../../lib/stream/session.ts'
+import { ResumableSession } from '../../lib/stream/session.ts'
 import { rejectsFault, throwsFault } from '../expect.ts'
 import { openPipes } from '../kernel/fds.ts'
 import { anyFrame } from '../support/any-frame.ts'
 import { type Cable, cable } from './cables.ts'
 import { bytesOf, contents, type Given, id, image, pool, sourceOf } from './snapshots.ts'
 
-const test = suite('stream/open-session')
+const test = suite('stream/session')
 
 /** What the receiving end is left with. */
 interface Got {
@@ -106,7 +104,7 @@ function receiver(timeoutMs = 20_000) {
 }
 
 interface Sent {
-  session: Session
+  session: ResumableSession
   fate: Promise<Fate>
 }
 
@@ -117,8 +115,8 @@ function send(
   { timeoutMs = 20_000, ...sending }: SendOptions & { timeoutMs?: number } = {},
 ): Sent {
   const session = resumingSender({ id, token: Buffer.alloc(16, 5), until: 'sealed', connect, timeoutMs })
-  const { link, acknowledged } = session
-  const reader = frameReader(link.inlet, { onGot: acknowledged, started: true })
+  const { link } = session
+  const reader = frameReader(link.inlet, { onGot: (bytes) => session.acknowledged(bytes), started: true })
   const writer = frameWriter(link.outlet, true)
   const options = { until: 'sealed', greeted: true, signal: session.over, ...sending } as const
   const sent = sendSnapshot(writer, id, sourceOf(images), options)
@@ -180,47 +178,6 @@ async function together<Item>(items: readonly Item[], width: number, run: (item:
   }
   await Promise.all(Array.from({ length: width }, worker))
 }
-
-test('a ring gives back what was put in, wherever it begins and however it grows', () => {
-  const step = fc.record({
-    bytes: fc.nat(200_000),
-    forget: fc.double({ min: 0, max: 1, noNaN: true }),
-    inPlace: fc.boolean(),
-  })
-  /** Puts it in place, behind a head, as far as one room goes. */
-  const put = (kept: ReplayBuffer, bytes: Buffer): number => {
-    const [head, body] = [bytes.subarray(0, 24), bytes.subarray(24)]
-    const room = kept.room(24, body.length)
-    assert.ok(room.length <= body.length)
-    if (room.length === 0) return 0
-    room.set(body.subarray(0, room.length))
-    kept.commit(head, room.length)
-    return 24 + room.length
-  }
-  fc.assert(
-    fc.property(fc.array(step, { maxLength: 12 }), (steps) => {
-      const kept = openReplayBuffer(2 ** 18)
-      let model = Buffer.alloc(0)
-      for (const [turn, { bytes, forget, inPlace }] of steps.entries()) {
-        const next = bytesOf(String(turn), bytes)
-        const free = 2 ** 18 - (model.length - kept.from)
-        const placed = inPlace && bytes > 24
-        const fits = placed ? put(kept, next) : kept.append(next)
-        if (!placed) assert.is(fits, Math.min(bytes, free))
-        else assert.is(fits > 0, free > 24, `${free} bytes were free`)
-        model = Buffer.concat([model, next.subarray(0, fits)])
-        assert.is(kept.to, model.length)
-        const parts: Uint8Array[] = []
-        for (let at = kept.from; at < kept.to; at += (parts.at(-1) as Uint8Array).length) {
-          parts.push(Buffer.from(kept.at(at, 50_000)))
-        }
-        assert.ok(Buffer.concat(parts).equals(model.subarray(kept.from)))
-        kept.forget(kept.from + Math.floor((kept.to - kept.from) * forget))
-      }
-    }),
-    { numRuns: 100 },
-  )
-})
 
 test('a small snapshot, cut at every byte of both directions', async () => {
   const [whole] = (await crosses(small, [])) as [Cable]
@@ -475,8 +432,8 @@ test('a receiver that names a position that cannot be fails the sender', async (
 })
 
 test('got frames are believed between what was acknowledged and what was sent, and nowhere else', async () => {
-  const options = { peer: 'x', end: 'receiver', every: 2 ** 20, timeoutMs: 60_000 } as const
-  const session = openSession({ ...options, window: 2 ** 16 })
+  const options = { peer: 'x', role: 'receiver', ackEvery: 2 ** 20, timeoutMs: 60_000 } as const
+  const session = new ResumableSession({ ...options, window: 2 ** 16 })
   const { near } = cable()
   session.attach(near, 0)
   await session.link.outlet.send(Buffer.alloc(100))
@@ -498,7 +455,13 @@ test('got frames are believed between what was acknowledged and what was sent, a
 })
 
 test('bytes of an old link that come after another took its place do not count', async () => {
-  const session = openSession({ peer: 'x', window: 2 ** 16, end: 'receiver', every: 2 ** 20, timeoutMs: 60_000 })
+  const session = new ResumableSession({
+    peer: 'x',
+    window: 2 ** 16,
+    role: 'receiver',
+    ackEvery: 2 ** 20,
+    timeoutMs: 60_000,
+  })
   const [old, next] = [cable(), cable()]
   let arrive = (): void => {}
   // The kernel has given them already, and our turn to look at them comes later.
@@ -542,7 +505,8 @@ test('a sender whose window is full waits, and goes on when there is room', asyn
   const reader = frameReader(link.far.inlet)
   assert.is((await reader.expect(anyFrame)).type, 'snapshot')
   assert.is((await reader.expect(anyFrame)).type, 'handOver')
-  const hearing = frameReader(session.link.inlet, { onGot: session.acknowledged, started: true }).next(anyFrame)
+  const onGot = (bytes: number): void => session.acknowledged(bytes)
+  const hearing = frameReader(session.link.inlet, { onGot, started: true }).next(anyFrame)
   hearing.catch(() => {})
   const scratch = Buffer.alloc(2 ** 20)
   for (let taken = 1; taken <= 8; taken++) {
@@ -560,11 +524,11 @@ test('a sender whose window is full waits, and goes on when there is room', asyn
 })
 
 test('a receiver does not keep more than its window for a sender that never says what it has', async () => {
-  const session = openSession({
+  const session = new ResumableSession({
     peer: 'x',
     window: RECEIVER_WINDOW,
-    end: 'receiver',
-    every: 2 ** 20,
+    role: 'receiver',
+    ackEvery: 2 ** 20,
     timeoutMs: 60_000,
   })
   await session.link.outlet.send(Buffer.alloc(RECEIVER_WINDOW))
