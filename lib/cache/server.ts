@@ -23,7 +23,7 @@ import { acceptUnix } from '../kernel/unix.ts'
 import { openPeerMemory } from '../store/accounting.ts'
 import { openPool } from '../store/pool.ts'
 import { openSnapshots } from '../store/snapshots.ts'
-import { openConnectionGroups } from '../stream/connection-groups.ts'
+import { ConnectionGroups } from '../stream/connection-groups.ts'
 import { linkMaker, peerOf } from '../stream/endpoint.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import type { Link } from '../stream/link.ts'
@@ -72,7 +72,7 @@ async function serveAll(work: WorkDir, options: CacheOptions): Promise<never> {
     },
   })
   const handovers = openHandovers(snapshots, { ...options, directory: work.path })
-  const groups = openConnectionGroups(FIRST_FRAME_MS, (link, count, source) =>
+  const groups = new ConnectionGroups(FIRST_FRAME_MS, (link, count, source) =>
     admit(link, source, hear, { joined: true }, count),
   )
   const context: CacheContext = {

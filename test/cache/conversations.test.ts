@@ -26,7 +26,7 @@ import type { Progress } from '../../lib/progress.ts'
 import { openPeerMemory } from '../../lib/store/accounting.ts'
 import { openPool } from '../../lib/store/pool.ts'
 import { openSnapshots } from '../../lib/store/snapshots.ts'
-import { openConnectionGroups } from '../../lib/stream/connection-groups.ts'
+import { ConnectionGroups } from '../../lib/stream/connection-groups.ts'
 import { fdLink } from '../../lib/stream/fd-link.ts'
 import { frameReader } from '../../lib/stream/frames.ts'
 import type { Link } from '../../lib/stream/link.ts'
@@ -83,7 +83,7 @@ function openHouse() {
     options,
     incoming: new Map(),
     rounds: new Map(),
-    groups: openConnectionGroups(PATIENCE_MS, (link) => link.destroy()),
+    groups: new ConnectionGroups(PATIENCE_MS, (link) => link.destroy()),
     peers,
     failures: openFailureLog(report),
     silentFailures: openFailureLog(report),

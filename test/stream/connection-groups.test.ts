@@ -2,7 +2,7 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
-import { connectJoined, openConnectionGroups } from '../../lib/stream/connection-groups.ts'
+import { ConnectionGroups, connectJoined } from '../../lib/stream/connection-groups.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { openTargetLink } from '../../lib/stream/resuming-receiver.ts'
 import { rejectsFault, waits, within } from '../expect.ts'
@@ -14,7 +14,7 @@ const line = () => openTargetLink(cable().far)
 
 test('those that wait for one which does not come are told after a time, and the next ones begin anew', async () => {
   const admitted: number[] = []
-  const groups = openConnectionGroups(30, (_link, count) => admitted.push(count))
+  const groups = new ConnectionGroups(30, (_link, count) => admitted.push(count))
   const [first, second] = [0, 1].map((index) => groups.join({ token, index, count: 3 }, line(), 'a'))
   assert.match((await rejectsFault('TIMEOUT', first as Promise<void>)).message, /only some of 3 connections/)
   await rejectsFault('TIMEOUT', second as Promise<void>)
@@ -25,7 +25,7 @@ test('those that wait for one which does not come are told after a time, and the
 
 test('sets of connections do not mix, and one that does not belong changes nothing', async () => {
   const admitted: number[] = []
-  const groups = openConnectionGroups(20_000, (_link, count) => admitted.push(count))
+  const groups = new ConnectionGroups(20_000, (_link, count) => admitted.push(count))
   const other = groups.join({ token: Buffer.alloc(16, 8), index: 1, count: 2 }, line(), 'a')
   const first = groups.join({ token, index: 0, count: 2 }, line(), 'a')
   await rejectsFault('FORMAT', groups.join({ token, index: 0, count: 2 }, line(), 'a'))
@@ -38,7 +38,7 @@ test('sets of connections do not mix, and one that does not belong changes nothi
 })
 
 test('64 may wait; the oldest group gives way to one more, and to its own members nobody does', async () => {
-  const groups = openConnectionGroups(300, () => {})
+  const groups = new ConnectionGroups(300, () => {})
   const join = (n: number, index = 0) => groups.join({ token: Buffer.alloc(16, n), index, count: 2 }, line(), 'a')
   const oldest = rejectsFault('LIMIT', join(0))
   const [second, ...others] = Array.from({ length: 63 }, (_, n) => rejectsFault('TIMEOUT', join(n + 1)))
