@@ -1,5 +1,4 @@
 /** The sender's side of a conversation that outlives its links (see session.ts): it connects, and connects again. */
-import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
@@ -9,6 +8,7 @@ import { accepting, frameReader } from './frames.ts'
 import type { Link } from './link.ts'
 import { takeReplayMemory } from './replay-buffer.ts'
 import { ResumableSession } from './session.ts'
+import { sleep } from './wait.ts'
 
 /** As much as is lost in the queues of a link of 1 Gbit/s and 60 ms when it breaks; more would only cost memory. */
 export const SENDER_WINDOW = 8 * 2 ** 20
@@ -65,7 +65,7 @@ async function keepConnected(session: ResumableSession, options: ResumingOptions
       session.blame(reason)
       anew = false
     }
-    await setTimeout(RETRY_MS, undefined, { signal: session.over })
+    await sleep(RETRY_MS, session.over)
   }
 }
 
@@ -80,7 +80,7 @@ async function useLink(
 ): Promise<boolean> {
   const cut = (): void => link.destroy(session.over.reason as Error)
   session.over.addEventListener('abort', cut)
-  const silent = globalThis.setTimeout(() => {
+  const silent = setTimeout(() => {
     link.destroy(new Fault('LINK', `no greeting within ${session.quietMs / 1000} s`))
   }, session.quietMs)
   try {
