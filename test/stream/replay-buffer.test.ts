@@ -6,13 +6,13 @@ import { bytesOf } from './snapshots.ts'
 
 const test = suite('stream/replay-buffer')
 
-test('a ring gives back what was put in, wherever it begins and however it grows', () => {
+test('a replay buffer gives back what was put in, wherever it begins and however it grows', () => {
   const step = fc.record({
     bytes: fc.nat(200_000),
     forget: fc.double({ min: 0, max: 1, noNaN: true }),
     inPlace: fc.boolean(),
   })
-  /** Puts it in place, behind a head, as far as one room goes. */
+  /** Puts bytes in place, behind a head, as far as one room goes. */
   const put = (replay: ReplayBuffer, bytes: Buffer): number => {
     const [head, body] = [bytes.subarray(0, 24), bytes.subarray(24)]
     const room = replay.room(24, body.length)

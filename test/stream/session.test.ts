@@ -1,4 +1,4 @@
-/** Conversations that outlive their links: cut anywhere, any number of times, and spoken to by strangers. */
+/** Sessions that outlive their links: cut anywhere, any number of times, and asked to resume by other peers. */
 
 import fc from 'fast-check'
 import { suite } from 'uvu'
@@ -31,18 +31,18 @@ import { bytesOf, contents, type Given, id, image, pool, sourceOf } from './snap
 
 const test = suite('stream/session')
 
-/** What the receiving end is left with. */
+/** What the receiving end has at the end. */
 interface Got {
   sink: MemorySnapshot
-  /** Bytes that were written into images: each once, or there are more than the images have. */
+  /** Bytes that were written into images; more than the images have if any was written twice. */
   written: number
   verdict: string | undefined
   failure: Fault | undefined
 }
 
-/** The receiving end: what a cache does with the links that come. */
+/** The receiving end: it does what a cache does with the links that come. */
 function receiver(timeoutMs = 20_000) {
-  const lines = new Map<SnapshotId, TargetLink>()
+  const links = new Map<SnapshotId, TargetLink>()
   const sink = memorySnapshot(pool)
   const got: Got = { sink, written: 0, verdict: undefined, failure: undefined }
   const counting: ImageSink = {
@@ -60,7 +60,7 @@ function receiver(timeoutMs = 20_000) {
   }
   let taken = false
   async function take(
-    line: TargetLink,
+    target: TargetLink,
     reader: ReturnType<typeof frameReader>,
     writer: ReturnType<typeof frameWriter>,
   ) {
@@ -70,8 +70,8 @@ function receiver(timeoutMs = 20_000) {
       onHandOver(_until, token) {
         if (token === undefined) return
         taken = true
-        line.outlive(token, timeoutMs)
-        lines.set(id, line)
+        target.outlive(token, timeoutMs)
+        links.set(id, target)
       },
     })
     await writer.send({ type: 'sealed', digest })
@@ -82,25 +82,25 @@ function receiver(timeoutMs = 20_000) {
     await reader.next(anyFrame).catch(() => {})
   }
   async function answer(link: Link): Promise<void> {
-    const line = openTargetLink(link)
-    const reader = frameReader(line.link.inlet, { onGot: line.onGot })
-    const writer = frameWriter(line.link.outlet)
+    const target = openTargetLink(link)
+    const reader = frameReader(target.link.inlet, { onGot: target.onGot })
+    const writer = frameWriter(target.link.outlet)
     try {
       await writer.send({ type: 'hello' })
       const first = await reader.expect(anyFrame)
-      if (first.type === 'snapshot') await take(line, reader, writer)
+      if (first.type === 'snapshot') await take(target, reader, writer)
       else if (first.type === 'resume') {
-        const known = lines.get(first.id)
+        const known = links.get(first.id)
         if (known === undefined) throw unknownSnapshot()
-        known.resume(first, line)
+        known.resume(first, target)
       } else throw unexpected(first)
     } catch (reason) {
-      if (lines.get(id) === line) got.failure = reason as Fault
+      if (links.get(id) === target) got.failure = reason as Fault
       const code = (reason as Fault).code === 'MISSING' ? 'MISSING' : 'REFUSED'
       await writer.send({ type: 'refused', code, reason: (reason as Fault).message }).catch(() => {})
     }
   }
-  return { got, lines, answer, close: () => lines.get(id)?.link.destroy() }
+  return { got, links, answer, close: () => links.get(id)?.link.destroy() }
 }
 
 interface Sent {
@@ -108,7 +108,7 @@ interface Sent {
   fate: Promise<Fate>
 }
 
-/** The sending end: a snapshot and then a verdict. */
+/** The sending end: it sends a snapshot and then a verdict. */
 function send(
   images: readonly Given[],
   connect: (signal: AbortSignal) => Promise<Link>,
@@ -137,7 +137,7 @@ function send(
   return { session, fate }
 }
 
-/** A snapshot over `cables` one after the other, and then over one that holds. Throws unless it arrives as it was. */
+/** Sends a snapshot over `cables` one after the other, and then over one that holds. Throws unless it arrives unchanged. */
 async function crosses(images: readonly Given[], cables: Cable[], sending: SendOptions = {}): Promise<Cable[]> {
   const { got, answer, close } = receiver()
   const used: Cable[] = []
@@ -179,7 +179,7 @@ async function together<Item>(items: readonly Item[], width: number, run: (item:
   await Promise.all(Array.from({ length: width }, worker))
 }
 
-test('a small snapshot, cut at every byte of both directions', async () => {
+test('a small snapshot arrives, cut at every byte of both directions', async () => {
   const [whole] = (await crosses(small, [])) as [Cable]
   const [ups, downs] = [whole.up, whole.down]
   assert.ok(ups > 250 && downs > 100, `${ups} and ${downs} bytes`)
@@ -193,7 +193,7 @@ test('a small snapshot, cut at every byte of both directions', async () => {
   })
 })
 
-test('a larger one, cut at 200 random places', async () => {
+test('a larger snapshot arrives, cut at 200 random places', async () => {
   const places = Array.from({ length: 200 }, (_, n) => Math.floor(((n + Math.random()) / 200) * 2_500_000))
   await together(places, 4, async (up) => {
     const used = await crosses(large, [cable({ up, room: 2 ** 16 + (up % 2 ** 20) })])
@@ -201,7 +201,7 @@ test('a larger one, cut at 200 random places', async () => {
   })
 })
 
-test('pages that are passed on by reference, cut at 100 random places', async () => {
+test('pages that are passed on by reference arrive, cut at 100 random places', async () => {
   const open = openPipes()
   const places = Array.from({ length: 100 }, (_, n) => Math.floor(((n + Math.random()) / 100) * 2_500_000))
   const sending = { unchecked: true, frozen: true }
@@ -219,7 +219,7 @@ test('pages that are passed on by reference, cut at 100 random places', async ()
   assert.is(openPipes(), open, 'every pipe is closed')
 })
 
-test('a snapshot that is compressed, with a rate, cut at 24 random places', async () => {
+test('a compressed snapshot with a rate limit arrives, cut at 24 random places', async () => {
   const bytes = Buffer.concat([
     Buffer.alloc(1_500_000, 'line after line\n'),
     bytesOf('x', 300_000),
@@ -236,7 +236,7 @@ test('a snapshot that is compressed, with a rate, cut at 24 random places', asyn
   }
 })
 
-test('one snapshot, cut again and again', async () => {
+test('one snapshot arrives, cut again and again', async () => {
   const cuts = [0, 30, 100, 200_000, 5, 64, 700_000, 1, 400_000, 100, 150, 600_000]
   const used = await crosses(
     large,
@@ -245,7 +245,7 @@ test('one snapshot, cut again and again', async () => {
   assert.ok(used.length > cuts.length, `${used.length} links`)
 })
 
-test('what the receiver said just before a break comes late, and is nothing new', async () => {
+test('a got frame that was under way when the link broke comes late, and does no harm', async () => {
   const many = [image('pages-1.img', 6_000_000, 'pipe'), image('inventory.img', 10)]
   const downs = Array.from({ length: 24 }, (_, n) => 53 + 9 * n)
   await together(downs, 4, async (down) => {
@@ -254,7 +254,7 @@ test('what the receiver said just before a break comes late, and is nothing new'
   })
 })
 
-test('a link that swallows everything is left for another, by both ends', async () => {
+test('both ends leave a link that swallows everything for another one', async () => {
   const mute = cable({ room: 2 ** 16 })
   setTimeout(() => mute.mute(), 5)
   const { got, answer, close } = receiver(4000)
@@ -305,12 +305,12 @@ test('links that greet and then carry nothing fail the sender within the time-ou
 
 test('a link that stays dead fails the sender and the receiver within the time-out', async () => {
   for (const dead of ['cut', 'mute'] as const) {
-    const { got, answer, lines } = receiver(1000)
+    const { got, answer, links } = receiver(1000)
     const first = cable()
     const { fate, session } = send(
       [image('pages-1.img', 30_000_000, 'pipe'), image('inventory.img', 3)],
       (signal) => {
-        const next = lines.size === 0 ? first : cable()
+        const next = links.size === 0 ? first : cable()
         if (next !== first) next.mute()
         void answer(next.far)
         signal.addEventListener('abort', () => next.cut())
@@ -327,17 +327,17 @@ test('a link that stays dead fails the sender and the receiver within the time-o
   }
 })
 
-/** Frames that a stranger says on a new link, and the answer. */
-async function ask(answer: (link: Link) => Promise<void>, ...said: Uint8Array[]) {
+/** Sends frames on a new link, as any peer may, and returns the answer. */
+async function ask(answer: (link: Link) => Promise<void>, ...frames: Uint8Array[]) {
   const { near, far } = cable()
   void answer(far)
-  await near.outlet.send(Buffer.concat([encodePreamble(), ...said]))
+  await near.outlet.send(Buffer.concat([encodePreamble(), ...frames]))
   const reader = frameReader(near.inlet)
   assert.is((await reader.expect(anyFrame)).type, 'hello')
   return reader.expect(anyFrame)
 }
 
-/** A conversation that stands still in the middle of its images. */
+/** A conversation in the middle of its images. */
 async function halfWay() {
   const there = receiver(3000)
   const tokens: Buffer[] = []
@@ -378,7 +378,7 @@ test('a wrong token, or another id, is refused alike and changes nothing', async
     await ask(answer, encodeFrame({ type: 'resume', offset: 0, token: Buffer.alloc(16), id })),
     await ask(answer, encodeFrame({ type: 'resume', offset: 0, token, id: 'other' as SnapshotId })),
   ]
-  for (const said of answers) assert.equal(said, answers[0])
+  for (const each of answers) assert.equal(each, answers[0])
   assert.ok(answers[0]?.type === 'refused' && answers[0].code === 'MISSING')
   first.cut()
   assert.is(await fate, 'stored')
@@ -386,20 +386,20 @@ test('a wrong token, or another id, is refused alike and changes nothing', async
   got.sink.drop()
 })
 
-test('the right token with a position that cannot be ends the conversation', async () => {
+test('the right token with an impossible position ends the conversation', async () => {
   const { answer, token, fate, got } = await halfWay()
-  const said = await ask(answer, encodeFrame({ type: 'resume', offset: 1_000_000, token, id }))
-  assert.ok(said.type === 'refused' && said.code === 'REFUSED')
-  assert.match(said.reason, /says that it has 1000000 bytes/)
+  const refusal = await ask(answer, encodeFrame({ type: 'resume', offset: 1_000_000, token, id }))
+  assert.ok(refusal.type === 'refused' && refusal.code === 'REFUSED')
+  assert.match(refusal.reason, /says that it has 1000000 bytes/)
   assert.instance(await fate.catch((reason: Error) => reason), Error)
   assert.is(got.failure?.code, 'FORMAT')
   got.sink.drop()
 })
 
-test('a receiver that names a position that cannot be fails the sender', async () => {
+test('a receiver that names an impossible position fails the sender', async () => {
   const lies = [
     (sent: number) => sent + 1,
-    // It has said before that it has more.
+    // It acknowledged more before.
     () => 99,
   ]
   for (const lie of lies) {
@@ -431,7 +431,7 @@ test('a receiver that names a position that cannot be fails the sender', async (
   }
 })
 
-test('got frames are believed between what was acknowledged and what was sent, and nowhere else', async () => {
+test('a got frame names a position between what was acknowledged and what was sent, or is FORMAT', async () => {
   const options = { peer: 'x', role: 'receiver', ackEvery: 2 ** 20, timeoutMs: 60_000 } as const
   const session = new ResumableSession({ ...options, window: 2 ** 16 })
   const { near } = cable()
@@ -447,10 +447,14 @@ test('got frames are believed between what was acknowledged and what was sent, a
   await new Promise((resolve) => setTimeout(resolve, 10))
   session.attach(cable().near, 100)
   session.acknowledged(80)
-  throwsFault('FORMAT', () => session.acknowledged(79), 'older than the last, though under way when the link broke')
+  throwsFault(
+    'FORMAT',
+    () => session.acknowledged(79),
+    'older than the last, though it may have been under way when the link broke',
+  )
   session.acknowledged(100)
   throwsFault('FORMAT', () => session.attach(cable().near, 99))
-  assert.ok(session.over.aborted, 'a lie at a new link ends it')
+  assert.ok(session.over.aborted, 'an impossible position on a new link ends it')
   await rejectsFault('FORMAT', session.link.outlet.send(Buffer.alloc(1)))
 })
 
@@ -463,18 +467,18 @@ test('bytes of an old link that come after another took its place do not count',
     timeoutMs: 60_000,
   })
   const [old, next] = [cable(), cable()]
-  let arrive = (): void => {}
-  // The kernel has given them already, and our turn to look at them comes later.
+  let deliver = (): void => {}
+  // The kernel has delivered them already, but the read has not returned yet.
   const late = (into: Uint8Array): Promise<number> =>
     new Promise((resolve) => {
       into.fill(1, 0, 5)
-      arrive = () => resolve(5)
+      deliver = () => resolve(5)
     })
   session.attach({ ...old.near, inlet: { ...old.near.inlet, read: late } }, 0)
   const into = Buffer.alloc(10)
   const filled = session.link.inlet.fill(into)
   session.attach(next.near, 0)
-  arrive()
+  deliver()
   await new Promise((resolve) => setTimeout(resolve, 10))
   assert.is(session.received, 0)
   await next.far.outlet.send(Buffer.alloc(10, 2))
@@ -506,8 +510,8 @@ test('a sender whose window is full waits, and goes on when there is room', asyn
   assert.is((await reader.expect(anyFrame)).type, 'snapshot')
   assert.is((await reader.expect(anyFrame)).type, 'handOver')
   const onGot = (bytes: number): void => session.acknowledged(bytes)
-  const hearing = frameReader(session.link.inlet, { onGot, started: true }).next(anyFrame)
-  hearing.catch(() => {})
+  const reading = frameReader(session.link.inlet, { onGot, started: true }).next(anyFrame)
+  reading.catch(() => {})
   const scratch = Buffer.alloc(2 ** 20)
   for (let taken = 1; taken <= 8; taken++) {
     assert.ok(await link.far.inlet.fill(scratch))

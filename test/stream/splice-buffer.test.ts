@@ -1,4 +1,4 @@
-/** Bytes that go through pairs of pipes: what comes out, from any place and as often as it is asked for. */
+/** Bytes in pairs of pipes: they come out from any position, and as often as they are asked for. */
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -18,7 +18,7 @@ function drain(pipe: Fd, bytes: number): Buffer {
   return into
 }
 
-test('what was taken comes out again, from any place, until it is forgotten', async () => {
+test('what was taken comes out again, from any position, until it is forgotten', async () => {
   const open = openPipes()
   const step = fc.record({ bytes: fc.integer({ min: 1, max: 400_000 }), most: fc.integer({ min: 1, max: 500_000 }) })
   const places = fc.array(fc.double({ min: 0, max: 1, noNaN: true }), { maxLength: 4 })
@@ -70,7 +70,7 @@ test('what was taken comes out again, from any place, until it is forgotten', as
   assert.is(openPipes(), open, 'every pipe is closed')
 })
 
-test('at most 16 are kept, and room comes back', async () => {
+test('at most 16 ranges are kept, until one is forgotten', async () => {
   const [out, into] = makePipe()
   const spliced = new SpliceBuffer()
   try {
@@ -92,7 +92,7 @@ test('at most 16 are kept, and room comes back', async () => {
   }
 })
 
-test('little is not worth it', async () => {
+test('few bytes are not worth it', async () => {
   const [out, into] = makePipe()
   enlargePipe(out)
   const spliced = new SpliceBuffer()
