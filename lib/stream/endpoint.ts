@@ -1,8 +1,8 @@
 /**
- * Where the other end is: `HOST:PORT`, `[v6]:PORT`, `tcp:HOST:PORT`, `unix:PATH`, `fd:N`, `-`.
+ * Endpoints, and links to them: `HOST:PORT`, `[v6]:PORT`, `tcp:HOST:PORT`, `unix:PATH`, `fd:N`, `-`.
  *
- * Names are resolved and connections made by Node; then the descriptor is taken over (dup, and Node's half closed
- * before it has read anything): reads and writes go straight to and from the memory that we choose.
+ * Node resolves names and makes connections; then we take the descriptor over (dup, and close Node's half before it has
+ * read anything): reads and writes go straight to and from the memory that we choose.
  */
 import { lookup } from 'node:dns/promises'
 import { once } from 'node:events'

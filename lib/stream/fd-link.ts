@@ -1,3 +1,4 @@
+/** Links over a descriptor: reads and writes are system calls on the memory that the caller gives. */
 import { fstatSync } from 'node:fs'
 import { Fault } from '../fault.ts'
 import { check, enlargePipe, type Fd, isPipe } from '../kernel/fd.ts'

@@ -1,3 +1,4 @@
+/** What every link has, whatever it is made of: an inlet, an outlet, and an end. */
 import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
 

@@ -1,3 +1,4 @@
+/** Makes a server listen. */
 import type net from 'node:net'
 import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'

@@ -1,3 +1,4 @@
+/** A link whose progress is reported. */
 import { filling, type Link } from './link.ts'
 
 /** Bytes that are sent between two reports. */

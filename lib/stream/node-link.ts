@@ -1,3 +1,4 @@
+/** Links over Node's streams. */
 import type net from 'node:net'
 import type { Duplex, Readable, Writable } from 'node:stream'
 import { Fault } from '../fault.ts'

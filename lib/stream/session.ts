@@ -54,10 +54,7 @@ const MOST_AT_ONCE = 2 ** 20
 const WORTH_SENDING = 64 * 2 ** 10
 
 export class ResumableSession {
-  /**
-   * The frames are read from it and written to it. Once its `finish` has sent all, the end of a link is the end of
-   * the session.
-   */
+  /** Carries the frames. Once its `finish` has sent everything, the end of a connection is the end of the session. */
   readonly link: Link
   /** How long a link may be silent, in milliseconds. */
   readonly quietMs: number
@@ -78,29 +75,32 @@ export class ResumableSession {
    */
   readonly #changed = openCondition()
 
+  /** The link that bytes go over now. */
   #current: Link | undefined
   /** Position in our stream up to which everything was handed to the current link. */
   #sent = 0
   /** The same, with what is being handed over: the peer cannot have more. */
   #mostSent = 0
-  /** The last position that came in a `got` frame. */
+  /** The position in the peer's last `got`. */
   #acknowledged = 0
-  /** Bytes of the peer's stream that were taken. */
+  /** Bytes of the peer's stream that were read. */
   #received = 0
-  /** Bytes of the peer's stream that the last `got` acknowledged. */
-  #receivedTold = 0
-  /** What was sent last ends within a frame: no `got` may follow. */
+  /** How many of them our last `got` acknowledged. */
+  #receivedAcknowledged = 0
+  /** The last bytes in the replay buffer are a part of a frame: no `got` may follow them. */
   #inFrame = false
   /** All is sent and the link is closed for writing. */
   #finished = false
-  /** Why no new link is to be waited for. */
+  /** The reason given to `stop`: no new link is waited for. */
   #stopped: Error | undefined
   /** Why there is no link, for the message when the session is given up. */
   #linkFault = new Fault('LINK', 'nothing moved')
   /** Links that may still be sending bytes of the buffers. */
   #pumps = 0
 
+  /** Calls `#tick`. */
   #timer: NodeJS.Timeout | undefined
+  /** Times of performance.now(). */
   #lastTick = 0
   /** When bytes of the sender's stream last came, or were acknowledged. A greeting alone is no progress. */
   #lastMoved = 0
@@ -130,7 +130,7 @@ export class ResumableSession {
     }
   }
 
-  /** Bytes of the peer's stream that were taken. */
+  /** Bytes of the peer's stream that were read. */
   get received(): number {
     return this.#received
   }
@@ -285,7 +285,7 @@ export class ResumableSession {
   }
 
   #sendGotIfDue(): void {
-    if (this.#received - this.#receivedTold >= this.#ackEvery) this.#sendGot()
+    if (this.#received - this.#receivedAcknowledged >= this.#ackEvery) this.#sendGot()
   }
 
   /** Sends `got`, if it may be sent now and there is room for it. */
@@ -294,7 +294,7 @@ export class ResumableSession {
     const frame = encodeFrame({ type: 'got', offset: this.#received })
     if (frame.length > this.#replay.free) return
     this.#replay.append(frame)
-    this.#receivedTold = this.#received
+    this.#receivedAcknowledged = this.#received
     this.#changed.notify()
   }
 
