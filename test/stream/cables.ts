@@ -19,8 +19,8 @@ export interface Cable {
 }
 
 /**
- * Breaks when the far end has read `up` bytes, or the near end `down`. An end holds at most `room` unread bytes. With `splices` it
- * takes bytes of pipes.
+ * Breaks when the far end has read `up` bytes, or the near end `down`. An end holds at most `room` unread bytes. With
+ * `splices` it takes bytes of pipes.
  */
 export function cable({
   up = Number.POSITIVE_INFINITY,

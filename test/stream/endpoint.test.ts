@@ -271,6 +271,18 @@ test('a signal ends the tries with its reason', async ({ dir }) => {
   assert.is(await reasonOf(connecting), reason)
 })
 
+test('a signal ends a connection that is being made, and one that is aborted before, with its reason', async () => {
+  const { server } = await listen({ port: 0, host: '127.0.0.1' })
+  const endpoint = { kind: 'tcp', host: '127.0.0.1', port: (server.address() as net.AddressInfo).port } as const
+  const stop = new AbortController()
+  const reason = new Error('stopped')
+  const connecting = connectEndpoint(endpoint, LONG, stop.signal)
+  stop.abort(reason)
+  assert.is(await reasonOf(connecting), reason)
+  assert.is(await reasonOf(connectEndpoint(endpoint, LONG, stop.signal)), reason)
+  server.close()
+})
+
 test('an inherited descriptor is read to its end', async ({ dir }) => {
   writeFileSync(join(dir, 'file'), 'hello')
   const fd = openSync(join(dir, 'file'), 'r')

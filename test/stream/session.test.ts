@@ -137,7 +137,10 @@ function send(
   return { session, fate }
 }
 
-/** Sends a snapshot over `cables` one after the other, and then over one that holds. Throws unless it arrives unchanged. */
+/**
+ * Sends a snapshot over `cables` one after the other, and then over one that holds. Throws unless it arrives
+ * unchanged.
+ */
 async function crosses(images: readonly Given[], cables: Cable[], sending: SendOptions = {}): Promise<Cable[]> {
   const { got, answer, close } = receiver()
   const used: Cable[] = []

@@ -199,8 +199,8 @@ test('a wrong chunk is a fault, what came before it is right, and all connection
       const { bytes, fault } = await within(all(stripedLink(links, 'x'), stepOut))
       assert.ok(fault !== undefined, how)
       assert.ok(['FORMAT', 'LIMIT', 'LINK', 'TRUNCATED'].includes(fault.code), fault.message)
-      // A length above the truth swallows what follows it there, and of two chunks with one number nobody knows which is true: no
-      // digest is looked at here.
+      // A length above the truth swallows what follows it there, and of two chunks with one number nobody knows which
+      // is true: no digest is looked at here.
       const ambiguous = how === 'number' && lanes.flat().filter((each) => decodeChunk(each).number === value).length > 1
       if (how !== 'length' && !ambiguous) assert.ok(whole.subarray(0, bytes.length).equals(bytes), how)
       assert.ok(
