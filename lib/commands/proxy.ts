@@ -33,7 +33,7 @@ import type { Delivery, DeliveryPlace, RoundToDeliver } from '../precopy/deliver
 import { lastLayer, nextLayer } from '../precopy/send-round.ts'
 import type { Report } from '../progress.ts'
 import { freshId } from '../store/fresh-id.ts'
-import { takeReplayMemory } from '../stream/replay-memory.ts'
+import { takeReplayMemory } from '../stream/replay-buffer.ts'
 import { SENDER_WINDOW } from '../stream/resuming-sender.ts'
 
 export interface ProxyOptions {

@@ -1,62 +1,65 @@
 /**
- * How long CRIU may say nothing while somebody waits for it, with its tasks frozen: a stopped or stuck one must not hold them for ever.
+ * How long CRIU may send nothing while this process waits for it: a CRIU that is stopped or stuck must not keep its
+ * tasks frozen for ever.
  *
- * What counts is that something comes, not how much. While a link does not take what is here CRIU is not waited for, it waits for us.
- * Time is counted in parts of the limit that a timer sees go by: so one who was stopped himself, and comes back to a clock far
- * ahead, hears first what has come meanwhile.
+ * What counts is that something comes, not how much. While a link does not take what is here, CRIU waits for us and
+ * its time does not count. The limit is counted in ticks of a timer, not by the clock: so if this process was stopped
+ * itself, it first reads what came meanwhile.
  */
 import { Fault } from '../fault.ts'
 import type { Condition } from './condition.ts'
 
 export interface CriuTimeout {
-  /** CRIU has said something. */
+  /** CRIU has sent something: its time begins anew. */
   heard(): void
-  /** Waits for `work`, which is not CRIU's. */
+  /** Waits for `work` that is not CRIU's: meanwhile its time does not count. */
   during<Result>(work: Promise<Result>): Promise<Result>
-  /** Hears what this tells, too. */
-  follow(news: Condition | undefined): void
-  /** Nothing more is waited for. May be called twice. */
+  /** CRIU's time also begins anew whenever `activity` is notified. */
+  follow(activity: Condition | undefined): void
+  /** CRIU is not waited for any more. May be called twice. */
   close(): void
 }
 
-const PARTS = 4
+/** Ticks of the timer within the limit. */
+const TICKS = 4
 
-/** Calls `onSilent` once, with a `TIMEOUT`, when CRIU was waited for and said nothing for `limitMs`; not again before it was heard. */
+/**
+ * Calls `onSilent` with a `TIMEOUT` when CRIU was waited for and sent nothing for `limitMs`; not again before it was
+ * heard.
+ */
 export function openCriuTimeout(limitMs: number, onSilent: (reason: Fault) => void): CriuTimeout {
-  let quiet = 0
-  let others = 0
+  let silentTicks = 0
+  /** Work that is waited for instead of CRIU. */
+  let otherWork = 0
   let open = true
   const timer = setInterval(() => {
-    quiet = others > 0 ? 0 : quiet + 1
-    if (quiet !== PARTS + 1) return
+    silentTicks = otherWork > 0 ? 0 : silentTicks + 1
+    if (silentTicks !== TICKS + 1) return
     onSilent(
       new Fault('TIMEOUT', `criu sent nothing for ${limitMs / 1000} s`, {
         hint: "is it stopped, or does a script of its own take as long? then a longer --timeout; see the dump's own log",
       }),
     )
-  }, limitMs / PARTS).unref()
+  }, limitMs / TICKS).unref()
   const heard = (): void => {
-    quiet = 0
+    silentTicks = 0
   }
   return {
     heard,
     async during(work) {
-      others++
+      otherWork++
       try {
         return await work
       } finally {
-        others--
+        otherWork--
         heard()
       }
     },
-    follow(news) {
-      const hear = async (told: Condition): Promise<void> => {
-        while (open) {
-          await told.wait()
-          heard()
-        }
+    async follow(activity) {
+      while (open && activity !== undefined) {
+        await activity.wait()
+        heard()
       }
-      if (news !== undefined) void hear(news)
     },
     close() {
       open = false

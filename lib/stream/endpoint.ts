@@ -1,29 +1,30 @@
 /**
- * Where the other end is: `HOST:PORT`, `[v6]:PORT`, `tcp:HOST:PORT`, `unix:PATH`, `fd:N`, `-`.
+ * Endpoints, and links to them: `HOST:PORT`, `[v6]:PORT`, `tcp:HOST:PORT`, `unix:PATH`, `fd:N`, `-`.
  *
- * Names are resolved and connections made by Node; then the descriptor is taken over (dup, and Node's half closed
- * before it has read anything): reads and writes go straight to and from the memory that we choose.
+ * Node resolves names and makes connections; then we take the descriptor over (dup, and close Node's half before it has
+ * read anything): reads and writes go straight to and from the memory that we choose.
  */
 import { lookup } from 'node:dns/promises'
+import { once } from 'node:events'
 import { createReadStream, fstatSync } from 'node:fs'
 import net from 'node:net'
-import { setTimeout } from 'node:timers/promises'
 import { isatty } from 'node:tty'
 import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
 import { allows, duplicate, type Fd, isPipe, limitUnsent, ownNonBlocking, type PipeEnd } from '../kernel/fd.ts'
 import { inheritedSocket } from '../kernel/inherited.ts'
-import { isLoopback, socketAt } from '../kernel/tcp-owner.ts'
 import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
+import { NOT_SEEN, refuseOtherUsers } from './listener-owner.ts'
 import { duplexLink, fdOf, readableLink, writableLink } from './node-link.ts'
 import { secureClient, secureServer } from './tls.ts'
 import { readSecrets } from './tls-secrets.ts'
+import { sleep } from './wait.ts'
 
 export type Endpoint =
   /**
-   * Plain without `credentials`. `uids`: it must be on loopback, and of one of these users of this host, of root or of our own; anybody's,
-   * anywhere, if undefined.
+   * Plain without `credentials`. With `uids` the listener must be on loopback, and belong to one of these users of
+   * this host, to root or to our own user.
    */
   | {
       kind: 'tcp'
@@ -38,7 +39,10 @@ export type Endpoint =
   /** A socket that is connected already; `take` throws `LINK` the second time. */
   | { kind: 'inherited'; name: string; take: () => Link }
 
-/** `credentials` are for a link over TCP; nothing else takes any. `uids`: see `Endpoint`. Throws `USAGE`. */
+/**
+ * Reads an endpoint; `credentials` and `uids` are as in `Endpoint`. Throws `USAGE`, also for credentials that are not
+ * for TCP.
+ */
 export function parseEndpoint(text: string, credentials?: Credentials, uids?: readonly number[]): Endpoint {
   const endpoint = parsePlain(text)
   if (endpoint.kind === 'tcp') return { ...endpoint, ...(credentials && { credentials }), ...(uids && { uids }) }
@@ -60,8 +64,8 @@ function parsePlain(text: string): Endpoint {
 }
 
 /**
- * Plain TCP carries other people's memory readable and unsigned. Throws `USAGE` for any host whose addresses are not
- * all this host's own, `LINK` for one that has none.
+ * Plain TCP carries other people's memory readable and unsigned. Throws `USAGE` unless all addresses of `host` are on
+ * loopback, `LINK` where it has none.
  */
 export async function refuseOpenNetwork(host: string): Promise<void> {
   const found = await lookup(host, { all: true }).catch((cause: NodeJS.ErrnoException) => {
@@ -75,8 +79,8 @@ export async function refuseOpenNetwork(host: string): Promise<void> {
 }
 
 /**
- * Whether links to or from `host` may be made. Throws `USAGE` for credentials that cannot be used, and what
- * `refuseOpenNetwork` throws where there are none.
+ * Checks that links to or from `host` may be made. Throws `USAGE` for credentials that cannot be used; without any it
+ * throws as `refuseOpenNetwork` does, unless `insecure` is set.
  */
 export async function checkNetwork(
   host: string,
@@ -87,6 +91,7 @@ export async function checkNetwork(
   else if (!insecure) await refuseOpenNetwork(host)
 }
 
+/** The same text that `parseEndpoint` reads, for messages; `stdin` for `-`. */
 export function formatEndpoint(endpoint: Endpoint): string {
   switch (endpoint.kind) {
     case 'tcp':
@@ -106,10 +111,22 @@ const RETRY_MS = 100
 /** Even the last try gets this long for an answer. */
 const LEAST_CONNECT_MS = 1000
 
+/** The other end may not be there yet, or the connection was lost before it was used: another try may succeed. */
+const retried: readonly unknown[] = [
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'ENOENT',
+  'ETIMEDOUT',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'EAI_AGAIN',
+  NOT_SEEN,
+]
+
 /**
- * Connects, and tries again every 100 ms while the other end is not there yet. Throws `LINK` after `timeoutMs`, or
- * at once for what does not mend itself, such as an end that cannot prove who it is, and `REFUSED` for one of a user who may not be it. With `oneOfMany` a TCP link takes little
- * that it cannot send at once.
+ * Connects, and tries again every 100 ms while the other end is not there yet. Throws `LINK` after `timeoutMs`, or at
+ * once where another try would fail too, as with an end that cannot prove who it is; `REFUSED` for an end of a user
+ * who may not be it; and the signal's reason. With `oneOfMany` a TCP link takes little that it cannot send at once.
  */
 export async function connectEndpoint(
   endpoint: Endpoint,
@@ -124,124 +141,73 @@ export async function connectEndpoint(
   const deadline = performance.now() + timeoutMs
   for (;;) {
     try {
-      const socket = await connectOnce(endpoint, deadline - performance.now(), signal)
-      if (oneOfMany && endpoint.kind === 'tcp') limitUnsent(fdOf(socket), UNSENT_BYTES)
+      const socket = await connectSocket(endpoint, deadline - performance.now(), signal)
       if (endpoint.kind === 'unix') return linkOverSocket(socket, peer)
-      if (endpoint.credentials === undefined) {
-        if (endpoint.uids !== undefined) await refuseOthers(socket, endpoint.uids, signal).catch(destroying(socket))
-        return linkOverSocket(socket, peer)
-      }
-      return await secureClient(socket, { host: endpoint.host, peer }, endpoint.credentials, signal)
+      if (oneOfMany) limitUnsent(fdOf(socket), UNSENT_BYTES)
+      return await trustedLink(socket, endpoint, peer, signal)
     } catch (cause) {
       if (cause instanceof Fault) throw cause
-      const code = (cause as NodeJS.ErrnoException).code ?? ''
-      const mayCome = [
-        'ECONNREFUSED',
-        'ECONNRESET',
-        'ENOENT',
-        'ETIMEDOUT',
-        'EHOSTUNREACH',
-        'ENETUNREACH',
-        'EAI_AGAIN',
-        'ENOTCONN',
-      ].includes(code)
-      if (!mayCome || performance.now() + RETRY_MS > deadline) {
-        throw new Fault('LINK', `cannot connect to ${peer} (${code || (cause as Error).message})`, {
-          hint:
-            code === 'ENOTCONN'
-              ? 'its other end cannot be seen: is it in another network namespace? --insecure does not ask'
-              : 'is the other end started, and is the address right?',
-          cause,
-        })
-      }
+      signal.throwIfAborted()
+      const { code } = cause as NodeJS.ErrnoException
+      if (!retried.includes(code) || performance.now() + RETRY_MS > deadline) throw connectFault(peer, cause as Error)
     }
-    await setTimeout(RETRY_MS, undefined, { signal }).catch(() => {
-      throw signal.reason
-    })
+    await sleep(RETRY_MS, signal)
   }
 }
 
-function connectOnce(
+function connectFault(peer: string, cause: NodeJS.ErrnoException): Fault {
+  return new Fault('LINK', `cannot connect to ${peer} (${cause.code || cause.message})`, {
+    hint:
+      cause.code === NOT_SEEN
+        ? 'its other end cannot be seen: is it in another network namespace? --insecure does not ask'
+        : 'is the other end started, and is the address right?',
+    cause,
+  })
+}
+
+async function connectSocket(
   endpoint: Extract<Endpoint, { kind: 'tcp' | 'unix' }>,
   timeoutMs: number,
   signal: AbortSignal,
 ): Promise<net.Socket> {
-  return new Promise((resolve, reject) => {
-    const target = endpoint.kind === 'tcp' ? { host: endpoint.host, port: endpoint.port } : { path: endpoint.path }
-    const socket = net.connect({ ...target, noDelay: true, keepAlive: true, allowHalfOpen: true })
-    socket.pause()
-    socket.once('error', reject)
-    const late = Object.assign(new Error('no answer'), { code: 'ETIMEDOUT' })
-    const timer = globalThis.setTimeout(() => socket.destroy(late), Math.max(timeoutMs, LEAST_CONNECT_MS))
-    const stop = (): void => void socket.destroy(signal.reason as Error)
-    signal.addEventListener('abort', stop)
-    socket.once('close', () => {
-      clearTimeout(timer)
-      signal.removeEventListener('abort', stop)
-    })
-    socket.once('connect', () => {
-      clearTimeout(timer)
-      signal.removeEventListener('abort', stop)
-      socket.off('error', reject)
-      resolve(socket)
-    })
-  })
-}
-
-const LOOK_MS = 10
-/** It may be on its way while the kernel makes the connection; after that it is gone, and another try may find it. */
-const MOST_UNSEEN = 3
-/** A program that listens takes a connection at once, or is stopped. */
-const ACCEPT_MS = 5000
-
-/**
- * On loopback any user may listen where a cache is expected, and would be sent the memory of root's processes: so nothing is said before it
- * is known whose the other end is. Throws `REFUSED`, and `LINK` for one that takes no connections.
- */
-async function refuseOthers(socket: net.Socket, uids: readonly number[], signal: AbortSignal): Promise<void> {
-  const { remoteAddress, remotePort = 0, localAddress = '', localPort = 0 } = socket
-  if (remoteAddress === undefined) throw notThere()
-  if (!isLoopback(remoteAddress)) {
-    // Its name was one of this host's when it was looked up before.
-    throw new Fault('REFUSED', `plain TCP to ${remoteAddress} is neither secret nor authenticated`, {
-      hint: 'use --tls or --key-file, or --insecure in a network that you trust',
-    })
+  const target = endpoint.kind === 'tcp' ? { host: endpoint.host, port: endpoint.port } : { path: endpoint.path }
+  const socket = net.connect({ ...target, noDelay: true, keepAlive: true, allowHalfOpen: true })
+  socket.pause()
+  socket.on('error', () => {})
+  const late = Object.assign(new Error('no answer'), { code: 'ETIMEDOUT' })
+  const timer = setTimeout(() => socket.destroy(late), Math.max(timeoutMs, LEAST_CONNECT_MS))
+  try {
+    await once(socket, 'connect', { signal })
+    return socket
+  } catch (reason) {
+    socket.destroy()
+    throw reason
+  } finally {
+    clearTimeout(timer)
   }
-  const theirs = { address: remoteAddress, port: remotePort }
-  const ends = { theirs, ours: { address: localAddress, port: localPort } }
-  const deadline = performance.now() + ACCEPT_MS
-  // Before it is accepted it is nobody's.
-  for (let unseen = 0; performance.now() < deadline; ) {
-    const owner = socketAt(ends)
-    unseen = owner === 'none' ? unseen + 1 : 0
-    if (unseen > MOST_UNSEEN) throw notThere()
-    if (owner !== 'none' && owner.inode !== 0) {
-      if ([0, process.geteuid?.(), ...uids].includes(owner.uid)) return
-      throw new Fault('REFUSED', `user ${owner.uid} of this host listens at ${remoteAddress}:${remotePort}`, {
-        hint: `if it is to have the images (as its ssh -L): --allow-uid ${owner.uid}; else end that program`,
-      })
-    }
-    await setTimeout(LOOK_MS, undefined, { signal }).catch(() => {
-      throw signal.reason
-    })
-  }
-  throw new Fault('LINK', `it cannot be seen who listens at ${remoteAddress}:${remotePort}`, {
-    hint: 'is it stopped, or in another network namespace? --insecure does not ask',
-  })
 }
 
-function notThere(): Error {
-  return Object.assign(new Error('the other end is not there'), { code: 'ENOTCONN' })
-}
-
-function destroying(socket: net.Socket): (reason: unknown) => never {
-  return (reason) => {
+/** Secure where there are credentials; else the listener must be of one of `uids`, if any are given. */
+async function trustedLink(
+  socket: net.Socket,
+  { host, credentials, uids }: Extract<Endpoint, { kind: 'tcp' }>,
+  peer: string,
+  signal: AbortSignal,
+): Promise<Link> {
+  if (credentials !== undefined) return secureClient(socket, { host, peer }, credentials, signal)
+  try {
+    if (uids !== undefined) await refuseOtherUsers(socket, uids, signal)
+  } catch (reason) {
     socket.destroy()
     throw reason
   }
+  return linkOverSocket(socket, peer)
 }
 
-/** Of one of several connections: a chunk that waits behind more than this holds up the others' (striped-link.ts). */
+/**
+ * Most unsent bytes of one of several connections: a chunk that waits behind more holds up all others
+ * (striped-link.ts).
+ */
 const UNSENT_BYTES = 128 * 2 ** 10
 
 /** A link over a paused Node socket that has not read yet. */
@@ -259,8 +225,8 @@ export function takeFd(socket: net.Socket): Fd {
 }
 
 /**
- * The other end of a connected socket that we were given as descriptor `fd`, for one use. Throws `USAGE` if it is no such
- * socket, or leads to another host and may not (`insecure`).
+ * The other end of a connected socket that we were given as descriptor `fd`, for one use. Throws `USAGE` if it is no
+ * such socket, or leads to another host and `insecure` does not allow that.
  */
 export async function inheritedEndpoint(
   fd: number,
@@ -299,8 +265,9 @@ export function peerOf(socket: net.Socket): string {
 }
 
 /**
- * Makes links of a server's clients; one that must prove who it is and does not is sent away. Throws `LINK`; `IO` when
- * there are no descriptors left; `USAGE` for credentials that cannot be used any more.
+ * Makes links of a server's clients. With credentials a client that does not prove who it is, is disconnected. The
+ * function that it returns throws `LINK`; `IO` when there are no descriptors left; `USAGE` for credentials that
+ * cannot be used any more.
  */
 export function linkMaker(
   credentials: Credentials | undefined,
@@ -317,8 +284,8 @@ export function linkMaker(
 }
 
 /**
- * A pipe is opened anew, for whatever is asked (`ownNonBlocking`): what it was handed over for must be looked at
- * before.
+ * Throws `USAGE` where the descriptor was not handed over for reading, or writing. This must be checked first: a pipe
+ * is opened anew in whatever direction is asked (`ownNonBlocking`).
  */
 function checkFd(fd: number, what: PipeEnd): void {
   const hint = `open it in the shell, as in ${fd}${what === 'read' ? '<' : '>'}file`

@@ -1,65 +1,52 @@
+/** Links over a descriptor: reads and writes are system calls on the memory that the caller gives. */
 import { fstatSync } from 'node:fs'
 import { Fault } from '../fault.ts'
 import { check, enlargePipe, type Fd, isPipe } from '../kernel/fd.ts'
 import { EOPNOTSUPP, FALLOC_FL_KEEP_SIZE, fallocate, fsync, SHUT_WR, shutdown } from '../kernel/libc.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { readHeap, readSome, spliceAll, writeAll } from '../kernel/transfer.ts'
-import { filling, type Inlet, type Link, type Outlet } from './link.ts'
+import { filling, type Link } from './link.ts'
 
-/** What the descriptor is: only a socket can be told "more follows" and closed for writing alone. */
-type Kind = 'socket' | 'pipe' | 'file'
-
-function fdInlet(fd: Fd, kind: Kind): Inlet {
-  const mark = Int32Array.of(1)
-  const read = (into: Uint8Array): Promise<number> =>
-    kind === 'socket' ? readHeap(fd, into, mark) : readSome(fd, into)
-  return { read, fill: filling(read) }
-}
-
-function fdOutlet(fd: Fd, kind: Kind): Outlet {
-  return {
-    ...(kind === 'socket' ? { splice: (pipe: Fd, bytes: number) => spliceAll(pipe, fd, bytes) } : {}),
-    send: (bytes, more = false) => writeAll(fd, bytes, { more, socket: kind === 'socket' }),
-    async settle(bytes) {
-      if (kind !== 'file') return
-      const reserved = fallocate(fd, FALLOC_FL_KEEP_SIZE, fstatSync(fd).size, bytes)
-      if (reserved !== -EOPNOTSUPP) check(reserved, 'write')
-      check(fsync(fd), 'write')
-    },
-    async finish() {
-      if (kind === 'socket') shutdown(fd, SHUT_WR)
-    },
-  }
-}
-
-/** A link over one descriptor that this process owns. */
-export function fdLink(fd: Fd, peer: string, kind: Kind = isPipe(fd) ? 'pipe' : 'file'): Link {
+/**
+ * A link over one descriptor that this process owns. Only a socket can be told "more follows", be closed for writing
+ * alone and take bytes of a pipe by reference.
+ */
+export function fdLink(fd: Fd, peer: string, kind: 'socket' | 'pipe' | 'file' = isPipe(fd) ? 'pipe' : 'file'): Link {
   if (kind === 'pipe') enlargePipe(fd)
+  const socket = kind === 'socket'
   let closed: Error | undefined
-  // A number that was closed here may already belong to somebody else.
+  // The number of a descriptor that was closed here may already belong to somebody else.
   const guarded =
     <Args extends unknown[], Result>(run: (...args: Args) => Promise<Result>) =>
-    async (...args: Args): Promise<Result> => {
-      if (closed !== undefined) throw closed
-      return run(...args)
-    }
-  const inlet = fdInlet(fd, kind)
-  const outlet = fdOutlet(fd, kind)
-  const destroy = (reason: Error = new Fault('ABORTED', 'closed')): void => {
-    if (closed !== undefined) return
-    closed = reason
-    closeFd(fd, reason)
-  }
+    (...args: Args): Promise<Result> =>
+      closed === undefined ? run(...args) : Promise.reject(closed)
+  const mark = Int32Array.of(1)
+  const read = guarded((into: Uint8Array) => (socket ? readHeap(fd, into, mark) : readSome(fd, into)))
   return {
-    inlet: { fill: guarded(inlet.fill), read: guarded(inlet.read) },
+    inlet: { read, fill: filling(read) },
     outlet: {
-      ...(outlet.splice === undefined ? {} : { splice: guarded(outlet.splice) }),
-      send: guarded(outlet.send),
-      settle: guarded(outlet.settle),
-      finish: guarded(outlet.finish),
+      ...(socket && { splice: guarded((pipe: Fd, bytes: number) => spliceAll(pipe, fd, bytes)) }),
+      send: guarded((bytes: Uint8Array, more = false) => writeAll(fd, bytes, { more, socket })),
+      settle: guarded(async (bytes: number) => {
+        if (kind === 'file') settleFile(fd, bytes)
+      }),
+      finish: guarded(async () => {
+        if (socket) shutdown(fd, SHUT_WR)
+      }),
     },
-    duplex: kind === 'socket',
+    duplex: socket,
     peer,
-    destroy,
+    destroy(reason = new Fault('ABORTED', 'closed')) {
+      if (closed !== undefined) return
+      closed = reason
+      closeFd(fd, reason)
+    },
   }
+}
+
+/** Writes a file to its disk, and reserves room there for `bytes` bytes more. Throws `IO`. */
+function settleFile(fd: Fd, bytes: number): void {
+  const reserved = fallocate(fd, FALLOC_FL_KEEP_SIZE, fstatSync(fd).size, bytes)
+  if (reserved !== -EOPNOTSUPP) check(reserved, 'write')
+  check(fsync(fd), 'write')
 }

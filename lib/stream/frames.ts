@@ -1,3 +1,4 @@
+/** Frames over a link: one reader and one writer, which several may share. */
 import { Fault } from '../fault.ts'
 import type { Frame, FrameName, FrameOf } from '../format/frame.ts'
 import { checkPreamble, encodePreamble, PREAMBLE_BYTES } from '../format/preamble.ts'
@@ -7,37 +8,40 @@ import type { Inlet, Outlet } from './link.ts'
 /** Reads frames one by one. After a `data` or `packed` frame its bytes are the next that the inlet gives. */
 export interface FrameReader {
   /**
-   * The next frame, which must be one of those that are taken now: any other is refused by its header, and nothing of its payload is
-   * read. Undefined where the stream ends between two frames. A payload above `most` bytes, those of an image not counted, is
-   * `LIMIT`. Throws `FORMAT`, `LIMIT`, `TRUNCATED`, and `MEMORY` where the payload is not to be held.
+   * Reads the next frame, which must be one of those that `takes` names: any other is refused by its header, and
+   * nothing of its payload is read. Returns undefined where the stream ends between two frames. A payload above
+   * `most` bytes, those of an image not counted, is `LIMIT`. Throws `FORMAT`, `LIMIT`, `TRUNCATED`, and `MEMORY`
+   * where there is none for the payload.
    */
   next<Name extends FrameName>(takes: AcceptedFrames<Name>, most?: number): Promise<FrameOf<Name> | undefined>
-  /** The same; the end of the stream is `TRUNCATED`. */
+  /** As `next`; the end of the stream is `TRUNCATED`. */
   expect<Name extends FrameName>(takes: AcceptedFrames<Name>, most?: number): Promise<FrameOf<Name>>
   readonly inlet: Pick<Inlet, 'fill'>
 }
 
-/** The frames that belong in one state of a conversation. */
+/** Names of the frames that are allowed in one state of a conversation. */
 export type AcceptedFrames<Name extends FrameName> = ReadonlySet<Name>
 
+/** A set of these names. */
 export function accepting<Name extends FrameName>(...names: readonly Name[]): AcceptedFrames<Name> {
   return new Set(names)
 }
 
 /** Payloads are read in steps of this many bytes, so that a length alone never makes us hold memory. */
 const PAYLOAD_STEP = 64 * 2 ** 10
-/** Smaller payloads than this cost about what a connection costs anyway. */
+/** Smaller payloads cost about as much as a connection does anyway, and are not counted. */
 const LEAST_CHARGED = 2 ** 10
 
 export interface FrameReaderOptions {
-  /** Told what the peer has got, in place of the reader's caller (see resumable.ts). */
+  /** Gets the numbers of `got` frames, which the reader's caller does not see then (see session.ts). */
   onGot?: (bytes: number) => void
-  /** The stream outlives its links, and each of them has had its preamble (see resumable.ts). */
+  /** The stream is a session's, and has no preamble: each of its links has had one (see session.ts). */
   started?: boolean
-  /** What is held of the peer's words is counted there, until the next frame is asked for. */
+  /** A payload is counted there until the next frame is asked for. */
   memory?: { add(bytes: number): void }
 }
 
+/** Reads a preamble and then frames. Throws `LINK` for a peer that speaks TLS, and as `FrameReader.next` does. */
 export function frameReader(
   inlet: Pick<Inlet, 'fill'>,
   { onGot, started = false, memory }: FrameReaderOptions = {},
@@ -61,7 +65,7 @@ export function frameReader(
     charged = 0
     if (!started) {
       const preamble = Buffer.alloc(PREAMBLE_BYTES)
-      if (!(await inlet.fill(preamble).catch(unheard))) return undefined
+      if (!(await inlet.fill(preamble).catch(brokenAtStart))) return undefined
       refuseTls(preamble)
       checkPreamble(preamble)
       started = true
@@ -102,8 +106,8 @@ export function frameReader(
 const NOTHING = 'the stream ended before the end of the snapshot: nothing came'
 const NOTHING_HINT = 'the sender failed; or it is a cache that wants --tls or --key-file here too'
 
-/** A link that breaks before its first word. */
-function unheard(error: unknown): never {
+/** A link that breaks before its first byte. */
+function brokenAtStart(error: unknown): never {
   if (!(error instanceof Fault) || error.code !== 'LINK' || error.hint !== undefined) throw error
   throw new Fault('LINK', error.message, { hint: NOTHING_HINT, cause: error })
 }
@@ -116,42 +120,45 @@ function refuseTls(start: Buffer): void {
   })
 }
 
+/** The fault for a frame that is not allowed now. */
 export function unexpected(frame: { type: FrameName }): Fault {
   return new Fault('FORMAT', `a ${frame.type} frame where none belongs`)
 }
 
+/** The fault for a stream that ends too early. */
 export function truncated(): Fault {
   return new Fault('TRUNCATED', 'the stream ended before the end of the snapshot', {
     hint: 'the sender was stopped or the link was cut',
   })
 }
 
-/** Writes frames; several writers may share it, each frame goes out whole. */
+/** Writes frames. Several callers may share it: each frame goes out whole. */
 export interface FrameWriter {
+  /** Resolves when the frame was sent. */
   send(frame: Frame): Promise<void>
   /** Whether the outlet takes bytes in place. */
   readonly inPlace: boolean
-  /** Runs `turn` while nobody else writes. */
-  exclusive<Result>(turn: (outlet: Outlet) => Promise<Result>): Promise<Result>
+  /** Runs `write` while nobody else writes. */
+  exclusive<Result>(write: (outlet: Outlet) => Promise<Result>): Promise<Result>
 }
 
-/** The same writer, over an outlet that `wrap` makes of its own. */
+/** The same writer; everything goes through the outlet that `wrap` makes of the writer's own. */
 export function writerOver(writer: FrameWriter, wrap: (outlet: Outlet) => Outlet): FrameWriter {
   let wrapped: Outlet | undefined
-  const exclusive: FrameWriter['exclusive'] = (turn) =>
+  const exclusive: FrameWriter['exclusive'] = (write) =>
     writer.exclusive((outlet) => {
       wrapped ??= wrap(outlet)
-      return turn(wrapped)
+      return write(wrapped)
     })
   return { exclusive, inPlace: writer.inPlace, send: (frame) => exclusive((outlet) => outlet.send(encodeFrame(frame))) }
 }
 
-/** With `started` the outlet has had its preamble. */
+/** Writes a preamble and then frames; with `started` the outlet has had its preamble. */
 export function frameWriter(outlet: Outlet, started = false): FrameWriter {
   let last: Promise<unknown> = started ? Promise.resolve() : outlet.send(encodePreamble(), true)
   last.catch(() => {})
-  function exclusive<Result>(turn: (outlet: Outlet) => Promise<Result>): Promise<Result> {
-    const result = last.then(() => turn(outlet))
+  function exclusive<Result>(write: (outlet: Outlet) => Promise<Result>): Promise<Result> {
+    const result = last.then(() => write(outlet))
     last = result
     result.catch(() => {})
     return result

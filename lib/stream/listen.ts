@@ -1,16 +1,17 @@
+/** Makes a server listen. */
 import type net from 'node:net'
 import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
 
 export interface ListenAt {
   host: string
-  /** 0: the kernel chooses. */
+  /** With 0 the kernel chooses. */
   port: number
   /** A listening socket that we were given; `host` and `port` are its address. */
   listener?: Fd | undefined
 }
 
-/** Resolves with the port. Throws `LINK`. */
+/** Listens. Resolves with the port. Throws `LINK` where that address cannot be had. */
 export function listen(server: net.Server, { host, port, listener }: ListenAt): Promise<number> {
   return new Promise((resolve, reject) => {
     server.once('error', (cause: NodeJS.ErrnoException) => {

@@ -1,9 +1,10 @@
+/** A link whose progress is reported. */
 import { filling, type Link } from './link.ts'
 
-/** Bytes that go out before it is told that they did. */
+/** Bytes that are sent between two reports. */
 const STEP = 256 * 2 ** 10
 
-/** The same link; `moved` is told of bytes that came, and of those that the other end has taken. */
+/** The same link; `moved` is told how many bytes were read, and how many the kernel has taken for the other end. */
 export function metered(link: Link, moved: (bytes: number) => void): Link {
   const { inlet, outlet } = link
   const read = async (into: Uint8Array): Promise<number> => {

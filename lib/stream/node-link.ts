@@ -1,8 +1,10 @@
+/** Links over Node's streams. */
 import type net from 'node:net'
 import type { Duplex, Readable, Writable } from 'node:stream'
 import { Fault } from '../fault.ts'
 import { filling, type Inlet, type Link, type Outlet } from './link.ts'
 
+/** `LINK` where the other end went away, `IO` otherwise. */
 function linkFault(cause: unknown): Fault {
   if (cause instanceof Fault) return cause
   const { syscall = 'link', code = 'closed' } = (cause ?? {}) as NodeJS.ErrnoException
@@ -57,19 +59,6 @@ export function fdOf(socket: net.Socket): number {
   return (socket as net.Socket & { _handle?: { fd?: number } })._handle?.fd ?? -1
 }
 
-/** The same as a descriptor's link, through Node's streams: for FERRY_NO_SPLICE=1, and where there is no descriptor. */
-export function duplexLink(stream: Duplex, peer: string): Link {
-  return {
-    inlet: readableInlet(stream),
-    outlet: writableOutlet(stream),
-    duplex: true,
-    peer,
-    destroy: (reason) => {
-      stream.destroy(reason)
-    },
-  }
-}
-
 const nothing: Inlet & Outlet = {
   fill: async () => false,
   read: async () => 0,
@@ -80,26 +69,21 @@ const nothing: Inlet & Outlet = {
   finish: async () => {},
 }
 
-export function readableLink(stream: Readable, peer: string): Link {
-  return {
-    inlet: readableInlet(stream),
-    outlet: nothing,
-    duplex: false,
-    peer,
-    destroy: (reason) => {
-      stream.destroy(reason)
-    },
-  }
+/** Through Node's streams, for FERRY_NO_SPLICE=1 and where there is no descriptor; otherwise as `fdLink`. */
+export function duplexLink(stream: Duplex, peer: string): Link {
+  return streamLink(stream, peer, { inlet: readableInlet(stream), outlet: writableOutlet(stream), duplex: true })
 }
 
+/** A link that only brings bytes. */
+export function readableLink(stream: Readable, peer: string): Link {
+  return streamLink(stream, peer, { inlet: readableInlet(stream), outlet: nothing, duplex: false })
+}
+
+/** A link that only takes bytes. */
 export function writableLink(stream: Writable, peer: string): Link {
-  return {
-    inlet: nothing,
-    outlet: writableOutlet(stream),
-    duplex: false,
-    peer,
-    destroy: (reason) => {
-      stream.destroy(reason)
-    },
-  }
+  return streamLink(stream, peer, { inlet: nothing, outlet: writableOutlet(stream), duplex: false })
+}
+
+function streamLink(stream: Readable | Writable, peer: string, ends: Pick<Link, 'inlet' | 'outlet' | 'duplex'>): Link {
+  return { ...ends, peer, destroy: (reason) => void stream.destroy(reason) }
 }

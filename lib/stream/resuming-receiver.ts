@@ -1,41 +1,46 @@
-/** The receiver's side of a conversation that outlives its link (see resumable.ts): others connect, and may bring it back. */
+/**
+ * The receiver's side of a conversation that outlives its links (see session.ts): new connections may go on with it.
+ */
 import { timingSafeEqual } from 'node:crypto'
 import { Fault } from '../fault.ts'
 import { encodeFrame, type Frame, TOKEN_BYTES } from '../format/wire.ts'
 import type { Link } from './link.ts'
-import { openSession } from './open-session.ts'
-import type { Session } from './session.ts'
+import { ResumableSession } from './session.ts'
 
-/** More than all acks of the largest snapshot: a sender that listens at all never fills it. */
+/** More than all acks of the largest snapshot: a sender that reads at all never fills it. */
 export const RECEIVER_WINDOW = 4 * 2 ** 20
-/** The sender's window is 8 of these, so it does not wait for us on a link that carries. */
-const EVERY = 2 ** 20
+/** The sender's window is 8 of these, so it does not wait for a `got` on a link that carries. */
+const ACK_EVERY = 2 ** 20
 
 /** A link that may become a conversation which outlives it. */
 export interface TargetLink {
-  /** What reads and writes the frames, before and after. */
+  /** The frames are read from it and written to it, before and after. */
   readonly link: Link
   /** Told of `got` frames. Throws `FORMAT` where none belongs. */
   onGot(position: number): void
   /**
-   * From here on what is read and written counts, and another link may take this one's place within `timeoutMs`. `memory`: what is kept
-   * for the peer is counted there.
+   * From here on what is read and written counts, and another link may take this one's place within `timeoutMs`. What
+   * is kept for the peer is counted in `memory`.
    */
   outlive(token: Buffer, timeoutMs: number, memory?: { add(bytes: number): void }): void
-  /** Goes on over the link of `other`, which `frame` came from. Throws `MISSING`, and `FORMAT` as `Session.attach` does. */
+  /**
+   * Goes on over the link of `other`, on which `frame` came. Throws `MISSING` for another token, and `FORMAT` as
+   * `ResumableSession.attach` does.
+   */
   resume(frame: Extract<Frame, { type: 'resume' }>, other: TargetLink): void
-  /** The link itself; if `take` does not throw it is not this line's any more. */
+  /** Hands the link itself to `take`. Unless that throws, the link does not belong to this object any more. */
   give(take: (link: Link) => void): void
 }
 
-/** A line over a new connection. */
+/** Over a new connection. */
 export function openTargetLink(first: Link): TargetLink {
-  let carrier: Link | undefined = first
-  let session: Session | undefined
-  let token: Buffer | undefined
+  /** The connection, then the session over it; undefined once it was given away. */
+  let current: Link | undefined = first
+  let session: ResumableSession | undefined
+  let sessionToken: Buffer | undefined
   const now = (): Link => {
-    if (carrier === undefined) throw new Fault('ABORTED', 'the link was given to another conversation')
-    return carrier
+    if (current === undefined) throw new Fault('ABORTED', 'the link was given to another conversation')
+    return current
   }
   return {
     link: {
@@ -47,41 +52,40 @@ export function openTargetLink(first: Link): TargetLink {
       },
       duplex: first.duplex,
       peer: first.peer,
-      destroy: (reason) => carrier?.destroy(reason),
+      destroy: (reason) => current?.destroy(reason),
     },
     onGot(position) {
       if (session === undefined) throw new Fault('FORMAT', 'a got frame where none belongs')
       session.acknowledged(position)
     },
-    outlive(shown, timeoutMs, memory) {
-      token = Buffer.from(shown)
-      const { peer } = first
-      session = openSession({
-        peer,
+    outlive(token, timeoutMs, memory) {
+      sessionToken = Buffer.from(token)
+      session = new ResumableSession({
+        peer: first.peer,
+        role: 'receiver',
         window: RECEIVER_WINDOW,
-        ...(memory && { grows: memory.add }),
-        end: 'receiver',
-        every: EVERY,
+        ...(memory && { onGrow: (bytes: number) => memory.add(bytes) }),
+        ackEvery: ACK_EVERY,
         timeoutMs,
       })
       session.attach(now(), 0)
-      carrier = session.link
+      current = session.link
     },
-    resume(frame, other) {
-      const same = timingSafeEqual(frame.token, token ?? Buffer.alloc(TOKEN_BYTES))
-      if (!same || session === undefined || session.over.aborted) throw unknownSnapshot()
-      const greeting = encodeFrame({ type: 'got', offset: session.received })
-      const goOn = session.attach
-      other.give((link) => goOn(link, frame.offset, greeting))
+    resume({ token, offset }, other) {
+      const same = timingSafeEqual(token, sessionToken ?? Buffer.alloc(TOKEN_BYTES))
+      const resumed = session
+      if (!same || resumed === undefined || resumed.over.aborted) throw unknownSnapshot()
+      const greeting = encodeFrame({ type: 'got', offset: resumed.received })
+      other.give((link) => resumed.attach(link, offset, greeting))
     },
     give(take) {
       take(now())
-      carrier = undefined
+      current = undefined
     },
   }
 }
 
-/** The same words for a snapshot that is not here and for a wrong token. */
+/** The same fault for a snapshot that is not here and for a wrong token. */
 export function unknownSnapshot(): Fault {
   return new Fault('MISSING', 'no such snapshot is on its way here')
 }

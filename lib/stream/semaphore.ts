@@ -1,10 +1,12 @@
-/** Taking turns: at most so many at a time, in the order of asking. */
+/** At most so many hold it at a time; the others wait in the order in which they asked. */
 export interface Semaphore {
+  /** Resolves when the caller holds it. */
   take(): Promise<void>
+  /** The caller, who holds it, does not need it any more. */
   give(): void
 }
 
-/** At most `most` at a time. */
+/** A semaphore that at most `most` hold at a time. */
 export function semaphore(most: number): Semaphore {
   const waiting: (() => void)[] = []
   let taken = 0

@@ -1,8 +1,8 @@
 /**
- * A shell command as the other end of a link: it is spoken to at its stdin and stdout; its stderr is ours.
+ * Links to a shell command: we write to its stdin and read from its stdout; its stderr is ours.
  *
- * It stays in our process group, so that an ssh can ask for a password at the terminal. A ctrl-C there is for us: what we start
- * ignores it, and is ended by us when the verdict is told.
+ * The command stays in our process group, so that an ssh can ask for a password at the terminal. A ctrl-C there is
+ * meant for us: the command ignores it, and we end it when the verdict is delivered.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -14,26 +14,26 @@ import type { Link } from './link.ts'
 import { readableLink } from './node-link.ts'
 
 export interface ShellLinks {
-  /** Starts it anew. Throws the signal's reason. */
+  /** Starts the command once more. Throws the signal's reason if that is aborted already. */
   connect(signal: AbortSignal): Promise<Link>
-  /** Waits for the end of all that were started, and ends those that stay. */
+  /** Waits until every command that was started has exited, and terminates those that do not. */
   end(): Promise<void>
 }
 
-/** How long a command may take to end once its link is destroyed: it may still have to say why. */
-const LEAVE_MS = 3000
-/** After SIGTERM. */
-const GRACE_MS = 500
+/** How long a command may take to exit once its link is destroyed: it may still have to print why. */
+const EXIT_MS = 3000
+/** How long it may take after SIGTERM. */
+const TERM_MS = 500
 
 export function openShellLinks(command: string): ShellLinks {
   const running = new Map<ChildProcess, Link>()
 
-  async function leave(child: ChildProcess, patienceMs: number): Promise<void> {
+  async function end(child: ChildProcess, link: Link): Promise<void> {
     const exited = once(child, 'exit')
-    running.get(child)?.destroy()
-    if ((await Promise.race([exited, setTimeout(patienceMs, 'stays', { ref: false })])) !== 'stays') return
+    link.destroy()
+    if ((await Promise.race([exited, setTimeout(EXIT_MS, 'stays', { ref: false })])) !== 'stays') return
     terminate(child.pid ?? 0)
-    await Promise.race([exited, setTimeout(GRACE_MS)])
+    await Promise.race([exited, setTimeout(TERM_MS)])
   }
 
   return {
@@ -42,31 +42,35 @@ export function openShellLinks(command: string): ShellLinks {
       const child = spawn('sh', ['-c', `trap '' HUP INT QUIT\n${command}`], { stdio: ['pipe', 'pipe', 'inherit'] })
       child.on('error', () => {})
       child.once('exit', () => running.delete(child))
-      const [into, out] = [linkOverSocket(child.stdin as net.Socket, '--via'), readableLink(child.stdout, '--via')]
+      const stdin = linkOverSocket(child.stdin as net.Socket, '--via')
+      const stdout = readableLink(child.stdout, '--via')
       const link: Link = {
-        inlet: out.inlet,
-        outlet: into.outlet,
+        inlet: stdout.inlet,
+        outlet: stdin.outlet,
         duplex: true,
         peer: '--via',
         destroy(reason) {
-          into.destroy(reason)
-          out.destroy(reason)
+          stdin.destroy(reason)
+          stdout.destroy(reason)
         },
       }
       if (child.pid !== undefined) running.set(child, link)
       return link
     },
     async end() {
-      await Promise.all([...running.keys()].map((child) => leave(child, LEAVE_MS)))
+      await Promise.all([...running].map(([child, link]) => end(child, link)))
     },
   }
 }
 
-/** Asks it and what it started to end. Who catches the signal ends its own in order: below a target may be the only copy. */
+/**
+ * Sends SIGTERM to a process and to what it started. A process that catches the signal ends its own children in
+ * order: below a target they may be the only copy.
+ */
 function terminate(pid: number): void {
-  const below = catchesTerm(pid) ? [] : childrenOf(pid)
+  const children = catchesTerm(pid) ? [] : childrenOf(pid)
   try {
     process.kill(pid, 'SIGTERM')
   } catch {}
-  for (const child of below) terminate(child)
+  for (const child of children) terminate(child)
 }

@@ -1,4 +1,4 @@
-/** What a hand-over is spoken over at the source: one link, or a conversation that outlives its links. */
+/** The source's side of a hand-over's link: one connection, or a session that goes on over new ones. */
 import { Fault } from '../fault.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
@@ -7,17 +7,17 @@ import type { Link, Outlet } from './link.ts'
 import { resumingSender } from './resuming-sender.ts'
 
 export interface SourceLink {
-  /** When there is a link. */
+  /** Resolves when there is a link. */
   reader: Promise<FrameReader>
   writer: FrameWriter
-  /** The target was told what comes, and has said hello. */
+  /** The frames `snapshot` and `handOver` were sent, and the target's `hello` was read. */
   greeted: boolean
-  /** Whoever waits for the target in order to send waits no more. */
+  /** Rejects sends that wait for the target. */
   cut(reason: Error): void
   destroy(reason?: Error): void
 }
 
-/** One link. `stop` is aborted when the target takes nothing for `timeoutMs`: the tasks are frozen meanwhile. */
+/** One connection. Aborts `stop` when the target takes nothing for `timeoutMs`: the tasks are frozen meanwhile. */
 export function singleLink(connecting: Promise<Link>, timeoutMs: number, stop: AbortController): SourceLink {
   const destroy = (reason?: Error): void => void connecting.then((link) => link.destroy(reason)).catch(() => {})
   return {
@@ -29,7 +29,7 @@ export function singleLink(connecting: Promise<Link>, timeoutMs: number, stop: A
   }
 }
 
-/** A conversation that goes on over a new link where one broke, which `connect` makes. */
+/** A session that goes on over a new connection, which `connect` makes, when one breaks (see session.ts). */
 export function resumableLink(
   id: SnapshotId,
   token: Buffer,
@@ -37,20 +37,22 @@ export function resumableLink(
   connect: (signal: AbortSignal) => Promise<Link>,
   timeoutMs: number,
 ): SourceLink {
-  const { link, acknowledged, stop } = resumingSender({ id, token, until, connect, timeoutMs })
+  const session = resumingSender({ id, token, until, connect, timeoutMs })
+  const { inlet, outlet, destroy } = session.link
+  const onGot = (position: number): void => session.acknowledged(position)
   return {
-    reader: Promise.resolve(frameReader(link.inlet, { onGot: acknowledged, started: true })),
-    writer: frameWriter(link.outlet, true),
+    reader: Promise.resolve(frameReader(inlet, { onGot, started: true })),
+    writer: frameWriter(outlet, true),
     greeted: true,
-    cut: stop,
-    destroy: (reason) => link.destroy(reason),
+    cut: (reason) => session.stop(reason),
+    destroy,
   }
 }
 
-/** A link that takes as little within the time-out is slow, and not stuck. */
+/** A link that takes this much within the time-out is slow, and not stuck. */
 const LEAST_TAKEN = 64 * 2 ** 10
 
-/** Sends; `stop` is aborted, with `TIMEOUT`, when `who` takes nothing for `timeoutMs`. */
+/** Sends `bytes`. Aborts `stop`, with `TIMEOUT`, when `who` takes nothing for `timeoutMs`. */
 export async function sendSteadily(
   outlet: Outlet,
   bytes: Uint8Array,
@@ -62,12 +64,12 @@ export async function sendSteadily(
   for (let at = 0; at < bytes.length; at += LEAST_TAKEN) {
     const end = at + LEAST_TAKEN
     const stuck = (): void => stop.abort(new Fault('TIMEOUT', `${who} took nothing for ${timeoutMs / 1000} s`))
-    const timer = globalThis.setTimeout(stuck, timeoutMs)
+    const timer = setTimeout(stuck, timeoutMs)
     await outlet.send(bytes.subarray(at, end), more === true || end < bytes.length).finally(() => clearTimeout(timer))
   }
 }
 
-/** CRIU is read from before the target is there: what fits into its pipes does not wait to be read. */
+/** An outlet before there is a link: what is sent waits until `connecting` has made it. */
 export function whenConnected(connecting: Promise<Link>, timeoutMs: number, stop: AbortController): Outlet {
   return {
     async send(bytes, more) {

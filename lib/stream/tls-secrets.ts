@@ -1,4 +1,4 @@
-/** Certificates and keys from their files. What is wrong with a file is said with its name, never with its contents. */
+/** Reads certificates and keys from their files. A fault names the file, and never shows its contents. */
 import { constants } from 'node:crypto'
 import { closeSync, fstatSync, readFileSync, type Stats } from 'node:fs'
 import tls from 'node:tls'
@@ -6,24 +6,27 @@ import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
 import { openRegularFile } from '../kernel/own-file.ts'
 
-/** Bytes of a shared key: as many as the digest of the TLS suite has, and as many as OpenSSL takes. */
+/** Bytes of a shared key: at least as many as the digest of the TLS suite has, at most as many as OpenSSL takes. */
 const LEAST_KEY = 32
 const MOST_KEY = 256
-/** Random bytes have many values, and so has their hexadecimal text; what a slip leaves in a file has few. */
+/**
+ * Different bytes in a key: random bytes have many, and so has their hexadecimal text; a file written by mistake has
+ * few.
+ */
 const LEAST_VALUES = 10
 
 /** The name under which both ends know the shared key; it is sent in the clear. */
 const IDENTITY = 'criu-ferry'
 
-/** What is the same in every link. */
+/** The same in every link. */
 const common = {
   minVersion: 'TLSv1.3',
   maxVersion: 'TLSv1.3',
-  // No session is taken up again: who comes back shows its certificate, and is looked up among the revoked.
+  // No session is resumed: a peer that comes back shows its certificate, which may be revoked by then.
   secureOptions: constants.SSL_OP_NO_TICKET,
 } as const
 
-/** Options for Node's tls: at the client and at the server. */
+/** Options for Node's tls, at the client and at the server. */
 export interface Secrets {
   client: tls.ConnectionOptions
   server: tls.TlsOptions
@@ -40,7 +43,7 @@ function certificates({ ca, cert, key, crl, anyName }: Extract<Credentials, { ki
     ca: blocks(ca, 'CERTIFICATE'),
     cert: blocks(cert, 'CERTIFICATE').join('\n'),
     key: readPrivate(key),
-    // Node takes one list of a text that holds several.
+    // Node reads only the first list of a text.
     ...(crl !== undefined && { crl: blocks(crl, 'X509 CRL') }),
   }
   try {
@@ -66,7 +69,7 @@ function sharedKey(path: string): Secrets {
       hint: `head -c 32 /dev/urandom > ${path}`,
     })
   }
-  // OpenSSL takes an outside key in TLS 1.3 only with SHA-256. No certificate counts: no CA, and no name is right.
+  // OpenSSL takes an external key in TLS 1.3 only with SHA-256. No certificate is accepted: no CA, and no name.
   const context = { ...common, ciphers: 'TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256', ca: [] }
   return {
     client: {
@@ -82,7 +85,7 @@ function sharedKey(path: string): Secrets {
   }
 }
 
-/** A file that only its owner may read, who is root or us. Throws `USAGE`. */
+/** Reads a file that only its owner may read, who is root or our own user. Throws `USAGE`. */
 function readPrivate(path: string): Buffer {
   return readRegular(path, ({ uid, mode }) => {
     if (uid !== 0 && uid !== process.geteuid?.()) {
@@ -95,7 +98,7 @@ function readPrivate(path: string): Buffer {
   })
 }
 
-/** The PEM blocks of one kind; at least one. Throws `USAGE`. */
+/** The PEM blocks of one kind, at least one. Throws `USAGE` where there is none. */
 function blocks(path: string, kind: string): string[] {
   const text = readRegular(path).toString('latin1')
   const found = text.match(new RegExp(`-----BEGIN ${kind}-----[^-]*-----END ${kind}-----`, 'g'))
@@ -104,8 +107,8 @@ function blocks(path: string, kind: string): string[] {
 }
 
 /**
- * All of a regular file, if `check` does not throw. Links are followed, as certificates are often named. Throws
- * `USAGE`.
+ * Reads all of a regular file, unless `check` throws. Symbolic links are followed: certificates are often installed
+ * as links. Throws `USAGE`.
  */
 function readRegular(path: string, check: (found: Stats) => void = () => {}): Buffer {
   let file: number | undefined

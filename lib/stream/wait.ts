@@ -1,8 +1,8 @@
-/** What roles wait for, besides descriptors. */
+/** Promises to wait for, beside descriptors. */
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 
-/** Rejects when the signal comes. */
+/** Rejects with the signal's reason, when it is aborted. */
 export function rejectWhenAborted(signal: AbortSignal): Promise<never> {
   return new Promise((_resolve, reject) => {
     if (signal.aborted) reject(signal.reason)
@@ -10,11 +10,22 @@ export function rejectWhenAborted(signal: AbortSignal): Promise<never> {
   })
 }
 
-/** Rejects with `TIMEOUT` after `ms`, or with `signal`, which ends the timer; does not keep the process alive. */
-export async function rejectAfter(ms: number, what: string, signal: AbortSignal): Promise<never> {
-  await setTimeout(ms, undefined, { ref: false, signal }).catch(() => {
+/**
+ * Resolves after `ms` milliseconds. Rejects with the signal's reason. Without `ref` it does not keep the process
+ * alive.
+ */
+export async function sleep(ms: number, signal: AbortSignal, ref = true): Promise<void> {
+  await setTimeout(ms, undefined, { ref, signal }).catch(() => {
     throw signal.reason
   })
+}
+
+/**
+ * Rejects with `TIMEOUT` after `ms` milliseconds, or with the signal's reason, which ends the timer. Does not keep
+ * the process alive. `what` begins the message: `what` within 5 s.
+ */
+export async function rejectAfter(ms: number, what: string, signal: AbortSignal): Promise<never> {
+  await sleep(ms, signal, false)
   throw new Fault('TIMEOUT', `${what} within ${ms / 1000} s`)
 }
 
@@ -24,11 +35,12 @@ export interface Deferred<Value> {
   reject: (reason: unknown) => void
 }
 
-/** A promise that is settled from outside; nobody need wait for it. */
+/** A promise that is settled from outside. A rejection that nobody waits for is no error. */
 export function defer<Value>(): Deferred<Value> {
-  let [resolve, reject]: [(value: Value) => void, (reason: unknown) => void] = [() => {}, () => {}]
-  const promise = new Promise<Value>((yes, no) => {
-    ;[resolve, reject] = [yes, no]
+  let resolve!: (value: Value) => void
+  let reject!: (reason: unknown) => void
+  const promise = new Promise<Value>((...settle) => {
+    ;[resolve, reject] = settle
   })
   promise.catch(() => {})
   return { promise, resolve, reject }

@@ -1,4 +1,4 @@
-/** Links in memory that break where a test says, and lose what was under way. */
+/** Links in memory that break where a test wants, and lose what was under way. */
 import { Fault } from '../../lib/fault.ts'
 import { check, type Fd } from '../../lib/kernel/fd.ts'
 import { read } from '../../lib/kernel/libc.ts'
@@ -14,11 +14,14 @@ export interface Cable {
   readonly spliced: number
   /** Breaks it, for both ends; what was not read yet is lost. */
   cut(): void
-  /** It swallows everything from now on, and neither end hears of it. */
+  /** From now on it swallows everything, and neither end is told. */
   mute(): void
 }
 
-/** Breaks, if told so, when the far end has read `up` bytes or the near end `down`. An end holds at most `room` unread; `splices`: it takes pipes. */
+/**
+ * Breaks when the far end has read `up` bytes, or the near end `down`. An end holds at most `room` unread bytes. With
+ * `splices` it takes bytes of pipes.
+ */
 export function cable({
   up = Number.POSITIVE_INFINITY,
   down = Number.POSITIVE_INFINITY,
@@ -33,7 +36,7 @@ export function cable({
     for (const waker of [...wakers]) waker()
     wakers.clear()
   }
-  const news = (): Promise<void> => new Promise((resolve) => wakers.add(resolve))
+  const changed = (): Promise<void> => new Promise((resolve) => wakers.add(resolve))
   const cut = (reason: Error = new Fault('LINK', 'the other end went away (cut)')): void => {
     broken ??= reason
     wake()
@@ -48,7 +51,7 @@ export function cable({
         return delivered
       },
       async send(bytes: Uint8Array): Promise<void> {
-        while (broken === undefined && (waiting >= room || muted)) await news()
+        while (broken === undefined && (waiting >= room || muted)) await changed()
         if (broken !== undefined) throw broken
         if (bytes.length === 0) return
         waiting += bytes.length
@@ -57,7 +60,7 @@ export function cable({
       },
       async read(into: Uint8Array): Promise<number> {
         if (delivered >= most) cut()
-        while (broken === undefined && (queue.length === 0 || muted)) await news()
+        while (broken === undefined && (queue.length === 0 || muted)) await changed()
         if (broken !== undefined) throw broken
         const first = queue[0] as Buffer
         const part = first.subarray(0, Math.min(into.length, most - delivered))
@@ -73,7 +76,7 @@ export function cable({
   }
   const [rising, falling] = [direction(up), direction(down)]
 
-  /** As splice(2) does: what it took when the link breaks is lost. */
+  /** As with splice(2), what it took before the link broke is lost. */
   async function drain(pipe: Fd, bytes: number, send: (bytes: Uint8Array) => Promise<void>): Promise<void> {
     for (let left = bytes; left > 0; ) {
       const part = Buffer.alloc(Math.min(left, 50_000))

@@ -5,15 +5,15 @@ import { waits, within } from '../expect.ts'
 
 const test = suite('stream/condition')
 
-test('all who wait are told once, and who comes after it waits for the next', async () => {
-  const news = openCondition()
-  const first = [news.wait(), news.wait()]
+test('a notification wakes all who wait, and who comes after it waits for the next', async () => {
+  const condition = openCondition()
+  const first = [condition.wait(), condition.wait()]
   assert.ok(await waits(Promise.race(first)))
-  news.notify()
+  condition.notify()
   await within(Promise.all(first))
-  const next = news.wait()
+  const next = condition.wait()
   assert.ok(await waits(next))
-  news.notify()
+  condition.notify()
   await within(next)
 })
 

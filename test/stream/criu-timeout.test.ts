@@ -6,7 +6,7 @@ import { openCriuTimeout } from '../../lib/stream/criu-timeout.ts'
 import { within } from '../expect.ts'
 
 const test = suite('stream/criu-timeout')
-/** Ms. */
+/** Milliseconds. */
 const LIMIT = 60
 
 /** A silence, and its end. */
@@ -27,7 +27,7 @@ function pass(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms))
 }
 
-test('who says nothing is silent, once', async () => {
+test('a criu that sends nothing is reported once', async () => {
   const { silence, fell } = watched()
   const { code, message } = await within(fell)
   assert.is(code, 'TIMEOUT')
@@ -35,7 +35,7 @@ test('who says nothing is silent, once', async () => {
   silence.close()
 })
 
-test('who says something now and then is not, by any of the ways, nor who is not waited for', async () => {
+test('a criu that sends something now and then, or is not waited for, is not reported', async () => {
   for (const way of ['heard', 'follow', 'during'] as const) {
     const { silence, fell, isSilent } = watched()
     const news = openCondition()
@@ -52,7 +52,7 @@ test('who says something now and then is not, by any of the ways, nor who is not
   }
 })
 
-test('nobody is silent whose silence was closed', async () => {
+test('nothing is reported once it is closed', async () => {
   const { silence, isSilent } = watched()
   silence.close()
   silence.close()

@@ -54,26 +54,26 @@ test('endpoints are read and written', () => {
   }
 })
 
-/** Resets every connection before anybody can ask whose it is. */
+/** A listener that resets every connection before its owner can be looked up. */
 const resetter = `
 const server = require('node:net').createServer((client) => client.resetAndDestroy())
 server.listen(0, '127.0.0.1', () => console.log(server.address().port))
 setTimeout(() => process.exit(), 60000)
 `
 
-/** Ends the JavaScript of this process for a while: what the kernel does in it is not seen before. */
+/** Blocks this process for a while: it sees only later what the kernel does meanwhile. */
 function sleep(): void {
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 200)
 }
 
-for (const when of ['before Node tells that it is made', 'before it is asked whose it is'] as const) {
+for (const when of ['before Node reports it', 'before its owner is looked up'] as const) {
   test(`a connection that is reset ${when} is tried again, and is LINK in the end`, async () => {
     const child = spawn(process.execPath, ['-e', resetter], { stdio: ['ignore', 'pipe', 'inherit'] })
     let tries = 0
     const made = (message: unknown): void => {
       tries++
       const { socket } = message as { socket: net.Socket }
-      if (when === 'before it is asked whose it is') socket.once('connect', sleep)
+      if (when === 'before its owner is looked up') socket.once('connect', sleep)
       // The first of the two is Node's, which connects.
       else process.nextTick(() => process.nextTick(sleep))
     }
@@ -121,14 +121,14 @@ test('what is no endpoint is USAGE', () => {
   for (const text of [...hosts, ...others]) throwsFault('USAGE', () => parseEndpoint(text), JSON.stringify(text))
 })
 
-test('plain TCP is for this host alone', async () => {
+test('plain TCP is refused unless it stays on this host', async () => {
   for (const host of ['localhost', '127.0.0.1', '127.1.2.3', '::1']) await within(refuseOpenNetwork(host))
   for (const host of ['0.0.0.0', '::', '192.0.2.1', '128.0.0.1', '']) {
     await rejectsFault('USAGE', refuseOpenNetwork(host), host)
   }
 })
 
-test('credentials are for TCP, and open it', async ({ dir }) => {
+test('credentials are for TCP, and allow it to other hosts', async ({ dir }) => {
   const key = join(dir, 'key')
   writeFileSync(key, randomBytes(32), { mode: 0o600 })
   const credentials = { kind: 'key', key } as const
@@ -142,7 +142,7 @@ test('credentials are for TCP, and open it', async ({ dir }) => {
   await rejectsFault('USAGE', checkNetwork('127.0.0.1', { kind: 'key', key: join(dir, 'no') }, false))
 })
 
-/** Bytes both ways, the end of one direction, and then of the other. */
+/** Sends bytes both ways, ends one direction, and then the other. */
 async function talk(near: Link, far: Link): Promise<void> {
   assert.ok(near.duplex)
   const got = Buffer.alloc(5)
@@ -168,7 +168,7 @@ function listen(options: net.ListenOptions): Promise<{ server: net.Server; accep
   })
 }
 
-test('TCP: both ends are taken over, and talk', async () => {
+test('TCP: the descriptors of both ends are taken over, and carry bytes both ways', async () => {
   const before = openFds()
   const { server, accepted } = await listen({ port: 0, host: '127.0.0.1' })
   const { port } = server.address() as net.AddressInfo
@@ -180,7 +180,7 @@ test('TCP: both ends are taken over, and talk', async () => {
   assert.is(openFds(), before, 'a descriptor is left')
 })
 
-test('a UNIX socket: the same', async ({ dir }) => {
+test('a UNIX socket carries bytes both ways', async ({ dir }) => {
   const { server, accepted } = await listen({ path: join(dir, 's.sock') })
   const near = await within(connectEndpoint({ kind: 'unix', path: join(dir, 's.sock') }, 0, never))
   await talk(near, linkOverSocket(await accepted, 'client'))
@@ -202,7 +202,7 @@ test('bytes that came before the take-over are not lost', async () => {
   server.close()
 })
 
-test('a server that speaks first is heard', async () => {
+test('a server may send first', async () => {
   const server = net.createServer((socket) => socket.end('hello')).listen(0, '127.0.0.1')
   await new Promise((resolve) => server.once('listening', resolve))
   const { port } = server.address() as net.AddressInfo
@@ -235,7 +235,7 @@ test('a stream that ends in the middle is TRUNCATED, a closed link gives its rea
   server.close()
 })
 
-test('nobody there is LINK at once, or after the time-out', async ({ dir }) => {
+test('no listener is LINK at once, or after the time-out', async ({ dir }) => {
   const { server } = await listen({ port: 0, host: '127.0.0.1' })
   const { port } = server.address() as net.AddressInfo
   await new Promise((resolve) => server.close(resolve))
@@ -250,7 +250,7 @@ test('nobody there is LINK at once, or after the time-out', async ({ dir }) => {
   )
 })
 
-test('a peer that comes later is waited for', async ({ dir }) => {
+test('a listener that comes later is waited for', async ({ dir }) => {
   const path = join(dir, 'late.sock')
   const connecting = connectEndpoint({ kind: 'unix', path }, LONG, never)
   await turns()
@@ -262,13 +262,25 @@ test('a peer that comes later is waited for', async ({ dir }) => {
   closeFd(listener)
 })
 
-test('a signal ends the waiting with its reason', async ({ dir }) => {
+test('a signal ends the tries with its reason', async ({ dir }) => {
   const stop = new AbortController()
   const reason = new Error('stopped')
   const connecting = connectEndpoint({ kind: 'unix', path: join(dir, 'no.sock') }, LONG, stop.signal)
   await turns()
   stop.abort(reason)
   assert.is(await reasonOf(connecting), reason)
+})
+
+test('a signal ends a connection that is being made, and one that is aborted before, with its reason', async () => {
+  const { server } = await listen({ port: 0, host: '127.0.0.1' })
+  const endpoint = { kind: 'tcp', host: '127.0.0.1', port: (server.address() as net.AddressInfo).port } as const
+  const stop = new AbortController()
+  const reason = new Error('stopped')
+  const connecting = connectEndpoint(endpoint, LONG, stop.signal)
+  stop.abort(reason)
+  assert.is(await reasonOf(connecting), reason)
+  assert.is(await reasonOf(connectEndpoint(endpoint, LONG, stop.signal)), reason)
+  server.close()
 })
 
 test('an inherited descriptor is read to its end', async ({ dir }) => {
@@ -290,18 +302,18 @@ test('a descriptor that is not open is USAGE', async () => {
 })
 
 test('a descriptor that cannot be read is USAGE, also the write end of a pipe', async () => {
-  const strangers = strangeFds()
+  const others = strangeFds()
   const [out, into] = makePipe()
-  const { 'a file by name': name, 'a file to write': file, 'a file for neither': neither } = strangers.fds
+  const { 'a file by name': name, 'a file to write': file, 'a file for neither': neither } = others.fds
   for (const fd of [into, name, file, neither]) {
     const { message } = await rejectsFault('USAGE', connectEndpoint({ kind: 'fd', fd }, 0, never))
     assert.is(message, `fd ${fd} is not open to read`)
   }
   for (const fd of [out, into]) closeFd(fd)
-  strangers.close()
+  others.close()
 })
 
-// Standard input and output belong to the process: a child of ours uses them.
+// Standard input and output belong to the process: these tests run in a child.
 
 const program = `
   import { connectEndpoint, stdoutLink } from './lib/stream/endpoint.ts'

@@ -157,7 +157,7 @@ test('a writer starts with the preamble and keeps the order of its callers', asy
   to.destroy()
 })
 
-test('whoever has the outlet has it alone', async () => {
+test('only one caller has the outlet at a time', async () => {
   const { from, to } = pipeLinks()
   const writer = frameWriter(from.outlet)
   const turn = async (text: string): Promise<void> =>
@@ -187,7 +187,7 @@ test('TLS where the wire should be is LINK, with the options to look at', async 
   )
 })
 
-test('a link that ends or breaks before its first word names what may be missing', async () => {
+test('the fault of a link that ends or breaks before its first byte names what may be missing', async () => {
   const ended = await rejectsFault('TRUNCATED', frameReader(inletOf(Buffer.alloc(0))).expect(anyFrame))
   assert.match(ended.hint ?? '', '--tls or --key-file')
   const broken = async (code: 'LINK' | 'IO', hint?: string): Promise<never> => {
@@ -201,7 +201,7 @@ test('a link that ends or breaks before its first word names what may be missing
   assert.is((await rejectsFault('IO', frameReader({ fill: () => broken('IO') }).next(anyFrame))).hint, undefined)
 })
 
-test('after a failed turn nothing is written any more, and everybody learns why', async () => {
+test('after a failed write nothing is written any more, and each caller is rejected with its reason', async () => {
   const { from, to } = pipeLinks()
   const writer = frameWriter(from.outlet)
   const reason = new Error('in the middle of a frame')

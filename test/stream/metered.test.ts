@@ -8,13 +8,13 @@ import { cable } from './cables.ts'
 const test = suite('stream/metered')
 const MIB = 2 ** 20
 
-/** A metered end, and what it told. */
+/** A metered end, and what it reported. */
 function meter(link: Link) {
   const told: number[] = []
   return { told, sum: () => told.reduce((sum, bytes) => sum + bytes, 0), end: metered(link, (n) => void told.push(n)) }
 }
 
-test('bytes that come are told as they come, by whichever call', async () => {
+test('bytes are reported as they are read, by either call', async () => {
   const { near, far } = cable()
   const { told, end } = meter(near)
   await far.outlet.send(Buffer.alloc(10))
@@ -25,7 +25,7 @@ test('bytes that come are told as they come, by whichever call', async () => {
   assert.equal(told, [10, 3, 4])
 })
 
-test('bytes that go are told when the other end has taken them, a part at a time: one call for much is much progress', async () => {
+test('bytes that are sent are reported when they are taken, a part at a time', async () => {
   const { near, far } = cable({ room: MIB / 2 })
   const { sum, end, told } = meter(near)
   const bytes = Buffer.alloc(4 * MIB).map((_, at) => at >> 8)
@@ -43,7 +43,7 @@ test('bytes that go are told when the other end has taken them, a part at a time
   assert.ok(got.equals(bytes))
 })
 
-test('bytes that nobody takes are never told', async () => {
+test('bytes that are not taken are not reported', async () => {
   const { near, far, cut } = cable({ room: 1 })
   const { told, end } = meter(near)
   const first = end.outlet.send(Buffer.alloc(MIB))
@@ -56,7 +56,7 @@ test('bytes that nobody takes are never told', async () => {
   assert.ok(told.length <= 1)
 })
 
-test('what follows is told to the link below: a frame in parts is one, and what belongs together goes out together', async () => {
+test('the link below is told when more follows, also between the parts of one send', async () => {
   const said: [number, boolean][] = []
   const link = {
     ...cable().near,

@@ -1,4 +1,4 @@
-/** Several connections as one link: order, what each may hold up, and connections that lie. */
+/** Several connections as one link: order, what a slow one may hold up, and connections that bring wrong chunks. */
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -27,11 +27,11 @@ interface Spy extends Link {
   sent: Buffer[]
 }
 
-/** A connection that brings `bytes`, at most `step` at a time, and then ends or stays silent; `take` is awaited by each send. */
+/** Brings `bytes`, at most `step` at a time, and then ends or stays silent. Each send awaits `take`. */
 function spy(bytes: Buffer, { step = 1 << 20, ends = true, take = async () => {} } = {}): Spy {
   let wake = (_error: Error): void => {}
   async function read(into: Uint8Array): Promise<number> {
-    // As real connections do: not all are heard at the same moment.
+    // As with real connections, not all bring their bytes at the same moment.
     if (bytes.length % 3 === 0) await null
     const part = bytes.subarray(link.taken, link.taken + Math.min(step, into.length))
     if (part.length === 0 && !ends) return new Promise((_resolve, reject) => (wake = reject))
@@ -73,7 +73,7 @@ function spy(bytes: Buffer, { step = 1 << 20, ends = true, take = async () => {}
   return link
 }
 
-/** What comes until the end or a fault, read in steps of `step`. */
+/** Reads until the end or a fault, in steps of `step` bytes. */
 async function all(link: Link, step: number): Promise<{ bytes: Buffer; fault?: Fault }> {
   const parts: Buffer[] = []
   for (;;) {
@@ -118,7 +118,7 @@ test('what is sent comes out in order, in both directions, whatever the sizes', 
           const sending = async (): Promise<void> => {
             let at = 0
             for (const part of parts) {
-              // Its caller may use the buffer again.
+              // The caller of `send` may use the buffer again.
               const buffer = Buffer.from(given.subarray(at, at + part))
               await from.outlet.send(buffer)
               buffer.fill(0)
@@ -138,7 +138,7 @@ test('what is sent comes out in order, in both directions, whatever the sizes', 
   )
 })
 
-/** Chunks of a stream and its end, dealt out to connections. */
+/** The chunks of a stream and its end, distributed to connections. */
 const dealt = fc
   .record({ n: lanes, parts: fc.array(fc.tuple(fc.integer({ min: 1, max: 60 }), fc.nat(15)), { maxLength: 20 }) })
   .map(({ n, parts }) => {
@@ -169,7 +169,7 @@ test('chunks come in order, whichever connection brings which', async () => {
   )
 })
 
-test('connections that lie: what came before it is right, then a fault, and all are closed', async () => {
+test('a wrong chunk is a fault, what came before it is right, and all connections are closed', async () => {
   const rot = fc.record({
     how: fc.constantFrom('number', 'length', 'bit', 'twice', 'left out', 'cut', 'swapped', 'no end' as const),
     lane: fc.nat(15),
@@ -199,8 +199,8 @@ test('connections that lie: what came before it is right, then a fault, and all 
       const { bytes, fault } = await within(all(stripedLink(links, 'x'), stepOut))
       assert.ok(fault !== undefined, how)
       assert.ok(['FORMAT', 'LIMIT', 'LINK', 'TRUNCATED'].includes(fault.code), fault.message)
-      // A length above the truth swallows what follows it there, and of two chunks with one number nobody knows which is true: no
-      // digest is looked at here.
+      // A length above the truth swallows what follows it there, and of two chunks with one number nobody knows which
+      // is true: no digest is looked at here.
       const ambiguous = how === 'number' && lanes.flat().filter((each) => decodeChunk(each).number === value).length > 1
       if (how !== 'length' && !ambiguous) assert.ok(whole.subarray(0, bytes.length).equals(bytes), how)
       assert.ok(
@@ -237,7 +237,7 @@ test('a header: its bytes are pinned, every wrong bit is refused, and numbers ha
   assert.throws(limit(0, MOST_CHUNK + 1), (error: Fault) => error.code === 'LIMIT')
 })
 
-test('random headers give a Fault or the chunk that they say', () => {
+test('random headers give a Fault or a chunk that encodes to them', () => {
   let accepted = 0
   fc.assert(
     fc.property(fc.bigInt(0n, 2n ** 50n), fc.nat(2 ** 22), fc.boolean(), (number, length, repair) => {
@@ -256,7 +256,7 @@ test('random headers give a Fault or the chunk that they say', () => {
   assert.ok(accepted > 100, `${accepted}`)
 })
 
-test('of a connection whose turn it is not, nothing but one header is read', async () => {
+test('nothing but one header is read from a connection whose chunk is not next', async () => {
   const late = [1, 2, 3].map((number) =>
     spy(Buffer.concat([chunk(number, Buffer.alloc(5000, number)), chunk(number + 3, Buffer.alloc(9))]), {
       ends: false,
@@ -297,7 +297,7 @@ test('where no connection takes anything the sender waits, and holds one chunk f
   await rejectsFault('ABORTED', sending)
 })
 
-test('one that breaks takes the others with it, and wakes whoever waits', async () => {
+test('when one connection breaks all do, and reads and writes that wait are rejected', async () => {
   const cables = [1, 2, 3, 4].map(() => cable({ room: 1000 }))
   const near = stripedLink(
     cables.map((each) => each.near),
@@ -314,7 +314,7 @@ test('one that breaks takes the others with it, and wakes whoever waits', async 
   await rejectsFault('LINK', near.outlet.finish())
 })
 
-test('what fails before the first chunk is what the reader hears', async () => {
+test('a read is rejected with what failed before the first chunk', async () => {
   const links = [1, 2].map(() => spy(Buffer.alloc(0), { ends: false }))
   const link = stripedLink(links, 'x', async (each) => {
     if (each === links[1]) throw new Fault('REFUSED', 'not here')

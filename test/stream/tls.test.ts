@@ -51,12 +51,12 @@ if (ca !== undefined) kinds.push(['certificates', certificate('proxy'), certific
 
 interface Listening {
   port: number
-  /** Each client as a link, or why it was sent away. */
+  /** Each client as a link, or why it was disconnected. */
   next(): Promise<Link>
   close(): void
 }
 
-/** A server that admits clients as the cache does, and speaks first. */
+/** A server that admits clients as the cache does, and sends first. */
 async function listening(credentials: Credentials, source = (_count: number): string => 'a'): Promise<Listening> {
   const admit = secureServer(credentials)
   const come: Promise<Link>[] = []
@@ -207,7 +207,7 @@ test('a key is never replaced by a certificate, whoever signed it', async () => 
   server.close()
 })
 
-test('another TLS library, with the key, is let in; without it, or with another, it is not', async () => {
+test('another TLS library is admitted with the key, and not without it or with another', async () => {
   if (ca === undefined) return
   const server = await listening(ours)
   const hex = readFileSync(join(folder, 'ours')).toString('hex')
@@ -241,7 +241,7 @@ async function greetingOf(credentials: Credentials): Promise<Buffer> {
   return bytes
 }
 
-/** As many clients that say this and no more. */
+/** As many clients that send this and no more. */
 async function stalling(server: Listening, count: number, bytes: Uint8Array) {
   const sockets: net.Socket[] = []
   const outcomes: Promise<Link>[] = []
@@ -256,7 +256,7 @@ async function stalling(server: Listening, count: number, bytes: Uint8Array) {
   return { sockets, outcomes }
 }
 
-test('those who stall before their greeting is whole take no place, and a greeting may come byte by byte', async () => {
+test('clients that stall before their greeting is whole take no place; a greeting may come byte by byte', async () => {
   const before = openFds()
   const server = await listening(ours)
   const greeting = await greetingOf(ours)
@@ -280,7 +280,7 @@ test('those who stall before their greeting is whole take no place, and a greeti
   assert.is(openFds(), before)
 })
 
-test('of those who greet and stall then, the oldest give way', async () => {
+test('when too many clients stall after their greeting, the oldest are disconnected', async () => {
   const server = await listening(ours)
   const { sockets, outcomes } = await stalling(server, 70, await greetingOf(ours))
   const link = await within(client(server.port, ours))

@@ -1,4 +1,4 @@
-/** Conversations that outlive their links: cut anywhere, any number of times, and spoken to by strangers. */
+/** Sessions that outlive their links: cut anywhere, any number of times, and asked to resume by other peers. */
 
 import fc from 'fast-check'
 import { suite } from 'uvu'
@@ -12,10 +12,8 @@ import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
 import { frameReader, frameWriter, unexpected } from '../../lib/stream/frames.ts'
 import type { ImageSink } from '../../lib/stream/image.ts'
 import type { Link } from '../../lib/stream/link.ts'
-import { openSession } from '../../lib/stream/open-session.ts'
 import { rateLimit } from '../../lib/stream/rate-limit.ts'
 import { receiveSnapshot } from '../../lib/stream/receive.ts'
-import { openReplayBuffer, type ReplayBuffer } from '../../lib/stream/replay-buffer.ts'
 import {
   openTargetLink,
   RECEIVER_WINDOW,
@@ -24,27 +22,27 @@ import {
 } from '../../lib/stream/resuming-receiver.ts'
 import { resumingSender, SENDER_WINDOW } from '../../lib/stream/resuming-sender.ts'
 import { type SendOptions, sendSnapshot } from '../../lib/stream/send.ts'
-import type { Session } from '../../lib/stream/session.ts'
+import { ResumableSession } from '../../lib/stream/session.ts'
 import { rejectsFault, throwsFault } from '../expect.ts'
 import { openPipes } from '../kernel/fds.ts'
 import { anyFrame } from '../support/any-frame.ts'
 import { type Cable, cable } from './cables.ts'
 import { bytesOf, contents, type Given, id, image, pool, sourceOf } from './snapshots.ts'
 
-const test = suite('stream/open-session')
+const test = suite('stream/session')
 
-/** What the receiving end is left with. */
+/** What the receiving end has at the end. */
 interface Got {
   sink: MemorySnapshot
-  /** Bytes that were written into images: each once, or there are more than the images have. */
+  /** Bytes that were written into images; more than the images have if any was written twice. */
   written: number
   verdict: string | undefined
   failure: Fault | undefined
 }
 
-/** The receiving end: what a cache does with the links that come. */
+/** The receiving end: it does what a cache does with the links that come. */
 function receiver(timeoutMs = 20_000) {
-  const lines = new Map<SnapshotId, TargetLink>()
+  const links = new Map<SnapshotId, TargetLink>()
   const sink = memorySnapshot(pool)
   const got: Got = { sink, written: 0, verdict: undefined, failure: undefined }
   const counting: ImageSink = {
@@ -62,7 +60,7 @@ function receiver(timeoutMs = 20_000) {
   }
   let taken = false
   async function take(
-    line: TargetLink,
+    target: TargetLink,
     reader: ReturnType<typeof frameReader>,
     writer: ReturnType<typeof frameWriter>,
   ) {
@@ -72,8 +70,8 @@ function receiver(timeoutMs = 20_000) {
       onHandOver(_until, token) {
         if (token === undefined) return
         taken = true
-        line.outlive(token, timeoutMs)
-        lines.set(id, line)
+        target.outlive(token, timeoutMs)
+        links.set(id, target)
       },
     })
     await writer.send({ type: 'sealed', digest })
@@ -84,41 +82,41 @@ function receiver(timeoutMs = 20_000) {
     await reader.next(anyFrame).catch(() => {})
   }
   async function answer(link: Link): Promise<void> {
-    const line = openTargetLink(link)
-    const reader = frameReader(line.link.inlet, { onGot: line.onGot })
-    const writer = frameWriter(line.link.outlet)
+    const target = openTargetLink(link)
+    const reader = frameReader(target.link.inlet, { onGot: target.onGot })
+    const writer = frameWriter(target.link.outlet)
     try {
       await writer.send({ type: 'hello' })
       const first = await reader.expect(anyFrame)
-      if (first.type === 'snapshot') await take(line, reader, writer)
+      if (first.type === 'snapshot') await take(target, reader, writer)
       else if (first.type === 'resume') {
-        const known = lines.get(first.id)
+        const known = links.get(first.id)
         if (known === undefined) throw unknownSnapshot()
-        known.resume(first, line)
+        known.resume(first, target)
       } else throw unexpected(first)
     } catch (reason) {
-      if (lines.get(id) === line) got.failure = reason as Fault
+      if (links.get(id) === target) got.failure = reason as Fault
       const code = (reason as Fault).code === 'MISSING' ? 'MISSING' : 'REFUSED'
       await writer.send({ type: 'refused', code, reason: (reason as Fault).message }).catch(() => {})
     }
   }
-  return { got, lines, answer, close: () => lines.get(id)?.link.destroy() }
+  return { got, links, answer, close: () => links.get(id)?.link.destroy() }
 }
 
 interface Sent {
-  session: Session
+  session: ResumableSession
   fate: Promise<Fate>
 }
 
-/** The sending end: a snapshot and then a verdict. */
+/** The sending end: it sends a snapshot and then a verdict. */
 function send(
   images: readonly Given[],
   connect: (signal: AbortSignal) => Promise<Link>,
   { timeoutMs = 20_000, ...sending }: SendOptions & { timeoutMs?: number } = {},
 ): Sent {
   const session = resumingSender({ id, token: Buffer.alloc(16, 5), until: 'sealed', connect, timeoutMs })
-  const { link, acknowledged } = session
-  const reader = frameReader(link.inlet, { onGot: acknowledged, started: true })
+  const { link } = session
+  const reader = frameReader(link.inlet, { onGot: (bytes) => session.acknowledged(bytes), started: true })
   const writer = frameWriter(link.outlet, true)
   const options = { until: 'sealed', greeted: true, signal: session.over, ...sending } as const
   const sent = sendSnapshot(writer, id, sourceOf(images), options)
@@ -139,7 +137,10 @@ function send(
   return { session, fate }
 }
 
-/** A snapshot over `cables` one after the other, and then over one that holds. Throws unless it arrives as it was. */
+/**
+ * Sends a snapshot over `cables` one after the other, and then over one that holds. Throws unless it arrives
+ * unchanged.
+ */
 async function crosses(images: readonly Given[], cables: Cable[], sending: SendOptions = {}): Promise<Cable[]> {
   const { got, answer, close } = receiver()
   const used: Cable[] = []
@@ -181,48 +182,7 @@ async function together<Item>(items: readonly Item[], width: number, run: (item:
   await Promise.all(Array.from({ length: width }, worker))
 }
 
-test('a ring gives back what was put in, wherever it begins and however it grows', () => {
-  const step = fc.record({
-    bytes: fc.nat(200_000),
-    forget: fc.double({ min: 0, max: 1, noNaN: true }),
-    inPlace: fc.boolean(),
-  })
-  /** Puts it in place, behind a head, as far as one room goes. */
-  const put = (kept: ReplayBuffer, bytes: Buffer): number => {
-    const [head, body] = [bytes.subarray(0, 24), bytes.subarray(24)]
-    const room = kept.room(24, body.length)
-    assert.ok(room.length <= body.length)
-    if (room.length === 0) return 0
-    room.set(body.subarray(0, room.length))
-    kept.commit(head, room.length)
-    return 24 + room.length
-  }
-  fc.assert(
-    fc.property(fc.array(step, { maxLength: 12 }), (steps) => {
-      const kept = openReplayBuffer(2 ** 18)
-      let model = Buffer.alloc(0)
-      for (const [turn, { bytes, forget, inPlace }] of steps.entries()) {
-        const next = bytesOf(String(turn), bytes)
-        const free = 2 ** 18 - (model.length - kept.from)
-        const placed = inPlace && bytes > 24
-        const fits = placed ? put(kept, next) : kept.append(next)
-        if (!placed) assert.is(fits, Math.min(bytes, free))
-        else assert.is(fits > 0, free > 24, `${free} bytes were free`)
-        model = Buffer.concat([model, next.subarray(0, fits)])
-        assert.is(kept.to, model.length)
-        const parts: Uint8Array[] = []
-        for (let at = kept.from; at < kept.to; at += (parts.at(-1) as Uint8Array).length) {
-          parts.push(Buffer.from(kept.at(at, 50_000)))
-        }
-        assert.ok(Buffer.concat(parts).equals(model.subarray(kept.from)))
-        kept.forget(kept.from + Math.floor((kept.to - kept.from) * forget))
-      }
-    }),
-    { numRuns: 100 },
-  )
-})
-
-test('a small snapshot, cut at every byte of both directions', async () => {
+test('a small snapshot arrives, cut at every byte of both directions', async () => {
   const [whole] = (await crosses(small, [])) as [Cable]
   const [ups, downs] = [whole.up, whole.down]
   assert.ok(ups > 250 && downs > 100, `${ups} and ${downs} bytes`)
@@ -236,7 +196,7 @@ test('a small snapshot, cut at every byte of both directions', async () => {
   })
 })
 
-test('a larger one, cut at 200 random places', async () => {
+test('a larger snapshot arrives, cut at 200 random places', async () => {
   const places = Array.from({ length: 200 }, (_, n) => Math.floor(((n + Math.random()) / 200) * 2_500_000))
   await together(places, 4, async (up) => {
     const used = await crosses(large, [cable({ up, room: 2 ** 16 + (up % 2 ** 20) })])
@@ -244,7 +204,7 @@ test('a larger one, cut at 200 random places', async () => {
   })
 })
 
-test('pages that are passed on by reference, cut at 100 random places', async () => {
+test('pages that are passed on by reference arrive, cut at 100 random places', async () => {
   const open = openPipes()
   const places = Array.from({ length: 100 }, (_, n) => Math.floor(((n + Math.random()) / 100) * 2_500_000))
   const sending = { unchecked: true, frozen: true }
@@ -262,7 +222,7 @@ test('pages that are passed on by reference, cut at 100 random places', async ()
   assert.is(openPipes(), open, 'every pipe is closed')
 })
 
-test('a snapshot that is compressed, with a rate, cut at 24 random places', async () => {
+test('a compressed snapshot with a rate limit arrives, cut at 24 random places', async () => {
   const bytes = Buffer.concat([
     Buffer.alloc(1_500_000, 'line after line\n'),
     bytesOf('x', 300_000),
@@ -279,7 +239,7 @@ test('a snapshot that is compressed, with a rate, cut at 24 random places', asyn
   }
 })
 
-test('one snapshot, cut again and again', async () => {
+test('one snapshot arrives, cut again and again', async () => {
   const cuts = [0, 30, 100, 200_000, 5, 64, 700_000, 1, 400_000, 100, 150, 600_000]
   const used = await crosses(
     large,
@@ -288,7 +248,7 @@ test('one snapshot, cut again and again', async () => {
   assert.ok(used.length > cuts.length, `${used.length} links`)
 })
 
-test('what the receiver said just before a break comes late, and is nothing new', async () => {
+test('a got frame that was under way when the link broke comes late, and does no harm', async () => {
   const many = [image('pages-1.img', 6_000_000, 'pipe'), image('inventory.img', 10)]
   const downs = Array.from({ length: 24 }, (_, n) => 53 + 9 * n)
   await together(downs, 4, async (down) => {
@@ -297,7 +257,7 @@ test('what the receiver said just before a break comes late, and is nothing new'
   })
 })
 
-test('a link that swallows everything is left for another, by both ends', async () => {
+test('both ends leave a link that swallows everything for another one', async () => {
   const mute = cable({ room: 2 ** 16 })
   setTimeout(() => mute.mute(), 5)
   const { got, answer, close } = receiver(4000)
@@ -348,12 +308,12 @@ test('links that greet and then carry nothing fail the sender within the time-ou
 
 test('a link that stays dead fails the sender and the receiver within the time-out', async () => {
   for (const dead of ['cut', 'mute'] as const) {
-    const { got, answer, lines } = receiver(1000)
+    const { got, answer, links } = receiver(1000)
     const first = cable()
     const { fate, session } = send(
       [image('pages-1.img', 30_000_000, 'pipe'), image('inventory.img', 3)],
       (signal) => {
-        const next = lines.size === 0 ? first : cable()
+        const next = links.size === 0 ? first : cable()
         if (next !== first) next.mute()
         void answer(next.far)
         signal.addEventListener('abort', () => next.cut())
@@ -370,17 +330,17 @@ test('a link that stays dead fails the sender and the receiver within the time-o
   }
 })
 
-/** Frames that a stranger says on a new link, and the answer. */
-async function ask(answer: (link: Link) => Promise<void>, ...said: Uint8Array[]) {
+/** Sends frames on a new link, as any peer may, and returns the answer. */
+async function ask(answer: (link: Link) => Promise<void>, ...frames: Uint8Array[]) {
   const { near, far } = cable()
   void answer(far)
-  await near.outlet.send(Buffer.concat([encodePreamble(), ...said]))
+  await near.outlet.send(Buffer.concat([encodePreamble(), ...frames]))
   const reader = frameReader(near.inlet)
   assert.is((await reader.expect(anyFrame)).type, 'hello')
   return reader.expect(anyFrame)
 }
 
-/** A conversation that stands still in the middle of its images. */
+/** A conversation in the middle of its images. */
 async function halfWay() {
   const there = receiver(3000)
   const tokens: Buffer[] = []
@@ -421,7 +381,7 @@ test('a wrong token, or another id, is refused alike and changes nothing', async
     await ask(answer, encodeFrame({ type: 'resume', offset: 0, token: Buffer.alloc(16), id })),
     await ask(answer, encodeFrame({ type: 'resume', offset: 0, token, id: 'other' as SnapshotId })),
   ]
-  for (const said of answers) assert.equal(said, answers[0])
+  for (const each of answers) assert.equal(each, answers[0])
   assert.ok(answers[0]?.type === 'refused' && answers[0].code === 'MISSING')
   first.cut()
   assert.is(await fate, 'stored')
@@ -429,20 +389,20 @@ test('a wrong token, or another id, is refused alike and changes nothing', async
   got.sink.drop()
 })
 
-test('the right token with a position that cannot be ends the conversation', async () => {
+test('the right token with an impossible position ends the conversation', async () => {
   const { answer, token, fate, got } = await halfWay()
-  const said = await ask(answer, encodeFrame({ type: 'resume', offset: 1_000_000, token, id }))
-  assert.ok(said.type === 'refused' && said.code === 'REFUSED')
-  assert.match(said.reason, /says that it has 1000000 bytes/)
+  const refusal = await ask(answer, encodeFrame({ type: 'resume', offset: 1_000_000, token, id }))
+  assert.ok(refusal.type === 'refused' && refusal.code === 'REFUSED')
+  assert.match(refusal.reason, /says that it has 1000000 bytes/)
   assert.instance(await fate.catch((reason: Error) => reason), Error)
   assert.is(got.failure?.code, 'FORMAT')
   got.sink.drop()
 })
 
-test('a receiver that names a position that cannot be fails the sender', async () => {
+test('a receiver that names an impossible position fails the sender', async () => {
   const lies = [
     (sent: number) => sent + 1,
-    // It has said before that it has more.
+    // It acknowledged more before.
     () => 99,
   ]
   for (const lie of lies) {
@@ -474,9 +434,9 @@ test('a receiver that names a position that cannot be fails the sender', async (
   }
 })
 
-test('got frames are believed between what was acknowledged and what was sent, and nowhere else', async () => {
-  const options = { peer: 'x', end: 'receiver', every: 2 ** 20, timeoutMs: 60_000 } as const
-  const session = openSession({ ...options, window: 2 ** 16 })
+test('a got frame names a position between what was acknowledged and what was sent, or is FORMAT', async () => {
+  const options = { peer: 'x', role: 'receiver', ackEvery: 2 ** 20, timeoutMs: 60_000 } as const
+  const session = new ResumableSession({ ...options, window: 2 ** 16 })
   const { near } = cable()
   session.attach(near, 0)
   await session.link.outlet.send(Buffer.alloc(100))
@@ -490,28 +450,38 @@ test('got frames are believed between what was acknowledged and what was sent, a
   await new Promise((resolve) => setTimeout(resolve, 10))
   session.attach(cable().near, 100)
   session.acknowledged(80)
-  throwsFault('FORMAT', () => session.acknowledged(79), 'older than the last, though under way when the link broke')
+  throwsFault(
+    'FORMAT',
+    () => session.acknowledged(79),
+    'older than the last, though it may have been under way when the link broke',
+  )
   session.acknowledged(100)
   throwsFault('FORMAT', () => session.attach(cable().near, 99))
-  assert.ok(session.over.aborted, 'a lie at a new link ends it')
+  assert.ok(session.over.aborted, 'an impossible position on a new link ends it')
   await rejectsFault('FORMAT', session.link.outlet.send(Buffer.alloc(1)))
 })
 
 test('bytes of an old link that come after another took its place do not count', async () => {
-  const session = openSession({ peer: 'x', window: 2 ** 16, end: 'receiver', every: 2 ** 20, timeoutMs: 60_000 })
+  const session = new ResumableSession({
+    peer: 'x',
+    window: 2 ** 16,
+    role: 'receiver',
+    ackEvery: 2 ** 20,
+    timeoutMs: 60_000,
+  })
   const [old, next] = [cable(), cable()]
-  let arrive = (): void => {}
-  // The kernel has given them already, and our turn to look at them comes later.
+  let deliver = (): void => {}
+  // The kernel has delivered them already, but the read has not returned yet.
   const late = (into: Uint8Array): Promise<number> =>
     new Promise((resolve) => {
       into.fill(1, 0, 5)
-      arrive = () => resolve(5)
+      deliver = () => resolve(5)
     })
   session.attach({ ...old.near, inlet: { ...old.near.inlet, read: late } }, 0)
   const into = Buffer.alloc(10)
   const filled = session.link.inlet.fill(into)
   session.attach(next.near, 0)
-  arrive()
+  deliver()
   await new Promise((resolve) => setTimeout(resolve, 10))
   assert.is(session.received, 0)
   await next.far.outlet.send(Buffer.alloc(10, 2))
@@ -542,8 +512,9 @@ test('a sender whose window is full waits, and goes on when there is room', asyn
   const reader = frameReader(link.far.inlet)
   assert.is((await reader.expect(anyFrame)).type, 'snapshot')
   assert.is((await reader.expect(anyFrame)).type, 'handOver')
-  const hearing = frameReader(session.link.inlet, { onGot: session.acknowledged, started: true }).next(anyFrame)
-  hearing.catch(() => {})
+  const onGot = (bytes: number): void => session.acknowledged(bytes)
+  const reading = frameReader(session.link.inlet, { onGot, started: true }).next(anyFrame)
+  reading.catch(() => {})
   const scratch = Buffer.alloc(2 ** 20)
   for (let taken = 1; taken <= 8; taken++) {
     assert.ok(await link.far.inlet.fill(scratch))
@@ -560,11 +531,11 @@ test('a sender whose window is full waits, and goes on when there is room', asyn
 })
 
 test('a receiver does not keep more than its window for a sender that never says what it has', async () => {
-  const session = openSession({
+  const session = new ResumableSession({
     peer: 'x',
     window: RECEIVER_WINDOW,
-    end: 'receiver',
-    every: 2 ** 20,
+    role: 'receiver',
+    ackEvery: 2 ** 20,
     timeoutMs: 60_000,
   })
   await session.link.outlet.send(Buffer.alloc(RECEIVER_WINDOW))

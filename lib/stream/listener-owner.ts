@@ -1,0 +1,60 @@
+/**
+ * Whose the listener at the other end of a plain TCP connection is. On loopback any user may listen where a cache is
+ * expected, and would be sent the memory of root's processes: so nothing is sent before its owner is known.
+ */
+import type net from 'node:net'
+import { Fault } from '../fault.ts'
+import { isLoopback, socketAt } from '../kernel/tcp-owner.ts'
+import { sleep } from './wait.ts'
+
+/** The code of the error for a connection whose other end cannot be seen. */
+export const NOT_SEEN = 'ENOTCONN'
+
+const LOOK_MS = 10
+/** The other end may not be seen while the kernel makes the connection; after so many looks it is gone. */
+const MOST_UNSEEN = 3
+/** A program that listens accepts a connection at once, or is stopped. */
+const ACCEPT_MS = 5000
+
+/**
+ * Waits until the other end of `socket` is accepted by root, by our own user or by one of `uids`. Throws `REFUSED`
+ * for another user or another host, `LINK` for a listener that does not accept, an error with the code `NOT_SEEN`,
+ * and the signal's reason.
+ */
+export async function refuseOtherUsers(
+  socket: net.Socket,
+  uids: readonly number[],
+  signal: AbortSignal,
+): Promise<void> {
+  const { remoteAddress, remotePort = 0, localAddress = '', localPort = 0 } = socket
+  if (remoteAddress === undefined) throw notSeen()
+  if (!isLoopback(remoteAddress)) {
+    // When the name was looked up before, it was one of this host's.
+    throw new Fault('REFUSED', `plain TCP to ${remoteAddress} is neither secret nor authenticated`, {
+      hint: 'use --tls or --key-file, or --insecure in a network that you trust',
+    })
+  }
+  const theirs = { address: remoteAddress, port: remotePort }
+  const ends = { theirs, ours: { address: localAddress, port: localPort } }
+  const deadline = performance.now() + ACCEPT_MS
+  for (let unseen = 0; performance.now() < deadline; ) {
+    const owner = socketAt(ends)
+    unseen = owner === 'none' ? unseen + 1 : 0
+    if (unseen > MOST_UNSEEN) throw notSeen()
+    // A connection that is not accepted yet has no inode, and no owner.
+    if (owner !== 'none' && owner.inode !== 0) {
+      if ([0, process.geteuid?.(), ...uids].includes(owner.uid)) return
+      throw new Fault('REFUSED', `user ${owner.uid} of this host listens at ${remoteAddress}:${remotePort}`, {
+        hint: `if it is to have the images (as its ssh -L): --allow-uid ${owner.uid}; else end that program`,
+      })
+    }
+    await sleep(LOOK_MS, signal)
+  }
+  throw new Fault('LINK', `it cannot be seen who listens at ${remoteAddress}:${remotePort}`, {
+    hint: 'is it stopped, or in another network namespace? --insecure does not ask',
+  })
+}
+
+function notSeen(): Error {
+  return Object.assign(new Error('the other end is not there'), { code: NOT_SEEN })
+}
