@@ -23,7 +23,7 @@ import { acceptUnix } from '../kernel/unix.ts'
 import { openPeerMemory } from '../store/accounting.ts'
 import { openPool, type Pool } from '../store/pool.ts'
 import { openSnapshots, type Snapshots } from '../store/snapshots.ts'
-import { openConnectionGroups } from '../stream/connection-groups.ts'
+import { ConnectionGroups } from '../stream/connection-groups.ts'
 import { linkMaker, peerOf } from '../stream/endpoint.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import type { Link } from '../stream/link.ts'
@@ -87,7 +87,7 @@ class CacheServer {
       options,
       resumable: new Map(),
       incomingRounds: new Map(),
-      groups: openConnectionGroups(FIRST_FRAME_MS, (link, count, origin) =>
+      groups: new ConnectionGroups(FIRST_FRAME_MS, (link, count, origin) =>
         this.#serve(link, origin, { joined: true }, count),
       ),
       peerMemory,

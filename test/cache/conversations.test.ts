@@ -83,7 +83,7 @@ function openCache() {
     options,
     resumable: new Map(),
     incomingRounds: new Map(),
-    groups: openConnectionGroups(PATIENCE_MS, (link) => link.destroy()),
+    groups: new ConnectionGroups(PATIENCE_MS, (link) => link.destroy()),
     peerMemory: peers,
     failures: openFailureLog(report),
     earlyFailures: openFailureLog(report),
