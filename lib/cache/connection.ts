@@ -140,7 +140,7 @@ async function take(
   const begun = performance.now()
   handovers.refuseIfOpen(id)
   const arriving = snapshots.receive(id)
-  connection.onClose(arriving.drop)
+  connection.onClose(() => arriving.drop())
   connection.enter('moving', options.timeoutMs)
   const over = defer<void>()
   let round: number | undefined
@@ -245,7 +245,7 @@ async function recalled(
 /** While it makes memory ready, its sender is not ready to send either. Where there is to be no memory, both throw at once. */
 function rehearsing(arriving: IncomingSnapshot): ImageSink {
   return {
-    open: arriving.open,
+    open: (name) => arriving.open(name),
     reserve(bytes) {
       const ready = arriving.sink.reserve(bytes)
       return Promise.all([ready, warmUp()]).then(() => ready)

@@ -19,6 +19,7 @@ import { openTargetHandover, type TargetHandover } from '../handover/target.ts'
 import type { Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import type { Snapshots } from '../store/snapshots.ts'
+import type { Piece } from '../store/stored-image.ts'
 import { accepting, type FrameReader, type FrameWriter } from '../stream/frames.ts'
 import { defer } from '../stream/wait.ts'
 
@@ -178,9 +179,9 @@ export function openHandovers(
       secret = restoreDirectory(directory)
       work = openWorkDir(secret.path, SERVE_SOCKET)
       const found = await snapshots.find(id, 0, undefined, { early: true })
-      const { images, release } = found
+      const { images } = found
       done = found.use()
-      const early = releaseEarly && { onTaken: release }
+      const early = releaseEarly && { onTaken: (piece: Piece) => found.release(piece) }
       const restoring = startRestore(criu, options, images, work, {
         hold: { label: label(id), gates: work.path },
         signal: stop.signal,

@@ -21,8 +21,8 @@ import { giveBack } from '../kernel/mapped-memory.ts'
 import { reapOrphans } from '../kernel/orphans.ts'
 import { acceptUnix } from '../kernel/unix.ts'
 import { openPeerMemory } from '../store/accounting.ts'
-import { openPool } from '../store/pool.ts'
-import { openSnapshots } from '../store/snapshots.ts'
+import { Pool } from '../store/pool.ts'
+import { Snapshots } from '../store/snapshots.ts'
 import { openConnectionGroups } from '../stream/connection-groups.ts'
 import { linkMaker, peerOf } from '../stream/endpoint.ts'
 import { fdLink } from '../stream/fd-link.ts'
@@ -56,13 +56,13 @@ export async function runCache(options: CacheOptions): Promise<never> {
 async function serveAll(work: WorkDir, options: CacheOptions): Promise<never> {
   const { report, signal } = options
   reapOrphans()
-  const pool = openPool(options.maxMemory, options.reserve)
+  const pool = new Pool(options.maxMemory, options.reserve)
   const connections = openConnections({ most: MOST_LINKS, silentMs: FIRST_FRAME_MS, quiet: openIdleTimer(giveBack) })
   const peers = openPeerMemory(pool)
   peers.relief = () => connections.relieve(true)
   const failures = openFailureLog(report, MOST_FAILURES)
   const silentFailures = openFailureLog(report)
-  const snapshots = openSnapshots(pool, {
+  const snapshots = new Snapshots(pool, {
     relieve: () => connections.relieve(false),
     idleMs: options.timeoutMs,
     dedup: options.dedup,

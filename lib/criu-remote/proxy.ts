@@ -19,8 +19,8 @@ import { onFirstImage } from '../handover/source.ts'
 import { openProcess } from '../kernel/process.ts'
 import type { Delivery } from '../precopy/delivery.ts'
 import { type PreCopyChain, pagesOf } from '../precopy/send-round.ts'
-import { memorySnapshot } from '../store/memory.ts'
-import { openPool } from '../store/pool.ts'
+import { MemorySnapshot } from '../store/memory.ts'
+import { Pool } from '../store/pool.ts'
 import { openCriuTimeout } from '../stream/criu-timeout.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
 import { defer, rejectWhenAborted } from '../stream/wait.ts'
@@ -47,7 +47,7 @@ function checkSnapshot(text: string): void {
 /** Throws `USAGE` for what cannot be the id of a snapshot. */
 export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: RemoteDelivery): Delivery {
   if (snapshot !== undefined) checkSnapshot(snapshot)
-  const pool = openPool(maxMemory)
+  const pool = new Pool(maxMemory)
   /** Of chains whose dump is still to come. */
   const lines = new Map<PreCopyChain, RemoteLine>()
 
@@ -78,7 +78,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
       const source = onFirstImage(criu.images({ complete, taken: async () => {}, answered() {} }), () => {
         tree = watchTree(criu.pid)
       })
-      const memory = memorySnapshot(pool)
+      const memory = new MemorySnapshot(pool)
       const silent = new AbortController()
       const silence = openCriuTimeout(timeoutMs, (reason) => {
         if (tree?.isDying()) silence.heard()
@@ -147,7 +147,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
       const silent = new AbortController()
       const silence = openCriuTimeout(timeoutMs, (reason) => silent.abort(reason))
       const heedNoSilence = line.heed(silent.signal)
-      const memory = memorySnapshot(pool)
+      const memory = new MemorySnapshot(pool)
       try {
         const options = { snapshot: snapshots.at(-1) as string, round: true, silence, signal: line.signal, onBytes }
         const sent = await sendDump(line.outlet, memory, source, options)

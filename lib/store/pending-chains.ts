@@ -1,21 +1,21 @@
 /**
- * The chains of a cache that have no last part yet, by the id of the snapshot that they are to become. Each belongs to whoever knows
- * its token: nobody else can continue, replace or end it.
+ * The chains of a cache that have no last part yet, by the id of the snapshot that they become. A chain belongs to the
+ * sender that knows its token: no other can continue, replace or end it.
  */
 import { timingSafeEqual } from 'node:crypto'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Layer } from '../format/wire.ts'
-import { type ChainMemory, chainMemory } from './chain-memory.ts'
-import { type MemorySnapshot, memorySnapshot } from './memory.ts'
+import { ChainMemory } from './chain-memory.ts'
+import { MemorySnapshot } from './memory.ts'
 import type { Pool } from './pool.ts'
 
-/** A chain, and the part of it that arrives. */
+/** A chain, with the part of it that comes now. */
 export interface PendingChain {
   readonly sink: MemorySnapshot
   readonly flat: ChainMemory
   readonly token: Buffer
-  /** Sealed rounds. */
+  /** How many rounds are sealed. */
   rounds: number
   /** When it last grew, by performance.now(). */
   since: number
@@ -25,18 +25,19 @@ export interface PendingChains {
   has(id: SnapshotId): boolean
   readonly all: ReadonlyMap<SnapshotId, PendingChain>
   /**
-   * Takes the chain that this part goes on with, or begins one; whoever takes it puts it back or drops its memory. Throws `MISSING` where it is not here as the
-   * part says, `EXISTS` for one of another owner, `MEMORY`.
+   * Takes out the chain that this part continues, or begins one. The caller puts it back, or drops its memory. Throws
+   * `MISSING` where the chain is not here as the part says, `EXISTS` for a chain of another owner, and `MEMORY`.
    */
   take(id: SnapshotId, layer: Layer): PendingChain
+  /** Puts a chain back: it waits for its next part. */
   put(id: SnapshotId, chain: PendingChain): void
-  /** Forgets the one that was idle longest, if that was for at least `ms`, of those that are not `spared`. */
+  /** Forgets the chain that was idle longest, if for at least `ms`; not one that is `spared`. Returns which. */
   dropIdle(ms: number, spared: ReadonlySet<SnapshotId>): { id: SnapshotId; ms: number } | undefined
-  /** Forgets it, and gives its memory back. Returns whether it was there. */
+  /** Forgets a chain and gives its memory back. Returns whether it was here. */
   drop(id: SnapshotId): boolean
 }
 
-/** `onDropped` is told of memory that others may still need. */
+/** `onDropped` is called for a chain that was dropped, of whose memory others may still need some. */
 export function openPendingChains(
   pool: Pool,
   onDropped: (id: SnapshotId, chain: PendingChain) => void = () => {},
@@ -63,8 +64,8 @@ export function openPendingChains(
       }
       if (found !== undefined && !ours) throw unfinished(id)
       drop(id)
-      const sink = memorySnapshot(pool, true)
-      return { sink, flat: chainMemory(sink), token: Buffer.from(token), rounds: 0, since: performance.now() }
+      const sink = new MemorySnapshot(pool, true)
+      return { sink, flat: new ChainMemory(sink), token: Buffer.from(token), rounds: 0, since: performance.now() }
     },
     put(id, chain) {
       chain.since = performance.now()
@@ -83,14 +84,14 @@ export function openPendingChains(
   }
 }
 
-/** The same words for a chain that is not here and for one of another owner. */
+/** Says the same of a chain that is not here and of one that another sender owns. */
 function notHere(id: SnapshotId, under: number): Fault {
   return new Fault('MISSING', `no chain ${id} of ${under} ${under === 1 ? 'round' : 'rounds'} is here`, {
     hint: 'begin it anew: its tasks have changed pages that nobody noted',
   })
 }
 
-/** Of a snapshot that would take its place. */
+/** Says that a snapshot would take the place of an unfinished chain. */
 export function unfinished(id: SnapshotId): Fault {
   return new Fault('EXISTS', `an unfinished chain ${id} of another sender is here`, {
     hint: 'choose another --snapshot ID',

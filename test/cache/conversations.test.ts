@@ -24,8 +24,8 @@ import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
 import { socketPair } from '../../lib/kernel/unix.ts'
 import type { Progress } from '../../lib/progress.ts'
 import { openPeerMemory } from '../../lib/store/accounting.ts'
-import { openPool } from '../../lib/store/pool.ts'
-import { openSnapshots } from '../../lib/store/snapshots.ts'
+import { Pool } from '../../lib/store/pool.ts'
+import { Snapshots } from '../../lib/store/snapshots.ts'
 import { openConnectionGroups } from '../../lib/stream/connection-groups.ts'
 import { fdLink } from '../../lib/stream/fd-link.ts'
 import { frameReader } from '../../lib/stream/frames.ts'
@@ -54,11 +54,11 @@ function openHouse() {
   const report = (progress: Progress): void => {
     if (progress.event === 'sealed') sealed.push(snapshotId(progress.id))
   }
-  const pool = openPool(64 * MIB)
+  const pool = new Pool(64 * MIB)
   const connections = openConnections({ most: 16, silentMs: 5000 })
   const peers = openPeerMemory(pool)
   peers.relief = () => connections.relieve(true)
-  const snapshots = openSnapshots(pool, { relieve: () => connections.relieve(false), idleMs: PATIENCE_MS })
+  const snapshots = new Snapshots(pool, { relieve: () => connections.relieve(false), idleMs: PATIENCE_MS })
   const options: CacheOptions = {
     host: '127.0.0.1',
     port: undefined,

@@ -4,9 +4,9 @@ import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { pageFlag } from '../../lib/format/pagemap.ts'
-import { chainMemory } from '../../lib/store/chain-memory.ts'
-import { memorySnapshot } from '../../lib/store/memory.ts'
-import { EXTENT, openPool } from '../../lib/store/pool.ts'
+import { ChainMemory } from '../../lib/store/chain-memory.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { EXTENT, Pool } from '../../lib/store/pool.ts'
 import { rejectsFault } from '../expect.ts'
 import { type Brief, type Images, inventory, pagemap, pageOf, pagesOf, part, put } from '../support/rounds.ts'
 import { run } from '../support/run.ts'
@@ -21,9 +21,9 @@ function pagesFirst(images: Images): Images {
 }
 
 function chain(limit = 2 ** 30) {
-  const pool = openPool(limit)
-  const sink = memorySnapshot(pool, true)
-  const flat = chainMemory(sink)
+  const pool = new Pool(limit)
+  const sink = new MemorySnapshot(pool, true)
+  const flat = new ChainMemory(sink)
   return {
     pool,
     sink,
@@ -313,11 +313,11 @@ const kinds = fc.constantFrom(undefined, present, present, lazy, parent, parent,
 const randomParts = fc.array(fc.array(kinds, { minLength: 30, maxLength: 30 }), { minLength: 1, maxLength: 8 })
 
 test('random chains of up to eight parts, with their pages: what a look at each finds, in memory that is bounded', async () => {
-  const pool = openPool(2 ** 26)
+  const pool = new Pool(2 ** 26)
   await fc.assert(
     fc.asyncProperty(randomParts, async (parts) => {
-      const sink = memorySnapshot(pool, true)
-      const flat = chainMemory(sink)
+      const sink = new MemorySnapshot(pool, true)
+      const flat = new ChainMemory(sink)
       let model = new Map<number, Buffer | 'lazy'>()
       for (const [number, kindsOf] of parts.entries()) {
         const briefs: Brief[] = []
@@ -347,7 +347,7 @@ test('random chains of up to eight parts, with their pages: what a look at each 
 })
 
 test('ten rounds take the memory of the process and one round, by what the system says', async () => {
-  const program = join(import.meta.dirname, 'chain-memory.ts')
+  const program = join(import.meta.dirname, 'chains-in-memory.ts')
   const { code, stdout, stderr } = await run(process.execPath, ['--import', 'tsx', program])
   assert.is(code, 0, stderr)
   const { process: bytes, round, used, resident, most, mostResident } = JSON.parse(stdout.toString())

@@ -18,7 +18,7 @@ import { MOST_DATA } from '../../lib/format/wire.ts'
 import { check } from '../../lib/kernel/fd.ts'
 import { mkfifo } from '../../lib/kernel/libc.ts'
 import { directorySink, directorySource } from '../../lib/store/directory.ts'
-import { memorySnapshot } from '../../lib/store/memory.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSink, ImageSource } from '../../lib/stream/image.ts'
 import { sendSnapshot } from '../../lib/stream/send.ts'
@@ -198,7 +198,7 @@ test('a directory is read: regular files *.img alone, inventory.img last', async
   fill(target, ['inventory.img', 'pages-1.img', 'core-1.img', 'stats-dump', 'dump.log', 'z.img.tmp'])
   writeFileSync(join(dir, 'secret'), 'secret')
   symlinkSync('../secret', join(target, 'link'))
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   assert.equal(await move(directorySource(target), sink), ['core-1.img', 'pages-1.img', 'inventory.img'])
   for (const [name, bytes] of contents(sink)) assert.ok(bytes.equals(bytesOf(name, 1000)), name)
   sink.drop()
@@ -215,7 +215,7 @@ test('what was written can be read', async ({ target }) => {
   const written = directorySink(target)
   await move(sourceOf(images), written)
   written.seal()
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   await move(directorySource(target), sink)
   assert.is(sink.images.size, images.length)
   for (const { name, bytes } of images) assert.ok(contents(sink).get(name)?.equals(bytes), name)
@@ -252,7 +252,7 @@ test('a file that goes away while it is sent is IO', async ({ target }) => {
   fill(target, ['inventory.img', 'a.img'])
   const source = directorySource(target)
   rmSync(join(target, 'a.img'))
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   assert.match((await rejectsFault('IO', move(source, sink))).message, /a\.img: ENOENT/)
   sink.drop()
 })
@@ -273,7 +273,7 @@ test('what is put in the place of an image while it is sent is neither followed 
       const source = directorySource(target)
       rmSync(image)
       put(image)
-      const sink = memorySnapshot(pool)
+      const sink = new MemorySnapshot(pool)
       assert.match((await rejectsFault('MISSING', move(source, sink))).message, /a\.img is not a regular file/)
       sink.drop()
       rmSync(target, { recursive: true })

@@ -4,8 +4,8 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
 import { pageFlag } from '../../lib/format/pagemap.ts'
-import { EXTENT, openPool } from '../../lib/store/pool.ts'
-import { type IncomingSnapshot, openSnapshots, type Snapshots } from '../../lib/store/snapshots.ts'
+import { EXTENT, Pool } from '../../lib/store/pool.ts'
+import { type IncomingSnapshot, Snapshots } from '../../lib/store/snapshots.ts'
 import { rejectsFault, throwsFault, waits, within } from '../expect.ts'
 import { type Images, inventory, pageOf, pagesOf, part, put, token } from '../support/rounds.ts'
 import { eventually } from '../support/run.ts'
@@ -42,8 +42,8 @@ const second = part('b', [
 const end = { ...part('c', [[0, 3, parent]]), 'inventory.img': inventory }
 
 test('rounds are not to be had, and are not the newest; the last is, with the pages of all', async () => {
-  const pool = openPool(8 * EXTENT)
-  const shelf = openSnapshots(pool)
+  const pool = new Pool(8 * EXTENT)
+  const shelf = new Snapshots(pool)
   await round(shelf, first, 0)
   await round(shelf, second, 1)
   assert.equal([shelf.has(one), shelf.has(undefined), shelf.counts.snapshots], [false, false, 0])
@@ -60,7 +60,7 @@ test('rounds are not to be had, and are not the newest; the last is, with the pa
 })
 
 test('a chain does not hold up who asks for the newest, whether it waits for its next round or grows', async () => {
-  const shelf = openSnapshots(openPool(8 * EXTENT))
+  const shelf = new Snapshots(new Pool(8 * EXTENT))
   const plain = shelf.receive(two)
   put(plain.sink, { 'inventory.img': inventory })
   await plain.complete()
@@ -73,8 +73,8 @@ test('a chain does not hold up who asks for the newest, whether it waits for its
 })
 
 test('only who has the token continues a chain, replaces it, or ends it', async () => {
-  const pool = openPool(8 * EXTENT)
-  const shelf = openSnapshots(pool)
+  const pool = new Pool(8 * EXTENT)
+  const shelf = new Snapshots(pool)
   await round(shelf, first, 0)
   const used = pool.used
   for (const last of [false, true]) {
@@ -101,8 +101,8 @@ test('only who has the token continues a chain, replaces it, or ends it', async 
 })
 
 test('an owner who begins anew gets a new chain, and the memory of the old one is free', async () => {
-  const pool = openPool(4 * EXTENT)
-  const shelf = openSnapshots(pool)
+  const pool = new Pool(4 * EXTENT)
+  const shelf = new Snapshots(pool)
   for (let again = 0; again < 5; again++) {
     await round(shelf, part('a', [[0, 200, present]]), 0)
     await round(shelf, second, 1)
@@ -115,7 +115,7 @@ test('an owner who begins anew gets a new chain, and the memory of the old one i
 })
 
 test('while a part arrives nobody else has the id, and the chain is not there for a second part', async () => {
-  const shelf = openSnapshots(openPool(8 * EXTENT))
+  const shelf = new Snapshots(new Pool(8 * EXTENT))
   await round(shelf, first, 0)
   const waiting = shelf.receive(one)
   throwsFault('MISSING', () => shelf.receive(one, { under: 2, last: false, token }))
@@ -133,8 +133,8 @@ test('while a part arrives nobody else has the id, and the chain is not there fo
 })
 
 test('a part that fails takes the whole chain with it', async () => {
-  const pool = openPool(8 * EXTENT)
-  const shelf = openSnapshots(pool)
+  const pool = new Pool(8 * EXTENT)
+  const shelf = new Snapshots(pool)
   for (const last of [false, true]) {
     await round(shelf, first, 0)
     const cut = shelf.receive(one, { under: 1, last, token })
@@ -152,8 +152,8 @@ test('a part that fails takes the whole chain with it', async () => {
 })
 
 test('what rounds had that the last does not need is given back after it was sealed', async () => {
-  const pool = openPool(8 * EXTENT)
-  const shelf = openSnapshots(pool)
+  const pool = new Pool(8 * EXTENT)
+  const shelf = new Snapshots(pool)
   await round(shelf, part('a', [[0, 1500, present]]), 0)
   ;(await arrive(shelf, { ...part('b', [[9, 1, parent]]), 'inventory.img': inventory }, 1, true)).seal()
   await eventually(() => pool.used === EXTENT + 4096 || undefined, 'the return of what is not needed')
@@ -169,9 +169,9 @@ test('what rounds had that the last does not need is given back after it was sea
 })
 
 test('when memory runs out the chain that was idle longest goes first, and one that was not idle enough stays', async () => {
-  const pool = openPool(5 * EXTENT)
+  const pool = new Pool(5 * EXTENT)
   const dropped: string[] = []
-  const shelf = openSnapshots(pool, { idleMs: 60, onDropped: (id, ms) => dropped.push(`${id} ${ms >= 60}`) })
+  const shelf = new Snapshots(pool, { idleMs: 60, onDropped: (id, ms) => dropped.push(`${id} ${ms >= 60}`) })
   await round(shelf, first, 0)
   const later = shelf.receive(two, { under: 0, last: false, token })
   put(later.sink, first)
@@ -196,8 +196,8 @@ test('when memory runs out the chain that was idle longest goes first, and one t
 })
 
 test('what lies here is told, and a chain is removed by its id', async () => {
-  const pool = openPool(8 * EXTENT)
-  const shelf = openSnapshots(pool)
+  const pool = new Pool(8 * EXTENT)
+  const shelf = new Snapshots(pool)
   const told = () => shelf.all.map(({ id, state, count, sink }) => [id, state, count, sink.held])
   await round(shelf, first, 0)
   await round(shelf, second, 1)

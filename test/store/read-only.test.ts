@@ -8,11 +8,11 @@ import { makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { vmspliceAll, writeAll } from '../../lib/kernel/transfer.ts'
-import { type MemorySnapshot, memorySnapshot, type Piece } from '../../lib/store/memory.ts'
-import { writeInto } from '../../lib/store/piece-writer.ts'
-import { EXTENT, type Extent, openPool, type Pool } from '../../lib/store/pool.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { EXTENT, type Extent, Pool } from '../../lib/store/pool.ts'
 import { makeReadOnly } from '../../lib/store/read-only.ts'
-import { type IncomingSnapshot, openSnapshots } from '../../lib/store/snapshots.ts'
+import { type IncomingSnapshot, Snapshots } from '../../lib/store/snapshots.ts'
+import { type Piece, writeInto } from '../../lib/store/stored-image.ts'
 import { turns, within } from '../expect.ts'
 import { bytesOf } from '../stream/snapshots.ts'
 import { readToEnd } from '../support/fake-criu.ts'
@@ -63,7 +63,7 @@ function fillPool(pool: Pool): Extent[] {
 }
 
 test('neighbours become one mapping, a few at a time, and what was given back meanwhile stays writable', () => {
-  const pool = openPool(100 * EXTENT)
+  const pool = new Pool(100 * EXTENT)
   const extents = new Map<bigint, Extent>(
     Array.from({ length: 70 }, () => pool.take()).map((each) => [each.address, each]),
   )
@@ -97,8 +97,8 @@ test('neighbours become one mapping, a few at a time, and what was given back me
 for (const apart of [false, true]) {
   const how = apart ? 'with pages apart' : 'of images'
   test(`all extents ${how} are protected, those of small ones too, and none that was only announced`, async () => {
-    const pool = openPool(64 * EXTENT)
-    const sink = memorySnapshot(pool, apart)
+    const pool = new Pool(64 * EXTENT)
+    const sink = new MemorySnapshot(pool, apart)
     await sink.reserve(20 * EXTENT)
     fill(sink, 'a')
     sink.complete()
@@ -107,7 +107,7 @@ for (const apart of [false, true]) {
     assert.ok(extentsOf(sink).length >= 7)
     assert.not(extentsOf(sink).some(isWritable))
     assert.ok(isWhole(sink, 'a'))
-    const others = memorySnapshot(pool, apart)
+    const others = new MemorySnapshot(pool, apart)
     fill(others, 'b')
     assert.ok(isWhole(others, 'b') && isWhole(sink, 'a'))
     sink.drop()
@@ -118,8 +118,8 @@ for (const apart of [false, true]) {
 }
 
 test('what is protected is read, lent and discarded as before, and the kernel writes nothing there', async () => {
-  const pool = openPool(16 * EXTENT)
-  const sink = memorySnapshot(pool)
+  const pool = new Pool(16 * EXTENT)
+  const sink = new MemorySnapshot(pool)
   fill(sink, 'a')
   all(sink.protect())
   const pieces = [...(sink.images.get('pages-1.img' as ImageName)?.pieces ?? [])]
@@ -150,15 +150,15 @@ test('who writes where it is forbidden ends the process, before anything is chan
   }
 })
 
-function arrive(shelf: ReturnType<typeof openSnapshots>, id: SnapshotId): IncomingSnapshot {
+function arrive(shelf: Snapshots, id: SnapshotId): IncomingSnapshot {
   const arriving = shelf.receive(id)
   fill(arriving, id)
   return arriving
 }
 
 test('a snapshot on the shelf is protected soon after its seal, and at once when somebody comes to read', async () => {
-  const pool = openPool(64 * EXTENT)
-  const shelf = openSnapshots(pool)
+  const pool = new Pool(64 * EXTENT)
+  const shelf = new Snapshots(pool)
   const first = arrive(shelf, one)
   await first.complete()
   first.seal()
@@ -178,8 +178,8 @@ test('a snapshot on the shelf is protected soon after its seal, and at once when
 })
 
 test('one that is dropped before it is protected leaves nothing that others cannot use', async () => {
-  const pool = openPool(64 * EXTENT)
-  const shelf = openSnapshots(pool)
+  const pool = new Pool(64 * EXTENT)
+  const shelf = new Snapshots(pool)
   arrive(shelf, one).seal()
   shelf.remove(one)
   const next = arrive(shelf, two)
@@ -190,8 +190,8 @@ test('one that is dropped before it is protected leaves nothing that others cann
 })
 
 test('the parts of a chain arrive into the same memory, which is protected with the last', async () => {
-  const pool = openPool(64 * EXTENT)
-  const shelf = openSnapshots(pool)
+  const pool = new Pool(64 * EXTENT)
+  const shelf = new Snapshots(pool)
   const { parent, present } = pageFlag
   const changed = Array.from({ length: 3000 }, (_, page): Brief => [page, 1, page % 3 === 0 ? present : parent])
   const rounds = 3

@@ -2,8 +2,8 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
 import { type SnapshotId, snapshotId } from '../../lib/format/names.ts'
-import { EXTENT, openPool } from '../../lib/store/pool.ts'
-import { type IncomingSnapshot, openSnapshots, type Snapshots } from '../../lib/store/snapshots.ts'
+import { EXTENT, Pool } from '../../lib/store/pool.ts'
+import { type IncomingSnapshot, Snapshots } from '../../lib/store/snapshots.ts'
 import type { LostSnapshot } from '../../lib/store/waiters.ts'
 import { rejectsFault, throwsFault, waits, within } from '../expect.ts'
 import { entry } from '../stream/snapshots.ts'
@@ -23,7 +23,7 @@ async function arrive(shelf: Snapshots, id: SnapshotId): Promise<IncomingSnapsho
 }
 
 test('a snapshot is had by its id, or as the newest, when it is sealed', async () => {
-  const shelf = openSnapshots(openPool(4 * EXTENT))
+  const shelf = new Snapshots(new Pool(4 * EXTENT))
   assert.equal([shelf.has(one), shelf.has(undefined)], [false, false])
   const arriving = await arrive(shelf, one)
   assert.equal([shelf.has(one), shelf.has(undefined)], [false, false], 'complete, but not sealed')
@@ -37,7 +37,7 @@ test('a snapshot is had by its id, or as the newest, when it is sealed', async (
 })
 
 test('a snapshot without a byte counts too: nobody can put up any number of them', async () => {
-  const shelf = openSnapshots(openPool(2 * EXTENT))
+  const shelf = new Snapshots(new Pool(2 * EXTENT))
   const first = shelf.receive(one)
   shelf.receive(two)
   throwsFault('MEMORY', () => shelf.receive(snapshotId('three')))
@@ -46,7 +46,7 @@ test('a snapshot without a byte counts too: nobody can put up any number of them
 })
 
 test('whoever comes early waits', async () => {
-  const shelf = openSnapshots(openPool(4 * EXTENT))
+  const shelf = new Snapshots(new Pool(4 * EXTENT))
   const waiters = [shelf.find(one, LONG), shelf.find(undefined, LONG), shelf.find(one, LONG)]
   const other = shelf.find(two, LONG)
   const arriving = await arrive(shelf, one)
@@ -60,7 +60,7 @@ test('whoever comes early waits', async () => {
 })
 
 test('the newest is the one that was sealed last', async () => {
-  const shelf = openSnapshots(openPool(4 * EXTENT))
+  const shelf = new Snapshots(new Pool(4 * EXTENT))
   const [first, second] = [await arrive(shelf, one), await arrive(shelf, two)]
   second.seal()
   first.seal()
@@ -68,7 +68,7 @@ test('the newest is the one that was sealed last', async () => {
 })
 
 test('the newest waits for none that arrives, and for a while for a verdict; an id waits for both', async () => {
-  const shelf = openSnapshots(openPool(8 * EXTENT))
+  const shelf = new Snapshots(new Pool(8 * EXTENT))
   const first = shelf.find(undefined, LONG)
   const arriving = await arrive(shelf, two)
   assert.ok(await waits(first))
@@ -88,7 +88,7 @@ test('the newest waits for none that arrives, and for a while for a verdict; an 
 })
 
 test('a verdict that does not come keeps nobody from the newest before it', async () => {
-  const shelf = openSnapshots(openPool(8 * EXTENT))
+  const shelf = new Snapshots(new Pool(8 * EXTENT))
   ;(await arrive(shelf, one)).seal()
   ;(await arrive(shelf, two)).seal(true)
   const newest = shelf.find(undefined, LONG)
@@ -99,7 +99,7 @@ test('a verdict that does not come keeps nobody from the newest before it', asyn
 })
 
 test('nor do those keep anybody that come one after the other, each without a verdict', async () => {
-  const shelf = openSnapshots(openPool(8 * EXTENT))
+  const shelf = new Snapshots(new Pool(8 * EXTENT))
   ;(await arrive(shelf, one)).seal()
   ;(await arrive(shelf, two)).seal(true)
   const newest = shelf.find(undefined, LONG)
@@ -114,7 +114,7 @@ test('nor do those keep anybody that come one after the other, each without a ve
 })
 
 test('an id that is here or on its way is EXISTS, and what is here stays', async () => {
-  const shelf = openSnapshots(openPool(4 * EXTENT))
+  const shelf = new Snapshots(new Pool(4 * EXTENT))
   const arriving = await arrive(shelf, one)
   throwsFault('EXISTS', () => shelf.receive(one))
   arriving.seal()
@@ -123,8 +123,8 @@ test('an id that is here or on its way is EXISTS, and what is here stays', async
 })
 
 test('a drop gives the memory and the id back, and does nothing to what is sealed', async () => {
-  const pool = openPool(EXTENT)
-  const shelf = openSnapshots(pool)
+  const pool = new Pool(EXTENT)
+  const shelf = new Snapshots(pool)
   const failed = await arrive(shelf, one)
   assert.is(pool.used, EXTENT)
   failed.drop()
@@ -138,7 +138,7 @@ test('a drop gives the memory and the id back, and does nothing to what is seale
 })
 
 test('waiting has an end: TIMEOUT, for that waiter alone', async () => {
-  const shelf = openSnapshots(openPool(EXTENT))
+  const shelf = new Snapshots(new Pool(EXTENT))
   const patient = shelf.find(one, LONG)
   assert.match((await rejectsFault('TIMEOUT', shelf.find(one, 1))).message, 'no snapshot one')
   assert.match((await rejectsFault('TIMEOUT', shelf.find(undefined, 1))).message, 'no snapshot was sealed')
@@ -147,7 +147,7 @@ test('waiting has an end: TIMEOUT, for that waiter alone', async () => {
 })
 
 test('the longest time-out that the wire carries is waited for', async () => {
-  const shelf = openSnapshots(openPool(EXTENT))
+  const shelf = new Snapshots(new Pool(EXTENT))
   const patient = shelf.find(one, 2 ** 31 - 1)
   await new Promise((resolve) => setTimeout(resolve, 50))
   assert.ok(await waits(patient))
@@ -156,7 +156,7 @@ test('the longest time-out that the wire carries is waited for', async () => {
 })
 
 test('what was given back as it was read is nobody else’s to read', async () => {
-  const shelf = openSnapshots(openPool(8 * EXTENT))
+  const shelf = new Snapshots(new Pool(8 * EXTENT))
   const arriving = shelf.receive(one)
   const name = 'pages-1.img' as never
   const writer = arriving.sink.open(name)
@@ -173,14 +173,15 @@ test('what was given back as it was read is nobody else’s to read', async () =
   for (const piece of found.images.get(name)?.pieces ?? []) found.release(piece)
   const other = await arrive(shelf, two)
   other.seal()
-  throwsFault('EXISTS', found.use)
-  throwsFault('EXISTS', (await within(shelf.find(one, LONG))).use)
+  throwsFault('EXISTS', () => found.use())
+  const again = await within(shelf.find(one, LONG))
+  throwsFault('EXISTS', () => again.use())
   shelf.remove(one)
 })
 
 test('what is removed while somebody reads it keeps its memory until the last has read', async () => {
-  const pool = openPool(4 * EXTENT)
-  const shelf = openSnapshots(pool)
+  const pool = new Pool(4 * EXTENT)
+  const shelf = new Snapshots(pool)
   const arriving = await arrive(shelf, one)
   arriving.seal()
   const found = await within(shelf.find(one, LONG))
@@ -197,7 +198,7 @@ test('what is removed while somebody reads it keeps its memory until the last ha
 })
 
 test('an undecided snapshot is for those who may have it early; a copy is not for those who waited', async () => {
-  const shelf = openSnapshots(openPool(4 * EXTENT))
+  const shelf = new Snapshots(new Pool(4 * EXTENT))
   const arriving = await arrive(shelf, one)
   arriving.seal(true)
   assert.not(shelf.has(one))
@@ -219,7 +220,7 @@ test('an undecided snapshot is for those who may have it early; a copy is not fo
 })
 
 test('who waits is told when what it waits for has failed, and by no other failure', async () => {
-  const shelf = openSnapshots(openPool(8 * EXTENT))
+  const shelf = new Snapshots(new Pool(8 * EXTENT))
   const seen: [string, string[], boolean][] = []
   const lost = ({ id, images, others }: LostSnapshot): boolean => {
     seen.push([id, [...images.keys()], others])
@@ -245,7 +246,7 @@ test('who waits is told when what it waits for has failed, and by no other failu
 })
 
 test('the newest of those that fit', async () => {
-  const shelf = openSnapshots(openPool(8 * EXTENT))
+  const shelf = new Snapshots(new Pool(8 * EXTENT))
   for (const id of [one, two]) (await arrive(shelf, id)).seal()
   const first = (await within(shelf.find(one, LONG))).images
   const fits = (images: ReadonlyMap<string, unknown>): boolean => images === first
@@ -254,7 +255,7 @@ test('the newest of those that fit', async () => {
 })
 
 test('what was dropped from outside is never sealed, also while it is looked through', async () => {
-  const shelf = openSnapshots(openPool(4 * EXTENT))
+  const shelf = new Snapshots(new Pool(4 * EXTENT))
   const arriving = await arrive(shelf, one)
   const completed = arriving.complete()
   arriving.drop()

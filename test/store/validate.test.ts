@@ -1,8 +1,8 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { pageFlag } from '../../lib/format/pagemap.ts'
-import { memorySnapshot } from '../../lib/store/memory.ts'
-import { openPool } from '../../lib/store/pool.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { Pool } from '../../lib/store/pool.ts'
 import { checkWhole } from '../../lib/store/validate.ts'
 import { throwsFault } from '../expect.ts'
 import { type Images, inventory, pagemap, part, put } from '../support/rounds.ts'
@@ -12,7 +12,7 @@ const { lazy, parent, present } = pageFlag
 const preDump = Buffer.from('16313158040000000802' + '4801', 'hex')
 
 function check(images: Images): void {
-  const sink = memorySnapshot(openPool(2 ** 24))
+  const sink = new MemorySnapshot(new Pool(2 ** 24))
   put(sink, images)
   try {
     for (const _ of checkWhole(sink.images));

@@ -8,7 +8,7 @@ import type { Fate } from '../../lib/format/enums.ts'
 import type { SnapshotId } from '../../lib/format/names.ts'
 import { encodePreamble } from '../../lib/format/preamble.ts'
 import { encodeFrame, NO_TOKEN, TOKEN_BYTES } from '../../lib/format/wire.ts'
-import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { frameReader, frameWriter, unexpected } from '../../lib/stream/frames.ts'
 import type { ImageSink } from '../../lib/stream/image.ts'
 import type { Link } from '../../lib/stream/link.ts'
@@ -45,7 +45,7 @@ interface Got {
 /** The receiving end: what a cache does with the links that come. */
 function receiver(timeoutMs = 20_000) {
   const lines = new Map<SnapshotId, TargetLink>()
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   const got: Got = { sink, written: 0, verdict: undefined, failure: undefined }
   const counting: ImageSink = {
     async open(name) {
