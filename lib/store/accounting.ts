@@ -1,6 +1,6 @@
 /**
- * Memory that is not in extents, counted to the pool for as long as somebody holds it: what is known of images, what
- * is read of peers, long lists.
+ * Memory that is not in extents counts to the pool, too, for as long as it is held: what is known of images, what
+ * peers send, long lists.
  */
 import { Fault } from '../fault.ts'
 import type { Pool } from './pool.ts'
@@ -50,8 +50,8 @@ function dropped(): Fault {
 
 /**
  * What is held for peers beside their images: payloads that are being read, buffers to decompress, answers that a peer
- * has not taken yet. All peers share one budget within the pool's limit, so that many who ask for little cannot ask
- * for much together.
+ * has not taken yet. All peers share one budget within the pool's limit, so that many peers that ask for little
+ * cannot ask for much together.
  */
 export interface PeerMemory {
   /** Bytes. */
@@ -60,11 +60,14 @@ export interface PeerMemory {
   readonly used: number
   /** Opens the account of one peer. Its `add` throws `MEMORY` where no peer gives way. */
   open(): Account
-  /** Called when the budget is used up: makes a peer give way, which closes its account at once. Returns whether one did. */
+  /**
+   * Called when the budget is used up: makes a peer give way, whose account is closed at once. Returns whether one
+   * did.
+   */
   relief: () => boolean
 }
 
-/** The least budget, in a small pool: what four or five peers need at a time that compress. */
+/** The least budget, in a small pool: as much as four or five peers that compress need at a time. */
 const LEAST_FOR_PEERS = 16 * 2 ** 20
 const MOST_FOR_PEERS = 128 * 2 ** 20
 

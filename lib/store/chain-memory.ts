@@ -7,7 +7,7 @@
  * memory.ts), because a page that is replaced could not be given back otherwise.
  *
  * The last part is flattened while the tasks are frozen. So a pagemap is read as soon as it is here, while other images
- * still come, and what can wait is left to `settle`.
+ * still come, and memory is given back afterwards, by `settle`.
  */
 import { Fault } from '../fault.ts'
 import type { ImageEntry } from '../format/image-list.ts'
@@ -33,7 +33,7 @@ export class ChainMemory {
   readonly #sink: MemorySnapshot
   /** The pages of all rounds so far, by the name of their pagemap. */
   #below: FlatPagemaps = new Map()
-  /** The same with the part that comes, for those of its pagemaps that were read. */
+  /** The pages of all rounds with the part that comes, for each of its pagemaps that was read. */
   #flat: FlatPagemaps = new Map()
   /** The pages images of these pagemaps. */
   #brought = new Set<ImageName>()
@@ -127,7 +127,7 @@ export class ChainMemory {
     }
   }
 
-  /** Makes the pages of this part, and those below that it needs, the pages of all rounds so far. */
+  /** Replaces the pages of all rounds so far with those of this part, and those below that it needs. */
   *#fold(): Generator<void, FlatPagemaps> {
     for (const image of this.#sink.images.values()) {
       if (pagemapPattern.test(image.name) && !this.#flat.has(image.name)) yield* this.#overlay(image, false)

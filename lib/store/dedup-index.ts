@@ -1,10 +1,10 @@
 /**
  * What a cache offers to a sender: the digests of pages that it holds, which the sender need not send again.
  *
- * The digests are our own, taken from the pages that lie here: what a peer says of a page decides only what becomes of
- * that peer's own snapshot. A digest is taken when a sender asks for the first time after its page came, and kept with
- * the extent. Extents with pages that were offered are pinned until the sender has ended: a snapshot that is dropped
- * meanwhile leaves its pages here. When memory runs out, the offer of a sender that was silent for long is withdrawn.
+ * The digests are our own, taken from the pages that lie here, so a peer that lies about a page harms only its own
+ * snapshot. A digest is taken when a sender asks for the first time after its page came, and kept with the extent.
+ * Extents with pages that were offered are pinned until the sender has ended: a snapshot that is dropped meanwhile
+ * leaves its pages here. When memory runs out, the offer of a sender that was silent for long is withdrawn.
  */
 import { Fault } from '../fault.ts'
 import { DIGEST_WORDS, MOST_OFFERED, MOST_RECALLED, strongDigest, weakDigest } from '../format/page-digest.ts'
@@ -59,7 +59,7 @@ export class DedupOffer {
   since = performance.now()
   /** The extents that are pinned, with 1 for each page that donors have. */
   readonly #pinned = new Map<Extent, Uint8Array>()
-  /** Those of which a page is offered. */
+  /** The extents of which a page is offered. */
   readonly #offered = new Set<Extent>()
   /** The address of each page that is offered; undefined before the sender asks, and when the offer is over. */
   #addresses: Float64Array | undefined
@@ -69,7 +69,7 @@ export class DedupOffer {
   #given = 0
   /** Bytes that are charged to the pool. */
   #charged = 0
-  /** A recall is being answered. */
+  /** Whether a recall is being answered. */
   #answering = false
   /** Why nothing is offered any more. */
   #over: Fault | undefined
@@ -133,7 +133,7 @@ export class DedupOffer {
     this.#stop(new Fault('ABORTED', 'the sender has ended'))
   }
 
-  /** Gives up what is offered: memory is needed. */
+  /** Gives the offer up because memory is needed. */
   withdraw(): void {
     this.#stop(
       new Fault('MEMORY', 'the pages that were offered had to go: memory was needed', {
@@ -186,7 +186,7 @@ export class DedupOffer {
     }
   }
 
-  /** Pins what donors have, all at once: between two slices some of it might go. Returns how many pages there are. */
+  /** Pins the extents of all donors in one slice, before they can go. Returns how many pages donors have. */
   #pinAll(): number {
     let pages = 0
     for (const places of this.#donors()) {
@@ -206,7 +206,7 @@ export class DedupOffer {
     return pages
   }
 
-  /** After each slice the offer may be over, and its extents somebody else's. */
+  /** Numbers the pages that are offered. After each slice the offer may be over, and its extents not pinned. */
   *#numberPages(table: PageTable): Generator<void, void> {
     for (const [extent, marks] of this.#pinned) {
       if (extent.digests === undefined) {
@@ -251,7 +251,7 @@ export class DedupOffer {
     return words.subarray(at, at + DIGEST_WORDS)
   }
 
-  /** What gives way for these bytes may be this very offer. */
+  /** Charges the pool. This offer itself may be withdrawn to make room: then throws why. */
   #charge(bytes: number): void {
     this.#pool.charge(bytes)
     if (this.#over === undefined) return

@@ -1,5 +1,5 @@
 /**
- * The images of an incremental dump whose earlier rounds are in other directories, as if it had been a full dump.
+ * Reads an incremental dump, whose earlier rounds are in other directories, as if it were a full dump.
  *
  * CRIU leaves a link `parent` in each directory of a chain. The newest directory has everything but some of the pages.
  * Its pagemaps are written anew, its pages images are put together from those of all directories, and its other images
@@ -156,8 +156,8 @@ interface Layer {
 }
 
 /**
- * Yields what `work` makes of the layers of the pagemap `name`, which end at the first directory that has none: the
- * process did not exist yet.
+ * Opens the pagemap `name` in each directory and yields what `work` makes of them. They end at the first directory that
+ * has none: the process did not exist yet.
  */
 function* withLayers<Made>(
   directories: readonly string[],

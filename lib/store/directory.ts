@@ -67,8 +67,8 @@ export function ioFault(path: string): (cause: unknown) => never {
 }
 
 /**
- * The images of a directory that `criu dump -D` wrote: its regular files `*.img`, inventory.img last, as CRIU writes it.
- * Throws as `listImages` does, and `USAGE` for an incremental dump.
+ * Reads the images of a directory that `criu dump -D` wrote: its regular files `*.img`, inventory.img last, as CRIU
+ * writes it. Throws as `listImages` does, and `USAGE` for an incremental dump.
  */
 export function directorySource(path: string): ImageSource {
   const names = listImages(path)

@@ -26,11 +26,11 @@ const FIRST_SPACE = 2 ** 10
 /** A space above this is an extent of its own. */
 const LARGEST_SHARED = 64 * 2 ** 10
 
-/** An extent of which images have parts. */
+/** An extent that several images share. */
 interface SharedExtent {
-  /** What nobody has of it. */
+  /** The part of it that no image has. */
   free: Piece | undefined
-  /** This one and those before it, which are full. */
+  /** This extent, and the full ones before it. */
   extents?: Piece[]
 }
 
@@ -45,11 +45,11 @@ export class MemorySnapshot implements ImageSink {
   readonly #extents = new Map<number, Extent>()
   /** The addresses of extents that a single image fills. */
   readonly #owned = new Set<number>()
-  /** What small images share. */
+  /** The extent that small images share. */
   readonly #small: Required<SharedExtent>
-  /** What small images of pages share, where they lie apart. Its extents are given back page by page. */
+  /** The same for small images of pages that lie apart. Its extents are given back page by page. */
   readonly #smallPages: SharedExtent = { free: undefined }
-  /** Extents that were given back while others may need pages of them. */
+  /** Extents that were given back while other snapshots may need pages of them. */
   readonly #left = new Set<Extent>()
   /** Pages that the snapshot needs of others, or more than once of its own. They stay until `drop`. */
   readonly #needed: PageRanges
@@ -80,8 +80,8 @@ export class MemorySnapshot implements ImageSink {
   }
 
   /**
-   * Bytes of memory that the snapshot holds, unused ends and charges included. After `drop`: those that others still
-   * need.
+   * Bytes of memory that the snapshot holds, unused ends and charges included. After `drop`, those that other
+   * snapshots still need.
    */
   get held(): number {
     let bytes = this.#charges.bytes + this.#known.bytes
@@ -139,8 +139,8 @@ export class MemorySnapshot implements ImageSink {
   }
 
   /**
-   * More images come: those of a chain's next part. Forgets the images that are here and gives their memory back, but
-   * for pages that lie apart.
+   * The images of a chain's next part come. Forgets the images that are here and gives their memory back, but for pages
+   * that lie apart.
    */
   reopen(): void {
     this.#images.clear()
@@ -166,7 +166,7 @@ export class MemorySnapshot implements ImageSink {
     this.#charges.add(bytes)
   }
 
-  /** Gives back what only this piece of a complete image holds. It cannot be read again. */
+  /** Gives back the memory that only this piece of a complete image holds. It cannot be read again. */
   release({ address, window, pages }: Piece): void {
     if (pages) this.discardPages(Number(address), window.length / PAGE_BYTES)
     else this.#giveOwned(Number(address))
@@ -218,7 +218,7 @@ export class MemorySnapshot implements ImageSink {
     this.#closeRanges()
   }
 
-  /** Returns what gives the spaces of one image, each larger than the one before; small ones are parts of `shared`. */
+  /** Returns a function that gives the spaces of one image, each larger than the last; small ones lie in `shared`. */
   #spaces(first: number, shared: SharedExtent): (wanted: number) => Piece {
     let next = first
     return (wanted) => {
@@ -247,7 +247,7 @@ export class MemorySnapshot implements ImageSink {
 
   #take(): Extent {
     const extent = this.#prefault.take() ?? this.#pool.take()
-    // The snapshot that had to give way for it may have been this one.
+    // This snapshot may have been dropped to make room for the extent.
     if (this.#guard.dropped) this.#pool.give(extent)
     this.#guard.check()
     this.#extents.set(Number(extent.address), extent)

@@ -24,7 +24,7 @@ import { renameNew } from '../kernel/rename.ts'
 import { userName } from '../kernel/trusted-path.ts'
 
 const { O_DIRECTORY, O_NOFOLLOW, O_RDONLY } = constants
-/** Opens a directory for what is in it, by name: it may be one that we cannot list. */
+/** Opens a directory only to reach entries by name: it may be one that we cannot list. */
 const O_PATH = 0o10000000
 
 export class PartialDirectory {
@@ -91,7 +91,7 @@ export class PartialDirectory {
       for (const file of this.#written) unlinkSync(join(descriptorPath(this.#directory), file))
       this.#remove()
     } catch {
-      // Somebody else has removed it, or keeps us from it.
+      // Another user has removed it, or keeps us from it.
     }
     this.#close()
   }
@@ -100,7 +100,7 @@ export class PartialDirectory {
     return join(descriptorPath(this.#parent), entry)
   }
 
-  /** Whether the directory is what has this path. */
+  /** Whether this path leads to the directory. */
   #isAt(path: string): boolean {
     const own = fstatSync(this.#directory)
     try {

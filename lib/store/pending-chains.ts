@@ -37,7 +37,7 @@ export interface PendingChains {
   drop(id: SnapshotId): boolean
 }
 
-/** `onDropped` is called for a chain that was dropped, of whose memory others may still need some. */
+/** `onDropped` is called with each chain that was dropped: other snapshots may still need some of its memory. */
 export function openPendingChains(
   pool: Pool,
   onDropped: (id: SnapshotId, chain: PendingChain) => void = () => {},

@@ -29,7 +29,7 @@ export interface Extent {
   window: Uint8Array
   /** Pages that were given back before the rest: 1 for each. */
   holes?: { pages: Uint8Array; count: number } | undefined
-  /** Who needs its pages, where not only its owner does. */
+  /** Counts who needs its pages, where not only its owner does. */
   sharing?: Sharing
   /** The digests of its pages that were taken so far, see dedup-index.ts. */
   digests?: Digests
@@ -60,7 +60,7 @@ interface Digests {
 export const EXTENT = HUGE_PAGE
 /** Pages of an extent. */
 export const PAGES = EXTENT / PAGE_BYTES
-/** Bytes that the digests of an extent take, and the counts of who shares its pages. */
+/** Bytes that the digests of an extent and the counts of its sharing take. */
 export const DIGESTS_BYTES = PAGES * (DIGEST_WORDS * 4 + 1 + 4 + 1)
 /**
  * A region is as large as all before it, within these bounds. Each region makes Node collect garbage, because it counts
@@ -76,18 +76,18 @@ const MOST_ON_HEAP = getHeapStatistics().heap_size_limit / 2
 export class Pool {
   /** Bytes. */
   readonly limit: number
-  /** What gives up one extent that is only made ready ahead, if it has one. */
+  /** Each gives up an extent that was only made ready ahead, if it has one. */
   readonly spare = new Set<() => Extent | undefined>()
   /**
-   * Called when the limit is reached and nothing is spare: gives up a part of what nobody needs now. Returns whether
-   * it gave up something.
+   * Called when the limit is reached and no extent is spare: gives up some memory that is not needed now. Returns
+   * whether it did.
    */
   relief: () => boolean = () => false
   /** Bytes that are kept ready. */
   readonly #reserve: number
   readonly #available: () => number
   readonly #mostOnHeap: number
-  /** Extents that nobody has. */
+  /** Extents that are not handed out. */
   readonly #free: Extent[] = []
   /** Free extents that are faulted in. */
   readonly #ready: Extent[] = []
@@ -137,7 +137,7 @@ export class Pool {
     }
   }
 
-  /** Takes an extent back from its owner, which has no window on it left. Pages that others need stay until none does. */
+  /** Takes an extent back. Its owner has no window on it left. Pages that others need stay until none does. */
   give(extent: Extent): void {
     if (!this.#isOut(extent)) return
     if (extent.sharing !== undefined) return void this.givePages(extent, 0, PAGES)
@@ -178,7 +178,7 @@ export class Pool {
     return this.#zeros !== undefined && address - (address % EXTENT) === Number(this.#zeros.address)
   }
 
-  /** Keeps pages of one extent for somebody beside its owner, until `unshare`. Throws `MEMORY` where they have gone. */
+  /** Keeps pages of one extent until `unshare`, whatever its owner gives back. Throws `MEMORY` if they are gone. */
   share(address: number, pages: number): void {
     const [extent, first] = [this.at(address), pageIn(address)]
     const gone = extent === undefined || extent.holes?.pages.subarray(first, first + pages).includes(1) === true
@@ -273,7 +273,7 @@ export class Pool {
         this.#ready.push(extent)
       }
     } catch {
-      // Whoever needs the memory is told.
+      // `take` throws the error when the memory is needed.
     } finally {
       this.#filling = false
     }

@@ -29,13 +29,13 @@ export interface SealedSnapshot {
   /** The source has not said yet what becomes of its tasks: only a restore that can be held may have the snapshot. */
   readonly undecided: boolean
   /**
-   * Gives back the memory of a piece that was read, unless somebody else reads the snapshot, too. It can be used for
-   * nothing else then.
+   * Gives back the memory of a piece that was read, unless there is another reader. The snapshot cannot be used again
+   * then.
    */
   release(piece: Piece): void
   /**
-   * Somebody reads it: its memory stays until the returned function is called, and nobody can write there. Throws
-   * `EXISTS` where some of it is gone.
+   * Adds a reader: the memory stays, read-only, until the returned function is called. Throws `EXISTS` where some of it
+   * was released.
    */
   use(): () => void
 }
@@ -64,11 +64,11 @@ export interface MemoryUse {
   since: number
 }
 
-/** A snapshot that is not here any more, while somebody reads it or shares pages of it. */
+/** A snapshot that was removed, while it is read or others share pages of it. */
 interface Retired {
   readonly id: SnapshotId
   readonly sink: MemorySnapshot
-  /** How many read it. */
+  /** How many readers it has. */
   readonly users: number
   readonly since: number
 }
@@ -84,14 +84,14 @@ class StoredSnapshot implements SealedSnapshot {
   released = false
   /** It is not in the cache any more. */
   removed = false
-  /** How many read it. */
+  /** How many readers it has. */
   users = 0
   /** When it was sealed, by performance.now(). */
   readonly since = performance.now()
   readonly #onUnused: () => void
   readonly #protecting: Generator<void, void>
 
-  /** `onUnused` is called when one that read it has ended. */
+  /** `onUnused` is called when a reader has ended. */
   constructor(id: SnapshotId, sink: MemorySnapshot, undecided: boolean, onUnused: (own: StoredSnapshot) => void) {
     this.id = id
     this.sink = sink
@@ -127,7 +127,7 @@ class StoredSnapshot implements SealedSnapshot {
   }
 }
 
-/** What is here, in all its states. `Snapshots` and each `IncomingSnapshot` move snapshots from one to the other. */
+/** All snapshots by their state. `Snapshots` and `IncomingSnapshot` move them from one state to the next. */
 class SnapshotTable {
   readonly pool: Pool
   readonly dedup: DedupIndex | undefined
@@ -162,7 +162,7 @@ class SnapshotTable {
       yield { id, state: 'chain', count: rounds, sink, since }
   }
 
-  /** Yields where pages lie that can be offered to a sender: those of its own chain first, then the newest. */
+  /** Yields the places of pages that can be offered to a sender: first its own chain, then the newest snapshot. */
   *donors(own: PendingChain | undefined): Generator<Places> {
     if (own !== undefined) yield own.flat.places()
     for (const { images, released } of [...this.sealed.values()].reverse()) {
@@ -194,7 +194,7 @@ class SnapshotTable {
     throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
   }
 
-  /** Tells the restores that wait for `id` that it comes to nothing. */
+  /** Rejects the searches that wait for `id`. */
   lose(id: SnapshotId, images: Images): void {
     const undecided = [...this.sealed.values()].filter((snapshot) => snapshot.undecided)
     const onTheirWay = [...this.incoming.keys(), ...undecided.map((snapshot) => snapshot.id)]
@@ -287,7 +287,7 @@ export class IncomingSnapshot {
     if (this.#chain === undefined) await runInSlices(checkWhole(this.sink.images))
     else if (this.#layer?.last === false) await this.#chain.flat.round()
     else await this.#chain.flat.last()
-    // Whoever drops it does not wait for the work above.
+    // A drop from outside does not wait for the work above.
     this.#check()
   }
 
@@ -317,8 +317,8 @@ export class IncomingSnapshot {
   }
 
   /**
-   * Forgets what came, unless it was sealed, and with it the chain that it is a part of. Whoever takes it in calls this
-   * when nothing more comes, also where somebody else has called it before.
+   * Forgets what came, unless it was sealed, and with it the chain that it is a part of. The receiver calls this when
+   * no more bytes come, also after a drop from outside: see `MemorySnapshot.drop`.
    */
   drop(): void {
     if (this.#dropped) {
@@ -371,7 +371,10 @@ export class Snapshots {
     return { snapshots: sealed.size, chains: chains.all.size, parked: waiters.count }
   }
 
-  /** What no shortage of memory and no restore takes away. What goes otherwise leaves this set. */
+  /**
+   * The ids that neither a shortage of memory nor a restore removes. An id that is removed otherwise is taken out of
+   * this set.
+   */
   get pinned(): Set<SnapshotId> {
     return this.#table.pinned
   }
@@ -408,7 +411,7 @@ export class Snapshots {
     return this.#table.waiters.wait({ ...wants, id, since: performance.now() }, timeoutMs, signal)
   }
 
-  /** What was on its way with that id comes to nothing, whichever way it came: restores wait for it no longer. */
+  /** The dump of that id failed, whichever way it came: searches that wait for it are rejected. */
   lose(id: SnapshotId): void {
     this.#table.lose(id, new Map())
   }

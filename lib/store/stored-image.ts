@@ -59,7 +59,7 @@ export function firstOf({ address, window }: Piece, bytes: number): Piece {
   return { address, window: window.subarray(0, bytes) }
 }
 
-/** What lies behind the first `bytes` of a piece. */
+/** The piece behind the first `bytes` of a piece. */
 export function restOf({ address, window }: Piece, bytes: number): Piece {
   return { address: address + BigInt(bytes), window: window.subarray(bytes) }
 }
@@ -93,9 +93,8 @@ export class WriteGuard {
   }
 
   /**
-   * Refuses writers from now on. Whoever drops a snapshot from outside cannot stop the bytes that come just now: the
-   * pool keeps their extent from others until they are there. A second call says that no more come. Returns whether
-   * this was the first call.
+   * Refuses writers from now on. A drop from outside cannot stop bytes that come just now, so the pool keeps their
+   * extent from others until they are there. A second call says that no more come. Returns whether this was the first.
    */
   drop(): boolean {
     if (this.#dropped) {

@@ -1,11 +1,11 @@
-/** Long work in slices, so that this process answers others meanwhile. */
+/** Runs long work in slices, so that this process does other work meanwhile. */
 import { setImmediate } from 'node:timers/promises'
 
 const LONGEST_SLICE_MS = 10
-/** Work for which nobody waits keeps others less long. */
+/** Nobody waits for background work, so it holds up other work for less time. */
 const LONGEST_BACKGROUND_SLICE_MS = 1
 
-/** Runs a generator to its end. Where it yields, and `longestMs` have passed since the last time, others have a turn. */
+/** Runs a generator to its end. Other work has a turn where the generator yields after `longestMs` or more. */
 export async function runInSlices<Result>(
   work: Generator<unknown, Result>,
   longestMs = LONGEST_SLICE_MS,
@@ -19,7 +19,7 @@ export async function runInSlices<Result>(
   }
 }
 
-/** Runs a generator for which nobody waits, after what is under way now. */
+/** Runs a generator as background work, which begins after the current turn of the event loop. */
 export async function runInBackground(work: Generator<unknown, void>): Promise<void> {
   await setImmediate()
   await runInSlices(work, LONGEST_BACKGROUND_SLICE_MS)

@@ -1,4 +1,4 @@
-/** Restores that wait for a snapshot that is not here yet. */
+/** Searches that wait for a snapshot that is not here yet. */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { StoredImage } from './stored-image.ts'
@@ -14,13 +14,13 @@ export interface LostSnapshot {
   others: boolean
 }
 
-/** What is searched for, beside an id. */
+/** Conditions of a search, beside the id. */
 export interface FindOptions {
   /** An undecided snapshot will do. */
   early?: boolean
   /** Finds the newest whose images pass this test. */
   fits?: (images: Images) => boolean
-  /** Whether the search is in vain now; where it is not given, `isLost` says so. */
+  /** Whether the search is in vain after this failure. The default is `isLost`. */
   lost?: (failure: LostSnapshot) => boolean
 }
 

@@ -7,7 +7,7 @@ import { throwsFault } from '../expect.ts'
 const test = suite('store/accounting')
 const MIB = 2 ** 20
 
-test('what is added is counted to the pool, what is closed is given back, and once', () => {
+test('bytes that are added count to the pool, and close gives them back once', () => {
   const pool = new Pool(4 * MIB)
   const charges = openAccount(pool)
   charges.add(3 * MIB)
@@ -20,7 +20,7 @@ test('what is added is counted to the pool, what is closed is given back, and on
   assert.equal([charges.bytes, pool.used], [0, 0])
 })
 
-test('who still works when it was closed has nothing to work for, and may give back what is given back already', () => {
+test('a closed account refuses more bytes, and ignores bytes that are given back twice', () => {
   const pool = new Pool(4 * MIB)
   const charges = openAccount(pool)
   charges.add(MIB)
@@ -30,7 +30,7 @@ test('who still works when it was closed has nothing to work for, and may give b
   assert.is(pool.used, 0)
 })
 
-test('whoever gives way for a charge may be its own holder: nothing stays counted', () => {
+test('the holder that gives way for a charge may be the one that asks: nothing stays counted', () => {
   const pool = new Pool(EXTENT)
   const [own, other] = [openAccount(pool), openAccount(pool)]
   own.add(EXTENT)
@@ -57,7 +57,7 @@ test('peers have a quarter of the pool, at least 16 MiB of it and at most 128', 
   }
 })
 
-test('all peers have one budget, within the pool: one that asks for more than is left is refused, and holds what it had', () => {
+test('all peers share one budget: one that asks for more than is left is refused, and holds what it had', () => {
   const pool = new Pool(64 * MIB)
   const peers = openPeerMemory(pool)
   const each = Array.from({ length: 16 }, () => peers.open())
@@ -85,7 +85,7 @@ test('where the pool is full of images no peer gets more, and its budget is as i
   assert.equal([peers.used, pool.used], [0, 14 * MIB])
 })
 
-test('where the budget is used up somebody gives way, as many as it takes', () => {
+test('where the budget is used up peers give way, as many as it takes', () => {
   const pool = new Pool(64 * MIB)
   const peers = openPeerMemory(pool)
   const still: Account[] = []
@@ -108,7 +108,7 @@ test('where the budget is used up somebody gives way, as many as it takes', () =
   assert.equal([still.length, newcomer.bytes, peers.used, pool.used], [0, 5 * MIB, 5 * MIB, 5 * MIB])
 })
 
-test('whoever gives way for the budget may be the peer that asks: it works for nothing, and nothing stays counted', () => {
+test('the peer that gives way for the budget may be the one that asks: nothing stays counted', () => {
   const pool = new Pool(64 * MIB)
   const peers = openPeerMemory(pool)
   const one = peers.open()
@@ -122,7 +122,7 @@ test('whoever gives way for the budget may be the peer that asks: it works for n
   assert.equal([one.bytes, peers.used, pool.used], [0, 0, 0])
 })
 
-test('whoever gives way for the pool may be the peer that asks, too', () => {
+test('the peer that gives way for the pool may be the one that asks, too', () => {
   const pool = new Pool(16 * MIB)
   const peers = openPeerMemory(pool)
   for (let count = 0; count < 7; count++) pool.take()
@@ -137,7 +137,7 @@ test('whoever gives way for the pool may be the peer that asks, too', () => {
   assert.equal([one.bytes, peers.used, pool.used], [0, 0, 14 * MIB])
 })
 
-test('images are paid for in advance and in portions; the first portion is the first extent of their snapshot', () => {
+test('images are charged in portions; the first extent of their snapshot covers the first portion', () => {
   const paid: number[] = []
   const pay = openImageCharges({ add: (bytes) => void paid.push(bytes) })
   const portion = 2 ** 18

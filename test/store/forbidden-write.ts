@@ -1,4 +1,4 @@
-/** Run by a test: writes where nobody may, and does not live to tell. */
+/** Run by a test: writes where nobody may, which ends the process. */
 import { imageName } from '../../lib/format/names.ts'
 import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { Pool } from '../../lib/store/pool.ts'

@@ -112,7 +112,7 @@ test('many small images share an extent', async () => {
   const pool = new Pool(8 * EXTENT)
   const sink = new MemorySnapshot(pool)
   for (let index = 0; index < 2048; index++) await put(sink, `i${index}`, bytesOf(`i${index}`, 500))
-  // What is known of them beside, at most 2 KiB each.
+  // What is charged for them beside, at most 2 KiB each.
   const known = sink.held - EXTENT
   assert.ok(known <= 2048 * 2048, `${known}`)
   assert.is(pool.used, sink.held)
@@ -141,7 +141,7 @@ test('the limit of the pool is MEMORY, and a drop gives everything back', async 
   assert.ok(contents(other).get('other.img')?.equals(bytesOf('other.img', 100)), 'the other one is whole')
 })
 
-test('what is announced is made ready, up to the limit, and what is not used of it is given back', async () => {
+test('announced memory is made ready, up to the limit, and what is not used of it is given back', async () => {
   const pool = new Pool(8 * EXTENT)
   const sink = new MemorySnapshot(pool)
   assert.is(await sink.reserve?.(3 * EXTENT), 3 * EXTENT)
@@ -158,7 +158,7 @@ test('what is announced is made ready, up to the limit, and what is not used of 
   assert.is(pool.used, 3 * EXTENT)
 })
 
-test('what was only announced gives way to the images of others', async () => {
+test('memory that was only announced gives way to the images of others', async () => {
   const pool = new Pool(8 * EXTENT)
   const greedy = new MemorySnapshot(pool)
   assert.is(await greedy.reserve(2 ** 48), 7 * EXTENT)
@@ -238,7 +238,7 @@ test('pieces of a dropped image read zeros', async () => {
   assert.equal([...(piece?.window ?? [])], [0, 0, 0, 0, 0, 0])
 })
 
-test('images of nothing are not for nothing', () => {
+test('empty images are charged', () => {
   for (const apart of [false, true]) {
     const pool = new Pool(64 * EXTENT)
     const sink = new MemorySnapshot(pool, apart)
@@ -263,7 +263,7 @@ test('images of nothing are not for nothing', () => {
   }
 })
 
-test('a tree of small processes takes what its pages take, and not 2 MiB for each', () => {
+test('a tree of small processes takes the memory of its pages, and not 2 MiB for each process', () => {
   for (const apart of [false, true]) {
     const pool = new Pool(2 ** 30)
     const sink = new MemorySnapshot(pool, apart)
@@ -285,7 +285,7 @@ test('a tree of small processes takes what its pages take, and not 2 MiB for eac
   }
 })
 
-test('who is dropped while bytes come writes into nobody else’s memory, and no more into its own', async () => {
+test('bytes that come while their snapshot is dropped go into no memory of others', async () => {
   for (const apart of [false, true]) {
     const pool = new Pool(4 * EXTENT)
     const dropped = new MemorySnapshot(pool, apart)
@@ -300,7 +300,7 @@ test('who is dropped while bytes come writes into nobody else’s memory, and no
     for (const { window } of others) window.fill(7)
     late.fill(9)
     for (const { window } of others) assert.not(window.includes(9))
-    // Nothing more comes: what was kept from others is free, and there is enough for all.
+    // Nothing more comes: the extent that was kept from others is free, and there is enough for all.
     dropped.drop()
     for (const extent of others) pool.give(extent)
     throwsFault('ABORTED', () => writer.room(1))
@@ -311,7 +311,7 @@ test('who is dropped while bytes come writes into nobody else’s memory, and no
   }
 })
 
-test('what is known of images is bounded by JavaScript’s heap, too, and given back', () => {
+test('the heap that images take beside their bytes is bounded, and given back', () => {
   const pool = new Pool(100 * EXTENT, 0, undefined, 2 ** 20)
   const many = (sink: MemorySnapshot, count: number): void => {
     for (let at = 0; at < count; at++) sink.open(imageName(`i${at}`)).end(entry(`i${at}`, bytesOf('', 0)))

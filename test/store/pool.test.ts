@@ -47,7 +47,7 @@ test('regions grow, so that they are few', () => {
   assert.ok(ends.length <= 6, `${ends.length} regions`)
 })
 
-test('the limit holds to the byte and is MEMORY, which takes nothing', () => {
+test('the limit holds to the byte, and a take beyond it throws MEMORY and changes nothing', () => {
   const pool = new Pool(3 * EXTENT)
   takeAll(3, pool)
   assert.equal([pool.limit, pool.used], [3 * EXTENT, 3 * EXTENT])
@@ -62,7 +62,7 @@ test('the limit holds to the byte and is MEMORY, which takes nothing', () => {
   throwsFault('MEMORY', () => less.take())
 })
 
-test('what is given back is used again, and reads zeros', () => {
+test('an extent that is given back is used again, and reads zeros', () => {
   const pool = new Pool(2 * EXTENT)
   const [one, two] = [pool.take(), pool.take()]
   one.window.fill(1)
@@ -118,7 +118,7 @@ test('pages of an extent go back once each, count as free, and the extent is who
 /** Bytes of this process that are in memory. */
 const resident = (): number => Number(readFileSync('/proc/self/statm', 'utf8').split(' ')[1]) * 4096
 
-test('who needs pages of an extent, or all for a while, leaves its huge page whole; what is given back meanwhile goes then', () => {
+test('shared or pinned pages leave the huge page whole; pages given back meanwhile go afterwards', () => {
   const pool = new Pool(4 * EXTENT)
   const extent = pool.take()
   const address = Number(extent.address)
@@ -134,7 +134,7 @@ test('who needs pages of an extent, or all for a while, leaves its huge page who
   assert.is(pool.used, 0)
 })
 
-test('what is reserved is faulted in aside, before it is asked for, and again when it was given back', async () => {
+test('the reserve is faulted in before it is asked for, and again when it was given back', async () => {
   const least = 60 * 2 ** 20
   const before = resident()
   const pool = new Pool(64 * EXTENT, 32 * EXTENT)
@@ -149,7 +149,7 @@ test('what is reserved is faulted in aside, before it is asked for, and again wh
   for (const extent of takeAll(32, pool)) assert.ok(zeros.equals(extent.window), 'and reads zeros')
 })
 
-test('where nothing more can be mapped, what was announced is answered, a taker hears MEMORY, and the count is right', async () => {
+test('where nothing more can be mapped, reserve resolves, take throws MEMORY, and the count is right', async () => {
   const program = join(import.meta.dirname, 'no-address-space.ts')
   const { code, stdout, stderr } = await run(process.execPath, ['--import', 'tsx', program])
   assert.is(code, 0, stderr)
