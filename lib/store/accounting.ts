@@ -44,7 +44,8 @@ export function openAccount(pool: Pick<Pool, 'charge'>): Account {
   }
 }
 
-function dropped(): Fault {
+/** Tells work that goes on for a snapshot after it was dropped. */
+export function dropped(): Fault {
   return new Fault('ABORTED', 'the snapshot was dropped')
 }
 

@@ -11,7 +11,7 @@ import { DIGEST_WORDS, MOST_OFFERED, MOST_RECALLED, strongDigest, weakDigest } f
 import { openPageTable, type PageTable } from '../format/page-table.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { semaphore } from '../stream/semaphore.ts'
-import { DIGESTS_BYTES, EXTENT, type Extent, PAGES, type Pool } from './pool.ts'
+import { DIGESTS_BYTES, EXTENT, type Extent, PAGES, type Pool, pageIn } from './pool.ts'
 import type { Place, Places } from './stored-image.ts'
 import { runInSlices } from './time-slices.ts'
 
@@ -196,7 +196,7 @@ export class DedupOffer {
         const marks = this.#pinned.get(extent) ?? new Uint8Array(PAGES)
         if (!this.#pinned.has(extent)) this.#pool.pin(extent)
         this.#pinned.set(extent, marks)
-        const first = (address % EXTENT) / PAGE_BYTES
+        const first = pageIn(address)
         const count = Math.floor(bytes / PAGE_BYTES)
         marks.fill(1, first, first + count)
         pages += count
@@ -247,7 +247,7 @@ export class DedupOffer {
 
   #digestAt(address: number): Uint32Array {
     const { words } = (this.#pool.at(address) as Extent).digests as NonNullable<Extent['digests']>
-    const at = ((address % EXTENT) / PAGE_BYTES) * DIGEST_WORDS
+    const at = pageIn(address) * DIGEST_WORDS
     return words.subarray(at, at + DIGEST_WORDS)
   }
 

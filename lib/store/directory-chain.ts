@@ -24,7 +24,7 @@ import {
 } from '../format/pagemap.ts'
 import { MOST_DATA } from '../format/wire.ts'
 import type { ImageBody, ImageSource } from '../stream/image.ts'
-import { ioFault, listImages, openImage, PARENT, piecesOf, readImage } from './directory.ts'
+import { ioFault, listImages, openImage, PARENT, piecesOf, readImage, unreadable } from './directory.ts'
 
 export const pagemapPattern = /^pagemap-(shmem-)?\d+\.img$/
 
@@ -76,9 +76,7 @@ function identity(path: string): string {
   try {
     found = statSync(path)
   } catch (cause) {
-    throw new Fault('MISSING', `cannot read the directory ${path} (${(cause as NodeJS.ErrnoException).code})`, {
-      cause,
-    })
+    throw unreadable(path, cause)
   }
   if (!found.isDirectory()) throw new Fault('MISSING', `${path} is not a directory`)
   return `${found.dev}:${found.ino}`

@@ -153,9 +153,7 @@ export function listImages(path: string): ImageName[] {
   try {
     files = entries(path)
   } catch (cause) {
-    throw new Fault('MISSING', `cannot read the directory ${path} (${(cause as NodeJS.ErrnoException).code})`, {
-      cause,
-    })
+    throw unreadable(path, cause)
   }
   const images = files.filter((file) => file.name.endsWith('.img'))
   const odd = images.find((file) => !file.isFile())
@@ -171,4 +169,10 @@ export function listImages(path: string): ImageName[] {
 
 function entries(path: string) {
   return readdirSync(path, { withFileTypes: true })
+}
+
+/** The fault `MISSING` for a directory that cannot be read. */
+export function unreadable(path: string, cause: unknown): Fault {
+  const { code } = cause as NodeJS.ErrnoException
+  return new Fault('MISSING', `cannot read the directory ${path} (${code})`, { cause })
 }

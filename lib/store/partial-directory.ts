@@ -125,7 +125,7 @@ export class PartialDirectory {
   }
 }
 
-/** On a file system that knows no better: replaces an empty directory, and nothing else. `path` is for messages. */
+/** For a file system without RENAME_NOREPLACE. Replaces an empty directory at most. `path` is for messages. */
 function renamePlainly(from: string, to: string, path: string): void {
   try {
     renameSync(from, to)

@@ -21,66 +21,62 @@ export interface PendingChain {
   since: number
 }
 
-export interface PendingChains {
-  has(id: SnapshotId): boolean
-  readonly all: ReadonlyMap<SnapshotId, PendingChain>
+export class PendingChains {
+  readonly #pool: Pool
+  readonly #onDropped: (id: SnapshotId, chain: PendingChain) => void
+  readonly #chains = new Map<SnapshotId, PendingChain>()
+
+  /** `onDropped` is called with each chain that was dropped: other snapshots may still need some of its memory. */
+  constructor(pool: Pool, onDropped: (id: SnapshotId, chain: PendingChain) => void) {
+    this.#pool = pool
+    this.#onDropped = onDropped
+  }
+
+  get all(): ReadonlyMap<SnapshotId, PendingChain> {
+    return this.#chains
+  }
+
   /**
    * Takes out the chain that this part continues, or begins one. The caller puts it back, or drops its memory. Throws
    * `MISSING` where the chain is not here as the part says, `EXISTS` for a chain of another owner, and `MEMORY`.
    */
-  take(id: SnapshotId, layer: Layer): PendingChain
-  /** Puts a chain back: it waits for its next part. */
-  put(id: SnapshotId, chain: PendingChain): void
-  /** Forgets the chain that was idle longest, if for at least `ms`; not one that is `spared`. Returns which. */
-  dropIdle(ms: number, spared: ReadonlySet<SnapshotId>): { id: SnapshotId; ms: number } | undefined
-  /** Forgets a chain and gives its memory back. Returns whether it was here. */
-  drop(id: SnapshotId): boolean
-}
-
-/** `onDropped` is called with each chain that was dropped: other snapshots may still need some of its memory. */
-export function openPendingChains(
-  pool: Pool,
-  onDropped: (id: SnapshotId, chain: PendingChain) => void = () => {},
-): PendingChains {
-  const chains = new Map<SnapshotId, PendingChain>()
-
-  function drop(id: SnapshotId): boolean {
-    const chain = chains.get(id)
-    chain?.sink.drop()
-    if (chain !== undefined) onDropped(id, chain)
-    return chains.delete(id)
+  take(id: SnapshotId, { under, token }: Layer): PendingChain {
+    const found = this.#chains.get(id)
+    const isOwn = found !== undefined && timingSafeEqual(found.token, token)
+    if (under > 0) {
+      if (!isOwn || found.rounds !== under) throw notHere(id, under)
+      this.#chains.delete(id)
+      return found
+    }
+    if (found !== undefined && !isOwn) throw unfinished(id)
+    this.drop(id)
+    const sink = new MemorySnapshot(this.#pool, true)
+    return { sink, flat: new ChainMemory(sink), token: Buffer.from(token), rounds: 0, since: performance.now() }
   }
 
-  return {
-    has: (id) => chains.has(id),
-    all: chains,
-    take(id, { under, token }) {
-      const found = chains.get(id)
-      const ours = found !== undefined && timingSafeEqual(found.token, token)
-      if (under > 0) {
-        if (!ours || found.rounds !== under) throw notHere(id, under)
-        chains.delete(id)
-        return found
-      }
-      if (found !== undefined && !ours) throw unfinished(id)
-      drop(id)
-      const sink = new MemorySnapshot(pool, true)
-      return { sink, flat: new ChainMemory(sink), token: Buffer.from(token), rounds: 0, since: performance.now() }
-    },
-    put(id, chain) {
-      chain.since = performance.now()
-      chains.set(id, chain)
-    },
-    dropIdle(ms, spared) {
-      const [oldest] = [...chains].filter(([id]) => !spared.has(id)).sort(([, a], [, b]) => a.since - b.since)
-      if (oldest === undefined) return undefined
-      const [id, { since }] = oldest
-      const idle = performance.now() - since
-      if (idle < ms) return undefined
-      drop(id)
-      return { id, ms: idle }
-    },
-    drop,
+  /** Puts a chain back: it waits for its next part. */
+  put(id: SnapshotId, chain: PendingChain): void {
+    chain.since = performance.now()
+    this.#chains.set(id, chain)
+  }
+
+  /** Forgets a chain and gives its memory back. Returns whether it was here. */
+  drop(id: SnapshotId): boolean {
+    const chain = this.#chains.get(id)
+    chain?.sink.drop()
+    if (chain !== undefined) this.#onDropped(id, chain)
+    return this.#chains.delete(id)
+  }
+
+  /** Drops the chain that was idle longest, if for at least `ms`; not one that is `spared`. Returns which. */
+  dropIdle(ms: number, spared: ReadonlySet<SnapshotId>): { id: SnapshotId; ms: number } | undefined {
+    const [oldest] = [...this.#chains].filter(([id]) => !spared.has(id)).sort(([, a], [, b]) => a.since - b.since)
+    if (oldest === undefined) return undefined
+    const [id, { since }] = oldest
+    const idle = performance.now() - since
+    if (idle < ms) return undefined
+    this.drop(id)
+    return { id, ms: idle }
   }
 }
 

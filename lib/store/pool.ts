@@ -96,7 +96,6 @@ export class Pool {
   /** Extents that are handed out, by address. */
   readonly #handed = new Map<number, Extent>()
   #zeros: Region | undefined
-  /** Bytes that are handed out or charged. */
   #used = 0
   /** Bytes of these that are charged on JavaScript's heap. */
   #heap = 0
@@ -347,7 +346,7 @@ export function heldIn({ holes }: Extent): number {
 }
 
 /** The number of a page in its extent. */
-function pageIn(address: number): number {
+export function pageIn(address: number): number {
   return (address % EXTENT) / PAGE_BYTES
 }
 

@@ -11,14 +11,15 @@ import { Fault } from '../fault.ts'
 import type { HoldingState } from '../format/holdings.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { Layer } from '../format/wire.ts'
+import { dropped } from './accounting.ts'
 import { DedupIndex, type DedupOffer } from './dedup-index.ts'
 import { MemorySnapshot } from './memory.ts'
-import { openPendingChains, type PendingChain, type PendingChains, unfinished } from './pending-chains.ts'
+import { type PendingChain, PendingChains, unfinished } from './pending-chains.ts'
 import type { Pool } from './pool.ts'
 import type { MemoryWriter, Piece, Places, StoredImage } from './stored-image.ts'
 import { runInBackground, runInSlices } from './time-slices.ts'
 import { checkWhole } from './validate.ts'
-import { type FindOptions, type Images, openWaiters, type Search, type Waiters } from './waiters.ts'
+import { type FindOptions, type Images, type Search, Waiters } from './waiters.ts'
 
 /** How long the newest snapshot is waited for without its verdict: most verdicts take some milliseconds. */
 const VERDICT_MS = 10_000
@@ -138,12 +139,12 @@ class SnapshotTable {
   readonly #retired = new Set<Retired>()
   /** See `Snapshots.pinned`. */
   readonly pinned = new Set<SnapshotId>()
-  readonly waiters: Waiters<SealedSnapshot> = openWaiters((search) => this.search(search))
+  readonly waiters = new Waiters<SealedSnapshot>((search) => this.search(search))
 
   constructor(pool: Pool, dedup: boolean) {
     this.pool = pool
     this.dedup = dedup ? new DedupIndex(pool) : undefined
-    this.chains = openPendingChains(pool, (id, { sink, since }) => this.retire(id, sink, since))
+    this.chains = new PendingChains(pool, (id, { sink, since }) => this.retire(id, sink, since))
   }
 
   /** Yields everything that has memory here. */
@@ -186,6 +187,14 @@ class SnapshotTable {
       (snapshot) => (fits?.(snapshot.images) ?? true) && (mayHave(snapshot) || waitsForVerdict(snapshot)),
     )
     return newest !== undefined && mayHave(newest) ? newest : undefined
+  }
+
+  /** Wakes the searches for the newest once they have waited for the verdict on `snapshot` long enough. */
+  wakeWithoutVerdict(snapshot: StoredSnapshot): void {
+    const left = snapshot.since + VERDICT_MS - performance.now()
+    // A timer may fire some milliseconds early, and `search` would find nothing then.
+    if (left > 0) setTimeout(() => this.wakeWithoutVerdict(snapshot), Math.ceil(left)).unref()
+    else this.waiters.wake()
   }
 
   /** Throws `EXISTS` where a snapshot of that id is here or on its way. */
@@ -240,7 +249,7 @@ export class IncomingSnapshot {
     this.#id = id
     this.#table = table
     if (layer !== undefined) this.join(layer)
-    else if (!table.chains.has(id)) this.#begin(new MemorySnapshot(table.pool, table.dedup !== undefined))
+    else if (!table.chains.all.has(id)) this.#begin(new MemorySnapshot(table.pool, table.dedup !== undefined))
   }
 
   /** Throws `EXISTS` where it would take the place of an unfinished chain. */
@@ -311,7 +320,7 @@ export class IncomingSnapshot {
     const snapshot = new StoredSnapshot(id, sink, undecided, (own) => table.dropIfUnused(own))
     table.sealed.set(id, snapshot)
     void snapshot.protect()
-    if (undecided) setTimeout(table.waiters.wake, VERDICT_MS).unref()
+    if (undecided) table.wakeWithoutVerdict(snapshot)
     void chain?.flat.settle()
     table.waiters.wake()
   }
@@ -339,7 +348,7 @@ export class IncomingSnapshot {
   }
 
   #check(): void {
-    if (this.#dropped) throw new Fault('ABORTED', 'the snapshot was dropped')
+    if (this.#dropped) throw dropped()
   }
 
   #begin(sink: MemorySnapshot): void {
@@ -359,9 +368,9 @@ export class Snapshots {
     const table = new SnapshotTable(pool, dedup)
     this.#table = table
     pool.relief = () => {
-      const dropped = table.chains.dropIdle(idleMs, table.pinned)
-      if (dropped !== undefined) onDropped?.(dropped.id, dropped.ms)
-      return dropped !== undefined || table.dedup?.withdrawIdle(idleMs) === true || relieve()
+      const idle = table.chains.dropIdle(idleMs, table.pinned)
+      if (idle !== undefined) onDropped?.(idle.id, idle.ms)
+      return idle !== undefined || table.dedup?.withdrawIdle(idleMs) === true || relieve()
     }
   }
 
@@ -444,8 +453,8 @@ export class Snapshots {
 
   /** Forgets a chain that waits for its next part. Returns whether it was here. */
   removeChain(id: SnapshotId): boolean {
-    const dropped = this.#table.chains.drop(id)
-    if (dropped) this.#table.pinned.delete(id)
-    return dropped
+    const wasHere = this.#table.chains.drop(id)
+    if (wasHere) this.#table.pinned.delete(id)
+    return wasHere
   }
 }

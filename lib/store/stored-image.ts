@@ -5,11 +5,11 @@
  * refer to pages that are in memory already, of this snapshot or of another, so its writer notes in ranges where all
  * bytes lie.
  */
-import { Fault } from '../fault.ts'
 import type { ImageEntry } from '../format/image-list.ts'
 import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import type { ImageWriter, SharedPages } from '../stream/image.ts'
+import { dropped } from './accounting.ts'
 import type { PageRanges } from './page-ranges.ts'
 import { type Extent, PAGES, type Pool } from './pool.ts'
 
@@ -78,7 +78,7 @@ export class WriteGuard {
 
   /** Throws `ABORTED` once the snapshot was dropped. */
   check(): void {
-    if (this.#dropped) throw new Fault('ABORTED', 'the snapshot was dropped')
+    if (this.#dropped) throw dropped()
   }
 
   /** Bytes may come into `extent` from now on, until `returned`. */

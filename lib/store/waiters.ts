@@ -31,62 +31,66 @@ export interface Search extends FindOptions {
   since: number
 }
 
-export interface Waiters<Snapshot> {
-  readonly count: number
-  /** Searches again for each of them. */
-  wake(): void
-  /** Rejects those whose snapshot was lost with `FAILED_DUMP`. */
-  lose(failure: LostSnapshot): void
-  /** Resolves at once if the snapshot is here. Throws `TIMEOUT` after `timeoutMs`, or the reason of `signal`. */
-  wait(search: Search, timeoutMs: number, signal?: AbortSignal): Promise<Snapshot>
-}
-
 /** A search by an id waits for that one; a search for the newest as long as one is on its way, or is here. */
 function isLost(failure: LostSnapshot, { id }: Search, isHere: boolean): boolean {
   return id === undefined ? !failure.others && !isHere : failure.id === id
 }
 
-/** `find` returns the snapshot that is searched for, if it may be had now. */
-export function openWaiters<Snapshot>(find: (search: Search) => Snapshot | undefined): Waiters<Snapshot> {
-  const waiting = new Map<Search, { found(snapshot: Snapshot): void; giveUp(reason: unknown): void }>()
-  return {
-    get count() {
-      return waiting.size
-    },
-    wake() {
-      for (const [search, { found }] of waiting) {
-        const snapshot = find(search)
-        if (snapshot !== undefined) found(snapshot)
+export class Waiters<Snapshot> {
+  readonly #find: (search: Search) => Snapshot | undefined
+  /** What ends each search that waits. */
+  readonly #waiting = new Map<Search, { found(snapshot: Snapshot): void; giveUp(reason: unknown): void }>()
+
+  /** `find` returns the snapshot that is searched for, if it may be had now. */
+  constructor(find: (search: Search) => Snapshot | undefined) {
+    this.#find = find
+  }
+
+  /** How many searches wait. */
+  get count(): number {
+    return this.#waiting.size
+  }
+
+  /** Searches again for each of them. */
+  wake(): void {
+    for (const [search, { found }] of this.#waiting) {
+      const snapshot = this.#find(search)
+      if (snapshot !== undefined) found(snapshot)
+    }
+  }
+
+  /** Rejects those whose snapshot was lost with `FAILED_DUMP`. */
+  lose(failure: LostSnapshot): void {
+    for (const [search, { giveUp }] of this.#waiting) {
+      const inVain = search.lost?.(failure) ?? isLost(failure, search, this.#find(search) !== undefined)
+      if (inVain) giveUp(new Fault('FAILED_DUMP', 'the dump that was on its way failed'))
+    }
+  }
+
+  /** Resolves at once if the snapshot is here. Throws `TIMEOUT` after `timeoutMs`, or the reason of `signal`. */
+  wait(search: Search, timeoutMs: number, signal?: AbortSignal): Promise<Snapshot> {
+    const here = this.#find(search)
+    if (here !== undefined) return Promise.resolve(here)
+    return new Promise((resolve, reject) => {
+      const end = (): void => {
+        clearTimeout(timer)
+        signal?.removeEventListener('abort', aborted)
+        this.#waiting.delete(search)
       }
-    },
-    lose(failure) {
-      for (const [search, { giveUp }] of waiting) {
-        const inVain = search.lost?.(failure) ?? isLost(failure, search, find(search) !== undefined)
-        if (inVain) giveUp(new Fault('FAILED_DUMP', 'the dump that was on its way failed'))
+      const found = (snapshot: Snapshot): void => {
+        end()
+        resolve(snapshot)
       }
-    },
-    wait(search, timeoutMs, signal) {
-      const here = find(search)
-      if (here !== undefined) return Promise.resolve(here)
-      return new Promise((resolve, reject) => {
-        const end = (): void => {
-          clearTimeout(timer)
-          waiting.delete(search)
-        }
-        const found = (snapshot: Snapshot): void => {
-          end()
-          resolve(snapshot)
-        }
-        const giveUp = (reason: unknown): void => {
-          end()
-          reject(reason)
-        }
-        const what = search.id === undefined ? 'no snapshot' : `no snapshot ${search.id}`
-        const tooLate = new Fault('TIMEOUT', `${what} was sealed within ${timeoutMs / 1000} s`)
-        const timer = setTimeout(giveUp, timeoutMs, tooLate)
-        signal?.addEventListener('abort', () => giveUp(signal.reason), { once: true })
-        waiting.set(search, { found, giveUp })
-      })
-    },
+      const giveUp = (reason: unknown): void => {
+        end()
+        reject(reason)
+      }
+      const aborted = (): void => giveUp(signal?.reason)
+      const what = search.id === undefined ? 'no snapshot' : `no snapshot ${search.id}`
+      const tooLate = new Fault('TIMEOUT', `${what} was sealed within ${timeoutMs / 1000} s`)
+      const timer = setTimeout(giveUp, timeoutMs, tooLate)
+      signal?.addEventListener('abort', aborted)
+      this.#waiting.set(search, { found, giveUp })
+    })
   }
 }
