@@ -20,12 +20,10 @@ import {
 import { type FileHandle, open } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
-import { renameNew } from '../kernel/rename.ts'
+import { openPath, renameNew } from '../kernel/rename.ts'
 import { userName } from '../kernel/trusted-path.ts'
 
 const { O_DIRECTORY, O_NOFOLLOW, O_RDONLY } = constants
-/** Opens a directory only to reach entries by name: it may be one that we cannot list. */
-const O_PATH = 0o10000000
 
 export class PartialDirectory {
   /** The path as the caller gave it, and made absolute. */
@@ -140,7 +138,7 @@ function descriptorPath(directory: number): string {
 
 function openParent(folder: string): number {
   try {
-    return openSync(folder, O_PATH | O_DIRECTORY)
+    return openPath(folder)
   } catch (cause) {
     throw unmade(folder, cause)
   }
