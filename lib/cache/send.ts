@@ -1,7 +1,7 @@
 /** Sends a snapshot to a client, as soon as it is here. */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
-import type { Piece, StoredImage } from '../store/memory.ts'
+import type { Piece, StoredImage } from '../store/stored-image.ts'
 import { accepting } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { sendSnapshot } from '../stream/send.ts'

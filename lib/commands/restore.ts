@@ -20,9 +20,9 @@ import { type HandoverOffer, HOLD_DIRECTORY, holdRestored, holdSocket } from '..
 import { acceptSpeaker } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySink } from '../store/directory.ts'
-import { runInSlices } from '../store/in-turns.ts'
-import { memorySnapshot } from '../store/memory.ts'
-import { openPool } from '../store/pool.ts'
+import { MemorySnapshot } from '../store/memory.ts'
+import { Pool } from '../store/pool.ts'
+import { runInSlices } from '../store/time-slices.ts'
 import {
   accepting,
   type FrameReader,
@@ -63,7 +63,7 @@ export async function restoreTree(
   checkCriuOptions(criuOptions)
   let work: WorkDir | undefined
   try {
-    const snapshot = memorySnapshot(openPool(options.maxMemory, options.reserve))
+    const snapshot = new MemorySnapshot(new Pool(options.maxMemory, options.reserve))
     // Who brings a verdict does not need it: the holder of the snapshot may be in it.
     const openWork = (): WorkDir => {
       work ??= openWorkDir(options.directory, SERVE_SOCKET)
@@ -93,7 +93,7 @@ export async function restoreTree(
 export async function restoreToListener(link: Link, options: RestoreOptions): Promise<void> {
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   try {
-    const snapshot = memorySnapshot(openPool(options.maxMemory, options.reserve))
+    const snapshot = new MemorySnapshot(new Pool(options.maxMemory, options.reserve))
     await receive(link, snapshot, options, () => snapshot.complete())
     await runInSlices(snapshot.protect())
     link.destroy()

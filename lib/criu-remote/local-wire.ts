@@ -21,7 +21,7 @@ import { type Fd, isPipeEnd } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { writeAll } from '../kernel/transfer.ts'
 import { receiveWithFds, shutDown } from '../kernel/unix.ts'
-import type { StoredImage } from '../store/memory.ts'
+import type { StoredImage } from '../store/stored-image.ts'
 import {
   decodeIds,
   decodeLocalImage,

@@ -1,133 +1,165 @@
 /**
- * A chain in memory, flattened as it grows: after each round there is one plan of all pages so far (lib/format/page-runs.ts), and pages that
- * it does not need go back at once. When the last part is here its pagemaps are written anew, and its pages images become lists
- * of ranges in the memory of all rounds. No page is copied.
+ * A chain in memory, flattened as it grows.
  *
- * The last part is flattened while the tasks are frozen. So a pagemap is looked through as soon as it is here, while other images still come, and what can wait is
- * left to `settle`. All rounds share one memory, which has whole pages for pages (see memory.ts): else a page that is replaced could not be given back.
+ * After each round there is one plan of all pages so far (lib/format/page-runs.ts), and pages that the plan does not
+ * need go back at once. When the last part is here its pagemaps are written anew, and its pages images become lists of
+ * ranges in the memory of all rounds. No page is copied. All rounds share one memory in which pages lie apart (see
+ * memory.ts), because a page that is replaced could not be given back otherwise.
+ *
+ * The last part is flattened while the tasks are frozen. So a pagemap is read as soon as it is here, while other images
+ * still come, and memory is given back afterwards, by `settle`.
  */
 import { Fault } from '../fault.ts'
+import type { ImageEntry } from '../format/image-list.ts'
 import type { ImageName } from '../format/names.ts'
 import { closeRuns, entriesOf, overlay, pageRunsOf, type Range, type Runs, rangesOf } from '../format/page-runs.ts'
 import { checkPagemaps, encodePagemap, PAGE_BYTES, PAGEMAP_STEP, readPagemap } from '../format/pagemap.ts'
-import { named, pagesName } from './chain-pages.ts'
-import { pagemapPattern } from './directory-chain.ts'
-import { runInSlices, yieldSometimes } from './in-turns.ts'
-import type { MemorySnapshot, MemoryWriter, Place, Places, StoredImage } from './memory.ts'
-import { writeInto } from './piece-writer.ts'
+import { faultIn, pagemapPattern, pagesName } from './directory-chain.ts'
+import type { MemorySnapshot } from './memory.ts'
 import { EXTENT } from './pool.ts'
-import { stepsOf } from './stored-image.ts'
+import { type MemoryWriter, type Place, type Places, type StoredImage, stepsOf, writeInto } from './stored-image.ts'
+import { runInBackground, runInSlices } from './time-slices.ts'
 import { inventoryIn } from './validate.ts'
 
-export interface ChainMemory {
-  /** Takes an image of the part that comes. */
-  open(name: ImageName): MemoryWriter
-  /**
-   * The images in memory are those of a round: its pages lie over those below, and what is not needed any more is given back. Throws `FORMAT`, `LIMIT`, or
-   * `MISSING` for a page that is said to be below and is not; then the chain is of no use.
-   */
-  round(): Promise<void>
-  /** They are those of a full dump: they become images that need no round. Throws as `round` does, and `FAILED_DUMP` for a pre-dump. */
-  last(): Promise<void>
-  /** Gives back what the last part does not need; until then it is merely held. */
-  settle(): Promise<void>
-  /** Where the pages of all rounds so far lie, between two of them. */
-  places(): Iterable<Place>
-}
-
-interface Flat {
+/** A pagemap, flattened. */
+interface FlatPagemap {
   pagesId: number
   runs: Runs
 }
 
-/** Of a snapshot in which the images of one part after the other arrive. */
-export function chainMemory(sink: MemorySnapshot): ChainMemory {
-  /** All pages so far, by the name of their pagemap. */
-  let below = new Map<ImageName, Flat>()
-  /** The same with what has come since, as far as it is looked through; and the pages images that it has. */
-  let flat = new Map<ImageName, Flat>()
-  let brought = new Set<ImageName>()
-  let looking = Promise.resolve()
-  let rehearsed = false
-  /** Address, pages, address, pages ... */
-  const unused: number[] = []
-  /** Images that are read: their own memory goes, or is given back page by page from here on. */
-  const read: StoredImage[] = []
-  const filled: StoredImage[] = []
+type FlatPagemaps = Map<ImageName, FlatPagemap>
 
-  function image(name: ImageName): StoredImage | undefined {
-    return sink.images.get(name)
+export class ChainMemory {
+  readonly #sink: MemorySnapshot
+  /** The pages of all rounds so far, by the name of their pagemap. */
+  #below: FlatPagemaps = new Map()
+  /** The pages of all rounds with the part that comes, for each of its pagemaps that was read. */
+  #flat: FlatPagemaps = new Map()
+  /** The pages images of these pagemaps. */
+  #brought = new Set<ImageName>()
+  /** Pagemaps that are read while other images come, one after the other. */
+  #reading = Promise.resolve()
+  /** Whether the code that `last` runs was warmed up. */
+  #warm = false
+  /** Pages that are not needed any more: address, pages, address, pages ... */
+  readonly #unused: number[] = []
+  /** Images that were read, and are not needed any more. */
+  readonly #read: StoredImage[] = []
+  /** Pages images whose memory is given back page by page from now on. */
+  readonly #pages: StoredImage[] = []
+
+  /** The images of one part after the other come into `sink`. */
+  constructor(sink: MemorySnapshot) {
+    this.#sink = sink
   }
 
-  /** Of a pagemap that has come `early`, the pages may come after it: then it waits for the others. */
-  function* look({ name, pieces }: StoredImage, early: boolean): Generator<void, void> {
+  /** Begins an image of the part that comes. Throws as `MemorySnapshot.open` does. */
+  open(name: ImageName): MemoryWriter {
+    return this.#sink.open(name, (image) => this.#readEarly(image))
+  }
+
+  /**
+   * The images in memory are those of a round: lays its pages over those below, and gives back what is not needed any
+   * more. Throws `FORMAT`, `LIMIT`, or `MISSING` for a page that should be below and is not. The chain is of no use
+   * then.
+   */
+  async round(): Promise<void> {
+    this.#check(false)
+    await this.#reading
+    await runInSlices(this.#fold())
+    await runInSlices(this.#warmUp())
+    const pages = new Set(this.#pages)
+    this.#read.push(...[...this.#sink.images.values()].filter((image) => !pages.has(image)))
+    await runInSlices(this.#giveBack())
+    this.#sink.reopen()
+  }
+
+  /**
+   * The images in memory are those of a full dump: they become images that need no round. Throws as `round` does, and
+   * `FAILED_DUMP` for a pre-dump.
+   */
+  async last(): Promise<void> {
+    this.#check(true)
+    await this.#reading
+    await runInSlices(this.#flatten())
+  }
+
+  /** Gives back what the last part does not need, in the background. */
+  settle(): Promise<void> {
+    return runInBackground(this.#giveBack())
+  }
+
+  /** Where the pages of all rounds so far lie, between two of them. */
+  *places(): Generator<Place> {
+    for (const { runs } of this.#below.values()) yield* placesOf(runs)
+  }
+
+  #check(last: boolean): void {
+    const preDump = inventoryIn(this.#sink.images)?.preDump === true
+    if (last && preDump) throw new Fault('FAILED_DUMP', 'a pre-dump has pages and no process: it cannot end a chain')
+    if (last) checkPagemaps(this.#sink.images.keys())
+  }
+
+  #readEarly(image: StoredImage): void {
+    if (!pagemapPattern.test(image.name)) return
+    this.#reading = this.#reading.then(() => runInSlices(this.#overlay(image, true)))
+    this.#reading.catch(() => {})
+  }
+
+  /** Lays a pagemap of this part over that below. One that came `early` waits if its pages are not here yet. */
+  *#overlay({ name, pieces }: StoredImage, early: boolean): Generator<void, void> {
     try {
       const { pagesId, batches } = readPagemap(stepsOf(pieces, PAGEMAP_STEP))
       const pages = pagesName(pagesId)
-      if (early && image(pages) === undefined) return
-      if (brought.has(pages)) throw new Fault('FORMAT', `its pages are in ${pages}, as those of another pagemap are`)
-      brought.add(pages)
-      const own = yield* pageRunsOf(batches, ranges(image(pages)), sink.charge)
-      const runs = yield* overlay(own, below.get(name)?.runs, (address, pages) => unused.push(address, pages))
+      const image = this.#sink.images.get(pages)
+      if (early && image === undefined) return
+      if (this.#brought.has(pages)) {
+        throw new Fault('FORMAT', `its pages are in ${pages}, as those of another pagemap are`)
+      }
+      this.#brought.add(pages)
+      const own = yield* pageRunsOf(batches, rangesIn(image), (bytes) => this.#sink.charge(bytes))
+      const unused = (address: number, pages: number): void => void this.#unused.push(address, pages)
+      const runs = yield* overlay(own, this.#below.get(name)?.runs, unused)
       closeRuns(own)
-      flat.set(name, { pagesId, runs })
+      this.#flat.set(name, { pagesId, runs })
     } catch (error) {
-      throw named(name, error)
+      throw faultIn(name, error)
     }
   }
 
-  function note(image: StoredImage): void {
-    if (!pagemapPattern.test(image.name)) return
-    looking = looking.then(() => runInSlices(look(image, true)))
-    looking.catch(() => {})
-  }
-
-  function* fold(): Generator<void, Map<ImageName, Flat>> {
-    for (const image of sink.images.values()) {
-      if (pagemapPattern.test(image.name) && !flat.has(image.name)) yield* look(image, false)
+  /** Replaces the pages of all rounds so far with those of this part, and those below that it needs. */
+  *#fold(): Generator<void, FlatPagemaps> {
+    for (const image of this.#sink.images.values()) {
+      if (pagemapPattern.test(image.name) && !this.#flat.has(image.name)) yield* this.#overlay(image, false)
     }
-    for (const [name, { runs }] of below) {
-      if (!flat.has(name)) for (const [address, pages] of rangesOf(runs, EXTENT)) unused.push(address, pages)
+    for (const [name, { runs }] of this.#below) {
+      if (!this.#flat.has(name)) {
+        for (const [address, pages] of rangesOf(runs, EXTENT)) this.#unused.push(address, pages)
+      }
       closeRuns(runs)
     }
-    for (const name of brought) {
-      const pages = image(name)
-      if (pages !== undefined) filled.push(pages)
+    for (const name of this.#brought) {
+      const pages = this.#sink.images.get(name)
+      if (pages !== undefined) this.#pages.push(pages)
     }
-    below = flat
-    flat = new Map()
-    brought = new Set()
-    return below
+    this.#below = this.#flat
+    this.#flat = new Map()
+    this.#brought = new Set()
+    return this.#below
   }
 
-  function check(last: boolean): void {
-    const preDump = inventoryIn(sink.images)?.preDump === true
-    if (last && preDump) throw new Fault('FAILED_DUMP', 'a pre-dump has pages and no process: it cannot end a chain')
-    if (last) checkPagemaps(sink.images.keys())
-  }
-
-  function* flattened(): Generator<unknown, void> {
-    for (const [name, { pagesId, runs }] of yield* fold()) {
-      const old = image(name)
-      if (old !== undefined) read.push(old)
-      yield* rewrite(name, encodePagemap(pagesId, entriesOf(runs)))
-      const size = presentBytes(runs)
-      sink.replace({ name: pagesName(pagesId), size, digest: 0n, ...sink.lying(placesOf(runs)) })
+  *#flatten(): Generator<unknown, void> {
+    for (const [name, { pagesId, runs }] of yield* this.#fold()) {
+      const old = this.#sink.images.get(name)
+      if (old !== undefined) this.#read.push(old)
+      yield* this.#rewrite(name, encodePagemap(pagesId, entriesOf(runs)))
+      const entry: ImageEntry = { name: pagesName(pagesId), size: presentBytes(runs), digest: 0n }
+      this.#sink.replace({ ...entry, ...this.#sink.piecesAt(placesOf(runs)) })
     }
   }
 
-  /** What is called for the first time while the tasks are frozen is compiled then. */
-  function* rehearseLast(): Generator<void, void> {
-    if (rehearsed) return
-    rehearsed = true
-    for (const { pagesId, runs } of below.values()) {
-      presentBytes(runs)
-      for (const _ of encodePagemap(pagesId, entriesOf(runs))) yield
-    }
-  }
-
-  function* rewrite(name: ImageName, parts: Iterable<Buffer>): Generator<void, void> {
-    const writer = sink.open(name)
+  *#rewrite(name: ImageName, parts: Iterable<Buffer>): Generator<void, void> {
+    const writer = this.#sink.open(name)
     let size = 0
     for (const part of parts) {
       writeInto(writer, part)
@@ -137,50 +169,30 @@ export function chainMemory(sink: MemorySnapshot): ChainMemory {
     writer.end({ name, size, digest: 0n })
   }
 
-  function* giveBack(): Generator<void, void> {
-    for (const image of filled.splice(0)) sink.trim(image)
-    for (const image of read.splice(0)) sink.discard(image)
+  /** Runs what `last` runs, once: code that is first called while the tasks are frozen is compiled while they are. */
+  *#warmUp(): Generator<void, void> {
+    if (this.#warm) return
+    this.#warm = true
+    for (const { pagesId, runs } of this.#below.values()) {
+      presentBytes(runs)
+      for (const _ of encodePagemap(pagesId, entriesOf(runs))) yield
+    }
+  }
+
+  *#giveBack(): Generator<void, void> {
+    for (const image of this.#pages.splice(0)) this.#sink.disown(image)
+    for (const image of this.#read.splice(0)) this.#sink.discard(image)
+    const unused = this.#unused
     for (let at = 0; at < unused.length; at += 2) {
-      sink.discardPages(unused[at] as number, unused[at + 1] as number)
+      this.#sink.discardPages(unused[at] as number, unused[at + 1] as number)
       yield
     }
     unused.length = 0
   }
-
-  return {
-    open(name) {
-      const writer = sink.open(name)
-      return {
-        ...writer,
-        end(entry) {
-          writer.end(entry)
-          note(image(name) as StoredImage)
-        },
-      }
-    },
-    async round() {
-      check(false)
-      await looking
-      await runInSlices(fold())
-      await runInSlices(rehearseLast())
-      const pages = new Set(filled)
-      read.push(...[...sink.images.values()].filter((image) => !pages.has(image)))
-      await runInSlices(giveBack())
-      sink.reopen()
-    },
-    async last() {
-      check(true)
-      await looking
-      await runInSlices(flattened())
-    },
-    *places() {
-      for (const { runs } of below.values()) yield* placesOf(runs)
-    },
-    settle: () => yieldSometimes(giveBack()),
-  }
 }
 
-function* ranges(image: StoredImage | undefined): Generator<Range> {
+/** Where the pages of a pages image lie. Throws `FORMAT` where they are no whole pages. */
+function* rangesIn(image: StoredImage | undefined): Generator<Range> {
   if (image === undefined) return
   if (image.size % PAGE_BYTES !== 0)
     throw new Fault('FORMAT', `${image.name} has ${image.size} bytes, which are no pages`)

@@ -1,233 +1,262 @@
 /**
- * What a cache offers to one sender: digests of pages that it holds, so that the sender need not send them again.
+ * What a cache offers to a sender: the digests of pages that it holds, which the sender need not send again.
  *
- * Digests are our own, taken from what lies here: what a peer says of a page decides only what becomes of that peer's own snapshot. They are
- * taken when a sender asks for the first time after the page came, and kept with the extent. What was offered is pinned until the sender has ended: a snapshot that
- * is dropped meanwhile leaves its pages here. When memory runs out, the offer of a sender that has been silent for long is withdrawn.
+ * The digests are our own, taken from the pages that lie here, so a peer that lies about a page harms only its own
+ * snapshot. A digest is taken when a sender asks for the first time after its page came, and kept with the extent.
+ * Extents with pages that were offered are pinned until the sender has ended: a snapshot that is dropped meanwhile
+ * leaves its pages here. When memory runs out, the offer of a sender that was silent for long is withdrawn.
  */
 import { Fault } from '../fault.ts'
 import { DIGEST_WORDS, MOST_OFFERED, MOST_RECALLED, strongDigest, weakDigest } from '../format/page-digest.ts'
 import { openPageTable, type PageTable } from '../format/page-table.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { semaphore } from '../stream/semaphore.ts'
-import { runInSlices } from './in-turns.ts'
-import type { Place, Places } from './memory.ts'
-import { DIGESTS_BYTES, EXTENT, type Extent, PAGES, type Pool } from './pool.ts'
+import { DIGESTS_BYTES, EXTENT, type Extent, PAGES, type Pool, pageIn } from './pool.ts'
+import type { Place, Places } from './stored-image.ts'
+import { runInSlices } from './time-slices.ts'
 
-export interface DedupIndex {
-  /** For one sender: of the pages in `donors`, those that come first first. `donors` is asked when the sender asks. */
-  open(donors: () => Iterable<Places>): DedupOffer
-  /** Withdraws the one that was not used for longest, if that is at least `ms`. */
-  withdrawIdle(ms: number): boolean
-}
-
-export interface DedupOffer {
-  /**
-   * The digests of the next pages, of `total` in all; `from` is how many the sender has. Throws `FORMAT` where it has others, or asks before it has its
-   * answer.
-   */
-  recall(from: number): Promise<{ total: number; digests: Uint32Array }>
-  /** Where so many pages lie, from this number on. Throws `FORMAT` for those whose digests were not given out, `MEMORY` where they had to go. */
-  places(first: number, pages: number): Place[]
-  /** The sender is not silent. */
-  used(): void
-  close(): void
-}
-
-/** Others wait no longer than about this: an image may come meanwhile. */
-const LONGEST_TURN_MS = 3
-/** A page's address. */
+/** Taking digests keeps others no longer than about this: images may come meanwhile. */
+const LONGEST_SLICE_MS = 3
+/** Bytes for the address of a page. */
 const ENTRY_BYTES = 8
-/** What it takes to find the pages that are here twice. */
+/** Bytes for a page in the table that finds those that are here twice. */
 const TABLE_BYTES = 24
 
-export function openDedupIndex(pool: Pool): DedupIndex {
-  const open = new Map<DedupOffer, { since: number; withdraw: () => void }>()
-  /** One is made at a time. */
-  const making = semaphore(1)
-  const nothing = digestOf(Buffer.alloc(PAGE_BYTES))
+const zerosDigest = digestOf(Buffer.alloc(PAGE_BYTES))
 
-  function openOffer(donors: () => Iterable<Places>): DedupOffer {
-    const state = { since: performance.now(), withdraw }
-    const pinned = new Map<Extent, Uint8Array>()
-    /** Those of which a page is offered. */
-    const kept = new Set<Extent>()
-    let addresses: Float64Array | undefined
-    let total = 0
-    let given = 0
-    let charged = 0
-    let answering = false
-    let over: Fault | undefined
+export class DedupIndex {
+  readonly #pool: Pool
+  readonly #open = new Set<DedupOffer>()
+  /** The digests of one offer are taken at a time. */
+  readonly #making = semaphore(1)
 
-    /** The room may be what this very offer had to leave. */
-    function charge(bytes: number): void {
-      pool.charge(bytes)
-      if (over === undefined) return
-      pool.charge(-bytes)
-      throw over
-    }
+  constructor(pool: Pool) {
+    this.#pool = pool
+  }
 
-    function stop(reason: Fault): void {
-      over ??= reason
-      open.delete(offer)
-      for (const extent of pinned.keys()) pool.unpin(extent)
-      pinned.clear()
-      kept.clear()
-      pool.charge(-charged)
-      charged = 0
-      addresses = undefined
-    }
-
-    function withdraw(): void {
-      stop(
-        new Fault('MEMORY', 'the pages that were offered had to go: memory was needed', {
-          hint: 'raise --max-memory, or send without --dedup',
-        }),
-      )
-    }
-
-    /** Nothing of it may go from here on: it is all done in one turn. Returns how many pages there are. */
-    function pinAll(): number {
-      let pages = 0
-      for (const places of donors()) {
-        for (const [address, bytes] of places) {
-          const extent = pool.at(address)
-          if (extent === undefined) continue
-          const marks = pinned.get(extent) ?? new Uint8Array(PAGES)
-          if (!pinned.has(extent)) pool.pin(extent)
-          pinned.set(extent, marks)
-          const first = (address % EXTENT) / PAGE_BYTES
-          const count = Math.floor(bytes / PAGE_BYTES)
-          marks.fill(1, first, first + count)
-          pages += count
-          if (pages >= MOST_OFFERED) return MOST_OFFERED
-        }
-      }
-      return pages
-    }
-
-    /** After each turn of others it may be over, and the extents are somebody else's. */
-    function* takeDigests(): Generator<void, void> {
-      const most = pinAll()
-      const own = most * ENTRY_BYTES + pinned.size * PAGES
-      charge(own)
-      charged += own
-      addresses = new Float64Array(most)
-      charge(most * TABLE_BYTES)
-      try {
-        yield* number(openPageTable(most))
-      } finally {
-        pool.charge(-most * TABLE_BYTES)
-      }
-    }
-
-    function* number(table: PageTable): Generator<void, void> {
-      for (const [extent, marks] of pinned) {
-        if (extent.digests === undefined) {
-          charge(DIGESTS_BYTES)
-          extent.digests = { words: new Uint32Array(PAGES * DIGEST_WORDS), taken: new Uint8Array(PAGES) }
-        }
-        const { words, taken } = extent.digests
-        for (let page = 0; page < PAGES; page++) {
-          if (marks[page] === 0 || extent.holes?.pages[page] === 1) continue
-          if (taken[page] === 0) {
-            words.set(digestOf(extent.window.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)), page * DIGEST_WORDS)
-            taken[page] = 1
-          }
-          const digest = words.subarray(page * DIGEST_WORDS, (page + 1) * DIGEST_WORDS)
-          if (!equal(digest, nothing) && note(table, digest, Number(extent.address) + page * PAGE_BYTES))
-            kept.add(extent)
-          yield
-          if (over !== undefined) return
-        }
-      }
-    }
-
-    /** Returns whether it is one more. */
-    function note(table: PageTable, digest: Uint32Array, address: number): boolean {
-      const weak = digest[0] as number
-      const known = addresses as Float64Array
-      if (table.find(weak, (number) => equal(digest, digestAt(known[number] as number))) !== undefined) return false
-      const number = table.add(weak)
-      if (number === undefined) return false
-      known[number] = address
-      total = number + 1
-      return true
-    }
-
-    function digestAt(address: number): Uint32Array {
-      const { words } = (pool.at(address) as Extent).digests as NonNullable<Extent['digests']>
-      const at = ((address % EXTENT) / PAGE_BYTES) * DIGEST_WORDS
-      return words.subarray(at, at + DIGEST_WORDS)
-    }
-
-    async function make(): Promise<void> {
-      await making.take()
-      try {
-        if (over === undefined) await runInSlices(takeDigests(), LONGEST_TURN_MS)
-      } catch (error) {
-        // What there is so far is enough.
-        if (!(error instanceof Fault)) throw error
-      } finally {
-        making.give()
-      }
-      if (over !== undefined) return
-      addresses ??= new Float64Array()
-      for (const extent of pinned.keys()) {
-        if (kept.has(extent)) continue
-        pinned.delete(extent)
-        pool.unpin(extent)
-      }
-    }
-
-    const offer: DedupOffer = {
-      async recall(from) {
-        if (over !== undefined) throw over
-        if (from !== given || answering)
-          throw new Fault('FORMAT', `a recall from page ${from}, of ${given} given so far`)
-        answering = true
-        if (addresses === undefined) await make()
-        answering = false
-        state.since = performance.now()
-        const count = over === undefined ? Math.min(total - given, MOST_RECALLED) : 0
-        const digests = new Uint32Array(count * DIGEST_WORDS)
-        for (let at = 0; at < count; at++) {
-          digests.set(digestAt((addresses as Float64Array)[given + at] as number), at * DIGEST_WORDS)
-        }
-        given += count
-        return { total: over === undefined ? total : given, digests }
-      },
-      places(first, pages) {
-        if (over !== undefined) throw over
-        if (first + pages > given) {
-          throw new Fault('FORMAT', `pages ${first} to ${first + pages - 1} were not offered: there are ${given}`)
-        }
-        const places: Place[] = []
-        for (let number = first; number < first + pages; number++) {
-          const address = (addresses as Float64Array)[number] as number
-          const last = places.at(-1)
-          if (last !== undefined && last[0] + last[1] === address && address % EXTENT !== 0) last[1] += PAGE_BYTES
-          else places.push([address, PAGE_BYTES])
-        }
-        return places
-      },
-      used() {
-        state.since = performance.now()
-      },
-      close: () => stop(new Fault('ABORTED', 'the sender has ended')),
-    }
-    open.set(offer, state)
+  /** Opens an offer to one sender of the pages in `donors`, in their order. `donors` is called when the sender asks. */
+  open(donors: () => Iterable<Places>): DedupOffer {
+    const offer = new DedupOffer(this.#pool, this.#making, donors, () => this.#open.delete(offer))
+    this.#open.add(offer)
     return offer
   }
 
-  return {
-    open: openOffer,
-    withdrawIdle(ms) {
-      const [oldest] = [...open.values()].sort((a, b) => a.since - b.since)
-      if (oldest === undefined || performance.now() - oldest.since < ms) return false
-      oldest.withdraw()
-      return true
-    },
+  /** Withdraws the offer that was not used for longest, if that is at least `ms`. Returns whether there was one. */
+  withdrawIdle(ms: number): boolean {
+    const [oldest] = [...this.#open].sort((a, b) => a.since - b.since)
+    if (oldest === undefined || performance.now() - oldest.since < ms) return false
+    oldest.withdraw()
+    return true
+  }
+}
+
+export class DedupOffer {
+  readonly #pool: Pool
+  readonly #making: ReturnType<typeof semaphore>
+  readonly #donors: () => Iterable<Places>
+  readonly #onOver: () => void
+  /** When the sender was last heard of, by performance.now(). */
+  since = performance.now()
+  /** The extents that are pinned, with 1 for each page that donors have. */
+  readonly #pinned = new Map<Extent, Uint8Array>()
+  /** The extents of which a page is offered. */
+  readonly #offered = new Set<Extent>()
+  /** The address of each page that is offered; undefined before the sender asks, and when the offer is over. */
+  #addresses: Float64Array | undefined
+  /** Pages that are offered. */
+  #total = 0
+  /** Pages whose digests the sender has. */
+  #given = 0
+  /** Bytes that are charged to the pool. */
+  #charged = 0
+  /** Whether a recall is being answered. */
+  #answering = false
+  /** Why nothing is offered any more. */
+  #over: Fault | undefined
+
+  /** `onOver` is called when it is closed or withdrawn. */
+  constructor(pool: Pool, making: ReturnType<typeof semaphore>, donors: () => Iterable<Places>, onOver: () => void) {
+    this.#pool = pool
+    this.#making = making
+    this.#donors = donors
+    this.#onOver = onOver
+  }
+
+  /**
+   * The digests of the next pages, of `total` in all; `from` is how many the sender has. Throws `FORMAT` where it has
+   * another number, or asks before it has its answer, and `MEMORY` or `ABORTED` when the offer is over.
+   */
+  async recall(from: number): Promise<{ total: number; digests: Uint32Array }> {
+    if (this.#over !== undefined) throw this.#over
+    if (from !== this.#given || this.#answering) {
+      throw new Fault('FORMAT', `a recall from page ${from}, of ${this.#given} given so far`)
+    }
+    this.#answering = true
+    if (this.#addresses === undefined) await this.#make()
+    this.#answering = false
+    this.used()
+    const addresses = this.#addresses?.subarray(this.#given, Math.min(this.#given + MOST_RECALLED, this.#total)) ?? []
+    const digests = new Uint32Array(addresses.length * DIGEST_WORDS)
+    addresses.forEach((address, at) => {
+      digests.set(this.#digestAt(address), at * DIGEST_WORDS)
+    })
+    this.#given += addresses.length
+    return { total: this.#over === undefined ? this.#total : this.#given, digests }
+  }
+
+  /**
+   * Where so many pages lie, from this number on. Throws `FORMAT` for pages whose digests were not given out, and
+   * `MEMORY` or `ABORTED` when the offer is over.
+   */
+  places(first: number, pages: number): Place[] {
+    if (this.#over !== undefined) throw this.#over
+    if (first + pages > this.#given) {
+      throw new Fault('FORMAT', `pages ${first} to ${first + pages - 1} were not offered: there are ${this.#given}`)
+    }
+    const places: Place[] = []
+    for (let number = first; number < first + pages; number++) {
+      const address = this.#addressOf(number)
+      const last = places.at(-1)
+      if (last !== undefined && last[0] + last[1] === address && address % EXTENT !== 0) last[1] += PAGE_BYTES
+      else places.push([address, PAGE_BYTES])
+    }
+    return places
+  }
+
+  /** The sender is not silent. */
+  used(): void {
+    this.since = performance.now()
+  }
+
+  /** The sender has ended. */
+  close(): void {
+    this.#stop(new Fault('ABORTED', 'the sender has ended'))
+  }
+
+  /** Gives the offer up because memory is needed. */
+  withdraw(): void {
+    this.#stop(
+      new Fault('MEMORY', 'the pages that were offered had to go: memory was needed', {
+        hint: 'raise --max-memory, or send without --dedup',
+      }),
+    )
+  }
+
+  #stop(reason: Fault): void {
+    this.#over ??= reason
+    this.#onOver()
+    for (const extent of this.#pinned.keys()) this.#pool.unpin(extent)
+    this.#pinned.clear()
+    this.#offered.clear()
+    this.#pool.charge(-this.#charged)
+    this.#charged = 0
+    this.#addresses = undefined
+  }
+
+  async #make(): Promise<void> {
+    await this.#making.take()
+    try {
+      if (this.#over === undefined) await runInSlices(this.#takeDigests(), LONGEST_SLICE_MS)
+    } catch (error) {
+      // Memory ran out: the pages that have a number already are offered.
+      if (!(error instanceof Fault)) throw error
+    } finally {
+      this.#making.give()
+    }
+    if (this.#over !== undefined) return
+    this.#addresses ??= new Float64Array()
+    for (const extent of this.#pinned.keys()) {
+      if (this.#offered.has(extent)) continue
+      this.#pinned.delete(extent)
+      this.#pool.unpin(extent)
+    }
+  }
+
+  *#takeDigests(): Generator<void, void> {
+    const most = this.#pinAll()
+    const own = most * ENTRY_BYTES + this.#pinned.size * PAGES
+    this.#charge(own)
+    this.#charged += own
+    this.#addresses = new Float64Array(most)
+    this.#charge(most * TABLE_BYTES)
+    try {
+      yield* this.#numberPages(openPageTable(most))
+    } finally {
+      this.#pool.charge(-most * TABLE_BYTES)
+    }
+  }
+
+  /** Pins the extents of all donors in one slice, before they can go. Returns how many pages donors have. */
+  #pinAll(): number {
+    let pages = 0
+    for (const places of this.#donors()) {
+      for (const [address, bytes] of places) {
+        const extent = this.#pool.at(address)
+        if (extent === undefined) continue
+        const marks = this.#pinned.get(extent) ?? new Uint8Array(PAGES)
+        if (!this.#pinned.has(extent)) this.#pool.pin(extent)
+        this.#pinned.set(extent, marks)
+        const first = pageIn(address)
+        const count = Math.floor(bytes / PAGE_BYTES)
+        marks.fill(1, first, first + count)
+        pages += count
+        if (pages >= MOST_OFFERED) return MOST_OFFERED
+      }
+    }
+    return pages
+  }
+
+  /** Numbers the pages that are offered. After each slice the offer may be over, and its extents not pinned. */
+  *#numberPages(table: PageTable): Generator<void, void> {
+    for (const [extent, marks] of this.#pinned) {
+      if (extent.digests === undefined) {
+        this.#charge(DIGESTS_BYTES)
+        extent.digests = { words: new Uint32Array(PAGES * DIGEST_WORDS), taken: new Uint8Array(PAGES) }
+      }
+      const { words, taken } = extent.digests
+      for (let page = 0; page < PAGES; page++) {
+        if (marks[page] === 0 || extent.holes?.pages[page] === 1) continue
+        if (taken[page] === 0) {
+          words.set(digestOf(extent.window.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)), page * DIGEST_WORDS)
+          taken[page] = 1
+        }
+        const digest = words.subarray(page * DIGEST_WORDS, (page + 1) * DIGEST_WORDS)
+        const address = Number(extent.address) + page * PAGE_BYTES
+        if (!equal(digest, zerosDigest) && this.#numberPage(table, digest, address)) this.#offered.add(extent)
+        yield
+        if (this.#over !== undefined) return
+      }
+    }
+  }
+
+  /** Gives a page the next number unless its content has one, or the table is full. Returns whether it did. */
+  #numberPage(table: PageTable, digest: Uint32Array, address: number): boolean {
+    const weak = digest[0] as number
+    const isEqual = (number: number): boolean => equal(digest, this.#digestAt(this.#addressOf(number)))
+    if (table.find(weak, isEqual) !== undefined) return false
+    const number = table.add(weak)
+    if (number === undefined) return false
+    ;(this.#addresses as Float64Array)[number] = address
+    this.#total = number + 1
+    return true
+  }
+
+  #addressOf(number: number): number {
+    return (this.#addresses as Float64Array)[number] as number
+  }
+
+  #digestAt(address: number): Uint32Array {
+    const { words } = (this.#pool.at(address) as Extent).digests as NonNullable<Extent['digests']>
+    const at = pageIn(address) * DIGEST_WORDS
+    return words.subarray(at, at + DIGEST_WORDS)
+  }
+
+  /** Charges the pool. This offer itself may be withdrawn to make room: then throws why. */
+  #charge(bytes: number): void {
+    this.#pool.charge(bytes)
+    if (this.#over === undefined) return
+    this.#pool.charge(-bytes)
+    throw this.#over
   }
 }
 

@@ -1,22 +1,37 @@
 /**
- * The images of an incremental dump whose earlier rounds are in other directories, as if it had been a full one (a source).
+ * Reads an incremental dump, whose earlier rounds are in other directories, as if it were a full dump.
  *
- * CRIU leaves a link `parent` in each directory of a chain. The newest directory has everything but some of the pages: its pagemaps
- * are written anew, its pages images are put together from those of all layers (flat-pages.ts), the other images are passed on.
+ * CRIU leaves a link `parent` in each directory of a chain. The newest directory has everything but some of the pages.
+ * Its pagemaps are written anew, its pages images are put together from those of all directories, and its other images
+ * are passed on as they are.
+ *
+ * The plan of a pagemap is lib/format/chain-plan.ts. It is made twice, for the pagemap and for its pages, because it is
+ * cheap and may be long: only a chunk of each directory's pagemap and one piece of pages are held.
  */
-import { existsSync, lstatSync, readlinkSync, realpathSync, type Stats, statSync } from 'node:fs'
+import { closeSync, existsSync, lstatSync, readlinkSync, readSync, realpathSync, type Stats, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
+import { type PlannedRange, planChain, plannedEntries } from '../format/chain-plan.ts'
 import { decodeInventory } from '../format/inventory.ts'
-import { type ImageName, INVENTORY } from '../format/names.ts'
-import { checkPagemaps } from '../format/pagemap.ts'
+import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
+import {
+  checkPagemaps,
+  encodePagemap,
+  PAGE_BYTES,
+  type PagemapEntry,
+  presentPages,
+  readPagemap,
+} from '../format/pagemap.ts'
+import { MOST_DATA } from '../format/wire.ts'
 import type { ImageBody, ImageSource } from '../stream/image.ts'
-import { chainPages, naming } from './chain-pages.ts'
-import { listImages, PARENT, piecesOf, readImage } from './directory.ts'
+import { ioFault, listImages, openImage, PARENT, piecesOf, readImage, unreadable } from './directory.ts'
 
 export const pagemapPattern = /^pagemap-(shmem-)?\d+\.img$/
 
-/** A dump's directory, then those of its earlier rounds, the newest first. */
+/** Bytes of a pagemap that are read at a time. */
+const CHUNK_BYTES = 2 ** 16
+
+/** The directory of a dump, then those of its earlier rounds, the newest first. */
 export type DirectoryChain = readonly [string, ...string[]]
 
 export interface FlatImage {
@@ -41,7 +56,7 @@ export function chainOf(path: string): DirectoryChain {
   return chain
 }
 
-/** A link, or the directory itself where a chain was copied with `cp -L`. */
+/** `parent` is a link, or the directory itself where a chain was copied with `cp -L`. */
 function parentOf(path: string): string | undefined {
   const link = join(path, PARENT)
   if (lstatSync(link, { throwIfNoEntry: false }) === undefined) return undefined
@@ -61,15 +76,16 @@ function identity(path: string): string {
   try {
     found = statSync(path)
   } catch (cause) {
-    throw new Fault('MISSING', `cannot read the directory ${path} (${(cause as NodeJS.ErrnoException).code})`, {
-      cause,
-    })
+    throw unreadable(path, cause)
   }
   if (!found.isDirectory()) throw new Fault('MISSING', `${path} is not a directory`)
   return `${found.dev}:${found.ino}`
 }
 
-/** The images of the newest dump of a chain, with all its pages. Throws `MISSING`, `FAILED_DUMP`, `FORMAT`, `LIMIT` or `IO`. */
+/**
+ * The images of the newest dump of a chain, with all its pages. Throws `MISSING`, `FAILED_DUMP`, `FORMAT`, `LIMIT` or
+ * `IO`.
+ */
 export function chainSource(chain: DirectoryChain): ChainSource {
   const names = listImages(chain[0])
   for (const directory of chain) checkInventory(directory, directory === chain[0])
@@ -89,7 +105,19 @@ export function chainSource(chain: DirectoryChain): ChainSource {
   }
 }
 
-/** In the order of `names`, in which pagemaps come before pages: those that a pagemap has brought are not passed on as they are. */
+/** A directory that a page server has filled has no inventory, and is a parent all the same. */
+function checkInventory(directory: string, newest: boolean): void {
+  const file = join(directory, INVENTORY)
+  if (!newest && !existsSync(file)) return
+  const { preDump } = readingFile(file, () => decodeInventory(readImage(file)))
+  if (newest && preDump) {
+    throw new Fault('FAILED_DUMP', `${directory} is a pre-dump: it has pages, and no process`, {
+      hint: 'name the directory of the dump that came after it',
+    })
+  }
+}
+
+/** Yields images in the order of `names`. Pagemaps come before pages there, and each brings its pages image itself. */
 function* flatImages(chain: DirectoryChain, names: readonly ImageName[]): Generator<FlatImage> {
   const brought = new Set<ImageName>()
   for (const name of names) {
@@ -98,24 +126,164 @@ function* flatImages(chain: DirectoryChain, names: readonly ImageName[]): Genera
       yield { name, body: { kind: 'pieces', pieces: piecesOf(join(chain[0], name)) } }
       continue
     }
-    const flat = chainPages(chain, name)
-    if (brought.has(flat.pagesName)) {
-      throw new Fault('FORMAT', `${join(chain[0], name)} has its pages in ${flat.pagesName}, as another pagemap has`)
+    const [pagesId = 0] = withLayers([chain[0]], name, (layers) => layers.map((layer) => layer.pagesId))
+    const pages = pagesName(pagesId)
+    if (brought.has(pages)) {
+      throw new Fault('FORMAT', `${join(chain[0], name)} has its pages in ${pages}, as another pagemap has`)
     }
-    brought.add(flat.pagesName)
-    yield { name, body: { kind: 'pieces', pieces: flat.pagemap() } }
-    yield { name: flat.pagesName, body: { kind: 'pieces', pieces: flat.pages() } }
+    brought.add(pages)
+    const pagemap = withLayers(chain, name, (layers) => encodePagemap(pagesId, plannedEntries(plan(layers))))
+    yield { name, body: { kind: 'pieces', pieces: pagemap } }
+    yield { name: pages, body: { kind: 'pieces', pieces: withLayers(chain, name, allPages) } }
   }
 }
 
-/** A directory that a page server has filled has no inventory, and is a parent all the same. */
-function checkInventory(directory: string, newest: boolean): void {
-  const file = join(directory, INVENTORY)
-  if (!newest && !existsSync(file)) return
-  const { preDump } = naming(file, () => decodeInventory(readImage(file)))
-  if (newest && preDump) {
-    throw new Fault('FAILED_DUMP', `${directory} is a pre-dump: it has pages, and no process`, {
-      hint: 'name the directory of the dump that came after it',
-    })
+/** The pages image that a pagemap names. */
+export function pagesName(pagesId: number): ImageName {
+  return imageName(`pages-${pagesId}.img`)
+}
+
+/** A pagemap in one directory of a chain, and its pages. */
+interface Layer {
+  pagesId: number
+  entries: Iterable<PagemapEntry>
+  /** Fills `into` with pages from that page on. Throws `FORMAT` where they are not there. */
+  read(into: Buffer, page: number): void
+  /** After the last entry: throws `FORMAT` unless there are just as many pages. */
+  checkSize(): void
+}
+
+/**
+ * Opens the pagemap `name` in each directory and yields what `work` makes of them. They end at the first directory that
+ * has none: the process did not exist yet.
+ */
+function* withLayers<Made>(
+  directories: readonly string[],
+  name: ImageName,
+  work: (layers: readonly Layer[]) => Iterable<Made>,
+): Generator<Made> {
+  const opened: number[] = []
+  const layers: Layer[] = []
+  try {
+    for (const directory of directories) {
+      if (!existsSync(join(directory, name))) break
+      layers.push(openLayer(directory, name, opened))
+    }
+    yield* readingItems(join(directories[0] ?? '', name), work(layers))
+  } finally {
+    for (const fd of opened) closeSync(fd)
   }
+}
+
+function openLayer(directory: string, name: ImageName, opened: number[]): Layer {
+  const file = join(directory, name)
+  const fd = openFile(file, opened)
+  const { pagesId, entries } = readingFile(file, () => readPagemap(chunksOf(fd, file)))
+  const pages = join(directory, pagesName(pagesId))
+  let pagesFd: number | undefined
+  let count = 0
+  function* counted(): Generator<PagemapEntry> {
+    for (const entry of entries) {
+      count += presentPages(entry)
+      yield entry
+    }
+  }
+  return {
+    pagesId,
+    entries: readingItems(file, counted()),
+    checkSize() {
+      const bytes = statSync(pages, { throwIfNoEntry: false })?.size ?? 0
+      if (bytes === count * PAGE_BYTES) return
+      throw new Fault('FORMAT', `${pages} has ${bytes} bytes for ${count} pages`, {
+        hint: `it was changed, or made where a page is not ${PAGE_BYTES} bytes`,
+      })
+    },
+    read(into, page) {
+      pagesFd ??= openFile(pages, opened)
+      const bytes = readAt(pagesFd, pages, into, page * PAGE_BYTES)
+      if (bytes === into.length) return
+      throw new Fault('FORMAT', `${pages} is cut off: page ${page + Math.floor(bytes / PAGE_BYTES)} is not there`)
+    },
+  }
+}
+
+function plan(layers: readonly Layer[]): Generator<PlannedRange> {
+  return planChain(layers.map(({ entries }) => entries))
+}
+
+/**
+ * Yields the pages of the plan one behind the other, in pieces of a size that is good to write. A piece is overwritten
+ * when the next one is asked for: fresh memory for each costs as much as reading into it.
+ */
+function* allPages(layers: readonly Layer[]): Generator<Buffer> {
+  const piece = Buffer.allocUnsafeSlow(MOST_DATA)
+  let filled = 0
+  for (const range of plan(layers)) {
+    for (let page = 0; page < presentPages(range); ) {
+      const pages = Math.min(range.pages - page, (MOST_DATA - filled) / PAGE_BYTES)
+      const end = filled + pages * PAGE_BYTES
+      layers[range.layer]?.read(piece.subarray(filled, end), range.offset + page)
+      page += pages
+      filled = end
+      if (filled < MOST_DATA) continue
+      yield piece
+      filled = 0
+    }
+  }
+  if (filled > 0) yield piece.subarray(0, filled)
+  // Only the newest layer is sure to have been read to its end.
+  layers[0]?.checkSize()
+}
+
+function openFile(file: string, opened: number[]): number {
+  const fd = openImage(file)
+  opened.push(fd)
+  return fd
+}
+
+function* chunksOf(fd: number, file: string): Generator<Buffer> {
+  const chunk = Buffer.allocUnsafe(CHUNK_BYTES)
+  for (let at = 0; ; ) {
+    const bytes = readAt(fd, file, chunk, at)
+    if (bytes === 0) return
+    yield chunk.subarray(0, bytes)
+    at += bytes
+  }
+}
+
+/** Fills `into` from `position` on, as far as the file goes. Returns how many bytes were there. Throws `IO`. */
+function readAt(fd: number, file: string, into: Buffer, position: number): number {
+  try {
+    for (let done = 0; ; ) {
+      const bytes = readSync(fd, into, done, into.length - done, position + done)
+      done += bytes
+      if (bytes === 0 || done === into.length) return done
+    }
+  } catch (cause) {
+    return ioFault(file)(cause)
+  }
+}
+
+function readingFile<Result>(file: string, read: () => Result): Result {
+  try {
+    return read()
+  } catch (error) {
+    throw faultIn(file, error)
+  }
+}
+
+function* readingItems<Item>(file: string, items: Iterable<Item>): Generator<Item> {
+  try {
+    yield* items
+  } catch (error) {
+    throw faultIn(file, error)
+  }
+}
+
+/** Returns `error`. A Fault of the format becomes one that says in which file. */
+export function faultIn(file: string, error: unknown): unknown {
+  const hasName = !(error instanceof Fault) || error.code === 'IO' || error.cause instanceof Fault
+  if (hasName) return error
+  const { code, message, hint } = error
+  return new Fault(code, `${file}: ${message}`, { cause: error, ...(hint !== undefined && { hint }) })
 }

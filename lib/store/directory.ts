@@ -1,8 +1,8 @@
 /**
- * Images in a directory, as CRIU itself leaves and wants them.
+ * Images in a directory, as CRIU itself writes and reads them.
  *
- * Written under a temporary name beside the real one and renamed when everything is verified, files 0600 in a directory
- * 0700: a failed run leaves nothing, and nobody else reads them.
+ * The directory has a temporary name beside the real one and is renamed when everything is verified. Its mode is 0700,
+ * that of its files 0600. So a failed run leaves nothing, and nobody else reads the images.
  */
 import { closeSync, constants, createReadStream, fstatSync, lstatSync, readdirSync, readFileSync } from 'node:fs'
 import type { FileHandle } from 'node:fs/promises'
@@ -12,9 +12,9 @@ import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
 import { MOST_DATA } from '../format/wire.ts'
 import { openRegularFile } from '../kernel/own-file.ts'
 import type { ImageSink, ImageSource, OpenImage } from '../stream/image.ts'
-import { partialDirectory } from './partial-directory.ts'
+import { PartialDirectory } from './partial-directory.ts'
 
-/** CRIU's link to the directory of the dump before, which has the pages that did not change since. */
+/** The name of CRIU's link to the directory of the dump before, which has the pages that did not change since. */
 export const PARENT = 'parent'
 
 export interface DirectorySink extends ImageSink {
@@ -26,7 +26,7 @@ export interface DirectorySink extends ImageSink {
 
 /** Throws `EXISTS` if `path` is there and is not an empty directory, `IO` if nothing can be made beside it. */
 export function directorySink(path: string): DirectorySink {
-  const directory = partialDirectory(path)
+  const directory = new PartialDirectory(path)
   const files = new Set<FileHandle>()
   return {
     async open(name) {
@@ -46,7 +46,7 @@ export function directorySink(path: string): DirectorySink {
         },
       }
     },
-    seal: directory.seal,
+    seal: () => directory.seal(),
     async drop() {
       for (const file of files) await file.close().catch(() => {})
       directory.drop()
@@ -54,7 +54,7 @@ export function directorySink(path: string): DirectorySink {
   }
 }
 
-/** Throws the `IO` fault of an error at `path`; what is a fault already as it is. */
+/** Returns what throws an error at `path` as a Fault `IO`. A Fault is thrown as it is. */
 export function ioFault(path: string): (cause: unknown) => never {
   return (cause) => {
     if (cause instanceof Fault) throw cause
@@ -66,7 +66,10 @@ export function ioFault(path: string): (cause: unknown) => never {
   }
 }
 
-/** The images of a directory that `criu dump -D` wrote: its regular files `*.img`, inventory.img last, as CRIU does. */
+/**
+ * Reads the images of a directory that `criu dump -D` wrote: its regular files `*.img`, inventory.img last, as CRIU
+ * writes it. Throws as `listImages` does, and `USAGE` for an incremental dump.
+ */
 export function directorySource(path: string): ImageSource {
   const names = listImages(path)
   if (lstatSync(join(path, PARENT), { throwIfNoEntry: false }) !== undefined) {
@@ -89,10 +92,13 @@ export function directorySource(path: string): ImageSource {
   }
 }
 
-/** A file up to this is read at once: a stream takes five turns of Node's threads, and of such files there are ten or more in a dump. */
+/**
+ * Bytes of a file that is read at once: a stream takes five turns of Node's threads, and a dump has ten or more files
+ * that are smaller.
+ */
 const SMALL_FILE = 2 ** 16
 
-/** One image in pieces. Throws like `openImage`. */
+/** Yields one image in pieces. Throws as `openImage` does. */
 export async function* piecesOf(file: string): AsyncGenerator<Buffer> {
   const fd = openImage(file)
   try {
@@ -107,7 +113,7 @@ export async function* piecesOf(file: string): AsyncGenerator<Buffer> {
   }
 }
 
-/** One image at once. Throws like `openImage`. */
+/** Reads one image at once. Throws as `openImage` does. */
 export function readImage(file: string): Buffer {
   const fd = openImage(file)
   try {
@@ -126,8 +132,8 @@ function readAndClose(fd: number): Buffer {
 }
 
 /**
- * An image for reading, whatever the owner of its directory has put in its place meanwhile. Throws `IO`, and `MISSING`
- * for no regular file.
+ * Opens an image for reading, whatever the owner of its directory has put in its place meanwhile. Throws `IO`, and
+ * `MISSING` for what is no regular file.
  */
 export function openImage(file: string): number {
   try {
@@ -141,15 +147,13 @@ function refuseOdd(file: string): never {
   throw new Fault('MISSING', `${file} is not a regular file`, { hint: 'put the image itself there' })
 }
 
-/** The names of the images in a directory, inventory.img last. Throws `MISSING`, `NAME` or `FAILED_DUMP`. */
+/** Lists the images in a directory, inventory.img last. Throws `MISSING`, `NAME` or `FAILED_DUMP`. */
 export function listImages(path: string): ImageName[] {
   let files: ReturnType<typeof entries>
   try {
     files = entries(path)
   } catch (cause) {
-    throw new Fault('MISSING', `cannot read the directory ${path} (${(cause as NodeJS.ErrnoException).code})`, {
-      cause,
-    })
+    throw unreadable(path, cause)
   }
   const images = files.filter((file) => file.name.endsWith('.img'))
   const odd = images.find((file) => !file.isFile())
@@ -165,4 +169,10 @@ export function listImages(path: string): ImageName[] {
 
 function entries(path: string) {
   return readdirSync(path, { withFileTypes: true })
+}
+
+/** The fault `MISSING` for a directory that cannot be read. */
+export function unreadable(path: string, cause: unknown): Fault {
+  const { code } = cause as NodeJS.ErrnoException
+  return new Fault('MISSING', `cannot read the directory ${path} (${code})`, { cause })
 }

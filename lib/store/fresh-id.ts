@@ -1,7 +1,7 @@
 import { hostname } from 'node:os'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 
-/** An id for a snapshot that nobody named: host, time and a random part, in the order of their making. */
+/** Makes an id for a snapshot that nobody named: time, host and a random part. Ids sort by the time of their making. */
 export function freshId(): SnapshotId {
   const host = hostname()
     .replace(/[^A-Za-z0-9]/g, '-')

@@ -1,356 +1,300 @@
 /**
- * A snapshot in memory. Large images own whole extents; small ones, which are most, share one: a piece of 1 KiB to
- * begin with, each next one four times as large.
+ * A snapshot in memory. Large images fill extents of their own. Small ones, which are most, share an extent: each gets
+ * a space of 1 KiB to begin with, and each next space is four times as large.
  */
-
-import { setTimeout } from 'node:timers/promises'
-import { Fault } from '../fault.ts'
-import type { ImageEntry } from '../format/image-list.ts'
 import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES, pagesPattern } from '../format/pagemap.ts'
-import { populate } from '../kernel/mapped-memory.ts'
 import type { ImageSink } from '../stream/image.ts'
-import { openAccount, payForImages } from './accounting.ts'
-import { openPageRanges, type PageRanges } from './page-ranges.ts'
-import { lying, pageWriter } from './page-writer.ts'
-import { behind, first, pieceWriter } from './piece-writer.ts'
+import { type Account, type ImageCharges, openAccount, openImageCharges } from './accounting.ts'
+import { PageRanges } from './page-ranges.ts'
 import { EXTENT, type Extent, heldIn, type Pool } from './pool.ts'
+import { Prefault } from './prefault.ts'
 import { makeReadOnly } from './read-only.ts'
-import type { MemoryWriter, Piece, Places, StoredImage } from './stored-image.ts'
+import {
+  firstOf,
+  MemoryWriter,
+  type Piece,
+  type Places,
+  piecesAt,
+  restOf,
+  type StoredImage,
+  WriteGuard,
+  type WriterTarget,
+} from './stored-image.ts'
 
-export type { MemoryWriter, Piece, Place, Places, StoredImage } from './stored-image.ts'
-
-export interface MemorySnapshot extends ImageSink {
-  open(name: ImageName): MemoryWriter
-  /** Only complete, verified images. */
-  readonly images: ReadonlyMap<ImageName, StoredImage>
-  /** Bytes of memory held, unused ends and what was charged included; after `drop` what others still need of it. */
-  readonly held: number
-  /** Bytes that it needs of others, or more than once of its own. */
-  readonly shared: number
-  /** Answers after `patienceMs` at most, and goes on. */
-  reserve(bytes: number, patienceMs?: number): Promise<number>
-  /** Gives back what only this piece of a complete image holds; it cannot be read again. */
-  release(piece: Piece): void
-  /** No more images come: what was reserved for them is given back. */
-  complete(): void
-  /** Nobody can write into its memory any more when this has come to its end. After `complete`. */
-  protect(): Generator<void, void>
-  /** More images come, those of a chain's next part; what there was is forgotten, but for pages that lie apart. */
-  reopen(): void
-  /** Takes the place of an image of that name. */
-  replace(image: StoredImage): void
-  /** An image of pages that are here, in the parts of a chain. */
-  lying(places: Places): Pick<StoredImage, 'pieces' | 'places'>
-  /** Counts what is kept of it elsewhere, until `drop`. Throws as `Charges.add` does. */
-  charge(bytes: number): void
-  /** Gives pages back, each once; they cannot be read again. */
-  discardPages(address: number, pages: number): void
-  /** Gives back the extents that only this image holds. */
-  discard(image: StoredImage): void
-  /** From here on its pages are nobody's, and are given back one by one. */
-  trim(image: StoredImage): void
-  /**
-   * Gives all memory back. Nothing may read the pieces any more. Writers throw `ABORTED` from now on; where bytes come just now
-   * is nobody else's until they are there, or until this is called again: then no more come.
-   */
-  drop(): void
-}
-
-/** Threads that fault memory in; libuv has four. */
-const FAULTING = 2
-/** How long a sender waits for what it announced; the rest becomes ready while its images come. */
-const PATIENCE_MS = 10_000
-const FIRST_PIECE = 2 ** 10
-/** An image above this gets extents of its own. */
+const FIRST_SPACE = 2 ** 10
+/** A space above this is an extent of its own. */
 const LARGEST_SHARED = 64 * 2 ** 10
 
-/**
- * Takes its first extent at once, so that many snapshots of nothing are not for nothing. `apart`: pages of processes lie by themselves, each in a
- * page of ours, so that any of them can be given back. Throws `MEMORY`.
- */
-export function memorySnapshot(pool: Pool, apart = false): MemorySnapshot {
-  const images = new Map<ImageName, StoredImage>()
-  const extents = new Map<number, Extent>()
-  let dropped = false
-  /** Extents of which a single image has it all. */
-  const owned = new Set<number>()
-  /** Made ready for what was announced. */
-  const ahead: Extent[] = []
-  /** Being made ready. They may be used all the same: contents stay. */
-  const faulting = new Set<Extent>()
-  let shared: Piece | undefined = { ...extent() }
-  /** The same for pages that lie apart, and the extents of what does not. */
-  let sharedPages: Piece | undefined
-  const others: Piece[] = [shared]
+/** An extent that several images share. */
+interface SharedExtent {
+  /** The part of it that no image has. */
+  free: Piece | undefined
+  /** This extent, and the full ones before it. */
+  extents?: Piece[]
+}
 
-  /** Given, while others may need pages of them. */
-  const left = new Set<Extent>()
-  /** Pages that we need of others, or once more of our own: until we drop all. */
-  const needed = openPageRanges(pool)
-  const lists = new Set<PageRanges>()
-  const charges = openAccount(pool)
-  /** On JavaScript's heap. */
-  const known = openAccount({ charge: (bytes) => pool.charge(bytes, true) })
-  const pay = payForImages(known)
+export class MemorySnapshot implements ImageSink {
+  readonly #pool: Pool
+  /** Pages of processes lie by themselves, each in a page of ours, so that any of them can be given back. */
+  readonly #apart: boolean
+  readonly #guard = new WriteGuard()
+  readonly #prefault: Prefault
+  readonly #images = new Map<ImageName, StoredImage>()
+  /** All extents that the snapshot holds, by address. */
+  readonly #extents = new Map<number, Extent>()
+  /** The addresses of extents that a single image fills. */
+  readonly #owned = new Set<number>()
+  /** The extent that small images share. */
+  readonly #small: Required<SharedExtent>
+  /** The same for small images of pages that lie apart. Its extents are given back page by page. */
+  readonly #smallPages: SharedExtent = { free: undefined }
+  /** Extents that were given back while other snapshots may need pages of them. */
+  readonly #left = new Set<Extent>()
+  /** Pages that the snapshot needs of others, or more than once of its own. They stay until `drop`. */
+  readonly #needed: PageRanges
+  /** The ranges of images of pages, since `reopen`. */
+  readonly #ranges = new Set<PageRanges>()
+  /** Memory outside of extents that is counted to the snapshot. */
+  readonly #charges: Account
+  /** What is known of images, on JavaScript's heap. */
+  readonly #known: Account
+  readonly #imageCharges: ImageCharges
 
-  /** Where bytes come just now: who drops us from outside cannot stop that at once. */
-  let lent: Extent | undefined
-  let returned = (): void => {}
-
-  /** Of the images that come now: what is made ready for them is for no others. */
-  let arrival = { open: true }
-
-  function extent(): Extent {
-    const taken = ahead.pop() ?? pool.take()
-    // Whoever had to give way for it may have been this very snapshot.
-    if (dropped) pool.give(taken)
-    alive()
-    extents.set(Number(taken.address), taken)
-    return taken
+  /** Takes its first extent at once, so that empty snapshots count, too. Throws `MEMORY`. */
+  constructor(pool: Pool, apart = false) {
+    this.#pool = pool
+    this.#apart = apart
+    this.#prefault = new Prefault(pool)
+    const first = pieceOf(this.#take())
+    this.#small = { free: first, extents: [first] }
+    this.#needed = new PageRanges(pool)
+    this.#charges = openAccount(pool)
+    this.#known = openAccount({ charge: (bytes) => pool.charge(bytes, true) })
+    this.#imageCharges = openImageCharges(this.#known)
   }
 
-  function alive(): void {
-    if (dropped) throw new Fault('ABORTED', 'the snapshot was dropped')
+  /** The images that are complete and verified. */
+  get images(): ReadonlyMap<ImageName, StoredImage> {
+    return this.#images
   }
 
-  function closeLists(): void {
-    for (const ranges of lists) ranges.close()
-    lists.clear()
-  }
-
-  function giveUp(): Extent | undefined {
-    const extent = ahead.pop() ?? faulting.values().next().value
-    if (extent !== undefined) faulting.delete(extent)
-    return extent
-  }
-
-  function giveAhead(): void {
-    arrival.open = false
-    pool.spare.delete(giveUp)
-    for (const spare of ahead.splice(0)) pool.give(spare)
-  }
-
-  function own(taken: Extent): Extent {
-    owned.add(Number(taken.address))
-    return taken
-  }
-
-  function carve(bytes: number): Piece {
-    if (shared === undefined || shared.window.length < bytes) {
-      shared = { ...extent() }
-      others.push(shared)
+  /**
+   * Bytes of memory that the snapshot holds, unused ends and charges included. After `drop`, those that other
+   * snapshots still need.
+   */
+  get held(): number {
+    let bytes = this.#charges.bytes + this.#known.bytes
+    for (const extent of this.#extents.values()) bytes += heldIn(extent)
+    for (const extent of this.#left) {
+      const still = heldIn(extent)
+      if (still === 0) this.#left.delete(extent)
+      bytes += still
     }
-    const piece = first(shared, bytes)
-    shared = behind(shared, bytes)
-    return piece
+    return bytes
   }
 
-  function carvePages(bytes: number): Piece {
-    if (sharedPages === undefined || sharedPages.window.length < bytes) sharedPages = { ...extent() }
-    const piece = first(sharedPages, bytes)
-    sharedPages = behind(sharedPages, bytes)
-    return piece
+  /** Bytes that the snapshot needs of others, or more than once of its own. */
+  get shared(): number {
+    return this.#needed.bytes
   }
 
-  /** Of an image's only holder. */
-  function giveOwn(address: number): void {
-    if (owned.delete(address)) giveExtent(address)
+  /** Begins an image; `ended` is called when it is complete. Throws `MEMORY`, or `ABORTED` after `drop`. */
+  open(name: ImageName, ended: (image: StoredImage) => void = () => {}): MemoryWriter {
+    this.#guard.check()
+    const apart = this.#apart && pagesPattern.test(name)
+    this.#imageCharges.opened(apart)
+    const target: WriterTarget = {
+      guard: this.#guard,
+      pool: this.#pool,
+      space: apart ? this.#spaces(PAGE_BYTES, this.#smallPages) : this.#spaces(FIRST_SPACE, this.#small),
+      trim: (space, filled) => {
+        if (apart || this.#owned.has(Number(space.address))) this.#discardBehind(space, filled)
+      },
+      share: (address, pages) => this.#share(address, pages),
+      end: (image) => {
+        this.#images.set(name, image)
+        ended(image)
+      },
+    }
+    if (!apart) return new MemoryWriter(name, target)
+    const ranges = new PageRanges(this.#pool)
+    this.#ranges.add(ranges)
+    return new MemoryWriter(name, target, ranges)
   }
 
-  function giveExtent(address: number): void {
-    const taken = extents.get(address)
-    if (taken === undefined) return
-    extents.delete(address)
-    give(taken)
+  /** Makes memory ready for images that are announced. See `Prefault.reserve`. */
+  reserve(bytes: number, patienceMs?: number): Promise<number> {
+    return this.#prefault.reserve(bytes, patienceMs)
   }
 
-  function give(taken: Extent): void {
-    if (taken.sharing !== undefined) left.add(taken)
-    pool.give(taken)
+  /** No more images come: gives back what was made ready for them. */
+  complete(): void {
+    this.#prefault.close()
   }
 
-  /** Each is known by its extent's holes: what was given back stays so. */
-  function discardPages(address: number, pages: number): void {
-    for (let at = address; at < address + pages * PAGE_BYTES; ) {
+  /** Makes the memory read-only in this process, a part at a time. After `complete`. */
+  protect(): Generator<void, void> {
+    return makeReadOnly(this.#extents.values())
+  }
+
+  /**
+   * The images of a chain's next part come. Forgets the images that are here and gives their memory back, but for pages
+   * that lie apart.
+   */
+  reopen(): void {
+    this.#images.clear()
+    this.#imageCharges.forgotten()
+    this.#closeRanges()
+    for (const { address } of this.#small.extents.splice(1)) this.#giveAt(Number(address))
+    this.#small.free = this.#small.extents[0]
+    this.#prefault.reopen()
+  }
+
+  /** Puts `image` in the place of the image of that name. */
+  replace(image: StoredImage): void {
+    this.#images.set(image.name, image)
+  }
+
+  /** Returns the bytes of an image whose pages are in this memory already. */
+  piecesAt(places: Places): Pick<StoredImage, 'pieces' | 'places'> {
+    return piecesAt(this.#pool, places)
+  }
+
+  /** Counts memory outside of extents to the snapshot until `drop`. Throws as `Account.add` does. */
+  charge(bytes: number): void {
+    this.#charges.add(bytes)
+  }
+
+  /** Gives back the memory that only this piece of a complete image holds. It cannot be read again. */
+  release({ address, window, pages }: Piece): void {
+    if (pages) this.discardPages(Number(address), window.length / PAGE_BYTES)
+    else this.#giveOwned(Number(address))
+  }
+
+  /** Gives pages back, each once however often this is called. They cannot be read again. */
+  discardPages(address: number, pages: number): void {
+    const last = address + pages * PAGE_BYTES
+    for (let at = address; at < last; ) {
       const begin = at - (at % EXTENT)
-      const end = Math.min(begin + EXTENT, address + pages * PAGE_BYTES)
-      const taken = extents.get(begin)
-      const whole = taken?.holes === undefined && end - at === EXTENT
-      if (taken !== undefined && (whole || pool.givePages(taken, (at - begin) / PAGE_BYTES, (end - at) / PAGE_BYTES))) {
-        giveExtent(begin)
+      const end = Math.min(begin + EXTENT, last)
+      const extent = this.#extents.get(begin)
+      const whole = extent?.holes === undefined && end - at === EXTENT
+      if (
+        extent !== undefined &&
+        (whole || this.#pool.givePages(extent, (at - begin) / PAGE_BYTES, (end - at) / PAGE_BYTES))
+      ) {
+        this.#giveAt(begin)
       }
       at = end
     }
   }
 
-  /** The whole pages between two addresses. */
-  function discardBetween(begin: number, end: number): void {
-    const first = Math.ceil(begin / PAGE_BYTES)
-    const pages = Math.floor(end / PAGE_BYTES) - first
-    if (pages > 0) discardPages(first * PAGE_BYTES, pages)
+  /** Gives back the extents that only this image fills. */
+  discard({ pieces, spaces }: StoredImage): void {
+    for (const { address } of spaces ?? pieces) this.#giveOwned(Number(address))
   }
 
-  /** Nothing comes behind the first `filled` bytes of a space: of a tree of small processes that is most of the memory. */
-  function leave({ address, window }: Piece, filled: number): void {
-    discardBetween(Number(address) + filled, Number(address) + window.length)
+  /** From now on the extents of this image are given back page by page (`discardPages`), and not with the image. */
+  disown({ pieces, spaces }: StoredImage): void {
+    for (const { address } of spaces ?? pieces) this.#owned.delete(Number(address))
   }
 
-  /** Each next one is larger. */
-  function spaces(first: number, carve: (bytes: number) => Piece): (wanted: number) => Piece {
+  /**
+   * Gives all memory back: nothing may read the pieces any more. Writers throw `ABORTED` from now on. The pool keeps
+   * an extent into which bytes come just now until they are there, or until this is called again, when no more come.
+   */
+  drop(): void {
+    if (!this.#guard.drop()) return
+    this.#prefault.close()
+    this.#images.clear()
+    for (const extent of this.#extents.values()) this.#give(extent)
+    this.#extents.clear()
+    this.#owned.clear()
+    this.#pool.unshare(this.#needed)
+    this.#needed.close()
+    this.#charges.close()
+    this.#known.close()
+    this.#closeRanges()
+  }
+
+  /** Returns a function that gives the spaces of one image, each larger than the last; small ones lie in `shared`. */
+  #spaces(first: number, shared: SharedExtent): (wanted: number) => Piece {
     let next = first
     return (wanted) => {
       while (next < wanted && next <= LARGEST_SHARED) next *= 4
       const bytes = next
       next *= 4
-      return bytes > LARGEST_SHARED ? own(extent()) : carve(bytes)
+      return bytes > LARGEST_SHARED ? this.#takeOwned() : this.#carve(shared, bytes)
     }
   }
 
-  /** What `make` makes of a way to get space: nothing goes into memory that is not ours any more. */
-  function guarded(give: (wanted: number) => Piece, make: (space: typeof give) => MemoryWriter): MemoryWriter {
-    let extent: Extent | undefined
-    const writer = make((wanted) => {
-      const space = give(wanted)
-      extent = pool.at(Number(space.address))
-      return space
-    })
-    return {
-      ...writer,
-      room(wanted) {
-        alive()
-        const room = writer.room(wanted)
-        lent = extent
-        return room
-      },
-      wrote(bytes) {
-        lent = undefined
-        returned()
-        alive()
-        writer.wrote(bytes)
-      },
-      end(entry) {
-        alive()
-        writer.end(entry)
-      },
+  #carve(shared: SharedExtent, bytes: number): Piece {
+    if (shared.free === undefined || shared.free.window.length < bytes) {
+      shared.free = pieceOf(this.#take())
+      shared.extents?.push(shared.free)
+    }
+    const piece = firstOf(shared.free, bytes)
+    shared.free = restOf(shared.free, bytes)
+    return piece
+  }
+
+  #takeOwned(): Piece {
+    const extent = this.#take()
+    this.#owned.add(Number(extent.address))
+    return pieceOf(extent)
+  }
+
+  #take(): Extent {
+    const extent = this.#prefault.take() ?? this.#pool.take()
+    // This snapshot may have been dropped to make room for the extent.
+    if (this.#guard.dropped) this.#pool.give(extent)
+    this.#guard.check()
+    this.#extents.set(Number(extent.address), extent)
+    return extent
+  }
+
+  #share(address: number, pages: number): void {
+    this.#guard.check()
+    this.#pool.share(address, pages)
+    try {
+      this.#needed.add(address, pages * PAGE_BYTES)
+    } catch (error) {
+      this.#pool.unshare([[address, pages * PAGE_BYTES]])
+      throw error
     }
   }
 
-  function openPages(name: ImageName): MemoryWriter {
-    const ranges = openPageRanges(pool)
-    lists.add(ranges)
-    const share = (address: number, pages: number): void => {
-      alive()
-      pool.share(address, pages)
-      try {
-        needed.add(address, pages * PAGE_BYTES)
-      } catch (error) {
-        pool.unshare([[address, pages * PAGE_BYTES]])
-        throw error
-      }
-    }
-    const end = (image: StoredImage): void => void images.set(name, image)
-    return guarded(spaces(PAGE_BYTES, carvePages), (space) =>
-      pageWriter(name, pool, ranges, { space, leave, share, end }),
-    )
+  /** Gives an extent back if a single image fills it. */
+  #giveOwned(address: number): void {
+    if (this.#owned.delete(address)) this.#giveAt(address)
   }
 
-  function openImage(name: ImageName): MemoryWriter {
-    alive()
-    const withPages = apart && pagesPattern.test(name)
-    pay.opened(withPages)
-    if (withPages) return openPages(name)
-    const end = (entry: ImageEntry, pieces: Piece[]): void => {
-      images.set(name, { ...entry, pieces })
-      const last = pieces.at(-1)
-      const extent = owned.has(Number(last?.address)) && extents.get(Number(last?.address))
-      if (last && extent) leave(extent, last.window.length)
-    }
-    return guarded(spaces(FIRST_PIECE, carve), (space) => pieceWriter(space, end))
+  #giveAt(address: number): void {
+    const extent = this.#extents.get(address)
+    if (extent === undefined) return
+    this.#extents.delete(address)
+    this.#give(extent)
   }
 
-  return {
-    images,
-    open: openImage,
-    async reserve(bytes, patienceMs = PATIENCE_MS) {
-      let ready = 0
-      const mine = arrival
-      if (mine.open) pool.spare.add(giveUp)
-      const faultIn = async (): Promise<void> => {
-        while (mine.open && ready < bytes) {
-          const extent = pool.ahead()
-          if (extent === undefined) return
-          ready += EXTENT
-          faulting.add(extent)
-          await populate(extent.address, EXTENT)
-          if (!faulting.delete(extent)) continue
-          if (mine.open) ahead.push(extent)
-          else pool.give(extent)
-        }
-      }
-      const all = Promise.all(Array.from({ length: FAULTING }, faultIn))
-      await Promise.race([all, setTimeout(patienceMs, undefined, { ref: false })])
-      return Math.min(ready, bytes)
-    },
-    complete: giveAhead,
-    protect: () => makeReadOnly(extents.values()),
-    get held() {
-      let bytes = charges.bytes + known.bytes
-      for (const extent of extents.values()) bytes += heldIn(extent)
-      for (const extent of left) {
-        const still = heldIn(extent)
-        if (still === 0) left.delete(extent)
-        bytes += still
-      }
-      return bytes
-    },
-    get shared() {
-      return needed.bytes
-    },
-    release({ address, window, pages }) {
-      if (pages) discardPages(Number(address), window.length / PAGE_BYTES)
-      else giveOwn(Number(address))
-    },
-    reopen() {
-      images.clear()
-      pay.forgotten()
-      closeLists()
-      // They lay there.
-      for (const { address } of others.splice(1)) giveExtent(Number(address))
-      shared = others[0]
-      arrival = { open: true }
-    },
-    replace(image) {
-      images.set(image.name, image)
-    },
-    lying: (places) => lying(pool, places),
-    charge: charges.add,
-    discardPages,
-    discard({ pieces, spaces }) {
-      for (const { address } of spaces ?? pieces) giveOwn(Number(address))
-    },
-    trim({ pieces, spaces }) {
-      for (const { address } of spaces ?? pieces) owned.delete(Number(address))
-    },
-    drop() {
-      if (dropped) return returned()
-      dropped = true
-      if (lent !== undefined) {
-        lent.lent = new Promise((resolve) => {
-          returned = resolve
-        })
-      }
-      giveAhead()
-      images.clear()
-      for (const taken of extents.values()) give(taken)
-      extents.clear()
-      owned.clear()
-      shared = undefined
-      pool.unshare(needed)
-      needed.close()
-      charges.close()
-      known.close()
-      closeLists()
-    },
+  #give(extent: Extent): void {
+    if (extent.sharing !== undefined) this.#left.add(extent)
+    this.#pool.give(extent)
   }
+
+  /** Gives back the whole pages behind the first `filled` bytes: most of the memory of a tree of small processes. */
+  #discardBehind({ address, window }: Piece, filled: number): void {
+    const first = Math.ceil((Number(address) + filled) / PAGE_BYTES)
+    const pages = Math.floor((Number(address) + window.length) / PAGE_BYTES) - first
+    if (pages > 0) this.discardPages(first * PAGE_BYTES, pages)
+  }
+
+  #closeRanges(): void {
+    for (const ranges of this.#ranges) ranges.close()
+    this.#ranges.clear()
+  }
+}
+
+function pieceOf({ address, window }: Extent): Piece {
+  return { address, window }
 }

@@ -1,83 +1,91 @@
-/** Where consecutive bytes lie, range after range, in columns: there may be one for every page. */
+/** Where consecutive bytes lie, range after range. Ranges are kept in columns: there may be one for every page. */
 import { PAGE_BYTES } from '../format/pagemap.ts'
-import { openAccount } from './accounting.ts'
+import { type Account, openAccount } from './accounting.ts'
 import { EXTENT, type Pool } from './pool.ts'
 
-export interface PageRanges {
-  readonly bytes: number
-  /** These bytes come next; neighbours in one extent are one range. Throws `MEMORY`. */
-  add(address: number, bytes: number): void
-  /** Where page number `page` of all this is, and how many come behind it without a gap; undefined if it is not there. */
-  run(page: number): [address: number, pages: number] | undefined
-  [Symbol.iterator](): Iterator<[address: number, bytes: number]>
-  /** It is of no use any more. */
-  close(): void
-}
-
+/** Ranges that the columns hold at first, which are not charged. */
 const FIRST = 64
-/** Two columns of 8 bytes. */
+/** A range takes 8 bytes in each of two columns. */
 const ENTRY_BYTES = 16
 
-/** What it grows to is charged to the pool. */
-export function openPageRanges(pool: Pick<Pool, 'charge' | 'zeros'>): PageRanges {
-  let addresses = new Float64Array(FIRST)
-  /** Of all bytes up to the range's end. */
-  let ends = new Float64Array(FIRST)
-  let count = 0
-  const charges = openAccount(pool)
+export class PageRanges {
+  /** The address of each range. */
+  #addresses = new Float64Array(FIRST)
+  /** The number of bytes up to the end of each range. */
+  #ends = new Float64Array(FIRST)
+  /** How many ranges there are. */
+  #count = 0
+  readonly #account: Account
 
-  function grow(): void {
-    charges.add(addresses.length * ENTRY_BYTES)
-    const [oldAddresses, oldEnds] = [addresses, ends]
-    addresses = new Float64Array(2 * oldAddresses.length)
-    ends = new Float64Array(2 * oldEnds.length)
-    addresses.set(oldAddresses)
-    ends.set(oldEnds)
+  /** The memory of long columns is charged to `pool`. */
+  constructor(pool: Pick<Pool, 'charge'>) {
+    this.#account = openAccount(pool)
   }
 
-  const endOf = (at: number): number => (at < 0 ? 0 : (ends[at] as number))
-  const lengthOf = (at: number): number => endOf(at) - endOf(at - 1)
+  /** Bytes in all ranges. */
+  get bytes(): number {
+    return this.#endOf(this.#count - 1)
+  }
 
-  /** The first range that ends behind `position`. */
-  function find(position: number): number {
-    let [low, high] = [0, count]
+  /** Notes where the next bytes lie; neighbours in one extent become one range. Throws `MEMORY`. */
+  add(address: number, bytes: number): void {
+    const last = this.#count - 1
+    const end = this.#endOf(last)
+    if (last >= 0 && address % EXTENT !== 0) {
+      const next = (this.#addresses[last] as number) + end - this.#endOf(last - 1)
+      if (next === address) {
+        this.#ends[last] = end + bytes
+        return
+      }
+    }
+    if (this.#count === this.#addresses.length) this.#grow()
+    this.#addresses[this.#count] = address
+    this.#ends[this.#count] = end + bytes
+    this.#count++
+  }
+
+  /** Returns where page number `page` lies and how many lie behind it without a gap; undefined behind the last page. */
+  run(page: number): [address: number, pages: number] | undefined {
+    const position = page * PAGE_BYTES
+    const at = this.#find(position)
+    if (at === this.#count) return undefined
+    const address = (this.#addresses[at] as number) + position - this.#endOf(at - 1)
+    return [address, Math.floor((this.#endOf(at) - position) / PAGE_BYTES)]
+  }
+
+  *[Symbol.iterator](): Generator<[address: number, bytes: number], void> {
+    for (let at = 0; at < this.#count; at++) {
+      yield [this.#addresses[at] as number, this.#endOf(at) - this.#endOf(at - 1)]
+    }
+  }
+
+  /** Forgets all ranges and gives back what was charged. */
+  close(): void {
+    this.#account.close()
+    this.#count = 0
+  }
+
+  #endOf(at: number): number {
+    return at < 0 ? 0 : (this.#ends[at] as number)
+  }
+
+  /** Returns the first range that ends behind `position`. */
+  #find(position: number): number {
+    let [low, high] = [0, this.#count]
     while (low < high) {
       const middle = (low + high) >>> 1
-      if (endOf(middle) > position) high = middle
+      if (this.#endOf(middle) > position) high = middle
       else low = middle + 1
     }
     return low
   }
 
-  return {
-    get bytes() {
-      return endOf(count - 1)
-    },
-    add(address, bytes) {
-      const last = count - 1
-      const next = last < 0 ? 0 : (addresses[last] as number) + lengthOf(last)
-      if (last >= 0 && next === address && address % EXTENT !== 0) {
-        ends[last] = endOf(last) + bytes
-        return
-      }
-      if (count === addresses.length) grow()
-      addresses[count] = address
-      ends[count] = endOf(last) + bytes
-      count++
-    },
-    run(page) {
-      const position = page * PAGE_BYTES
-      const at = find(position)
-      if (at === count) return undefined
-      const address = (addresses[at] as number) + position - endOf(at - 1)
-      return [address, Math.floor((endOf(at) - position) / PAGE_BYTES)]
-    },
-    *[Symbol.iterator]() {
-      for (let at = 0; at < count; at++) yield [addresses[at] as number, lengthOf(at)]
-    },
-    close() {
-      charges.close()
-      count = 0
-    },
+  #grow(): void {
+    this.#account.add(this.#addresses.length * ENTRY_BYTES)
+    const [addresses, ends] = [this.#addresses, this.#ends]
+    this.#addresses = new Float64Array(2 * addresses.length)
+    this.#ends = new Float64Array(2 * ends.length)
+    this.#addresses.set(addresses)
+    this.#ends.set(ends)
   }
 }

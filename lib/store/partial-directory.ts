@@ -1,9 +1,9 @@
 /**
- * A directory that has its name only when all files are in it.
+ * A directory that gets its name only when all files are in it.
  *
- * It may be made below a directory of somebody else, who can then rename it and put a link in its place. So nothing is
- * found by its path: the parent and the new directory are opened once, and what is made, renamed or removed is so by
- * these descriptors. At the end what has the name must be what was written.
+ * It may be made below a directory of another user, who can then rename it and put a link in its place. So nothing is
+ * found by its path: the parent and the new directory are opened once, and files and names are made and removed by
+ * these descriptors. At the end the directory with the name must be the one that was written.
  */
 import {
   closeSync,
@@ -20,103 +20,115 @@ import {
 import { type FileHandle, open } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
-import { renameNew } from '../kernel/rename.ts'
+import { openPath, renameNew } from '../kernel/rename.ts'
 import { userName } from '../kernel/trusted-path.ts'
 
-export interface PartialDirectory {
-  /** Makes a file in it, mode 0600. Rejects with what open(2) says. */
-  create(name: string): Promise<FileHandle>
-  /** Gives it its name. Throws `EXISTS` or `IO`. */
-  seal(): void
-  /** Removes what was written, unless it was sealed. May be called twice. */
-  drop(): void
-}
-
 const { O_DIRECTORY, O_NOFOLLOW, O_RDONLY } = constants
-/** For its name alone: it may be a directory that we cannot list. */
-const O_PATH = 0o10000000
 
-/** Throws `EXISTS` if `path` is there and is not an empty directory, `IO` if nothing can be made beside it. */
-export function partialDirectory(path: string): PartialDirectory {
-  const target = resolve(path)
-  const [folder, name] = [dirname(target), basename(target)]
-  const parent = openParent(folder)
-  const beside = (entry: string): string => join(descriptorPath(parent), entry)
-  let made: number | undefined
-  let temporary = ''
-  try {
-    refuseUnlessEmpty(beside(name), target, parent)
-    temporary = basename(mkdtempSync(beside(`.${name}.partial-`)))
-    made = openSync(beside(temporary), O_RDONLY | O_DIRECTORY | O_NOFOLLOW)
-    refuseUnlessFresh(made, join(folder, temporary))
-  } catch (cause) {
-    if (made !== undefined) closeSync(made)
-    closeSync(parent)
-    throw cause instanceof Fault ? cause : unmade(folder, cause)
-  }
-  const directory = made
-  const written: string[] = []
-  let isOpen = true
+export class PartialDirectory {
+  /** The path as the caller gave it, and made absolute. */
+  readonly #path: string
+  readonly #target: string
+  /** The directory that it is made in, and its name there. */
+  readonly #folder: string
+  readonly #name: string
+  /** The name until `seal`. */
+  readonly #temporary: string
+  /** Descriptors of `#folder` and of the directory itself. */
+  readonly #parent: number
+  readonly #directory: number
+  /** Files that were made in it. */
+  readonly #written: string[] = []
+  #isOpen = true
 
-  function isOurs(at: string): boolean {
-    const own = fstatSync(directory)
+  /** Throws `EXISTS` if `path` is there and is not an empty directory, `IO` if nothing can be made beside it. */
+  constructor(path: string) {
+    this.#path = path
+    this.#target = resolve(path)
+    this.#folder = dirname(this.#target)
+    this.#name = basename(this.#target)
+    this.#parent = openParent(this.#folder)
+    let made: number | undefined
     try {
-      const found = lstatSync(at)
+      refuseUnlessEmpty(this.#beside(this.#name), this.#target, this.#parent)
+      this.#temporary = basename(mkdtempSync(this.#beside(`.${this.#name}.partial-`)))
+      made = openSync(this.#beside(this.#temporary), O_RDONLY | O_DIRECTORY | O_NOFOLLOW)
+      refuseUnlessFresh(made, join(this.#folder, this.#temporary))
+    } catch (cause) {
+      if (made !== undefined) closeSync(made)
+      closeSync(this.#parent)
+      throw cause instanceof Fault ? cause : unmade(this.#folder, cause)
+    }
+    this.#directory = made
+  }
+
+  /** Makes a file in it, mode 0600. Throws `IO` after `seal` or `drop`. Rejects with what open(2) says. */
+  async create(name: string): Promise<FileHandle> {
+    if (!this.#isOpen) throw new Fault('IO', `${this.#path} was dropped`)
+    const handle = await open(join(descriptorPath(this.#directory), name), 'wx', 0o600)
+    this.#written.push(name)
+    return handle
+  }
+
+  /** Gives it its name. Throws `EXISTS` or `IO`. */
+  seal(): void {
+    const [parent, from, to] = [this.#parent, this.#beside(this.#temporary), this.#beside(this.#name)]
+    if (!this.#isAt(from)) throw exchanged(join(this.#folder, this.#temporary))
+    if (refuseUnlessEmpty(to, this.#target, parent)) makeWay(to, this.#target)
+    const became = renameNew(parent, this.#temporary, this.#name)
+    if (became === 'in the way') throw inTheWay(this.#target)
+    if (became === 'unknown') renamePlainly(from, to, this.#target)
+    if (!this.#isAt(this.#target)) throw exchanged(this.#target)
+    this.#close()
+  }
+
+  /** Removes what was written, unless it was sealed. May be called twice. */
+  drop(): void {
+    if (!this.#isOpen) return
+    try {
+      for (const file of this.#written) unlinkSync(join(descriptorPath(this.#directory), file))
+      this.#remove()
+    } catch {
+      // Another user has removed it, or keeps us from it.
+    }
+    this.#close()
+  }
+
+  #beside(entry: string): string {
+    return join(descriptorPath(this.#parent), entry)
+  }
+
+  /** Whether this path leads to the directory. */
+  #isAt(path: string): boolean {
+    const own = fstatSync(this.#directory)
+    try {
+      const found = lstatSync(path)
       return found.ino === own.ino && found.dev === own.dev
     } catch {
       return false
     }
   }
 
-  /** Where an empty directory is replaced, and nothing else: the file system knows no better. */
-  function renamePlainly(): void {
-    try {
-      renameSync(beside(temporary), beside(name))
-    } catch (cause) {
-      const { code } = cause as NodeJS.ErrnoException
-      throw new Fault('IO', `cannot give ${target} its name (${code})`, { cause })
-    }
+  /** Removes the directory, also where somebody has renamed it. */
+  #remove(): void {
+    const isOwn = (entry: string): boolean => this.#isAt(this.#beside(entry))
+    const entry = [this.#temporary, this.#name].find(isOwn) ?? readdirSync(this.#beside('.')).find(isOwn)
+    if (entry !== undefined) rmdirSync(this.#beside(entry))
   }
 
-  function close(): void {
-    isOpen = false
-    closeSync(directory)
-    closeSync(parent)
+  #close(): void {
+    this.#isOpen = false
+    closeSync(this.#directory)
+    closeSync(this.#parent)
   }
+}
 
-  /** It has another name where somebody has renamed it. */
-  function removeDirectory(): void {
-    const own = (entry: string): boolean => isOurs(beside(entry))
-    const entry = [temporary, name].find(own) ?? readdirSync(beside('.')).find(own)
-    if (entry !== undefined) rmdirSync(beside(entry))
-  }
-
-  return {
-    async create(file) {
-      if (!isOpen) throw new Fault('IO', `${path} was dropped`)
-      const handle = await open(join(descriptorPath(directory), file), 'wx', 0o600)
-      written.push(file)
-      return handle
-    },
-    seal() {
-      if (!isOurs(beside(temporary))) throw exchanged(join(folder, temporary))
-      if (refuseUnlessEmpty(beside(name), target, parent)) makeWay(beside(name), target)
-      const became = renameNew(parent, temporary, name)
-      if (became === 'in the way') throw inTheWay(target)
-      if (became === 'unknown') renamePlainly()
-      if (!isOurs(target)) throw exchanged(target)
-      close()
-    },
-    drop() {
-      if (!isOpen) return
-      try {
-        for (const file of written) unlinkSync(join(descriptorPath(directory), file))
-        removeDirectory()
-      } catch {
-        // Somebody else has removed it, or keeps us from it.
-      }
-      close()
-    },
+/** For a file system without RENAME_NOREPLACE. Replaces an empty directory at most. `path` is for messages. */
+function renamePlainly(from: string, to: string, path: string): void {
+  try {
+    renameSync(from, to)
+  } catch (cause) {
+    throw new Fault('IO', `cannot give ${path} its name (${(cause as NodeJS.ErrnoException).code})`, { cause })
   }
 }
 
@@ -126,13 +138,16 @@ function descriptorPath(directory: number): string {
 
 function openParent(folder: string): number {
   try {
-    return openSync(folder, O_PATH | O_DIRECTORY)
+    return openPath(folder)
   } catch (cause) {
     throw unmade(folder, cause)
   }
 }
 
-/** `path` is for messages. Whether there is an empty directory `at` that name in `parent`. */
+/**
+ * Returns whether there is an empty directory `at` that name in `parent`. Throws `EXISTS` for anything else. `path` is
+ * for messages.
+ */
 function refuseUnlessEmpty(at: string, path: string, parent: number): boolean {
   const found = lstatSync(at, { throwIfNoEntry: false })
   if (found === undefined) return false
@@ -143,7 +158,7 @@ function refuseUnlessEmpty(at: string, path: string, parent: number): boolean {
   throw inTheWay(path)
 }
 
-/** Ours and empty; nobody else can put anything into it. */
+/** Throws `IO` unless the directory is ours and empty, and nobody else can put anything into it. */
 function refuseUnlessFresh(directory: number, path: string): void {
   const { uid, mode } = fstatSync(directory)
   if (uid !== process.geteuid?.()) {

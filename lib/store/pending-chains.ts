@@ -1,96 +1,93 @@
 /**
- * The chains of a cache that have no last part yet, by the id of the snapshot that they are to become. Each belongs to whoever knows
- * its token: nobody else can continue, replace or end it.
+ * The chains of a cache that have no last part yet, by the id of the snapshot that they become. A chain belongs to the
+ * sender that knows its token: no other can continue, replace or end it.
  */
 import { timingSafeEqual } from 'node:crypto'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Layer } from '../format/wire.ts'
-import { type ChainMemory, chainMemory } from './chain-memory.ts'
-import { type MemorySnapshot, memorySnapshot } from './memory.ts'
+import { ChainMemory } from './chain-memory.ts'
+import { MemorySnapshot } from './memory.ts'
 import type { Pool } from './pool.ts'
 
-/** A chain, and the part of it that arrives. */
+/** A chain, with the part of it that comes now. */
 export interface PendingChain {
   readonly sink: MemorySnapshot
   readonly flat: ChainMemory
   readonly token: Buffer
-  /** Sealed rounds. */
+  /** How many rounds are sealed. */
   rounds: number
   /** When it last grew, by performance.now(). */
   since: number
 }
 
-export interface PendingChains {
-  has(id: SnapshotId): boolean
-  readonly all: ReadonlyMap<SnapshotId, PendingChain>
+export class PendingChains {
+  readonly #pool: Pool
+  readonly #onDropped: (id: SnapshotId, chain: PendingChain) => void
+  readonly #chains = new Map<SnapshotId, PendingChain>()
+
+  /** `onDropped` is called with each chain that was dropped: other snapshots may still need some of its memory. */
+  constructor(pool: Pool, onDropped: (id: SnapshotId, chain: PendingChain) => void) {
+    this.#pool = pool
+    this.#onDropped = onDropped
+  }
+
+  get all(): ReadonlyMap<SnapshotId, PendingChain> {
+    return this.#chains
+  }
+
   /**
-   * Takes the chain that this part goes on with, or begins one; whoever takes it puts it back or drops its memory. Throws `MISSING` where it is not here as the
-   * part says, `EXISTS` for one of another owner, `MEMORY`.
+   * Takes out the chain that this part continues, or begins one. The caller puts it back, or drops its memory. Throws
+   * `MISSING` where the chain is not here as the part says, `EXISTS` for a chain of another owner, and `MEMORY`.
    */
-  take(id: SnapshotId, layer: Layer): PendingChain
-  put(id: SnapshotId, chain: PendingChain): void
-  /** Forgets the one that was idle longest, if that was for at least `ms`, of those that are not `spared`. */
-  dropIdle(ms: number, spared: ReadonlySet<SnapshotId>): { id: SnapshotId; ms: number } | undefined
-  /** Forgets it, and gives its memory back. Returns whether it was there. */
-  drop(id: SnapshotId): boolean
-}
+  take(id: SnapshotId, { under, token }: Layer): PendingChain {
+    const found = this.#chains.get(id)
+    const isOwn = found !== undefined && timingSafeEqual(found.token, token)
+    if (under > 0) {
+      if (!isOwn || found.rounds !== under) throw notHere(id, under)
+      this.#chains.delete(id)
+      return found
+    }
+    if (found !== undefined && !isOwn) throw unfinished(id)
+    this.drop(id)
+    const sink = new MemorySnapshot(this.#pool, true)
+    return { sink, flat: new ChainMemory(sink), token: Buffer.from(token), rounds: 0, since: performance.now() }
+  }
 
-/** `onDropped` is told of memory that others may still need. */
-export function openPendingChains(
-  pool: Pool,
-  onDropped: (id: SnapshotId, chain: PendingChain) => void = () => {},
-): PendingChains {
-  const chains = new Map<SnapshotId, PendingChain>()
+  /** Puts a chain back: it waits for its next part. */
+  put(id: SnapshotId, chain: PendingChain): void {
+    chain.since = performance.now()
+    this.#chains.set(id, chain)
+  }
 
-  function drop(id: SnapshotId): boolean {
-    const chain = chains.get(id)
+  /** Forgets a chain and gives its memory back. Returns whether it was here. */
+  drop(id: SnapshotId): boolean {
+    const chain = this.#chains.get(id)
     chain?.sink.drop()
-    if (chain !== undefined) onDropped(id, chain)
-    return chains.delete(id)
+    if (chain !== undefined) this.#onDropped(id, chain)
+    return this.#chains.delete(id)
   }
 
-  return {
-    has: (id) => chains.has(id),
-    all: chains,
-    take(id, { under, token }) {
-      const found = chains.get(id)
-      const ours = found !== undefined && timingSafeEqual(found.token, token)
-      if (under > 0) {
-        if (!ours || found.rounds !== under) throw notHere(id, under)
-        chains.delete(id)
-        return found
-      }
-      if (found !== undefined && !ours) throw unfinished(id)
-      drop(id)
-      const sink = memorySnapshot(pool, true)
-      return { sink, flat: chainMemory(sink), token: Buffer.from(token), rounds: 0, since: performance.now() }
-    },
-    put(id, chain) {
-      chain.since = performance.now()
-      chains.set(id, chain)
-    },
-    dropIdle(ms, spared) {
-      const [oldest] = [...chains].filter(([id]) => !spared.has(id)).sort(([, a], [, b]) => a.since - b.since)
-      if (oldest === undefined) return undefined
-      const [id, { since }] = oldest
-      const idle = performance.now() - since
-      if (idle < ms) return undefined
-      drop(id)
-      return { id, ms: idle }
-    },
-    drop,
+  /** Drops the chain that was idle longest, if for at least `ms`; not one that is `spared`. Returns which. */
+  dropIdle(ms: number, spared: ReadonlySet<SnapshotId>): { id: SnapshotId; ms: number } | undefined {
+    const [oldest] = [...this.#chains].filter(([id]) => !spared.has(id)).sort(([, a], [, b]) => a.since - b.since)
+    if (oldest === undefined) return undefined
+    const [id, { since }] = oldest
+    const idle = performance.now() - since
+    if (idle < ms) return undefined
+    this.drop(id)
+    return { id, ms: idle }
   }
 }
 
-/** The same words for a chain that is not here and for one of another owner. */
+/** Says the same of a chain that is not here and of one that another sender owns. */
 function notHere(id: SnapshotId, under: number): Fault {
   return new Fault('MISSING', `no chain ${id} of ${under} ${under === 1 ? 'round' : 'rounds'} is here`, {
     hint: 'begin it anew: its tasks have changed pages that nobody noted',
   })
 }
 
-/** Of a snapshot that would take its place. */
+/** Says that a snapshot would take the place of an unfinished chain. */
 export function unfinished(id: SnapshotId): Fault {
   return new Fault('EXISTS', `an unfinished chain ${id} of another sender is here`, {
     hint: 'choose another --snapshot ID',

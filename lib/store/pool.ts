@@ -1,11 +1,12 @@
 /**
- * The memory that images rest in: extents of 2 MiB, huge-page aligned, bounded by `limit`.
+ * The memory that images lie in: extents of 2 MiB, aligned for huge pages, at most `limit` bytes of them.
  *
- * Page faults on memory that was never touched take longer than filling it, so the first `reserve` bytes are faulted in
- * aside, from the start and again when they were given back. Memory is mapped in regions and carved up. What is given back is discarded (the system has it again) but stays
- * mapped, for the next snapshot: a window that somebody still held reads zeros and cannot crash. Bounds hold for a
- * sender's appetite too: `take` throws `MEMORY`, and the snapshot that asked is dropped while others stay. What was only made ready
- * ahead gives way to images: an announcement costs nobody else anything, and takes no memory that the machine lacks.
+ * A page fault on memory that was never touched takes longer than filling it, so the first `reserve` bytes are faulted
+ * in on another thread, from the start and again when they were given back. Memory is mapped in regions and carved up.
+ * An extent that is given back is discarded: the system has its memory again, but it stays mapped for the next
+ * snapshot, so a window that somebody still holds reads zeros and cannot crash. The limit holds for senders too: `take`
+ * throws `MEMORY`, and the snapshot that asked is dropped while others stay. Extents that were only made ready ahead
+ * give way to images, so an announcement costs nobody else anything, and takes no memory that the machine lacks.
  */
 import { getHeapStatistics } from 'node:v8'
 import { Fault } from '../fault.ts'
@@ -28,121 +29,231 @@ export interface Extent {
   window: Uint8Array
   /** Pages that were given back before the rest: 1 for each. */
   holes?: { pages: Uint8Array; count: number } | undefined
-  /** Where others need pages of it. */
+  /** Counts who needs its pages, where not only its owner does. */
   sharing?: Sharing
-  /** Those of its pages that were taken, see offer.ts. */
+  /** The digests of its pages that were taken so far, see dedup-index.ts. */
   digests?: Digests
-  /** It may be: see read-only.ts. */
+  /** It may be read-only, see read-only.ts. */
   readOnly?: boolean
-  /** Somebody may still write there: when it is given back it counts as free, and is nobody's until this resolves. */
+  /**
+   * Somebody may still write into it. When it is given back it counts as free, and nobody gets it before this
+   * resolves.
+   */
   lent?: Promise<void>
 }
 
 interface Sharing {
-  /** Of each page: how many others need it. */
+  /** How many others need each page. */
   needs: Uint32Array
-  /** 1 for a page that its owner has given. */
+  /** 1 for a page that its owner has given back. */
   given: Uint8Array
-  /** While there is one, no page goes. */
+  /** While there is a pin, no page goes back. */
   pins: number
 }
 
 interface Digests {
   words: Uint32Array
-  /** 1 for a page whose digest is there. */
+  /** 1 for a page whose digest was taken. */
   taken: Uint8Array
 }
 
 export const EXTENT = HUGE_PAGE
+/** Pages of an extent. */
 export const PAGES = EXTENT / PAGE_BYTES
+/** Bytes that the digests of an extent and the counts of its sharing take. */
+export const DIGESTS_BYTES = PAGES * (DIGEST_WORDS * 4 + 1 + 4 + 1)
 /**
- * A region is as large as all before it, within these. Each one makes Node collect garbage, for it counts windows as if they were its
- * own: with regions of 64 MiB that took 0.2 s a GiB.
+ * A region is as large as all before it, within these bounds. Each region makes Node collect garbage, because it counts
+ * windows as memory of its own: with regions of 64 MiB that took 0.2 s a GiB.
  */
 const LEAST_REGION = 32 * EXTENT
 const LARGEST_REGION = 512 * EXTENT
-/** What an announcement leaves to others on this machine. */
-const LEFT = 2 ** 28
-
-export interface Pool {
-  readonly limit: number
-  /** Bytes that are handed out. */
-  readonly used: number
-  /** Throws `MEMORY` when the limit is reached and nobody has one to spare. */
-  take(): Extent
-  /** One to make ready ahead; undefined where the limit, or the machine's memory, is near. */
-  ahead(): Extent | undefined
-  /** Those who have such extents, each giving one up. */
-  readonly spare: Set<() => Extent | undefined>
-  /** When nobody has one to spare: gives up what nobody needs now, a part at a time. Returns whether somebody did. */
-  relief: () => boolean
-  /** The caller has no window on it left. Pages that others need stay until nobody does. */
-  give(extent: Extent): void
-  /** The extent with this address in it, if it is handed out. */
-  at(address: number): Extent | undefined
-  /** What is at this address, in one extent or in the zeros. */
-  window(address: number, bytes: number): Uint8Array
-  /** An extent's worth of zeros that takes no memory: nobody writes there. */
-  readonly zeros: number
-  /** Whether the address is in it. */
-  isZeros(address: number): boolean
-  /** Somebody else needs these pages, of one extent, until as many `unshare`; all at a time, for each extent is gone through once. Throws `MEMORY` where they have gone. */
-  share(address: number, pages: number): void
-  unshare(places: Iterable<[address: number, bytes: number]>): void
-  /** All pages of it stay until as many `unpin`. */
-  pin(extent: Extent): void
-  unpin(extent: Extent): void
-  /**
-   * Counts memory that is not in extents; a negative number gives it back. `onHeap`: of JavaScript's heap, whose limit ends this process
-   * whatever that of the pool is. Throws `MEMORY`.
-   */
-  charge(bytes: number, onHeap?: boolean): void
-  /**
-   * Pages of an extent, whose number this is of the first, are of no use any more: the system has them again, and they count as free.
-   * Each is given once, whoever says it again, and is free when nobody else needs it. Returns whether that was the last of them: then the extent is free.
-   */
-  givePages(extent: Extent, first: number, count: number): boolean
-}
-
-/** The other half is for all else. */
+/** Bytes that `ahead` leaves to others on this machine. */
+const LEFT_TO_OTHERS = 2 ** 28
+/** The share of JavaScript's heap that `charge` may fill. The other half is for all else. */
 const MOST_ON_HEAP = getHeapStatistics().heap_size_limit / 2
 
-/** A pool of at most `limit` bytes, of which `reserve` are kept ready. */
-export function openPool(limit: number, reserve = 0, available = availableMemory, mostOnHeap = MOST_ON_HEAP): Pool {
-  const free: Extent[] = []
-  const ready: Extent[] = []
-  /** Free, but read-only still. */
-  const locked: Extent[] = []
-  const handed = new Map<number, Extent>()
-  let zeros: Region | undefined
-  const spare: Pool['spare'] = new Set()
-  let used = 0
-  let heap = 0
-  let mapped = 0
-  let filling = false
+export class Pool {
+  /** Bytes. */
+  readonly limit: number
+  /** Each gives up an extent that was only made ready ahead, if it has one. */
+  readonly spare = new Set<() => Extent | undefined>()
+  /**
+   * Called when the limit is reached and no extent is spare: gives up some memory that is not needed now. Returns
+   * whether it did.
+   */
+  relief: () => boolean = () => false
+  /** Bytes that are kept ready. */
+  readonly #reserve: number
+  readonly #available: () => number
+  readonly #mostOnHeap: number
+  /** Extents that are not handed out. */
+  readonly #free: Extent[] = []
+  /** Free extents that are faulted in. */
+  readonly #ready: Extent[] = []
+  /** Free extents that are still read-only. */
+  readonly #locked: Extent[] = []
+  /** Extents that are handed out, by address. */
+  readonly #handed = new Map<number, Extent>()
+  #zeros: Region | undefined
+  #used = 0
+  /** Bytes of these that are charged on JavaScript's heap. */
+  #heap = 0
+  /** Bytes that are mapped. */
+  #mapped = 0
+  /** Whether `#refill` is at work. */
+  #filling = false
 
-  /** Where the kernel refuses, it is asked again when more comes back. */
-  function unlock(): void {
-    for (let last = locked.at(-1); last !== undefined; last = locked.at(-1)) {
-      if (!allowWriting(last.address, EXTENT, true)) return
-      locked.pop()
-      free.push(last)
+  /**
+   * A pool of at most `limit` bytes, of which `reserve` are kept ready. `available` says how many bytes this machine
+   * can still give, `mostOnHeap` how many may be charged on JavaScript's heap.
+   */
+  constructor(limit: number, reserve = 0, available = availableMemory, mostOnHeap = MOST_ON_HEAP) {
+    this.limit = limit
+    this.#reserve = reserve
+    this.#available = available
+    this.#mostOnHeap = mostOnHeap
+    void this.#refill()
+  }
+
+  /** Bytes that are handed out or charged. */
+  get used(): number {
+    return this.#used
+  }
+
+  /** Hands out an extent. Throws `MEMORY` when the limit is reached and nobody gives way. */
+  take(): Extent {
+    return this.#makeRoom(EXTENT) ?? this.#take()
+  }
+
+  /** Hands out an extent to make ready ahead; undefined where the limit, or the machine's memory, is near. */
+  ahead(): Extent | undefined {
+    if (this.#used + EXTENT > this.limit || this.#available() < LEFT_TO_OTHERS) return undefined
+    try {
+      return this.#take()
+    } catch {
+      return undefined
     }
   }
 
-  function fromFree(): Extent {
-    if (free.length === 0) {
-      const { address, bytes, window } = mapRegion()
-      mapped += bytes
+  /** Takes an extent back. Its owner has no window on it left. Pages that others need stay until none does. */
+  give(extent: Extent): void {
+    if (!this.#isOut(extent)) return
+    if (extent.sharing !== undefined) return void this.givePages(extent, 0, PAGES)
+    discard(extent.address, EXTENT)
+    this.#finish(extent)
+  }
+
+  /**
+   * Takes pages `first` to `first + count` of an extent back from its owner: the system has them again, and they count
+   * as free as soon as nobody else needs them. A page is given once, however often this is called. Returns whether
+   * they were the last of the extent, which is free then.
+   */
+  givePages(extent: Extent, first: number, count: number): boolean {
+    if (!this.#isOut(extent)) return true
+    extent.sharing?.given.fill(1, first, first + count)
+    return this.#reclaim(extent, first, count)
+  }
+
+  /** Returns the extent with this address in it, if it is handed out. */
+  at(address: number): Extent | undefined {
+    return this.#handed.get(address - (address % EXTENT))
+  }
+
+  /** Returns the bytes at an address, which all lie in one extent or in the zeros. */
+  window(address: number, bytes: number): Uint8Array {
+    const { address: begin, window } = this.isZeros(address) ? (this.#zeros as Region) : (this.at(address) as Extent)
+    return window.subarray(address - Number(begin), address - Number(begin) + bytes)
+  }
+
+  /** The address of an extent's worth of zeros that takes no memory, because nobody writes there. */
+  get zeros(): number {
+    this.#zeros ??= mapZeros()
+    return Number(this.#zeros.address)
+  }
+
+  /** Whether the address is in the zeros. */
+  isZeros(address: number): boolean {
+    return this.#zeros !== undefined && address - (address % EXTENT) === Number(this.#zeros.address)
+  }
+
+  /** Keeps pages of one extent until `unshare`, whatever its owner gives back. Throws `MEMORY` if they are gone. */
+  share(address: number, pages: number): void {
+    const [extent, first] = [this.at(address), pageIn(address)]
+    const gone = extent === undefined || extent.holes?.pages.subarray(first, first + pages).includes(1) === true
+    if (gone) throw new Fault('MEMORY', 'pages that are shared had to go: memory was needed')
+    this.#count(address, pages, 1)
+  }
+
+  /** Undoes `share` for all these places together: each extent among them is gone through once. */
+  unshare(places: Iterable<[address: number, bytes: number]>): void {
+    const touched = new Set<Extent | undefined>()
+    for (const [address, bytes] of places) touched.add(this.#count(address, bytes / PAGE_BYTES, -1))
+    for (const extent of touched) if (extent !== undefined) this.#reclaim(extent, 0, PAGES)
+  }
+
+  /** Keeps all pages of an extent, until as many `unpin`. */
+  pin(extent: Extent): void {
+    sharingOf(extent).pins++
+  }
+
+  unpin(extent: Extent): void {
+    sharingOf(extent).pins--
+    if (this.#isOut(extent)) this.#reclaim(extent, 0, PAGES)
+  }
+
+  /**
+   * Counts memory that is not in extents; a negative number gives it back. `onHeap`: it is on JavaScript's heap, whose
+   * own limit would end this process, whatever the pool's limit is. Throws `MEMORY`.
+   */
+  charge(bytes: number, onHeap = false): void {
+    while (onHeap && bytes > 0 && this.#heap + bytes > this.#mostOnHeap) if (!this.relief()) throw tooMany()
+    while (bytes > 0 && this.#used + bytes > this.limit) {
+      const given = this.#makeRoom(bytes)
+      if (given !== undefined) this.give(given)
+    }
+    this.#used += bytes
+    if (onHeap) this.#heap += bytes
+  }
+
+  #isOut(extent: Extent): boolean {
+    return this.#handed.get(Number(extent.address)) === extent
+  }
+
+  #take(): Extent {
+    const extent = this.#ready.pop() ?? this.#fromFree()
+    this.#used += EXTENT
+    this.#handed.set(Number(extent.address), extent)
+    return extent
+  }
+
+  /** Makes room for `bytes`, or throws `MEMORY`. An extent that it returns may be had instead. */
+  #makeRoom(bytes: number): Extent | undefined {
+    if (this.#used + bytes <= this.limit) return undefined
+    for (const giveUp of this.spare) {
+      const given = giveUp()
+      if (given !== undefined) return given
+    }
+    while (this.relief()) if (this.#used + bytes <= this.limit) return undefined
+    const [used, limit] = [formatSize(this.#used), formatSize(this.limit)]
+    throw new Fault('MEMORY', `the memory for images is full: ${used} of ${limit}`, {
+      hint: 'raise --max-memory, or drop a snapshot: cache -D DIR --ls, and --rm ID',
+    })
+  }
+
+  #fromFree(): Extent {
+    if (this.#free.length === 0) {
+      const { address, bytes, window } = this.#mapRegion()
+      this.#mapped += bytes
       for (let at = bytes - EXTENT; at >= 0; at -= EXTENT) {
-        free.push({ address: address + BigInt(at), window: window.subarray(at, at + EXTENT) })
+        this.#free.push({ address: address + BigInt(at), window: window.subarray(at, at + EXTENT) })
       }
     }
-    return free.pop() as Extent
+    return this.#free.pop() as Extent
   }
 
-  function mapRegion(): Region {
-    const bytes = Math.min(Math.max(mapped, LEAST_REGION), LARGEST_REGION)
+  #mapRegion(): Region {
+    const bytes = Math.min(Math.max(this.#mapped, LEAST_REGION), LARGEST_REGION)
     try {
       return mapMemory(bytes)
     } catch {
@@ -150,58 +261,43 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
     }
   }
 
-  async function refill(): Promise<void> {
-    if (filling) return
-    filling = true
+  /** Faults extents in until the reserve is ready. */
+  async #refill(): Promise<void> {
+    if (this.#filling) return
+    this.#filling = true
     try {
-      while (used + (ready.length + 1) * EXTENT <= reserve) {
-        const extent = fromFree()
+      while (this.#used + (this.#ready.length + 1) * EXTENT <= this.#reserve) {
+        const extent = this.#fromFree()
         await populate(extent.address, EXTENT)
-        ready.push(extent)
+        this.#ready.push(extent)
       }
     } catch {
-      // Whoever needs it is told.
+      // `take` throws the error when the memory is needed.
     } finally {
-      filling = false
+      this.#filling = false
     }
   }
-  void refill()
 
-  function take(): Extent {
-    const extent = ready.pop() ?? fromFree()
-    used += EXTENT
-    handed.set(Number(extent.address), extent)
-    return extent
-  }
-
-  /** Makes room for as many bytes, or throws. What it returns may be had instead. */
-  function makeRoom(bytes: number): Extent | undefined {
-    if (used + bytes <= limit) return undefined
-    for (const giveUp of spare) {
-      const given = giveUp()
-      if (given !== undefined) return given
+  /** Frees extents that were read-only. Where the kernel refuses, it is asked again when the next one comes back. */
+  #unlock(): void {
+    for (let last = this.#locked.at(-1); last !== undefined; last = this.#locked.at(-1)) {
+      if (!allowWriting(last.address, EXTENT, true)) return
+      this.#locked.pop()
+      this.#free.push(last)
     }
-    while (pool.relief()) if (used + bytes <= limit) return undefined
-    throw new Fault('MEMORY', `the memory for images is full: ${formatSize(used)} of ${formatSize(limit)}`, {
-      hint: 'raise --max-memory, or drop a snapshot: cache -D DIR --ls, and --rm ID',
-    })
   }
 
-  function isOut(extent: Extent): boolean {
-    return handed.get(Number(extent.address)) === extent
-  }
-
-  /** All of it is back. */
-  function finish(extent: Extent): void {
+  /** Frees an extent of which every page is back. */
+  #finish(extent: Extent): void {
     const { address, window, holes, digests, readOnly, lent } = extent
-    handed.delete(Number(address))
-    used -= heldIn(extent)
-    if (digests !== undefined) used -= DIGESTS_BYTES
+    this.#handed.delete(Number(address))
+    this.#used -= heldIn(extent)
+    if (digests !== undefined) this.#used -= DIGESTS_BYTES
     if (holes !== undefined) allowHuge(address, EXTENT, true)
     const back = (): void => {
-      ;(readOnly ? locked : free).push({ address, window })
-      unlock()
-      void refill()
+      ;(readOnly ? this.#locked : this.#free).push({ address, window })
+      this.#unlock()
+      void this.#refill()
     }
     if (lent === undefined) back()
     else
@@ -211,12 +307,12 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
       })
   }
 
-  /** Gives back those pages that their owner has given and nobody needs. */
-  function reclaim(extent: Extent, first: number, count: number): boolean {
+  /** Discards those pages that their owner has given back and nobody needs. Returns whether the extent is free now. */
+  #reclaim(extent: Extent, first: number, count: number): boolean {
     const { sharing } = extent
-    // Its huge page is split where there is something to give back.
+    // Holes split its huge page, so there are none before there is something to discard.
     if (sharing !== undefined && (sharing.pins > 0 || !sharing.given.includes(1))) return false
-    const holes = withHoles(extent)
+    const holes = holesOf(extent)
     const idle = (page: number): boolean =>
       holes.pages[page] === 0 && (sharing === undefined || (sharing.given[page] === 1 && sharing.needs[page] === 0))
     for (let at = first; at < first + count; ) {
@@ -225,109 +321,49 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
       if (at > begin) {
         holes.pages.fill(1, begin, at)
         holes.count += at - begin
-        used -= (at - begin) * PAGE_BYTES
+        this.#used -= (at - begin) * PAGE_BYTES
         discard(extent.address + BigInt(begin * PAGE_BYTES), (at - begin) * PAGE_BYTES)
       } else at++
     }
-    if (holes.count === PAGES) finish(extent)
+    if (holes.count === PAGES) this.#finish(extent)
     return holes.count === PAGES
   }
 
-  function shared(extent: Extent): Sharing {
-    extent.sharing ??= {
-      needs: new Uint32Array(PAGES),
-      given: extent.holes?.pages.slice() ?? new Uint8Array(PAGES),
-      pins: 0,
-    }
-    return extent.sharing
-  }
-
-  function at(address: number): Extent | undefined {
-    return handed.get(address - (address % EXTENT))
-  }
-
-  /** Those in need are counted one by one. */
-  function need(address: number, pages: number, more: 1 | -1): Extent | undefined {
-    const extent = at(address)
+  /** Counts one need more or less of each of these pages. Returns their extent, if it is handed out. */
+  #count(address: number, pages: number, more: 1 | -1): Extent | undefined {
+    const extent = this.at(address)
     if (extent === undefined) return undefined
     const first = pageIn(address)
-    const { needs } = shared(extent)
+    const { needs } = sharingOf(extent)
     for (let page = first; page < first + pages; page++) needs[page] = (needs[page] as number) + more
     return extent
   }
-
-  const pool: Pool = {
-    limit,
-    get used() {
-      return used
-    },
-    spare,
-    relief: () => false,
-    ahead() {
-      if (used + EXTENT > limit || available() < LEFT) return undefined
-      try {
-        return take()
-      } catch {
-        return undefined
-      }
-    },
-    take: () => makeRoom(EXTENT) ?? take(),
-    give(extent) {
-      if (!isOut(extent)) return
-      if (extent.sharing !== undefined) return void pool.givePages(extent, 0, PAGES)
-      discard(extent.address, EXTENT)
-      finish(extent)
-    },
-    at,
-    window(address, bytes) {
-      const { address: begin, window } = pool.isZeros(address) ? (zeros as Region) : (at(address) as Extent)
-      return window.subarray(address - Number(begin), address - Number(begin) + bytes)
-    },
-    get zeros() {
-      zeros ??= mapZeros()
-      return Number(zeros.address)
-    },
-    isZeros: (address) => zeros !== undefined && address - (address % EXTENT) === Number(zeros.address),
-    share(address, pages) {
-      const [extent, first] = [at(address), pageIn(address)]
-      const gone = extent === undefined || extent.holes?.pages.subarray(first, first + pages).includes(1) === true
-      if (gone) throw new Fault('MEMORY', 'pages that are shared had to go: memory was needed')
-      need(address, pages, 1)
-    },
-    unshare(places) {
-      const touched = new Set<Extent | undefined>()
-      for (const [address, bytes] of places) touched.add(need(address, bytes / PAGE_BYTES, -1))
-      for (const extent of touched) if (extent !== undefined) reclaim(extent, 0, PAGES)
-    },
-    pin(extent) {
-      shared(extent).pins++
-    },
-    unpin(extent) {
-      shared(extent).pins--
-      if (isOut(extent)) reclaim(extent, 0, PAGES)
-    },
-    charge(bytes, onHeap = false) {
-      while (onHeap && bytes > 0 && heap + bytes > mostOnHeap) if (!pool.relief()) throw tooMany()
-      while (bytes > 0 && used + bytes > limit) {
-        const given = makeRoom(bytes)
-        if (given !== undefined) pool.give(given)
-      }
-      used += bytes
-      if (onHeap) heap += bytes
-    },
-    givePages(extent, first, count) {
-      if (!isOut(extent)) return true
-      extent.sharing?.given.fill(1, first, first + count)
-      return reclaim(extent, first, count)
-    },
-  }
-  return pool
 }
 
-function tooMany(): Fault {
-  return new Fault('MEMORY', 'too many images are here at a time', {
-    hint: 'drop a snapshot: cache -D DIR --ls, and --rm ID',
-  })
+/** Bytes of an extent that are not given back. */
+export function heldIn({ holes }: Extent): number {
+  return EXTENT - (holes?.count ?? 0) * PAGE_BYTES
+}
+
+/** The number of a page in its extent. */
+export function pageIn(address: number): number {
+  return (address % EXTENT) / PAGE_BYTES
+}
+
+function sharingOf(extent: Extent): Sharing {
+  extent.sharing ??= {
+    needs: new Uint32Array(PAGES),
+    given: extent.holes?.pages.slice() ?? new Uint8Array(PAGES),
+    pins: 0,
+  }
+  return extent.sharing
+}
+
+/** A huge page must not come back where some of it is discarded. */
+function holesOf(extent: Extent): NonNullable<Extent['holes']> {
+  if (extent.holes === undefined) allowHuge(extent.address, EXTENT, false)
+  extent.holes ??= { pages: new Uint8Array(PAGES), count: 0 }
+  return extent.holes
 }
 
 function mapZeros(): Region {
@@ -336,20 +372,8 @@ function mapZeros(): Region {
   return region
 }
 
-/** What an extent's digests take, and who shares its pages. */
-export const DIGESTS_BYTES = PAGES * (DIGEST_WORDS * 4 + 1 + 4 + 1)
-
-function pageIn(address: number): number {
-  return (address % EXTENT) / PAGE_BYTES
-}
-
-export function heldIn({ holes }: Extent): number {
-  return EXTENT - (holes?.count ?? 0) * PAGE_BYTES
-}
-
-/** A huge page must not come back where some of it is discarded. */
-function withHoles(extent: Extent): NonNullable<Extent['holes']> {
-  if (extent.holes === undefined) allowHuge(extent.address, EXTENT, false)
-  extent.holes ??= { pages: new Uint8Array(PAGES), count: 0 }
-  return extent.holes
+function tooMany(): Fault {
+  return new Fault('MEMORY', 'too many images are here at a time', {
+    hint: 'drop a snapshot: cache -D DIR --ls, and --rm ID',
+  })
 }

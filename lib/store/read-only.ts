@@ -1,6 +1,6 @@
 /**
- * Extents of a sealed snapshot, which nobody in this process can write to until they go back to the pool: not
- * JavaScript by a window that it still holds, not the kernel on our behalf. A bug that tries ends this process. It may
+ * Extents of a sealed snapshot become read-only in this process until they go back to the pool: JavaScript cannot write
+ * there by a window that it still holds, nor the kernel on our behalf. A bug that tries ends this process, which may
  * lose a restore, and never changes an image.
  *
  * Measured for 1 GiB: under 1 ms where it lies in huge pages, 20 ms where it does not.
@@ -8,10 +8,10 @@
 import { allowWriting } from '../kernel/mapped-memory.ts'
 import { EXTENT, type Extent } from './pool.ts'
 
-/** Of 64 MiB: 1 ms where pages are small. */
+/** Extents in one step: 64 MiB, which take 1 ms where pages are small. */
 const AT_ONCE = 32
 
-/** Makes them read-only, some at a time, and those that were given back meanwhile not any more. */
+/** Makes extents read-only, some in each step. Those that leave `extents` between two steps stay writable. */
 export function* makeReadOnly(extents: Iterable<Extent>): Generator<void, void> {
   let some: Extent[] = []
   for (const extent of extents) {
@@ -25,8 +25,8 @@ export function* makeReadOnly(extents: Iterable<Extent>): Generator<void, void> 
 }
 
 /**
- * Neighbours with one call. Where the kernel refuses, for it has too many mappings, they stay as they are: nothing
- * depends on it.
+ * Forbids writing, with one call for neighbours. Where the kernel refuses, because it has too many mappings, they stay
+ * as they are: nothing depends on it.
  */
 function forbid(extents: readonly Extent[]): void {
   for (let at = 0; at < extents.length; ) {

@@ -1,337 +1,460 @@
 /**
- * The snapshots that a cache holds, by id, and those who wait for one.
+ * The snapshots that a cache holds, by id, and the restores that wait for one.
  *
- * "The newest" is the one that was sealed last, whatever arrives meanwhile: who begins a snapshot and falls silent must not keep others
- * from theirs. Its verdict, without which not everybody may have it, is waited for a while, and then the one before is the newest: also for
- * who has waited as long, whatever was sealed meanwhile. Who means one that is on its way names it.
+ * "The newest" is the snapshot that was sealed last, whatever is on its way: a sender that begins a snapshot and falls
+ * silent must not keep others from theirs. A restore that cannot be held must not have a snapshot before its verdict.
+ * So the newest is waited for until its verdict is there, but only for a while: then the one before it is the newest,
+ * also for a restore that has waited as long, whatever was sealed meanwhile. A restore that means a snapshot on its way
+ * names it.
  */
 import { Fault } from '../fault.ts'
+import type { HoldingState } from '../format/holdings.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { Layer } from '../format/wire.ts'
-import { type DedupOffer, openDedupIndex } from './dedup-index.ts'
-import { runInSlices, yieldSometimes } from './in-turns.ts'
-import { type Lying, openRetired, remains, spent } from './leaving.ts'
-import {
-  type MemorySnapshot,
-  type MemoryWriter,
-  memorySnapshot,
-  type Piece,
-  type Places,
-  type StoredImage,
-} from './memory.ts'
-import { openPendingChains, type PendingChain, unfinished } from './pending-chains.ts'
+import { dropped } from './accounting.ts'
+import { DedupIndex, type DedupOffer } from './dedup-index.ts'
+import { MemorySnapshot } from './memory.ts'
+import { type PendingChain, PendingChains, unfinished } from './pending-chains.ts'
 import type { Pool } from './pool.ts'
+import type { MemoryWriter, Piece, Places, StoredImage } from './stored-image.ts'
+import { runInBackground, runInSlices } from './time-slices.ts'
 import { checkWhole } from './validate.ts'
-import { type FindOptions, type Images, openWaiters, type Search } from './waiters.ts'
+import { type FindOptions, type Images, type Search, Waiters } from './waiters.ts'
+
+/** How long the newest snapshot is waited for without its verdict: most verdicts take some milliseconds. */
+const VERDICT_MS = 10_000
 
 export interface SealedSnapshot {
   readonly id: SnapshotId
   readonly images: ReadonlyMap<ImageName, StoredImage>
-  /** Gives back the memory of a piece that was read, unless others read too; then the snapshot is good for nothing else. */
+  /** The source has not said yet what becomes of its tasks: only a restore that can be held may have the snapshot. */
+  readonly undecided: boolean
+  /**
+   * Gives back the memory of a piece that was read, unless there is another reader. The snapshot cannot be used again
+   * then.
+   */
   release(piece: Piece): void
   /**
-   * Somebody reads it: its memory stays until the returned function is called, and nobody can write there. Throws
-   * `EXISTS` where some of it is gone.
+   * Adds a reader: the memory stays, read-only, until the returned function is called. Throws `EXISTS` where some of it
+   * was released.
    */
   use(): () => void
-  /** Its source has not said yet what becomes of the tasks: only who can hold a restored copy may have it. */
-  readonly undecided: boolean
 }
 
-/** A snapshot on its way in. */
-export interface IncomingSnapshot {
-  /** Throws `EXISTS` where it would take the place of an unfinished chain. */
+export interface SnapshotsOptions {
+  /**
+   * A chain that waited as long for its next part gives way when memory runs out, and so does an offer to a sender
+   * that was silent as long.
+   */
+  idleMs?: number
+  /** Senders are told which pages are here, and pages of several snapshots are stored once. */
+  dedup?: boolean
+  onDropped?: (id: SnapshotId, idleMs: number) => void
+  /** When memory runs out, and none of that helps: makes a silent sender give way. Returns whether there was one. */
+  relieve?: () => boolean
+}
+
+/** Something that has memory here. */
+export interface MemoryUse {
+  id: SnapshotId
+  state: Extract<HoldingState, 'arriving' | 'sealed' | 'leaving' | 'chain'>
+  /** Rounds of a chain, images of anything else. */
+  count: number
+  sink: Pick<MemorySnapshot, 'held' | 'shared'>
+  /** When it began to come, was sealed or last grew, by performance.now(). */
+  since: number
+}
+
+/** A snapshot that was removed, while it is read or others share pages of it. */
+interface Retired {
+  readonly id: SnapshotId
   readonly sink: MemorySnapshot
-  /** Takes an image that comes whole, and once: it is looked through while others come. */
-  open(name: ImageName): MemoryWriter
-  /** Whether the id is this one's: that of an unfinished chain is not, before `join`. */
-  readonly owns: boolean
-  /** What is offered to its sender, undefined where nothing is. It ends with `seal` or `drop`. */
-  readonly offer: DedupOffer | undefined
-  /** It is a part of a chain. Before anything is stored. Throws `MISSING` or `EXISTS` where that is not here as it says, `MEMORY`. */
-  join(layer: Layer): void
-  /**
-   * All its images are here: a part of a chain is looked through, and the last becomes what can be restored. Throws `FORMAT`, `LIMIT`, `MISSING`,
-   * `FAILED_DUMP` or `MEMORY`.
-   */
-  complete(): Promise<void>
-  /** Everything is here, verified and completed. A round waits for the next part, and nobody can have it. Else whoever waits gets it, or, if it is `undecided`, only who may have it early. */
-  seal(undecided?: boolean): void
-  /**
-   * Forgets what came, unless it was sealed; with it the chain that it is a part of. All else throws `ABORTED` from then on. Who
-   * takes it in calls this when nothing more comes, whoever called it before.
-   */
-  drop(): void
+  /** How many readers it has. */
+  readonly users: number
+  readonly since: number
 }
 
-export interface Snapshots {
-  /** How many snapshots are sealed, how many chains wait for their next part, and how many wait for a snapshot. */
-  readonly counts: { snapshots: number; chains: number; parked: number }
-  /** Of what is here, those that no shortage of memory and no restore takes away. One that goes otherwise is none of them. */
-  readonly pinned: Set<SnapshotId>
-  /** Everything that has memory here, or will have. */
-  readonly all: Lying[]
-  /** Throws `EXISTS` if a snapshot of that id is here or on its way: nothing that was sealed is ever replaced. Throws `MEMORY`. */
-  receive(id: SnapshotId, layer?: Layer): IncomingSnapshot
-  /** Whether `find` would answer at once. */
-  has(id: SnapshotId | undefined): boolean
+class StoredSnapshot implements SealedSnapshot {
+  readonly id: SnapshotId
+  readonly sink: MemorySnapshot
+  readonly images: ReadonlyMap<ImageName, StoredImage>
+  undecided: boolean
+  /** A restore that waited before this time, by performance.now(), does not get it. */
+  notBefore = 0
+  /** Some of its memory was given back: its places may be another snapshot's memory by now. */
+  released = false
+  /** It is not in the cache any more. */
+  removed = false
+  /** How many readers it has. */
+  users = 0
+  /** When it was sealed, by performance.now(). */
+  readonly since = performance.now()
+  readonly #onUnused: () => void
+  readonly #protecting: Generator<void, void>
+
+  /** `onUnused` is called when a reader has ended. */
+  constructor(id: SnapshotId, sink: MemorySnapshot, undecided: boolean, onUnused: (own: StoredSnapshot) => void) {
+    this.id = id
+    this.sink = sink
+    this.images = sink.images
+    this.undecided = undecided
+    this.#onUnused = () => onUnused(this)
+    this.#protecting = sink.protect()
+  }
+
+  release(piece: Piece): void {
+    if (this.users !== 1) return
+    this.released = true
+    this.sink.release(piece)
+  }
+
+  use(): () => void {
+    if (this.released) {
+      throw new Fault('EXISTS', `the memory of snapshot ${this.id} is given back as it is restored`, {
+        hint: 'start the cache without --release-early for more than one try',
+      })
+    }
+    for (const _ of this.#protecting);
+    this.users++
+    return () => {
+      this.users--
+      this.#onUnused()
+    }
+  }
+
+  /** Makes its memory read-only in the background. `use` does what is left of it. */
+  protect(): Promise<void> {
+    return runInBackground(this.#protecting)
+  }
+}
+
+/** All snapshots by their state. `Snapshots` and `IncomingSnapshot` move them from one state to the next. */
+class SnapshotTable {
+  readonly pool: Pool
+  readonly dedup: DedupIndex | undefined
+  readonly incoming = new Map<SnapshotId, { sink: MemorySnapshot; since: number }>()
+  readonly chains: PendingChains
+  /** In the order of their sealing. */
+  readonly sealed = new Map<SnapshotId, StoredSnapshot>()
+  readonly #retired = new Set<Retired>()
+  /** See `Snapshots.pinned`. */
+  readonly pinned = new Set<SnapshotId>()
+  readonly waiters = new Waiters<SealedSnapshot>((search) => this.search(search))
+
+  constructor(pool: Pool, dedup: boolean) {
+    this.pool = pool
+    this.dedup = dedup ? new DedupIndex(pool) : undefined
+    this.chains = new PendingChains(pool, (id, { sink, since }) => this.retire(id, sink, since))
+  }
+
+  /** Yields everything that has memory here. */
+  *all(): Generator<MemoryUse> {
+    for (const [id, { sink, since }] of this.incoming) {
+      yield { id, state: 'arriving', count: sink.images.size, sink, since }
+    }
+    for (const { id, images, sink, since } of this.sealed.values()) {
+      yield { id, state: 'sealed', count: images.size, sink, since }
+    }
+    this.#forgetRetired()
+    for (const { id, sink, since } of this.#retired) {
+      yield { id, state: 'leaving', count: sink.images.size, sink, since }
+    }
+    for (const [id, { sink, rounds, since }] of this.chains.all)
+      yield { id, state: 'chain', count: rounds, sink, since }
+  }
+
+  /** Yields the places of pages that can be offered to a sender: first its own chain, then the newest snapshot. */
+  *donors(own: PendingChain | undefined): Generator<Places> {
+    if (own !== undefined) yield own.flat.places()
+    for (const { images, released } of [...this.sealed.values()].reverse()) {
+      if (released) continue
+      for (const { places = [] } of images.values()) yield places
+    }
+    for (const { flat } of this.chains.all.values()) yield flat.places()
+  }
+
+  /** Returns the snapshot that is searched for, if it may be had now. */
+  search({ id, early, fits, since }: Search): StoredSnapshot | undefined {
+    const mayHave = ({ undecided, notBefore }: StoredSnapshot): boolean => (early || !undecided) && notBefore <= since
+    if (id !== undefined) {
+      const found = this.sealed.get(id)
+      return found !== undefined && mayHave(found) ? found : undefined
+    }
+    const oldest = performance.now() - VERDICT_MS
+    const waitsForVerdict = (snapshot: StoredSnapshot): boolean =>
+      snapshot.undecided && Math.min(snapshot.since, since) > oldest
+    const newest = [...this.sealed.values()].findLast(
+      (snapshot) => (fits?.(snapshot.images) ?? true) && (mayHave(snapshot) || waitsForVerdict(snapshot)),
+    )
+    return newest !== undefined && mayHave(newest) ? newest : undefined
+  }
+
+  /** Wakes the searches for the newest once they have waited for the verdict on `snapshot` long enough. */
+  wakeWithoutVerdict(snapshot: StoredSnapshot): void {
+    const left = snapshot.since + VERDICT_MS - performance.now()
+    // A timer may fire some milliseconds early, and `search` would find nothing then.
+    if (left > 0) setTimeout(() => this.wakeWithoutVerdict(snapshot), Math.ceil(left)).unref()
+    else this.waiters.wake()
+  }
+
+  /** Throws `EXISTS` where a snapshot of that id is here or on its way. */
+  refuseTaken(id: SnapshotId): void {
+    if (!this.sealed.has(id) && !this.incoming.has(id)) return
+    throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
+  }
+
+  /** Rejects the searches that wait for `id`. */
+  lose(id: SnapshotId, images: Images): void {
+    const undecided = [...this.sealed.values()].filter((snapshot) => snapshot.undecided)
+    const onTheirWay = [...this.incoming.keys(), ...undecided.map((snapshot) => snapshot.id)]
+    this.waiters.lose({ id, images, others: onTheirWay.some((other) => other !== id) })
+  }
+
+  /** Lists the memory of a snapshot that was dropped, for as long as others need some of it. */
+  retire(id: SnapshotId, sink: MemorySnapshot, since = performance.now()): void {
+    this.#retire({ id, sink, users: 0, since })
+  }
+
+  /** Drops the memory of a snapshot that was removed, once nobody reads it. */
+  dropIfUnused(snapshot: StoredSnapshot): void {
+    if (!snapshot.removed) return
+    if (snapshot.users === 0) snapshot.sink.drop()
+    this.#retire(snapshot)
+  }
+
+  #retire(snapshot: Retired): void {
+    this.#retired.add(snapshot)
+    this.#forgetRetired()
+  }
+
+  #forgetRetired(): void {
+    for (const one of this.#retired) if (one.users === 0 && one.sink.held === 0) this.#retired.delete(one)
+  }
+}
+
+/** A snapshot on its way in. Its methods throw `ABORTED` once it was dropped. */
+export class IncomingSnapshot {
+  readonly #id: SnapshotId
+  readonly #table: SnapshotTable
+  /** Where its images go; undefined where the id is that of an unfinished chain, before `join`. */
+  #sink: MemorySnapshot | undefined
+  /** The part of a chain that it is, and the chain. */
+  #layer: Layer | undefined
+  #chain: PendingChain | undefined
+  #offer: DedupOffer | undefined
+  #sealed = false
+  #dropped = false
+
+  constructor(id: SnapshotId, table: SnapshotTable, layer: Layer | undefined) {
+    this.#id = id
+    this.#table = table
+    if (layer !== undefined) this.join(layer)
+    else if (!table.chains.all.has(id)) this.#begin(new MemorySnapshot(table.pool, table.dedup !== undefined))
+  }
+
+  /** Throws `EXISTS` where it would take the place of an unfinished chain. */
+  get sink(): MemorySnapshot {
+    this.#check()
+    if (this.#sink === undefined) throw unfinished(this.#id)
+    return this.#sink
+  }
+
+  /** Whether the id is this one's: that of an unfinished chain is not, before `join`. */
+  get owns(): boolean {
+    return this.#sink !== undefined
+  }
+
+  /** The pages that are offered to its sender, undefined where none are. The offer ends with `seal` or `drop`. */
+  get offer(): DedupOffer | undefined {
+    return this.#offer
+  }
+
+  /** Begins an image that comes whole, and once: a pagemap is read while other images come. Throws as `sink` does. */
+  open(name: ImageName): MemoryWriter {
+    return (this.#chain === undefined ? this.sink : this.#chain.flat).open(name)
+  }
+
   /**
-   * The snapshot of that id, or the newest; waits for it at most `timeoutMs`, then throws `TIMEOUT`, or until `signal`, or until the dump that it is of has failed: `FAILED_DUMP`.
+   * Before the first image: it is a part of a chain. Throws `MISSING` or `EXISTS` where the chain is not here as the
+   * part says, and `MEMORY`.
+   */
+  join(layer: Layer): void {
+    this.#check()
+    if (this.#sink === undefined) this.#table.refuseTaken(this.#id)
+    this.#sink?.drop()
+    this.#chain = this.#table.chains.take(this.#id, layer)
+    this.#layer = layer
+    this.#begin(this.#chain.sink)
+  }
+
+  /**
+   * All its images are here: checks that they can be restored. A part of a chain is laid over those before it, and the
+   * last part becomes what can be restored. Throws `FORMAT`, `LIMIT`, `MISSING`, `FAILED_DUMP` or `MEMORY`.
+   */
+  async complete(): Promise<void> {
+    this.sink.complete()
+    if (this.#chain === undefined) await runInSlices(checkWhole(this.sink.images))
+    else if (this.#layer?.last === false) await this.#chain.flat.round()
+    else await this.#chain.flat.last()
+    // A drop from outside does not wait for the work above.
+    this.#check()
+  }
+
+  /**
+   * After `complete`. A round waits for the next part of its chain, and no restore can have it. Anything else goes to
+   * the restores that wait for it, or, if it is `undecided`, only to those that may have it early.
+   */
+  seal(undecided = false): void {
+    const { sink } = this
+    const [id, table, chain] = [this.#id, this.#table, this.#chain]
+    this.#sealed = true
+    table.incoming.delete(id)
+    this.#offer?.close()
+    if (chain !== undefined && this.#layer?.last === false) {
+      chain.rounds++
+      table.chains.put(id, chain)
+      table.waiters.wake()
+      return
+    }
+    sink.complete()
+    const snapshot = new StoredSnapshot(id, sink, undecided, (own) => table.dropIfUnused(own))
+    table.sealed.set(id, snapshot)
+    void snapshot.protect()
+    if (undecided) table.wakeWithoutVerdict(snapshot)
+    void chain?.flat.settle()
+    table.waiters.wake()
+  }
+
+  /**
+   * Forgets what came, unless it was sealed, and with it the chain that it is a part of. The receiver calls this when
+   * no more bytes come, also after a drop from outside: see `MemorySnapshot.drop`.
+   */
+  drop(): void {
+    if (this.#dropped) {
+      this.#sink?.drop()
+      return
+    }
+    if (this.#sealed) return
+    this.#dropped = true
+    if (this.#sink === undefined) return
+    const [id, table] = [this.#id, this.#table]
+    this.#offer?.close()
+    table.incoming.delete(id)
+    if (this.#layer?.last !== false) table.lose(id, this.#sink.images)
+    this.#sink.drop()
+    table.pinned.delete(id)
+    table.retire(id, this.#sink)
+    table.waiters.wake()
+  }
+
+  #check(): void {
+    if (this.#dropped) throw dropped()
+  }
+
+  #begin(sink: MemorySnapshot): void {
+    this.#sink = sink
+    this.#table.incoming.set(this.#id, { sink, since: performance.now() })
+    this.#offer ??= this.#table.dedup?.open(() => this.#table.donors(this.#chain))
+  }
+}
+
+export class Snapshots {
+  readonly #table: SnapshotTable
+
+  constructor(
+    pool: Pool,
+    { idleMs = Number.POSITIVE_INFINITY, dedup = false, onDropped, relieve = () => false }: SnapshotsOptions = {},
+  ) {
+    const table = new SnapshotTable(pool, dedup)
+    this.#table = table
+    pool.relief = () => {
+      const idle = table.chains.dropIdle(idleMs, table.pinned)
+      if (idle !== undefined) onDropped?.(idle.id, idle.ms)
+      return idle !== undefined || table.dedup?.withdrawIdle(idleMs) === true || relieve()
+    }
+  }
+
+  /** How many snapshots are sealed, how many chains wait for their next part, and how many restores for a snapshot. */
+  get counts(): { snapshots: number; chains: number; parked: number } {
+    const { sealed, chains, waiters } = this.#table
+    return { snapshots: sealed.size, chains: chains.all.size, parked: waiters.count }
+  }
+
+  /**
+   * The ids that neither a shortage of memory nor a restore removes. An id that is removed otherwise is taken out of
+   * this set.
+   */
+  get pinned(): Set<SnapshotId> {
+    return this.#table.pinned
+  }
+
+  /** Everything that has memory here. */
+  get all(): MemoryUse[] {
+    return [...this.#table.all()]
+  }
+
+  /**
+   * Takes a snapshot in. Throws `EXISTS` if one of that id is here or on its way: nothing that was sealed is ever
+   * replaced. Throws `MEMORY`, and what `IncomingSnapshot.join` throws.
+   */
+  receive(id: SnapshotId, layer?: Layer): IncomingSnapshot {
+    this.#table.refuseTaken(id)
+    return new IncomingSnapshot(id, this.#table, layer)
+  }
+
+  /** Whether `find` would resolve at once. */
+  has(id: SnapshotId | undefined): boolean {
+    return this.#table.search({ id, since: performance.now() }) !== undefined
+  }
+
+  /**
+   * Finds the snapshot of that id, or the newest. Waits for it until `signal`, or at most `timeoutMs`, then throws
+   * `TIMEOUT`. Throws `FAILED_DUMP` when the dump that it waits for has failed.
    */
   find(
     id: SnapshotId | undefined,
     timeoutMs: number,
     signal?: AbortSignal,
     wants?: FindOptions,
-  ): Promise<SealedSnapshot>
-  /** What was on its way with that id comes to nothing, however it came: who waits for it waits no longer. */
-  lose(id: SnapshotId): void
-  /** An undecided snapshot is anybody's now. Where its source runs on, who waits already does not get it: nobody asked for a copy. */
-  decide(id: SnapshotId, sourceRuns: boolean): void
-  /** Forgets a sealed snapshot, if it is there; its memory goes when nobody reads it any more. */
-  remove(id: SnapshotId): void
-  /** Forgets a chain that waits for its next part. Returns whether it was there. */
-  removeChain(id: SnapshotId): boolean
-}
-
-export interface SnapshotsOptions {
-  /** A chain that waited as long gives way when memory runs out, and what was offered to a sender that was silent as long. */
-  idleMs?: number
-  /** Senders are told which pages are here, and pages of several snapshots are stored once. */
-  dedup?: boolean
-  onDropped?: (id: SnapshotId, idleMs: number) => void
-  /** When memory runs out and nothing of that helps: makes a sender give way that is silent. Returns whether there was one. */
-  relieve?: () => boolean
-}
-
-interface Entry extends SealedSnapshot {
-  undecided: boolean
-  sink: MemorySnapshot
-  users: number
-  removed: boolean
-  /** Some of its memory was given back: what its places lead to may be somebody else's. */
-  released: boolean
-  since: number
-  /** Who waited before this does not get it. */
-  notBefore: number
-}
-
-/** How long a source may take for its verdict, as far as those go who ask for the newest: most take some milliseconds. */
-const VERDICT_MS = 10_000
-
-export function openSnapshots(
-  pool: Pool,
-  { idleMs = Number.POSITIVE_INFINITY, dedup = false, onDropped, relieve = () => false }: SnapshotsOptions = {},
-): Snapshots {
-  const sealed = new Map<SnapshotId, Entry>()
-  const leaving = openRetired()
-  const arriving = new Map<SnapshotId, { sink: MemorySnapshot; since: number }>()
-  const chains = openPendingChains(pool, (id, { sink, since }) => leaving.add(remains(id, sink, since)))
-  const offers = dedup ? openDedupIndex(pool) : undefined
-  const waiters = openWaiters(now)
-  const pinned = new Set<SnapshotId>()
-  pool.relief = () => {
-    const dropped = chains.dropIdle(idleMs, pinned)
-    if (dropped !== undefined) onDropped?.(dropped.id, dropped.ms)
-    return dropped !== undefined || offers?.withdrawIdle(idleMs) === true || relieve()
+  ): Promise<SealedSnapshot> {
+    return this.#table.waiters.wait({ ...wants, id, since: performance.now() }, timeoutMs, signal)
   }
 
-  /** The newest first. */
-  function* donors(own: PendingChain | undefined): Generator<Places> {
-    if (own !== undefined) yield own.flat.places()
-    for (const { images, released } of [...sealed.values()].reverse()) {
-      if (released) continue
-      for (const { places = [] } of images.values()) yield places
+  /** The dump of that id failed, whichever way it came: searches that wait for it are rejected. */
+  lose(id: SnapshotId): void {
+    this.#table.lose(id, new Map())
+  }
+
+  /**
+   * The verdict on an undecided snapshot is there: any restore may have it. Where the source's tasks run on, restores
+   * that wait already do not get it: they did not ask for a copy.
+   */
+  decide(id: SnapshotId, sourceRuns: boolean): void {
+    const snapshot = this.#table.sealed.get(id)
+    if (snapshot === undefined) return
+    snapshot.undecided = false
+    if (sourceRuns) snapshot.notBefore = performance.now()
+    this.#table.waiters.wake()
+  }
+
+  /** Forgets a sealed snapshot, if it is here. Its memory goes when nobody reads it any more. */
+  remove(id: SnapshotId): void {
+    const table = this.#table
+    const snapshot = table.sealed.get(id)
+    table.sealed.delete(id)
+    table.pinned.delete(id)
+    if (snapshot !== undefined) {
+      snapshot.removed = true
+      if (snapshot.undecided) table.lose(id, snapshot.images)
+      table.dropIfUnused(snapshot)
     }
-    for (const { flat } of chains.all.values()) yield flat.places()
+    table.waiters.wake()
   }
 
-  function* lying(): Generator<Lying> {
-    for (const [id, { sink, since }] of arriving) yield { id, state: 'arriving', count: sink.images.size, sink, since }
-    for (const { id, images, sink, since } of sealed.values()) {
-      yield { id, state: 'sealed', count: images.size, sink, since }
-    }
-    for (const { id, images, sink, since } of leaving.all) {
-      yield { id, state: 'leaving', count: images.size, sink, since }
-    }
-    for (const [id, { sink, rounds, since }] of chains.all) yield { id, state: 'chain', count: rounds, sink, since }
-  }
-
-  function now({ id, early, fits, since }: Search): SealedSnapshot | undefined {
-    const may = ({ undecided, notBefore }: Entry): boolean => (early || !undecided) && notBefore <= since
-    if (id !== undefined) {
-      const entry = sealed.get(id)
-      return entry !== undefined && may(entry) ? entry : undefined
-    }
-    const soon = performance.now() - VERDICT_MS
-    const newest = [...sealed.values()].findLast(
-      (entry) =>
-        (fits?.(entry.images) ?? true) && (may(entry) || (entry.undecided && Math.min(entry.since, since) > soon)),
-    )
-    return newest !== undefined && may(newest) ? newest : undefined
-  }
-
-  function lose(id: SnapshotId, images: Images): void {
-    const undecided = [...sealed.values()].filter((entry) => entry.undecided)
-    const onTheirWay = [...arriving.keys(), ...undecided.map((entry) => entry.id)]
-    waiters.lose({ id, images, others: onTheirWay.some((other) => other !== id) })
-  }
-
-  function refuseTaken(id: SnapshotId): void {
-    if (!sealed.has(id) && !arriving.has(id)) return
-    throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
-  }
-
-  function dropIfUnused(entry: Entry): void {
-    if (!entry.removed) return
-    if (entry.users === 0) entry.sink.drop()
-    leaving.add(entry)
-  }
-
-  return {
-    get counts() {
-      return { snapshots: sealed.size, chains: chains.all.size, parked: waiters.count }
-    },
-    get all() {
-      return [...lying()]
-    },
-    receive(id, part) {
-      refuseTaken(id)
-      let layer: Layer | undefined
-      let chain: PendingChain | undefined
-      let sink: MemorySnapshot | undefined
-      let over = false
-      let offer: DedupOffer | undefined
-      function own(taken: MemorySnapshot): MemorySnapshot {
-        sink = taken
-        arriving.set(id, { sink: taken, since: performance.now() })
-        if (offers !== undefined) offer ??= offers.open(() => donors(chain))
-        return taken
-      }
-      let dropped = false
-      function alive(): void {
-        if (dropped) throw new Fault('ABORTED', 'the snapshot was dropped')
-      }
-      function owned(): MemorySnapshot {
-        alive()
-        if (sink === undefined) throw unfinished(id)
-        return sink
-      }
-      function join(said: Layer): void {
-        alive()
-        if (sink === undefined) refuseTaken(id)
-        sink?.drop()
-        chain = chains.take(id, said)
-        layer = said
-        own(chain.sink)
-      }
-      if (part !== undefined) join(part)
-      else if (!chains.has(id)) own(memorySnapshot(pool, dedup))
-      return {
-        get sink() {
-          return owned()
-        },
-        open: (name) => (chain === undefined ? owned() : chain.flat).open(name),
-        get owns() {
-          return sink !== undefined
-        },
-        get offer() {
-          return offer
-        },
-        join,
-        async complete() {
-          owned().complete()
-          if (chain === undefined) await runInSlices(checkWhole(owned().images))
-          else if (layer?.last === false) await chain.flat.round()
-          else await chain.flat.last()
-          // Who drops it does not wait for us.
-          alive()
-        },
-        seal(undecided = false) {
-          const sink = owned()
-          over = true
-          arriving.delete(id)
-          offer?.close()
-          if (chain !== undefined && layer?.last === false) {
-            chain.rounds++
-            chains.put(id, chain)
-            return waiters.wake()
-          }
-          sink.complete()
-          const protecting = sink.protect()
-          const entry: Entry = {
-            id,
-            images: sink.images,
-            release(piece) {
-              if (entry.users !== 1) return
-              entry.released = true
-              sink.release(piece)
-            },
-            use() {
-              if (entry.released) throw spent(id)
-              for (const _ of protecting);
-              entry.users++
-              return () => {
-                entry.users--
-                dropIfUnused(entry)
-              }
-            },
-            undecided,
-            sink,
-            users: 0,
-            removed: false,
-            released: false,
-            since: performance.now(),
-            notBefore: 0,
-          }
-          sealed.set(id, entry)
-          void yieldSometimes(protecting)
-          if (undecided) setTimeout(waiters.wake, VERDICT_MS).unref()
-          void chain?.flat.settle()
-          waiters.wake()
-        },
-        drop() {
-          if (dropped) return sink?.drop()
-          if (over) return
-          dropped = true
-          if (sink === undefined) return
-          over = true
-          offer?.close()
-          arriving.delete(id)
-          if (layer?.last !== false) lose(id, sink.images)
-          sink.drop()
-          pinned.delete(id)
-          leaving.add(remains(id, sink))
-          waiters.wake()
-        },
-      }
-    },
-    pinned,
-    lose: (id) => lose(id, new Map()),
-    has: (id) => now({ id, since: performance.now() }) !== undefined,
-    find: (id, timeoutMs, signal, wants) => waiters.wait({ ...wants, id, since: performance.now() }, timeoutMs, signal),
-    decide(id, sourceRuns) {
-      const entry = sealed.get(id)
-      if (entry === undefined) return
-      entry.undecided = false
-      if (sourceRuns) entry.notBefore = performance.now()
-      waiters.wake()
-    },
-    remove(id) {
-      const entry = sealed.get(id)
-      sealed.delete(id)
-      pinned.delete(id)
-      if (entry !== undefined) {
-        entry.removed = true
-        if (entry.undecided) lose(id, entry.images)
-        dropIfUnused(entry)
-      }
-      waiters.wake()
-    },
-    removeChain(id) {
-      const dropped = chains.drop(id)
-      if (dropped) pinned.delete(id)
-      return dropped
-    },
+  /** Forgets a chain that waits for its next part. Returns whether it was here. */
+  removeChain(id: SnapshotId): boolean {
+    const wasHere = this.#table.chains.drop(id)
+    if (wasHere) this.#table.pinned.delete(id)
+    return wasHere
   }
 }

@@ -1,6 +1,7 @@
 /**
- * Whether a snapshot that came by itself can be restored by itself. A dump whose rounds went elsewhere has pages that nobody here has, and a pre-dump has no process: who
- * let the tasks go for one would have lost them. What is not understood is not judged.
+ * Whether a snapshot that came by itself can be restored by itself. The rounds of a dump may have gone elsewhere: then
+ * some of its pages are not here. A pre-dump has no process at all. A source that killed its tasks for such a snapshot
+ * would have lost them. Images that are not understood are accepted.
  */
 import { Fault } from '../fault.ts'
 import { decodeInventory, type Inventory } from '../format/inventory.ts'
@@ -9,10 +10,10 @@ import { checkPagemaps, PAGEMAP_STEP, pageFlag, readPagemap } from '../format/pa
 import { pagemapPattern } from './directory-chain.ts'
 import { type StoredImage, stepsOf } from './stored-image.ts'
 
-/** CRIU's has some hundred bytes. It is read in one go. */
+/** Bytes. CRIU's inventory has some hundred; it is read in one go. */
 const LARGEST_INVENTORY = 2 ** 16
 
-/** Its inventory, if it has one. Throws `LIMIT`, or `FORMAT` for one that is not understood. */
+/** Decodes the inventory of a snapshot, if it has one. Throws `LIMIT`, or `FORMAT` where it is not understood. */
 export function inventoryIn(images: ReadonlyMap<ImageName, StoredImage>): Inventory | undefined {
   const image = images.get(INVENTORY)
   if (image === undefined) return undefined
@@ -22,7 +23,7 @@ export function inventoryIn(images: ReadonlyMap<ImageName, StoredImage>): Invent
   return decodeInventory(Buffer.concat([...stepsOf(image.pieces, LARGEST_INVENTORY)]))
 }
 
-/** Throws `FAILED_DUMP`. Yields now and then. */
+/** Throws `FAILED_DUMP` unless the images can be restored by themselves. Yields from time to time. */
 export function* checkWhole(images: ReadonlyMap<ImageName, StoredImage>): Generator<void, void> {
   if (isPreDump(images)) throw incomplete('a pre-dump has pages and no process')
   checkPagemaps(images.keys())
@@ -36,7 +37,7 @@ function isPreDump(images: ReadonlyMap<ImageName, StoredImage>): boolean {
   try {
     return inventoryIn(images)?.preDump === true
   } catch (error) {
-    return unknown(error)
+    return notUnderstood(error)
   }
 }
 
@@ -48,11 +49,11 @@ function* hasParent({ pieces }: StoredImage): Generator<void, boolean> {
     }
     return false
   } catch (error) {
-    return unknown(error)
+    return notUnderstood(error)
   }
 }
 
-function unknown(error: unknown): false {
+function notUnderstood(error: unknown): false {
   if (error instanceof Fault) return false
   throw error
 }

@@ -1,4 +1,4 @@
-/** Those who wait for a snapshot that is not there yet. */
+/** Searches that wait for a snapshot that is not here yet. */
 import { Fault } from '../fault.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
 import type { StoredImage } from './stored-image.ts'
@@ -8,85 +8,89 @@ export type Images = ReadonlyMap<ImageName, StoredImage>
 /** A snapshot that was on its way and comes to nothing. */
 export interface LostSnapshot {
   id: SnapshotId
-  /** What there was of it. */
+  /** The images of it that came. */
   images: Images
-  /** Others are on their way still, or wait for their verdict. */
+  /** Other snapshots are still on their way, or wait for their verdict. */
   others: boolean
 }
 
-/** What somebody wants, beside an id. */
+/** Conditions of a search, beside the id. */
 export interface FindOptions {
-  /** Also one that is undecided. */
+  /** An undecided snapshot will do. */
   early?: boolean
-  /** The newest of those that do, also as far as they have come. */
+  /** Finds the newest whose images pass this test. */
   fits?: (images: Images) => boolean
-  /** Whether there is nothing to wait for any more; where it is not given, as `lostTo` says. */
+  /** Whether the search is in vain after this failure. The default is `isLost`. */
   lost?: (failure: LostSnapshot) => boolean
 }
 
 export interface Search extends FindOptions {
   /** The newest if undefined. */
   id: SnapshotId | undefined
-  /** By performance.now(). */
+  /** When the search began, by performance.now(). */
   since: number
 }
 
-export interface Waiters<Snapshot> {
-  readonly count: number
-  /** There may be something for them. */
-  wake(): void
-  /** Those for whom it was lost get `FAILED_DUMP`. */
-  lose(failure: LostSnapshot): void
-  /** Resolves at once if it is there; throws `TIMEOUT` after `timeoutMs`, or the reason of `signal`. */
-  wait(wish: Search, timeoutMs: number, signal?: AbortSignal): Promise<Snapshot>
-}
-
-/** Who asked by an id waits for that one; who asked for the newest waits as long as one is on its way, or is here. */
-function lostTo(failure: LostSnapshot, { id }: Search, isHere: boolean): boolean {
+/** A search by an id waits for that one; a search for the newest as long as one is on its way, or is here. */
+function isLost(failure: LostSnapshot, { id }: Search, isHere: boolean): boolean {
   return id === undefined ? !failure.others && !isHere : failure.id === id
 }
 
-/** `now` says what there is for a wish. */
-export function openWaiters<Snapshot>(now: (wish: Search) => Snapshot | undefined): Waiters<Snapshot> {
-  const waiting = new Map<Search, { found(snapshot: Snapshot): void; giveUp(reason: unknown): void }>()
-  return {
-    get count() {
-      return waiting.size
-    },
-    wake() {
-      for (const [wish, { found }] of waiting) {
-        const snapshot = now(wish)
-        if (snapshot !== undefined) found(snapshot)
+export class Waiters<Snapshot> {
+  readonly #find: (search: Search) => Snapshot | undefined
+  /** What ends each search that waits. */
+  readonly #waiting = new Map<Search, { found(snapshot: Snapshot): void; giveUp(reason: unknown): void }>()
+
+  /** `find` returns the snapshot that is searched for, if it may be had now. */
+  constructor(find: (search: Search) => Snapshot | undefined) {
+    this.#find = find
+  }
+
+  /** How many searches wait. */
+  get count(): number {
+    return this.#waiting.size
+  }
+
+  /** Searches again for each of them. */
+  wake(): void {
+    for (const [search, { found }] of this.#waiting) {
+      const snapshot = this.#find(search)
+      if (snapshot !== undefined) found(snapshot)
+    }
+  }
+
+  /** Rejects those whose snapshot was lost with `FAILED_DUMP`. */
+  lose(failure: LostSnapshot): void {
+    for (const [search, { giveUp }] of this.#waiting) {
+      const inVain = search.lost?.(failure) ?? isLost(failure, search, this.#find(search) !== undefined)
+      if (inVain) giveUp(new Fault('FAILED_DUMP', 'the dump that was on its way failed'))
+    }
+  }
+
+  /** Resolves at once if the snapshot is here. Throws `TIMEOUT` after `timeoutMs`, or the reason of `signal`. */
+  wait(search: Search, timeoutMs: number, signal?: AbortSignal): Promise<Snapshot> {
+    const here = this.#find(search)
+    if (here !== undefined) return Promise.resolve(here)
+    return new Promise((resolve, reject) => {
+      const end = (): void => {
+        clearTimeout(timer)
+        signal?.removeEventListener('abort', aborted)
+        this.#waiting.delete(search)
       }
-    },
-    lose(failure) {
-      for (const [wish, { giveUp }] of waiting) {
-        const isLost = wish.lost?.(failure) ?? lostTo(failure, wish, now(wish) !== undefined)
-        if (isLost) giveUp(new Fault('FAILED_DUMP', 'the dump that was on its way failed'))
+      const found = (snapshot: Snapshot): void => {
+        end()
+        resolve(snapshot)
       }
-    },
-    wait(wish, timeoutMs, signal) {
-      const there = now(wish)
-      if (there !== undefined) return Promise.resolve(there)
-      return new Promise((resolve, reject) => {
-        const over = (): void => {
-          clearTimeout(timer)
-          waiting.delete(wish)
-        }
-        const found = (snapshot: Snapshot): void => {
-          over()
-          resolve(snapshot)
-        }
-        const giveUp = (reason: unknown): void => {
-          over()
-          reject(reason)
-        }
-        const what = wish.id === undefined ? 'no snapshot' : `no snapshot ${wish.id}`
-        const tooLate = new Fault('TIMEOUT', `${what} was sealed within ${timeoutMs / 1000} s`)
-        const timer = setTimeout(giveUp, timeoutMs, tooLate)
-        signal?.addEventListener('abort', () => giveUp(signal.reason), { once: true })
-        waiting.set(wish, { found, giveUp })
-      })
-    },
+      const giveUp = (reason: unknown): void => {
+        end()
+        reject(reason)
+      }
+      const aborted = (): void => giveUp(signal?.reason)
+      const what = search.id === undefined ? 'no snapshot' : `no snapshot ${search.id}`
+      const tooLate = new Fault('TIMEOUT', `${what} was sealed within ${timeoutMs / 1000} s`)
+      const timer = setTimeout(giveUp, timeoutMs, tooLate)
+      signal?.addEventListener('abort', aborted)
+      this.#waiting.set(search, { found, giveUp })
+    })
   }
 }

@@ -58,7 +58,7 @@ function openCache() {
   const connections = new Connections({ most: 16, silentMs: 5000 })
   const peers = openPeerMemory(pool)
   peers.relief = () => connections.relieve(true)
-  const snapshots = openSnapshots(pool, { relieve: () => connections.relieve(false), idleMs: PATIENCE_MS })
+  const snapshots = new Snapshots(pool, { relieve: () => connections.relieve(false), idleMs: PATIENCE_MS })
   const options: CacheOptions = {
     host: '127.0.0.1',
     port: undefined,

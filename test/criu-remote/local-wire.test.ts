@@ -10,9 +10,9 @@ import { duplicate, makePipe } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { sendFd, socketPair } from '../../lib/kernel/unix.ts'
-import { memorySnapshot, type StoredImage } from '../../lib/store/memory.ts'
-import { writeInto } from '../../lib/store/piece-writer.ts'
-import { openPool } from '../../lib/store/pool.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { Pool } from '../../lib/store/pool.ts'
+import { type StoredImage, writeInto } from '../../lib/store/stored-image.ts'
 import { pipeReader } from '../../lib/stream/pipe-reader.ts'
 import { rejectsFault, waits, within } from '../expect.ts'
 import { strangeFds } from '../kernel/fds.ts'
@@ -23,7 +23,7 @@ const test = suite('criu-remote/local-wire')
 const LARGE = 2 ** 31 + 4096 * 3
 
 function imageOf(bytes: Buffer): StoredImage {
-  const snapshot = memorySnapshot(openPool(16 * 2 ** 20))
+  const snapshot = new MemorySnapshot(new Pool(16 * 2 ** 20))
   const name = imageName('a.img')
   const writer = snapshot.open(name)
   writeInto(writer, bytes)

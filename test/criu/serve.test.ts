@@ -12,9 +12,9 @@ import { makePipe, queued } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { acceptUnix } from '../../lib/kernel/unix.ts'
-import { chainMemory } from '../../lib/store/chain-memory.ts'
-import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
-import { openPool } from '../../lib/store/pool.ts'
+import { ChainMemory } from '../../lib/store/chain-memory.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { Pool } from '../../lib/store/pool.ts'
 import { rejectsFault } from '../expect.ts'
 import { strangeFds } from '../kernel/fds.ts'
 import { pagemapOf } from '../support/chains.ts'
@@ -43,7 +43,7 @@ const contents: Record<string, Buffer> = {
 }
 
 async function store(images: Record<string, Buffer>): Promise<MemorySnapshot> {
-  const snapshot = memorySnapshot(openPool(64 * 2 ** 20))
+  const snapshot = new MemorySnapshot(new Pool(64 * 2 ** 20))
   for (const [name, bytes] of Object.entries(images)) {
     const writer = await snapshot.open(imageName(name))
     for (let at = 0; at < bytes.length; ) {
@@ -143,9 +143,9 @@ test('a flattened image of many thousand ranges arrives whole, and each page is 
   criu,
 }) => {
   criu.close()
-  const pool = openPool(64 * 2 ** 20)
-  const sink = memorySnapshot(pool, true)
-  const flat = chainMemory(sink)
+  const pool = new Pool(64 * 2 ** 20)
+  const sink = new MemorySnapshot(pool, true)
+  const flat = new ChainMemory(sink)
   const { parent, present } = pageFlag
   put(sink, part('old', [[0, 3000, present]]))
   await flat.round()
@@ -157,7 +157,7 @@ test('a flattened image of many thousand ranges arrives whole, and each page is 
   for (const early of [false, true]) {
     const restore = fakeRestore(join(work.path, SERVE_SOCKET))
     const served = acceptUnix(work.listener).then((socket) =>
-      serve(socket, async () => sink.images, early ? { onTaken: sink.release } : {}),
+      serve(socket, async () => sink.images, early ? { onTaken: (piece) => sink.release(piece) } : {}),
     )
     const bytes = await restore.image('pages-1.img')
     assert.is(bytes?.length, 3000 * 4096)

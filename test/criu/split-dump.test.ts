@@ -12,7 +12,7 @@ import type { Fd } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
 import { acceptUnix, socketPair } from '../../lib/kernel/unix.ts'
-import { memorySnapshot } from '../../lib/store/memory.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSource } from '../../lib/stream/image.ts'
 import { type Snapshot, sendSnapshot } from '../../lib/stream/send.ts'
@@ -89,7 +89,7 @@ function joinedWith({ splits, streamed }: Context): { source: ImageSource; end()
 
 async function sent(source: ImageSource): Promise<{ snapshot: Snapshot; images: Map<string, Buffer> }> {
   const { from, to } = await pipeLinks()
-  const memory = memorySnapshot(pool)
+  const memory = new MemorySnapshot(pool)
   const receiving = receive(to.inlet, memory)
   receiving.catch(() => {})
   try {

@@ -1,14 +1,14 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Account, openAccount, openPeerMemory, payForImages } from '../../lib/store/accounting.ts'
-import { EXTENT, openPool } from '../../lib/store/pool.ts'
+import { type Account, openAccount, openImageCharges, openPeerMemory } from '../../lib/store/accounting.ts'
+import { EXTENT, Pool } from '../../lib/store/pool.ts'
 import { throwsFault } from '../expect.ts'
 
 const test = suite('store/accounting')
 const MIB = 2 ** 20
 
-test('what is added is counted to the pool, what is closed is given back, and once', () => {
-  const pool = openPool(4 * MIB)
+test('bytes that are added count to the pool, and close gives them back once', () => {
+  const pool = new Pool(4 * MIB)
   const charges = openAccount(pool)
   charges.add(3 * MIB)
   charges.add(-MIB)
@@ -20,8 +20,8 @@ test('what is added is counted to the pool, what is closed is given back, and on
   assert.equal([charges.bytes, pool.used], [0, 0])
 })
 
-test('who still works when it was closed has nothing to work for, and may give back what is given back already', () => {
-  const pool = openPool(4 * MIB)
+test('a closed account refuses more bytes, and ignores bytes that are given back twice', () => {
+  const pool = new Pool(4 * MIB)
   const charges = openAccount(pool)
   charges.add(MIB)
   charges.close()
@@ -30,8 +30,8 @@ test('who still works when it was closed has nothing to work for, and may give b
   assert.is(pool.used, 0)
 })
 
-test('whoever gives way for a charge may be its own holder: nothing stays counted', () => {
-  const pool = openPool(EXTENT)
+test('the holder that gives way for a charge may be the one that asks: nothing stays counted', () => {
+  const pool = new Pool(EXTENT)
   const [own, other] = [openAccount(pool), openAccount(pool)]
   own.add(EXTENT)
   pool.relief = () => {
@@ -53,12 +53,12 @@ test('peers have a quarter of the pool, at least 16 MiB of it and at most 128', 
     [512, 128],
     [8192, 128],
   ] as const) {
-    assert.is(openPeerMemory(openPool(pool * MIB)).limit, peers * MIB, `of ${pool} MiB`)
+    assert.is(openPeerMemory(new Pool(pool * MIB)).limit, peers * MIB, `of ${pool} MiB`)
   }
 })
 
-test('all peers have one budget, within the pool: one that asks for more than is left is refused, and holds what it had', () => {
-  const pool = openPool(64 * MIB)
+test('all peers share one budget: one that asks for more than is left is refused, and holds what it had', () => {
+  const pool = new Pool(64 * MIB)
   const peers = openPeerMemory(pool)
   const each = Array.from({ length: 16 }, () => peers.open())
   for (const one of each) one.add(MIB)
@@ -74,7 +74,7 @@ test('all peers have one budget, within the pool: one that asks for more than is
 })
 
 test('where the pool is full of images no peer gets more, and its budget is as it was', () => {
-  const pool = openPool(16 * MIB)
+  const pool = new Pool(16 * MIB)
   const peers = openPeerMemory(pool)
   for (let count = 0; count < 7; count++) pool.take()
   const one = peers.open()
@@ -85,8 +85,8 @@ test('where the pool is full of images no peer gets more, and its budget is as i
   assert.equal([peers.used, pool.used], [0, 14 * MIB])
 })
 
-test('where the budget is used up somebody gives way, as many as it takes', () => {
-  const pool = openPool(64 * MIB)
+test('where the budget is used up peers give way, as many as it takes', () => {
+  const pool = new Pool(64 * MIB)
   const peers = openPeerMemory(pool)
   const still: Account[] = []
   let asked = 0
@@ -108,8 +108,8 @@ test('where the budget is used up somebody gives way, as many as it takes', () =
   assert.equal([still.length, newcomer.bytes, peers.used, pool.used], [0, 5 * MIB, 5 * MIB, 5 * MIB])
 })
 
-test('whoever gives way for the budget may be the peer that asks: it works for nothing, and nothing stays counted', () => {
-  const pool = openPool(64 * MIB)
+test('the peer that gives way for the budget may be the one that asks: nothing stays counted', () => {
+  const pool = new Pool(64 * MIB)
   const peers = openPeerMemory(pool)
   const one = peers.open()
   peers.relief = () => {
@@ -122,8 +122,8 @@ test('whoever gives way for the budget may be the peer that asks: it works for n
   assert.equal([one.bytes, peers.used, pool.used], [0, 0, 0])
 })
 
-test('whoever gives way for the pool may be the peer that asks, too', () => {
-  const pool = openPool(16 * MIB)
+test('the peer that gives way for the pool may be the one that asks, too', () => {
+  const pool = new Pool(16 * MIB)
   const peers = openPeerMemory(pool)
   for (let count = 0; count < 7; count++) pool.take()
   const one = peers.open()
@@ -137,9 +137,9 @@ test('whoever gives way for the pool may be the peer that asks, too', () => {
   assert.equal([one.bytes, peers.used, pool.used], [0, 0, 14 * MIB])
 })
 
-test('images are paid for in advance and in portions; the first portion is the first extent of their snapshot', () => {
+test('images are charged in portions; the first extent of their snapshot covers the first portion', () => {
   const paid: number[] = []
-  const pay = payForImages({ add: (bytes) => void paid.push(bytes) })
+  const pay = openImageCharges({ add: (bytes) => void paid.push(bytes) })
   const portion = 2 ** 18
   for (let images = 0; images < 128; images++) pay.opened(false)
   assert.equal(paid, [])

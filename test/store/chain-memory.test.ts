@@ -4,9 +4,9 @@ import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { pageFlag } from '../../lib/format/pagemap.ts'
-import { chainMemory } from '../../lib/store/chain-memory.ts'
-import { memorySnapshot } from '../../lib/store/memory.ts'
-import { EXTENT, openPool } from '../../lib/store/pool.ts'
+import { ChainMemory } from '../../lib/store/chain-memory.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { EXTENT, Pool } from '../../lib/store/pool.ts'
 import { rejectsFault } from '../expect.ts'
 import { type Brief, type Images, inventory, pagemap, pageOf, pagesOf, part, put } from '../support/rounds.ts'
 import { run } from '../support/run.ts'
@@ -15,15 +15,15 @@ const test = suite('store/chain-memory')
 
 const { parent, lazy, present } = pageFlag
 
-/** A page server's pages come before their pagemap, which is looked through at once then. */
+/** Pages first, as a page server sends them: their pagemap is read as soon as it is here. */
 function pagesFirst(images: Images): Images {
   return Object.fromEntries(Object.entries(images).reverse())
 }
 
 function chain(limit = 2 ** 30) {
-  const pool = openPool(limit)
-  const sink = memorySnapshot(pool, true)
-  const flat = chainMemory(sink)
+  const pool = new Pool(limit)
+  const sink = new MemorySnapshot(pool, true)
+  const flat = new ChainMemory(sink)
   return {
     pool,
     sink,
@@ -60,7 +60,7 @@ test('a full dump passes through, its pagemap written for every release', async 
   assert.is(pool.used, 0)
 })
 
-test('pages of all rounds, each the newest, in order', async () => {
+test('the last part has the pages of all rounds, each the newest, in order', async () => {
   const { sink, round, last, flat } = chain()
   await round(part('a', [[0, 10, present]]))
   await round(
@@ -184,7 +184,7 @@ for (const [what, code, message, images] of refused) {
   }
 }
 
-test('a pagemap is looked through while other images come, and what is wrong with it is said at the end', async () => {
+test('a pagemap is read while other images come, and an error in it is thrown at the end', async () => {
   const { sink, flat, round, pool } = chain()
   await round(part('a', [[0, 9, present]]))
   put(flat, pagesFirst(part('b', [[8, 2, parent]])))
@@ -205,7 +205,7 @@ test('a pre-dump ends no chain', async () => {
   sink.drop()
 })
 
-test('what is replaced, unmapped or of a process that is gone goes back at once; whole extents too', async () => {
+test('pages that are replaced, unmapped or of a process that is gone go back at once; whole extents too', async () => {
   const { sink, pool, round, last, flat } = chain()
   const pages = (4 * EXTENT) / 4096
   await round(part('a', [[0, pages, present]]))
@@ -287,7 +287,7 @@ test('a page of a flattened snapshot is given back once, by itself', async () =>
   assert.is(pool.used, 0)
 })
 
-test('what is noted of pages that nobody has counts too, and comes back', async () => {
+test('the runs of pages that no image has are charged, too, and given back', async () => {
   const lazies = (count: number): Images =>
     part(
       'none',
@@ -312,12 +312,12 @@ test('what is noted of pages that nobody has counts too, and comes back', async 
 const kinds = fc.constantFrom(undefined, present, present, lazy, parent, parent, parent)
 const randomParts = fc.array(fc.array(kinds, { minLength: 30, maxLength: 30 }), { minLength: 1, maxLength: 8 })
 
-test('random chains of up to eight parts, with their pages: what a look at each finds, in memory that is bounded', async () => {
-  const pool = openPool(2 ** 26)
+test('random chains of up to eight parts have every page as in their parts, in bounded memory', async () => {
+  const pool = new Pool(2 ** 26)
   await fc.assert(
     fc.asyncProperty(randomParts, async (parts) => {
-      const sink = memorySnapshot(pool, true)
-      const flat = chainMemory(sink)
+      const sink = new MemorySnapshot(pool, true)
+      const flat = new ChainMemory(sink)
       let model = new Map<number, Buffer | 'lazy'>()
       for (const [number, kindsOf] of parts.entries()) {
         const briefs: Brief[] = []
@@ -346,8 +346,8 @@ test('random chains of up to eight parts, with their pages: what a look at each 
   )
 })
 
-test('ten rounds take the memory of the process and one round, by what the system says', async () => {
-  const program = join(import.meta.dirname, 'chain-memory.ts')
+test('ten rounds take the memory of the process and of one round, as the system counts it', async () => {
+  const program = join(import.meta.dirname, 'chains-in-memory.ts')
   const { code, stdout, stderr } = await run(process.execPath, ['--import', 'tsx', program])
   assert.is(code, 0, stderr)
   const { process: bytes, round, used, resident, most, mostResident } = JSON.parse(stdout.toString())

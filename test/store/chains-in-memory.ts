@@ -1,9 +1,9 @@
 /** A chain of ten rounds, each with a fifth of the pages; writes what memory it took as JSON. */
 import { readFileSync } from 'node:fs'
 import { PAGE_BYTES, pageFlag } from '../../lib/format/pagemap.ts'
-import { chainMemory } from '../../lib/store/chain-memory.ts'
-import { memorySnapshot } from '../../lib/store/memory.ts'
-import { openPool } from '../../lib/store/pool.ts'
+import { ChainMemory } from '../../lib/store/chain-memory.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { Pool } from '../../lib/store/pool.ts'
 import { type Brief, pagemap, put } from '../support/rounds.ts'
 
 const PAGES = 2 ** 14
@@ -22,9 +22,9 @@ function resident(): number {
   return bytes
 }
 
-const pool = openPool(2 ** 30)
-const sink = memorySnapshot(pool, true)
-const flat = chainMemory(sink)
+const pool = new Pool(2 ** 30)
+const sink = new MemorySnapshot(pool, true)
+const flat = new ChainMemory(sink)
 const fresh = Buffer.alloc(ROUND * PAGE_BYTES, 1)
 let [most, mostResident] = [0, 0]
 for (let round = 0; round < 10; round++) {

@@ -1,14 +1,14 @@
-/** Pages that several snapshots need, and what is offered to senders: in every order of coming and going. */
+/** Pages that several snapshots need, and offers to senders, in every order of coming and going. */
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { type ImageName, imageName, snapshotId } from '../../lib/format/names.ts'
 import { DIGEST_WORDS, MOST_RECALLED, strongDigest, weakDigest } from '../../lib/format/page-digest.ts'
 import { PAGE_BYTES } from '../../lib/format/pagemap.ts'
-import { type DedupOffer, openDedupIndex } from '../../lib/store/dedup-index.ts'
-import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
-import { DIGESTS_BYTES, EXTENT, openPool, PAGES, type Pool } from '../../lib/store/pool.ts'
-import { openSnapshots } from '../../lib/store/snapshots.ts'
+import { DedupIndex, type DedupOffer } from '../../lib/store/dedup-index.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { DIGESTS_BYTES, EXTENT, PAGES, Pool } from '../../lib/store/pool.ts'
+import { Snapshots } from '../../lib/store/snapshots.ts'
 import { rejectsFault, throwsFault } from '../expect.ts'
 import { bytesOf } from '../stream/snapshots.ts'
 
@@ -61,7 +61,7 @@ function addressesOf(sink: MemorySnapshot): number[] {
 
 /** A snapshot of its own memory, with these pages. */
 function snapshot(pool: Pool, parts: readonly Part[]): MemorySnapshot {
-  const sink = memorySnapshot(pool, true)
+  const sink = new MemorySnapshot(pool, true)
   put(sink, parts)
   return sink
 }
@@ -75,8 +75,8 @@ const orders = [
   [2, 1, 0],
 ]
 for (const order of orders) {
-  test(`three snapshots share pages and go in the order ${order.join(' ')}: each is whole until it goes, and all comes back`, () => {
-    const pool = openPool(64 * EXTENT)
+  test(`three snapshots share pages and are dropped in the order ${order.join(' ')}: each is whole until then`, () => {
+    const pool = new Pool(64 * EXTENT)
     const first = snapshot(pool, [0, 1, 2, 3, -1])
     const [zero = 0, one = 0, two = 0] = addressesOf(first)
     // The third has one page of the first, and one of the second's own.
@@ -114,24 +114,24 @@ for (const order of orders) {
   })
 }
 
-test('snapshots that share at random and go at random stay whole, and the pool is empty at the end', () => {
+test('snapshots that share at random and are dropped at random stay whole, and the pool is empty at the end', () => {
   fc.assert(
     fc.property(
       fc.array(fc.array(fc.nat(40), { minLength: 1, maxLength: 30 }), { maxLength: 6 }),
       fc.infiniteStream(fc.nat(5)),
       (plans, choice) => {
-        const pool = openPool(64 * EXTENT)
+        const pool = new Pool(64 * EXTENT)
         const here = new Map<number, { sink: MemorySnapshot; numbers: number[] }>()
         const drop = (index: number): void => {
           here.get(index)?.sink.drop()
           here.delete(index)
         }
         plans.forEach((numbers, index) => {
-          // Whoever has the page lends it, itself too.
+          // Any snapshot that has the page shares it, this one, too.
           const known = new Map<number, number>()
           for (const { sink, numbers } of here.values())
             for (const [at, address] of addressesOf(sink).entries()) known.set(numbers[at] as number, address)
-          const sink = memorySnapshot(pool, true)
+          const sink = new MemorySnapshot(pool, true)
           put(
             sink,
             numbers.map((n): Part => (known.has(n) ? [known.get(n) as number] : n)),
@@ -149,7 +149,7 @@ test('snapshots that share at random and go at random stay whole, and the pool i
 })
 
 test('--release-early gives back what nobody else needs, and no more', () => {
-  const pool = openPool(64 * EXTENT)
+  const pool = new Pool(64 * EXTENT)
   const first = snapshot(pool, [0, 1, 2, 3])
   const [, one = 0] = addressesOf(first)
   const second = snapshot(pool, [[one], [one], 9])
@@ -173,11 +173,11 @@ async function digests(offer: DedupOffer): Promise<Uint32Array> {
   }
 }
 
-test('an offer has every page once, by our own digests, and no zeros; numbers lead to the page', async () => {
-  const pool = openPool(64 * EXTENT)
+test('an offer has every page once, by our own digests, and no zeros; its numbers lead to the page', async () => {
+  const pool = new Pool(64 * EXTENT)
   const sink = snapshot(pool, [0, 1, 0, -1, written, 2, 1])
   const before = pool.used
-  const offer = openDedupIndex(pool).open(() => placesOf(sink))
+  const offer = new DedupIndex(pool).open(() => placesOf(sink))
   const words = await digests(offer)
   assert.is(words.length, 3 * DIGEST_WORDS)
   for (let number = 0; number < 3; number++) {
@@ -194,10 +194,10 @@ test('an offer has every page once, by our own digests, and no zeros; numbers le
   assert.is(pool.used, 0)
 })
 
-test('what was not offered cannot be named; who asks out of turn is refused', async () => {
-  const pool = openPool(64 * EXTENT)
+test('pages that were not offered are refused, and so is a recall out of order', async () => {
+  const pool = new Pool(64 * EXTENT)
   const sink = snapshot(pool, [0, 1, 2])
-  const offer = openDedupIndex(pool).open(() => placesOf(sink))
+  const offer = new DedupIndex(pool).open(() => placesOf(sink))
   throwsFault('FORMAT', () => offer.places(0, 1))
   await rejectsFault('FORMAT', offer.recall(1))
   const asked = offer.recall(0)
@@ -221,14 +221,14 @@ test('what was not offered cannot be named; who asks out of turn is refused', as
   assert.is(pool.used, 0)
 })
 
-test('what was offered stays until the sender ends, though its snapshot is gone and memory is taken by others', async () => {
-  const pool = openPool(64 * EXTENT)
+test('offered pages stay until the sender ends, also when their snapshot is gone and others take memory', async () => {
+  const pool = new Pool(64 * EXTENT)
   const donor = snapshot(pool, [0, 1, 2])
-  const offer = openDedupIndex(pool).open(() => placesOf(donor))
+  const offer = new DedupIndex(pool).open(() => placesOf(donor))
   await digests(offer)
   donor.drop()
   const others = [snapshot(pool, [50, 51, 52]), snapshot(pool, [60, 61, 62])]
-  const taker = memorySnapshot(pool, true)
+  const taker = new MemorySnapshot(pool, true)
   put(
     taker,
     offer
@@ -245,13 +245,13 @@ test('what was offered stays until the sender ends, though its snapshot is gone 
   assert.equal([donor.held, pool.used], [0, 0])
 })
 
-test('a sender that leaves while digests are taken leaves nothing behind, and nobody’s memory is read', async () => {
-  const pool = openPool(64 * EXTENT)
+test('a sender that ends while digests are taken leaves nothing behind, and memory of others is not read', async () => {
+  const pool = new Pool(64 * EXTENT)
   const sink = snapshot(
     pool,
     Array.from({ length: 3000 }, (_, n) => n),
   )
-  const offer = openDedupIndex(pool).open(() => placesOf(sink))
+  const offer = new DedupIndex(pool).open(() => placesOf(sink))
   const asked = offer.recall(0)
   offer.close()
   sink.drop()
@@ -259,58 +259,58 @@ test('a sender that leaves while digests are taken leaves nothing behind, and no
   assert.is(pool.used, 0)
 })
 
-test('when memory runs out the offer of a silent sender is withdrawn, and it is told so', async () => {
-  const pool = openPool(6 * EXTENT)
-  const shelf = openSnapshots(pool, { dedup: true, idleMs: 0 })
-  const donor = shelf.receive(snapshotId('donor'))
+test('when memory runs out the offer of a silent sender is withdrawn, and the sender gets MEMORY', async () => {
+  const pool = new Pool(6 * EXTENT)
+  const snapshots = new Snapshots(pool, { dedup: true, idleMs: 0 })
+  const donor = snapshots.receive(snapshotId('donor'))
   put(
     donor.sink,
     Array.from({ length: 600 }, (_, n) => n),
   )
   donor.seal()
-  const arriving = shelf.receive(snapshotId('silent'))
-  const offer = arriving.offer as DedupOffer
+  const incoming = snapshots.receive(snapshotId('silent'))
+  const offer = incoming.offer as DedupOffer
   await digests(offer)
-  shelf.remove(snapshotId('donor'))
+  snapshots.remove(snapshotId('donor'))
   assert.equal(
-    shelf.all.map(({ id, state }) => `${id} ${state}`),
+    snapshots.all.map(({ id, state }) => `${id} ${state}`),
     ['silent arriving', 'donor leaving'],
   )
-  const other = memorySnapshot(pool, true)
+  const other = new MemorySnapshot(pool, true)
   put(
     other,
     Array.from({ length: 1200 }, (_, n) => 5000 + n),
   )
   assert.match(throwsFault('MEMORY', () => offer.places(0, 1)).message, 'had to go')
   assert.equal(
-    shelf.all.map(({ id }) => id),
+    snapshots.all.map(({ id }) => id),
     ['silent'],
   )
   other.drop()
-  arriving.drop()
-  assert.equal([pool.used, shelf.all], [0, []])
+  incoming.drop()
+  assert.equal([pool.used, snapshots.all], [0, []])
 })
 
-test('an offer that has to go while its pages are taken: those that are taken stay, the next is refused', async () => {
-  const pool = openPool(12 * EXTENT)
-  const shelf = openSnapshots(pool, { dedup: true, idleMs: 0 })
-  const donor = shelf.receive(snapshotId('donor'))
+test('an offer is withdrawn while its pages are taken: those that are taken stay, the next is refused', async () => {
+  const pool = new Pool(12 * EXTENT)
+  const snapshots = new Snapshots(pool, { dedup: true, idleMs: 0 })
+  const donor = snapshots.receive(snapshotId('donor'))
   const many = Array.from({ length: 600 }, (_, n) => 1000 + n)
   put(donor.sink, many)
   donor.seal()
-  const arriving = shelf.receive(snapshotId('taking'))
-  await digests(arriving.offer as DedupOffer)
-  const addresses = (arriving.offer as DedupOffer)
+  const incoming = snapshots.receive(snapshotId('taking'))
+  await digests(incoming.offer as DedupOffer)
+  const addresses = (incoming.offer as DedupOffer)
     .places(0, 600)
     .flatMap(([address, bytes]) =>
       Array.from({ length: bytes / PAGE_BYTES }, (_, n): number => address + n * PAGE_BYTES),
     )
-  shelf.remove(snapshotId('donor'))
-  const { shared } = arriving.sink.open(pagesImage)
+  snapshots.remove(snapshotId('donor'))
+  const { shared } = incoming.sink.open(pagesImage)
   const taken: number[] = []
   const brim = pool.limit - pool.used
   pool.charge(brim)
-  // Backwards no two are side by side, so that what is noted of them has to grow.
+  // Backwards no two are side by side, so that their ranges have to grow.
   const takeAll = (): void => {
     for (const address of addresses.toReversed()) {
       shared?.take(address, 1)
@@ -323,12 +323,12 @@ test('an offer that has to go while its pages are taken: those that are taken st
     assert.ok(page(1000 + addresses.indexOf(address)).equals(pool.window(address, PAGE_BYTES)), `${address}`)
   }
   pool.charge(-brim)
-  arriving.drop()
-  assert.equal([pool.used, shelf.all], [0, []])
+  incoming.drop()
+  assert.equal([pool.used, snapshots.all], [0, []])
 })
 
-test('where there is no memory for an offer nothing is offered, and nothing fails', async () => {
-  const pool = openPool(3 * EXTENT)
+test('without memory for an offer nothing is offered, and nothing fails', async () => {
+  const pool = new Pool(3 * EXTENT)
   const sink = snapshot(
     pool,
     Array.from({ length: 200 }, (_, n) => n),
@@ -336,7 +336,7 @@ test('where there is no memory for an offer nothing is offered, and nothing fail
   while (pool.limit - pool.used > 1024) pool.charge(512)
   const others = pool.used - sink.held
   let looked = 0
-  const offer = openDedupIndex(pool).open(() => {
+  const offer = new DedupIndex(pool).open(() => {
     looked++
     return placesOf(sink)
   })
@@ -348,11 +348,11 @@ test('where there is no memory for an offer nothing is offered, and nothing fail
   offer.close()
 })
 
-test('what an offer takes is counted, however few pages it has in each extent', async () => {
-  const pool = openPool(64 * EXTENT)
+test('the memory of an offer is charged, however few pages it has in each extent', async () => {
+  const pool = new Pool(64 * EXTENT)
   const sinks = Array.from({ length: 20 }, (_, n) => snapshot(pool, [n]))
   const before = pool.used
-  const offer = openDedupIndex(pool).open(() => sinks.flatMap(placesOf))
+  const offer = new DedupIndex(pool).open(() => sinks.flatMap(placesOf))
   assert.is((await offer.recall(0)).total, 20)
   assert.ok(pool.used - before >= 20 * (PAGES + DIGESTS_BYTES), `${pool.used - before} bytes`)
   offer.close()
@@ -360,9 +360,9 @@ test('what an offer takes is counted, however few pages it has in each extent', 
   assert.is(pool.used, 0)
 })
 
-test('more than one answer holds comes in several', async () => {
-  const pool = openPool(2 ** 30)
-  const sink = memorySnapshot(pool, true)
+test('digests that do not fit into one answer come in several', async () => {
+  const pool = new Pool(2 ** 30)
+  const sink = new MemorySnapshot(pool, true)
   const writer = sink.open(pagesImage)
   const count = MOST_RECALLED + 10
   for (let n = 0; n < count; n++) {
@@ -371,7 +371,7 @@ test('more than one answer holds comes in several', async () => {
     writer.wrote(PAGE_BYTES)
   }
   writer.end({ name: pagesImage, size: count * PAGE_BYTES, digest: 0n })
-  const offer = openDedupIndex(pool).open(() => placesOf(sink))
+  const offer = new DedupIndex(pool).open(() => placesOf(sink))
   const [first, second] = [await offer.recall(0), await offer.recall(MOST_RECALLED)]
   assert.equal([first.total, second.total], [count, count])
   assert.equal([first.digests.length, second.digests.length], [MOST_RECALLED * DIGEST_WORDS, 10 * DIGEST_WORDS])
@@ -380,39 +380,39 @@ test('more than one answer holds comes in several', async () => {
   assert.is(pool.used, 0)
 })
 
-test('a snapshot whose memory is given back as it is read is no donor: somebody else writes there already', async () => {
-  const pool = openPool(64 * EXTENT)
-  const shelf = openSnapshots(pool, { dedup: true })
-  const [first, writing, asking] = ['first', 'writing', 'asking'].map((id) => shelf.receive(snapshotId(id)))
+test('a snapshot whose memory is given back as it is read is no donor', async () => {
+  const pool = new Pool(64 * EXTENT)
+  const snapshots = new Snapshots(pool, { dedup: true })
+  const [first, writing, asking] = ['first', 'writing', 'asking'].map((id) => snapshots.receive(snapshotId(id)))
   const many = Array.from({ length: 2 * PAGES }, (_, n) => n)
   put(first?.sink as MemorySnapshot, many)
   first?.seal()
-  const { images, use, release } = await shelf.find(snapshotId('first'), 0)
-  const done = use()
-  for (const piece of [...(images.get(pagesImage)?.pieces ?? [])]) release(piece)
+  const found = await snapshots.find(snapshotId('first'), 0)
+  const done = found.use()
+  for (const piece of [...(found.images.get(pagesImage)?.pieces ?? [])]) found.release(piece)
   put(writing?.sink as MemorySnapshot, many)
   assert.is((await asking?.offer?.recall(0))?.total, 0)
   done()
-  for (const arriving of [writing, asking]) arriving?.drop()
-  shelf.remove(snapshotId('first'))
-  assert.equal([pool.used, shelf.all], [0, []])
+  for (const incoming of [writing, asking]) incoming?.drop()
+  snapshots.remove(snapshotId('first'))
+  assert.equal([pool.used, snapshots.all], [0, []])
 })
 
-test('a chain shares like any other, and its next round replaces what only it needs', async () => {
-  const pool = openPool(64 * EXTENT)
-  const shelf = openSnapshots(pool, { dedup: true })
-  const arriving = shelf.receive(snapshotId('a'))
-  put(arriving.sink, [0, 1, 2])
-  arriving.seal()
-  const [address = 0] = addressesOf(arriving.sink)
-  const chain = shelf.receive(snapshotId('c'), { under: 0, last: false, token: Buffer.alloc(16, 1) })
+test('a chain shares pages as a snapshot does, and its next round replaces those that only it needs', async () => {
+  const pool = new Pool(64 * EXTENT)
+  const snapshots = new Snapshots(pool, { dedup: true })
+  const incoming = snapshots.receive(snapshotId('a'))
+  put(incoming.sink, [0, 1, 2])
+  incoming.seal()
+  const [address = 0] = addressesOf(incoming.sink)
+  const chain = snapshots.receive(snapshotId('c'), { under: 0, last: false, token: Buffer.alloc(16, 1) })
   put(chain.sink, [[address], 7])
   await chain.complete()
   chain.seal()
-  shelf.remove(snapshotId('a'))
-  assert.is(shelf.all.find(({ state }) => state === 'leaving')?.sink.held, PAGE_BYTES)
-  shelf.removeChain(snapshotId('c'))
-  assert.equal([pool.used, shelf.all], [0, []])
+  snapshots.remove(snapshotId('a'))
+  assert.is(snapshots.all.find(({ state }) => state === 'leaving')?.sink.held, PAGE_BYTES)
+  snapshots.removeChain(snapshotId('c'))
+  assert.equal([pool.used, snapshots.all], [0, []])
 })
 
 test.run()

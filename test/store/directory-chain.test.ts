@@ -33,7 +33,7 @@ test.after.each((context) => context.remove())
 
 const { parent, lazy, present } = pageFlag
 
-/** The images of a chain, written into a directory. */
+/** Writes the flattened images of a chain into a directory. */
 async function write(from: string, to: string): Promise<string[]> {
   mkdirSync(to)
   const names: string[] = []
@@ -48,7 +48,7 @@ async function write(from: string, to: string): Promise<string[]> {
 
 const pagemaps = (directory: string): string[] => readdirSync(directory).filter((name) => name.startsWith('pagemap-'))
 
-/** The same images, and in them the same pages by themselves as in the whole chain. */
+/** Asserts that both have the same images, and that each page of the chain is the same as by a look at it alone. */
 function equalPages(flat: string, chain: string): number {
   let pages = 0
   assert.equal(
@@ -71,7 +71,7 @@ function equalPages(flat: string, chain: string): number {
 }
 
 for (const { criu, directories } of chains()) {
-  test(`three pre-dumps and a dump of CRIU ${criu}, flattened: every page is the one that a look at it alone finds`, async ({
+  test(`three pre-dumps and a dump of CRIU ${criu}, flattened: every page is as a look at it alone finds it`, async ({
     dir,
   }) => {
     const [, , , last = ''] = directories
@@ -84,7 +84,7 @@ for (const { criu, directories } of chains()) {
     for (const name of names.filter((image) => !/^page/.test(image))) {
       assert.ok(readFileSync(join(dir, 'flat', name)).equals(readFileSync(join(last, name))), name)
     }
-    // The chain is one: most of it is in the parents, of more than one age, and newer pages replace older ones.
+    // It is a real chain: most pages are in parents of more than one age, and newer pages replace older ones.
     const from = new Set<string>()
     for (const name of pagemaps(last)) {
       for (const { flags } of readPagemap([readFileSync(join(last, name))]).entries) {
@@ -104,7 +104,7 @@ for (const { criu, directories } of chains()) {
   })
 }
 
-test('chains as each release writes them, of up to eight layers, with old pages below new ones', async ({ dir }) => {
+test('chains of up to eight layers, as each release writes them: each page is the newest', async ({ dir }) => {
   const writings: Writing[][] = [
     ['4.2'],
     ['4.1', '4.2'],
@@ -128,9 +128,7 @@ test('chains as each release writes them, of up to eight layers, with old pages 
   }
 })
 
-test('parents that are not links, links that are absolute, and directories that were moved together', async ({
-  dir,
-}) => {
+test('a parent may be a directory or an absolute link, and the directories may be moved together', async ({ dir }) => {
   const last = splitDump(join(fixtures, 'images'), join(dir, 'a'), ['4.2', '4.1', '4.1'])
   cpSync(join(dir, 'a', '1'), join(dir, 'whole', 'parent', 'parent'), { recursive: true })
   for (const [from, to] of [
@@ -161,7 +159,7 @@ test('parents that are not links, links that are absolute, and directories that 
   )
 })
 
-test('a parent that leads nowhere, or in a circle, is told by its path', ({ dir }) => {
+test('the error for a parent that leads nowhere, or in a circle, has its path', ({ dir }) => {
   for (const name of ['1', '2', '3']) mkdirSync(join(dir, name))
   symlinkSync('../gone', join(dir, '1', 'parent'))
   symlinkSync('../1', join(dir, '2', 'parent'))
@@ -178,7 +176,7 @@ test('a parent that leads nowhere, or in a circle, is told by its path', ({ dir 
   throwsFault('MISSING', () => chainOf(join(dir, 'none')))
 })
 
-test('what cannot be flattened is refused before the first image', ({ dir }) => {
+test('a chain that cannot be flattened is refused before the first image', ({ dir }) => {
   const [recorded] = chains()
   const [first = '', , , last = ''] = recorded?.directories ?? []
   const preDump = throwsFault('FAILED_DUMP', () => chainSource(chainOf(first)))
@@ -227,7 +225,7 @@ test('lazy pages without bytes stay lazy, and a page server that left no invento
   assert.equal([...entries], [at(1, 3, present), at(9, 4, lazy)])
 })
 
-test('damage is told by the file that has it', async ({ dir }) => {
+test('the error for a damaged file has its name', async ({ dir }) => {
   const cases: [what: string, code: 'FORMAT' | 'MISSING' | 'IO', message: RegExp, spoil: (last: string) => void][] = [
     [
       'a parent that is cut off',
@@ -296,7 +294,7 @@ test('damage is told by the file that has it', async ({ dir }) => {
   }
 })
 
-test('a parent whose replaced pages are holes (criu dedup) is as good', async ({ dir }) => {
+test('a parent may have holes for replaced pages (criu dedup)', async ({ dir }) => {
   layer(join(dir, '1'), [at(1, 3, present)], 0x62)
   layer(join(dir, '2'), [at(1, 1, parent), at(2, 1, present), at(3, 1, parent)], 0x61)
   symlinkSync('../1', join(dir, '2', 'parent'))
@@ -309,7 +307,7 @@ test('a parent whose replaced pages are holes (criu dedup) is as good', async ({
   )
 })
 
-test('ranges that are longer than a piece, from where they begin', async ({ dir }) => {
+test('ranges may be longer than a piece, and begin anywhere', async ({ dir }) => {
   const [count, first] = [1000, 100]
   layer(join(dir, '1'), [at(0, count, present)], 0)
   layer(join(dir, '2'), [at(first, 300, parent), at(first + 300, 2, present), at(first + 302, 500, parent)], 0x61)

@@ -18,7 +18,7 @@ import { MOST_DATA } from '../../lib/format/wire.ts'
 import { check } from '../../lib/kernel/fd.ts'
 import { mkfifo } from '../../lib/kernel/libc.ts'
 import { directorySink, directorySource } from '../../lib/store/directory.ts'
-import { memorySnapshot } from '../../lib/store/memory.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSink, ImageSource } from '../../lib/stream/image.ts'
 import { sendSnapshot } from '../../lib/stream/send.ts'
@@ -55,7 +55,7 @@ function tree(dir: string): string[] {
   return readdirSync(dir, { recursive: true }).map(String).sort()
 }
 
-test('images are written, private, and have their name only when they are sealed', async ({ dir, target }) => {
+test('images are written private, and the directory has its name only when it is sealed', async ({ dir, target }) => {
   const before = openFds()
   const sink = directorySink(target)
   await move(sourceOf(images), sink)
@@ -96,7 +96,7 @@ test('a damaged stream leaves nothing behind', async ({ dir, target }) => {
   assert.equal(readdirSync(dir), [])
 })
 
-test('what is there is refused, before anything is written, and stays', ({ dir, target }) => {
+test('a target that exists is refused before anything is written, and stays', ({ dir, target }) => {
   mkdirSync(target)
   writeFileSync(join(target, 'precious'), 'x')
   writeFileSync(join(dir, 'file'), 'x')
@@ -111,7 +111,7 @@ test('what is there is refused, before anything is written, and stays', ({ dir, 
   assert.is(readFileSync(join(target, 'precious'), 'utf8'), 'x')
 })
 
-test('an empty directory is taken', async ({ dir, target }) => {
+test('an empty directory at the target is replaced', async ({ dir, target }) => {
   mkdirSync(target, { mode: 0o755 })
   const sink = directorySink(target)
   await move(sourceOf(images), sink)
@@ -121,7 +121,7 @@ test('an empty directory is taken', async ({ dir, target }) => {
   assert.is(lstatSync(target).mode & 0o777, 0o700)
 })
 
-test('what appears at the target meanwhile is not replaced', async ({ dir, target }) => {
+test('a target that appears meanwhile is not replaced', async ({ dir, target }) => {
   const sink = directorySink(target)
   await move(sourceOf(images), sink)
   mkdirSync(target)
@@ -143,16 +143,13 @@ test('a file that cannot be made is IO', async ({ target }) => {
   await rejectsFault('IO', Promise.resolve(sink.open(imageName('a.img'))))
 })
 
-/** Somebody who may write to `dir` puts a link in the place of what has that name. */
+/** Puts a link in the place of what has that name, as a user who may write to `dir` could. */
 function exchange(dir: string, name: string, victim: string): void {
   renameSync(join(dir, name), join(dir, 'away'))
   symlinkSync(victim, join(dir, name))
 }
 
-test('who puts a link in the place of the partial directory gets no image, and it never has its name', async ({
-  dir,
-  target,
-}) => {
+test('a link in the place of the partial directory gets no image, and never the name', async ({ dir, target }) => {
   const victim = join(dir, 'victim')
   mkdirSync(victim)
   const before = openFds()
@@ -174,7 +171,7 @@ test('who puts a link in the place of the partial directory gets no image, and i
   assert.is(openFds(), before, 'a descriptor is left')
 })
 
-test('who moves the parent away gets nothing under the name', async ({ dir }) => {
+test('nothing gets the name after the parent was moved away', async ({ dir }) => {
   const parent = join(dir, 'parent')
   mkdirSync(parent)
   mkdirSync(join(dir, 'victim'))
@@ -198,7 +195,7 @@ test('a directory is read: regular files *.img alone, inventory.img last', async
   fill(target, ['inventory.img', 'pages-1.img', 'core-1.img', 'stats-dump', 'dump.log', 'z.img.tmp'])
   writeFileSync(join(dir, 'secret'), 'secret')
   symlinkSync('../secret', join(target, 'link'))
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   assert.equal(await move(directorySource(target), sink), ['core-1.img', 'pages-1.img', 'inventory.img'])
   for (const [name, bytes] of contents(sink)) assert.ok(bytes.equals(bytesOf(name, 1000)), name)
   sink.drop()
@@ -215,7 +212,7 @@ test('what was written can be read', async ({ target }) => {
   const written = directorySink(target)
   await move(sourceOf(images), written)
   written.seal()
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   await move(directorySource(target), sink)
   assert.is(sink.images.size, images.length)
   for (const { name, bytes } of images) assert.ok(contents(sink).get(name)?.equals(bytes), name)
@@ -230,7 +227,7 @@ test('an incremental dump is refused, its parent a link or not', ({ dir, target 
   throwsFault('USAGE', () => directorySource(join(dir, 'second')))
 })
 
-test('a directory without inventory.img is FAILED_DUMP, a link to one is none', ({ target }) => {
+test('a directory without inventory.img is FAILED_DUMP, and a link is no inventory.img', ({ target }) => {
   fill(target, ['core-1.img'])
   throwsFault('FAILED_DUMP', () => directorySource(target))
   symlinkSync('core-1.img', join(target, 'inventory.img'))
@@ -252,12 +249,12 @@ test('a file that goes away while it is sent is IO', async ({ target }) => {
   fill(target, ['inventory.img', 'a.img'])
   const source = directorySource(target)
   rmSync(join(target, 'a.img'))
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   assert.match((await rejectsFault('IO', move(source, sink))).message, /a\.img: ENOENT/)
   sink.drop()
 })
 
-test('what is put in the place of an image while it is sent is neither followed nor waited for', async ({
+test('a link or a FIFO in the place of an image is neither followed nor waited for while images are sent', async ({
   dir,
   target,
 }) => {
@@ -273,7 +270,7 @@ test('what is put in the place of an image while it is sent is neither followed 
       const source = directorySource(target)
       rmSync(image)
       put(image)
-      const sink = memorySnapshot(pool)
+      const sink = new MemorySnapshot(pool)
       assert.match((await rejectsFault('MISSING', move(source, sink))).message, /a\.img is not a regular file/)
       sink.drop()
       rmSync(target, { recursive: true })

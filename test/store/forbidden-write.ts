@@ -1,11 +1,11 @@
-/** Run by a test: writes where nobody may, and does not live to tell. */
+/** Run by a test: writes where nobody may, which ends the process. */
 import { imageName } from '../../lib/format/names.ts'
-import { memorySnapshot } from '../../lib/store/memory.ts'
-import { writeInto } from '../../lib/store/piece-writer.ts'
-import { openPool } from '../../lib/store/pool.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { Pool } from '../../lib/store/pool.ts'
+import { writeInto } from '../../lib/store/stored-image.ts'
 
-const pool = openPool(2 ** 24)
-const sink = memorySnapshot(pool)
+const pool = new Pool(2 ** 24)
+const sink = new MemorySnapshot(pool)
 const name = imageName('a.img')
 const writer = sink.open(name)
 const room = writer.room(1)

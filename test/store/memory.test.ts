@@ -2,9 +2,9 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { type ImageName, imageName } from '../../lib/format/names.ts'
 import * as libc from '../../lib/kernel/libc.ts'
-import { type MemorySnapshot, memorySnapshot, type StoredImage } from '../../lib/store/memory.ts'
-import { writeInto } from '../../lib/store/piece-writer.ts'
-import { EXTENT, openPool } from '../../lib/store/pool.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { EXTENT, Pool } from '../../lib/store/pool.ts'
+import { type StoredImage, writeInto } from '../../lib/store/stored-image.ts'
 import { throwsFault } from '../expect.ts'
 import { bytesOf, contents, entry } from '../stream/snapshots.ts'
 import { eventually } from '../support/run.ts'
@@ -60,7 +60,7 @@ const sizes = [
 
 for (const step of [1000, 4096, 2 ** 20, 4 * EXTENT]) {
   test(`images of every size in steps of ${step} come back as they were`, async () => {
-    const sink = memorySnapshot(openPool(100 * EXTENT))
+    const sink = new MemorySnapshot(new Pool(100 * EXTENT))
     for (const size of sizes) await put(sink, `i${size}`, bytesOf(`i${size}`, size), step)
     const got = contents(sink)
     assert.is(got.size, sizes.length)
@@ -78,7 +78,7 @@ for (const step of [1000, 4096, 2 ** 20, 4 * EXTENT]) {
 }
 
 test('images that grow in turns do not touch each other', async () => {
-  const sink = memorySnapshot(openPool(100 * EXTENT))
+  const sink = new MemorySnapshot(new Pool(100 * EXTENT))
   const names = Array.from({ length: 8 }, (_, index) => `i${index}`)
   const bytes = names.map((name) => bytesOf(name, 300_000))
   const images = await Promise.all(names.map((name) => writing(sink, name)))
@@ -99,7 +99,7 @@ test('images that grow in turns do not touch each other', async () => {
 })
 
 test('an image is there only when it has ended', async () => {
-  const sink = memorySnapshot(openPool(EXTENT))
+  const sink = new MemorySnapshot(new Pool(EXTENT))
   const image = await writing(sink, 'a.img')
   await image.add(Buffer.from('abc'))
   assert.is(sink.images.size, 0)
@@ -109,10 +109,10 @@ test('an image is there only when it has ended', async () => {
 })
 
 test('many small images share an extent', async () => {
-  const pool = openPool(8 * EXTENT)
-  const sink = memorySnapshot(pool)
+  const pool = new Pool(8 * EXTENT)
+  const sink = new MemorySnapshot(pool)
   for (let index = 0; index < 2048; index++) await put(sink, `i${index}`, bytesOf(`i${index}`, 500))
-  // What is known of them beside, at most 2 KiB each.
+  // What is charged for them beside, at most 2 KiB each.
   const known = sink.held - EXTENT
   assert.ok(known <= 2048 * 2048, `${known}`)
   assert.is(pool.used, sink.held)
@@ -123,10 +123,10 @@ test('many small images share an extent', async () => {
 })
 
 test('the limit of the pool is MEMORY, and a drop gives everything back', async () => {
-  const pool = openPool(4 * EXTENT)
-  const other = memorySnapshot(pool)
+  const pool = new Pool(4 * EXTENT)
+  const other = new MemorySnapshot(pool)
   await put(other, 'other.img', bytesOf('other.img', 100))
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   const image = await writing(sink, 'pages-1.img')
   await image.add(bytesOf('pages-1.img', 2 * EXTENT))
   const writer = await sink.open(imageName('more.img'))
@@ -141,9 +141,9 @@ test('the limit of the pool is MEMORY, and a drop gives everything back', async 
   assert.ok(contents(other).get('other.img')?.equals(bytesOf('other.img', 100)), 'the other one is whole')
 })
 
-test('what is announced is made ready, up to the limit, and what is not used of it is given back', async () => {
-  const pool = openPool(8 * EXTENT)
-  const sink = memorySnapshot(pool)
+test('announced memory is made ready, up to the limit, and what is not used of it is given back', async () => {
+  const pool = new Pool(8 * EXTENT)
+  const sink = new MemorySnapshot(pool)
   assert.is(await sink.reserve?.(3 * EXTENT), 3 * EXTENT)
   assert.is(pool.used, 4 * EXTENT)
   const image = await writing(sink, 'pages-1.img')
@@ -151,22 +151,22 @@ test('what is announced is made ready, up to the limit, and what is not used of 
   assert.is(pool.used, 4 * EXTENT, 'images use what is ready')
   sink.complete()
   assert.is(pool.used, 3 * EXTENT)
-  const greedy = memorySnapshot(pool)
+  const greedy = new MemorySnapshot(pool)
   assert.is(await greedy.reserve?.(100 * EXTENT), 4 * EXTENT, 'no more than there is')
   assert.is(pool.used, pool.limit)
   greedy.drop()
   assert.is(pool.used, 3 * EXTENT)
 })
 
-test('what was only announced gives way to the images of others', async () => {
-  const pool = openPool(8 * EXTENT)
-  const greedy = memorySnapshot(pool)
+test('memory that was only announced gives way to the images of others', async () => {
+  const pool = new Pool(8 * EXTENT)
+  const greedy = new MemorySnapshot(pool)
   assert.is(await greedy.reserve(2 ** 48), 7 * EXTENT)
-  const late = memorySnapshot(pool)
+  const late = new MemorySnapshot(pool)
   await put(late, 'pages-1.img', bytesOf('pages-1.img', 3 * EXTENT))
   assert.is(pool.used, pool.limit)
   await put(greedy, 'pages-2.img', bytesOf('pages-2.img', 3 * EXTENT))
-  throwsFault('MEMORY', pool.take)
+  throwsFault('MEMORY', () => pool.take())
   assert.ok(
     contents(late)
       .get('pages-1.img')
@@ -185,8 +185,8 @@ test('what was only announced gives way to the images of others', async () => {
 })
 
 test('images may use what is not ready yet', async () => {
-  const pool = openPool(8 * EXTENT)
-  const sink = memorySnapshot(pool)
+  const pool = new Pool(8 * EXTENT)
+  const sink = new MemorySnapshot(pool)
   const reserved = sink.reserve(7 * EXTENT)
   const image = await writing(sink, 'pages-1.img')
   await image.add(bytesOf('pages-1.img', 7 * EXTENT))
@@ -203,16 +203,16 @@ test('images may use what is not ready yet', async () => {
 })
 
 test('nothing is made ready on a machine that has no memory left', async () => {
-  const pool = openPool(8 * EXTENT, 0, () => 0)
-  const sink = memorySnapshot(pool)
+  const pool = new Pool(8 * EXTENT, 0, () => 0)
+  const sink = new MemorySnapshot(pool)
   assert.is(await sink.reserve(7 * EXTENT), 0)
   await put(sink, 'pages-1.img', bytesOf('pages-1.img', 7 * EXTENT))
   sink.drop()
 })
 
 test('a sender waits for much memory only so long; the rest becomes ready afterwards', async () => {
-  const pool = openPool(128 * EXTENT)
-  const sink = memorySnapshot(pool)
+  const pool = new Pool(128 * EXTENT)
+  const sink = new MemorySnapshot(pool)
   const ready = await sink.reserve(100 * EXTENT, 0)
   assert.ok(ready < 100 * EXTENT, `${ready}`)
   await eventually(() => pool.used === 101 * EXTENT || undefined, 'the rest')
@@ -221,8 +221,8 @@ test('a sender waits for much memory only so long; the rest becomes ready afterw
 })
 
 test('a snapshot that is dropped while memory becomes ready for it gives all back', async () => {
-  const pool = openPool(64 * EXTENT)
-  const sink = memorySnapshot(pool)
+  const pool = new Pool(64 * EXTENT)
+  const sink = new MemorySnapshot(pool)
   const reserved = sink.reserve(60 * EXTENT)
   sink.drop()
   assert.ok((await reserved) < 60 * EXTENT)
@@ -230,7 +230,7 @@ test('a snapshot that is dropped while memory becomes ready for it gives all bac
 })
 
 test('pieces of a dropped image read zeros', async () => {
-  const sink = memorySnapshot(openPool(EXTENT))
+  const sink = new MemorySnapshot(new Pool(EXTENT))
   await put(sink, 'a.img', Buffer.from('secret'))
   const [image] = sink.images.values() as Iterable<StoredImage>
   const [piece] = image?.pieces ?? []
@@ -238,10 +238,10 @@ test('pieces of a dropped image read zeros', async () => {
   assert.equal([...(piece?.window ?? [])], [0, 0, 0, 0, 0, 0])
 })
 
-test('images of nothing are not for nothing', () => {
+test('empty images are charged', () => {
   for (const apart of [false, true]) {
-    const pool = openPool(64 * EXTENT)
-    const sink = memorySnapshot(pool, apart)
+    const pool = new Pool(64 * EXTENT)
+    const sink = new MemorySnapshot(pool, apart)
     const open = (word: string, count: number): void => {
       for (let at = 0; at < count; at++) {
         const name = `${word}-${at}.img` as ImageName
@@ -263,10 +263,10 @@ test('images of nothing are not for nothing', () => {
   }
 })
 
-test('a tree of small processes takes what its pages take, and not 2 MiB for each', () => {
+test('a tree of small processes takes the memory of its pages, and not 2 MiB for each process', () => {
   for (const apart of [false, true]) {
-    const pool = openPool(2 ** 30)
-    const sink = memorySnapshot(pool, apart)
+    const pool = new Pool(2 ** 30)
+    const sink = new MemorySnapshot(pool, apart)
     const bytes = 200 * 1024
     for (let at = 1; at <= 100; at++) {
       const name = imageName(`pages-${at}.img`)
@@ -285,10 +285,10 @@ test('a tree of small processes takes what its pages take, and not 2 MiB for eac
   }
 })
 
-test('who is dropped while bytes come writes into nobody else’s memory, and no more into its own', async () => {
+test('bytes that come while their snapshot is dropped go into no memory of others', async () => {
   for (const apart of [false, true]) {
-    const pool = openPool(4 * EXTENT)
-    const dropped = memorySnapshot(pool, apart)
+    const pool = new Pool(4 * EXTENT)
+    const dropped = new MemorySnapshot(pool, apart)
     const name = imageName('pages-1.img')
     const [writer, complete] = [dropped.open(name), dropped.open(imageName('complete.img'))]
     complete.room(1).fill(1)
@@ -300,7 +300,7 @@ test('who is dropped while bytes come writes into nobody else’s memory, and no
     for (const { window } of others) window.fill(7)
     late.fill(9)
     for (const { window } of others) assert.not(window.includes(9))
-    // Nothing more comes: what was kept from others is free, and there is enough for all.
+    // Nothing more comes: the extent that was kept from others is free, and there is enough for all.
     dropped.drop()
     for (const extent of others) pool.give(extent)
     throwsFault('ABORTED', () => writer.room(1))
@@ -311,18 +311,18 @@ test('who is dropped while bytes come writes into nobody else’s memory, and no
   }
 })
 
-test('what is known of images is bounded by JavaScript’s heap, too, and given back', () => {
-  const pool = openPool(100 * EXTENT, 0, undefined, 2 ** 20)
+test('the heap that images take beside their bytes is bounded, and given back', () => {
+  const pool = new Pool(100 * EXTENT, 0, undefined, 2 ** 20)
   const many = (sink: MemorySnapshot, count: number): void => {
     for (let at = 0; at < count; at++) sink.open(imageName(`i${at}`)).end(entry(`i${at}`, bytesOf('', 0)))
   }
-  const first = memorySnapshot(pool)
+  const first = new MemorySnapshot(pool)
   many(first, 500)
-  const second = memorySnapshot(pool)
+  const second = new MemorySnapshot(pool)
   throwsFault('MEMORY', () => many(second, 1000))
   first.drop()
   second.drop()
-  const third = memorySnapshot(pool)
+  const third = new MemorySnapshot(pool)
   many(third, 500)
   third.drop()
   assert.is(pool.used, 0)

@@ -4,7 +4,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { PAGE_BYTES } from '../../lib/format/pagemap.ts'
 import * as libc from '../../lib/kernel/libc.ts'
-import { EXTENT, type Extent, openPool } from '../../lib/store/pool.ts'
+import { EXTENT, type Extent, Pool } from '../../lib/store/pool.ts'
 import { throwsFault } from '../expect.ts'
 import { eventually, run } from '../support/run.ts'
 
@@ -12,14 +12,14 @@ const test = suite('store/pool')
 
 const zeros = Buffer.alloc(EXTENT)
 
-function takeAll(count: number, take: () => Extent): Extent[] {
-  return Array.from({ length: count }, take)
+function takeAll(count: number, pool: Pool): Extent[] {
+  return Array.from({ length: count }, () => pool.take())
 }
 
 test('extents are 2 MiB, aligned, zero, apart from each other, and where their address says', () => {
-  const pool = openPool(40 * EXTENT)
+  const pool = new Pool(40 * EXTENT)
   // More than one region of 32 extents.
-  const extents = takeAll(40, pool.take)
+  const extents = takeAll(40, pool)
   assert.is(new Set(extents.map(({ address }) => address)).size, 40)
   extents.forEach(({ address, window }, index) => {
     assert.is(address % BigInt(EXTENT), 0n)
@@ -37,8 +37,8 @@ test('extents are 2 MiB, aligned, zero, apart from each other, and where their a
 
 test('regions grow, so that they are few', () => {
   const ends: bigint[] = []
-  const pool = openPool(2 ** 40)
-  for (const { address } of takeAll(1024, pool.take)) {
+  const pool = new Pool(2 ** 40)
+  for (const { address } of takeAll(1024, pool)) {
     const before = ends.indexOf(address)
     if (before < 0) ends.push(address + BigInt(EXTENT))
     else ends[before] = address + BigInt(EXTENT)
@@ -47,23 +47,23 @@ test('regions grow, so that they are few', () => {
   assert.ok(ends.length <= 6, `${ends.length} regions`)
 })
 
-test('the limit holds to the byte and is MEMORY, which takes nothing', () => {
-  const pool = openPool(3 * EXTENT)
-  takeAll(3, pool.take)
+test('the limit holds to the byte, and a take beyond it throws MEMORY and changes nothing', () => {
+  const pool = new Pool(3 * EXTENT)
+  takeAll(3, pool)
   assert.equal([pool.limit, pool.used], [3 * EXTENT, 3 * EXTENT])
-  const fault = throwsFault('MEMORY', pool.take)
+  const fault = throwsFault('MEMORY', () => pool.take())
   assert.match(fault.message, '6.00 MiB of 6.00 MiB')
   assert.match(fault.hint ?? '', '--max-memory')
   assert.is(pool.used, 3 * EXTENT)
-  throwsFault('MEMORY', openPool(EXTENT - 1).take)
-  throwsFault('MEMORY', openPool(0).take)
-  const less = openPool(2 * EXTENT - 1)
+  throwsFault('MEMORY', () => new Pool(EXTENT - 1).take())
+  throwsFault('MEMORY', () => new Pool(0).take())
+  const less = new Pool(2 * EXTENT - 1)
   less.take()
-  throwsFault('MEMORY', less.take)
+  throwsFault('MEMORY', () => less.take())
 })
 
-test('what is given back is used again, and reads zeros', () => {
-  const pool = openPool(2 * EXTENT)
+test('an extent that is given back is used again, and reads zeros', () => {
+  const pool = new Pool(2 * EXTENT)
   const [one, two] = [pool.take(), pool.take()]
   one.window.fill(1)
   two.window.fill(2)
@@ -74,11 +74,11 @@ test('what is given back is used again, and reads zeros', () => {
   const again = pool.take()
   assert.is(again.address, one.address)
   assert.ok(zeros.equals(again.window))
-  throwsFault('MEMORY', pool.take)
+  throwsFault('MEMORY', () => pool.take())
 })
 
 test('memory that is given back does not grow the process', () => {
-  const pool = openPool(EXTENT)
+  const pool = new Pool(EXTENT)
   const addresses = new Set<bigint>()
   for (let round = 0; round < 100; round++) {
     const extent = pool.take()
@@ -91,10 +91,10 @@ test('memory that is given back does not grow the process', () => {
 })
 
 test('pages of an extent go back once each, count as free, and the extent is whole again when it is taken anew', () => {
-  const pool = openPool(2 * EXTENT)
+  const pool = new Pool(2 * EXTENT)
   const [one, two] = [pool.take(), pool.take()]
   for (const { window } of [one, two]) window.fill(1)
-  throwsFault('MEMORY', pool.take)
+  throwsFault('MEMORY', () => pool.take())
   assert.not(pool.givePages(one, 3, 2))
   assert.is(pool.used, 2 * EXTENT - 2 * 4096)
   assert.not(pool.givePages(one, 2, 4))
@@ -118,8 +118,8 @@ test('pages of an extent go back once each, count as free, and the extent is who
 /** Bytes of this process that are in memory. */
 const resident = (): number => Number(readFileSync('/proc/self/statm', 'utf8').split(' ')[1]) * 4096
 
-test('who needs pages of an extent, or all for a while, leaves its huge page whole; what is given back meanwhile goes then', () => {
-  const pool = openPool(4 * EXTENT)
+test('shared or pinned pages leave the huge page whole; pages given back meanwhile go afterwards', () => {
+  const pool = new Pool(4 * EXTENT)
   const extent = pool.take()
   const address = Number(extent.address)
   pool.pin(extent)
@@ -134,22 +134,22 @@ test('who needs pages of an extent, or all for a while, leaves its huge page who
   assert.is(pool.used, 0)
 })
 
-test('what is reserved is faulted in aside, before it is asked for, and again when it was given back', async () => {
+test('the reserve is faulted in before it is asked for, and again when it was given back', async () => {
   const least = 60 * 2 ** 20
   const before = resident()
-  const pool = openPool(64 * EXTENT, 32 * EXTENT)
+  const pool = new Pool(64 * EXTENT, 32 * EXTENT)
   assert.is(pool.used, 0)
   await eventually(() => resident() - before > least || undefined, 'memory that was reserved')
-  const taken = takeAll(32, pool.take)
-  const more = takeAll(32, pool.take)
+  const taken = takeAll(32, pool)
+  const more = takeAll(32, pool)
   assert.ok(resident() - before < 80 * 2 ** 20, 'what was not reserved costs nothing yet')
   for (const extent of taken) extent.window.fill(1)
   for (const extent of [...taken, ...more]) pool.give(extent)
   await eventually(() => resident() - before > least || undefined, 'memory that is reserved again')
-  for (const extent of takeAll(32, pool.take)) assert.ok(zeros.equals(extent.window), 'and reads zeros')
+  for (const extent of takeAll(32, pool)) assert.ok(zeros.equals(extent.window), 'and reads zeros')
 })
 
-test('where nothing more can be mapped, what was announced is answered, a taker hears MEMORY, and the count is right', async () => {
+test('where nothing more can be mapped, reserve resolves, take throws MEMORY, and the count is right', async () => {
   const program = join(import.meta.dirname, 'no-address-space.ts')
   const { code, stdout, stderr } = await run(process.execPath, ['--import', 'tsx', program])
   assert.is(code, 0, stderr)

@@ -1,4 +1,4 @@
-/** Who may write into memory of images: nobody from the seal until it is the pool's again. */
+/** Nobody may write into the memory of images from their seal until it goes back to the pool. */
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -8,11 +8,11 @@ import { makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { vmspliceAll, writeAll } from '../../lib/kernel/transfer.ts'
-import { type MemorySnapshot, memorySnapshot, type Piece } from '../../lib/store/memory.ts'
-import { writeInto } from '../../lib/store/piece-writer.ts'
-import { EXTENT, type Extent, openPool, type Pool } from '../../lib/store/pool.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { EXTENT, type Extent, Pool } from '../../lib/store/pool.ts'
 import { makeReadOnly } from '../../lib/store/read-only.ts'
-import { type IncomingSnapshot, openSnapshots } from '../../lib/store/snapshots.ts'
+import { type IncomingSnapshot, Snapshots } from '../../lib/store/snapshots.ts'
+import { type Piece, writeInto } from '../../lib/store/stored-image.ts'
 import { turns, within } from '../expect.ts'
 import { bytesOf } from '../stream/snapshots.ts'
 import { readToEnd } from '../support/fake-criu.ts'
@@ -51,7 +51,7 @@ function isWhole(sink: Pick<MemorySnapshot, 'images'>, word: string): boolean {
   })
 }
 
-/** Takes all that there is, and writes to each byte. */
+/** Takes all free extents, and writes to each byte. */
 function fillPool(pool: Pool): Extent[] {
   const taken: Extent[] = []
   while (pool.used + EXTENT <= pool.limit) taken.push(pool.take())
@@ -62,8 +62,8 @@ function fillPool(pool: Pool): Extent[] {
   return taken
 }
 
-test('neighbours become one mapping, a few at a time, and what was given back meanwhile stays writable', () => {
-  const pool = openPool(100 * EXTENT)
+test('neighbours become one mapping, a few at a time, and extents that were given back meanwhile stay writable', () => {
+  const pool = new Pool(100 * EXTENT)
   const extents = new Map<bigint, Extent>(
     Array.from({ length: 70 }, () => pool.take()).map((each) => [each.address, each]),
   )
@@ -87,7 +87,7 @@ test('neighbours become one mapping, a few at a time, and what was given back me
     addresses.map(isWritable),
     addresses.map((_, at) => at === 3 || at === 40),
   )
-  // The two, and what lies before, between and behind them, in three regions.
+  // The two writable extents, and what lies before, between and behind them, in three regions.
   assert.is(count(), 7)
   for (const extent of [...again, ...extents.values()]) pool.give(extent)
   for (const extent of fillPool(pool)) pool.give(extent)
@@ -96,9 +96,9 @@ test('neighbours become one mapping, a few at a time, and what was given back me
 
 for (const apart of [false, true]) {
   const how = apart ? 'with pages apart' : 'of images'
-  test(`all extents ${how} are protected, those of small ones too, and none that was only announced`, async () => {
-    const pool = openPool(64 * EXTENT)
-    const sink = memorySnapshot(pool, apart)
+  test(`all extents ${how} are protected, those of small images too, and none that was only announced`, async () => {
+    const pool = new Pool(64 * EXTENT)
+    const sink = new MemorySnapshot(pool, apart)
     await sink.reserve(20 * EXTENT)
     fill(sink, 'a')
     sink.complete()
@@ -107,7 +107,7 @@ for (const apart of [false, true]) {
     assert.ok(extentsOf(sink).length >= 7)
     assert.not(extentsOf(sink).some(isWritable))
     assert.ok(isWhole(sink, 'a'))
-    const others = memorySnapshot(pool, apart)
+    const others = new MemorySnapshot(pool, apart)
     fill(others, 'b')
     assert.ok(isWhole(others, 'b') && isWhole(sink, 'a'))
     sink.drop()
@@ -117,9 +117,9 @@ for (const apart of [false, true]) {
   })
 }
 
-test('what is protected is read, lent and discarded as before, and the kernel writes nothing there', async () => {
-  const pool = openPool(16 * EXTENT)
-  const sink = memorySnapshot(pool)
+test('protected memory is read, lent and discarded as before, and the kernel writes nothing there', async () => {
+  const pool = new Pool(16 * EXTENT)
+  const sink = new MemorySnapshot(pool)
   fill(sink, 'a')
   all(sink.protect())
   const pieces = [...(sink.images.get('pages-1.img' as ImageName)?.pieces ?? [])]
@@ -142,7 +142,7 @@ test('what is protected is read, lent and discarded as before, and the kernel wr
   assert.ok(fillPool(pool).length >= pieces.length, 'it is anybody’s again')
 })
 
-test('who writes where it is forbidden ends the process, before anything is changed', async () => {
+test('a write to protected memory ends the process before anything is changed', async () => {
   for (const what of ['an image', 'a window that is still held', 'zeros']) {
     const program = join(import.meta.dirname, 'forbidden-write.ts')
     const { code, signal, stdout } = await run(process.execPath, ['--import', 'tsx', program, what], { cwd: root })
@@ -150,69 +150,69 @@ test('who writes where it is forbidden ends the process, before anything is chan
   }
 })
 
-function arrive(shelf: ReturnType<typeof openSnapshots>, id: SnapshotId): IncomingSnapshot {
-  const arriving = shelf.receive(id)
-  fill(arriving, id)
-  return arriving
+function receive(snapshots: Snapshots, id: SnapshotId): IncomingSnapshot {
+  const incoming = snapshots.receive(id)
+  fill(incoming, id)
+  return incoming
 }
 
-test('a snapshot on the shelf is protected soon after its seal, and at once when somebody comes to read', async () => {
-  const pool = openPool(64 * EXTENT)
-  const shelf = openSnapshots(pool)
-  const first = arrive(shelf, one)
+test('a snapshot is protected soon after its seal, and at once when somebody uses it', async () => {
+  const pool = new Pool(64 * EXTENT)
+  const snapshots = new Snapshots(pool)
+  const first = receive(snapshots, one)
   await first.complete()
   first.seal()
   await eventually(() => !extentsOf(first.sink).some(isWritable) || undefined, 'its protection')
-  const second = arrive(shelf, two)
+  const second = receive(snapshots, two)
   second.seal()
   assert.ok(extentsOf(second.sink).every(isWritable), 'not while somebody waits for the word')
-  const found = await within(shelf.find(two, 0))
+  const found = await within(snapshots.find(two, 0))
   const done = found.use()
   assert.not(extentsOf(found).some(isWritable))
   assert.ok(isWhole(found, 'two'))
   done()
-  shelf.remove(one)
-  shelf.remove(two)
+  snapshots.remove(one)
+  snapshots.remove(two)
   await turns()
   for (const extent of fillPool(pool)) pool.give(extent)
 })
 
-test('one that is dropped before it is protected leaves nothing that others cannot use', async () => {
-  const pool = openPool(64 * EXTENT)
-  const shelf = openSnapshots(pool)
-  arrive(shelf, one).seal()
-  shelf.remove(one)
-  const next = arrive(shelf, two)
+test('a snapshot that is dropped before it is protected leaves no memory that others cannot use', async () => {
+  const pool = new Pool(64 * EXTENT)
+  const snapshots = new Snapshots(pool)
+  receive(snapshots, one).seal()
+  snapshots.remove(one)
+  const next = receive(snapshots, two)
   await turns()
   assert.ok(extentsOf(next.sink).every(isWritable))
   next.drop()
   for (const extent of fillPool(pool)) pool.give(extent)
 })
 
-test('the parts of a chain arrive into the same memory, which is protected with the last', async () => {
-  const pool = openPool(64 * EXTENT)
-  const shelf = openSnapshots(pool)
+test('the parts of a chain come into the same memory, which is protected with the last', async () => {
+  const pool = new Pool(64 * EXTENT)
+  const snapshots = new Snapshots(pool)
   const { parent, present } = pageFlag
   const changed = Array.from({ length: 3000 }, (_, page): Brief => [page, 1, page % 3 === 0 ? present : parent])
   const rounds = 3
   for (let under = 0; under <= rounds; under++) {
-    const arriving = shelf.receive(one, { under, last: under === rounds, token })
+    const incoming = snapshots.receive(one, { under, last: under === rounds, token })
     const last = { ...part('last', changed), 'inventory.img': inventory }
-    put(arriving, under === rounds ? last : part(`${under}`, [[0, 3000, present]]))
-    await arriving.complete()
-    arriving.seal()
+    put(incoming, under === rounds ? last : part(`${under}`, [[0, 3000, present]]))
+    await incoming.complete()
+    incoming.seal()
     await turns()
-    if (under < rounds) assert.ok(extentsOf(arriving.sink).every(isWritable))
-    else await eventually(() => !extentsOf(arriving.sink).some(isWritable) || undefined, 'its protection')
+    if (under < rounds) assert.ok(extentsOf(incoming.sink).every(isWritable))
+    else await eventually(() => !extentsOf(incoming.sink).some(isWritable) || undefined, 'its protection')
   }
-  const found = await within(shelf.find(one, 0))
+  const found = await within(snapshots.find(one, 0))
   const pages = pagesOf(found)
   for (let page = 0; page < 3000; page++) {
     const word = page % 3 === 0 ? 'last' : `${rounds - 1}`
     assert.equal(pages.get(page), pageOf(word, page), `page ${page}`)
   }
   found.use()()
-  shelf.remove(one)
+  snapshots.remove(one)
   assert.is(pool.used, 0)
   for (const extent of fillPool(pool)) pool.give(extent)
 })

@@ -1,8 +1,8 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { pageFlag } from '../../lib/format/pagemap.ts'
-import { memorySnapshot } from '../../lib/store/memory.ts'
-import { openPool } from '../../lib/store/pool.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { Pool } from '../../lib/store/pool.ts'
 import { checkWhole } from '../../lib/store/validate.ts'
 import { throwsFault } from '../expect.ts'
 import { type Images, inventory, pagemap, part, put } from '../support/rounds.ts'
@@ -12,7 +12,7 @@ const { lazy, parent, present } = pageFlag
 const preDump = Buffer.from('16313158040000000802' + '4801', 'hex')
 
 function check(images: Images): void {
-  const sink = memorySnapshot(openPool(2 ** 24))
+  const sink = new MemorySnapshot(new Pool(2 ** 24))
   put(sink, images)
   try {
     for (const _ of checkWhole(sink.images));
@@ -21,7 +21,7 @@ function check(images: Images): void {
   }
 }
 
-test('a full dump is whole, and so is what nobody here understands', () => {
+test('a full dump is whole, and so are images that nobody here understands', () => {
   const whole = part('a', [
     [0, 3, present],
     [5, 1, lazy | present],
@@ -34,7 +34,7 @@ test('a full dump is whole, and so is what nobody here understands', () => {
   check({})
 })
 
-test('pages in a parent that is not here, of a process or of shared memory, also far behind others', () => {
+test('pages in a parent that is not here are refused, of a process or of shared memory, also far behind others', () => {
   const many = Array.from({ length: 20_000 }, (_, at): [number, number, number] => [2 * at, 1, present])
   for (const name of ['pagemap-12.img', 'pagemap-shmem-3.img']) {
     const fault = throwsFault('FAILED_DUMP', () =>
@@ -45,7 +45,7 @@ test('pages in a parent that is not here, of a process or of shared memory, also
   }
 })
 
-test('a task with memory and without a pagemap: its pages went elsewhere', () => {
+test('a task with memory and without a pagemap is refused: its pages went elsewhere', () => {
   const whole = { ...part('a', [[0, 1, present]]), 'inventory.img': inventory }
   check({ ...whole, 'mm-7.img': Buffer.alloc(9) })
   const fault = throwsFault('FAILED_DUMP', () =>
@@ -54,7 +54,7 @@ test('a task with memory and without a pagemap: its pages went elsewhere', () =>
   assert.match(fault.message, 'there is no pagemap-8.img')
 })
 
-test('a pre-dump has no process', () => {
+test('a pre-dump is refused: it has no process', () => {
   const fault = throwsFault('FAILED_DUMP', () => check({ ...part('a', [[0, 1, present]]), 'inventory.img': preDump }))
   assert.match(fault.message, 'a pre-dump has pages and no process')
 })

@@ -11,8 +11,8 @@ import { compressor } from '../../lib/kernel/codec.ts'
 import { makePipe } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
-import { memorySnapshot } from '../../lib/store/memory.ts'
-import { EXTENT, openPool } from '../../lib/store/pool.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { EXTENT, Pool } from '../../lib/store/pool.ts'
 import type { Compress } from '../../lib/stream/compress.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSink, ImageSource } from '../../lib/stream/image.ts'
@@ -80,7 +80,7 @@ for (const [road, open] of Object.entries(roads)) {
       for (const images of [given('pipe', 99_991), given('pieces', 1_500_007)]) {
         const before = pool.used
         const { from, to } = open()
-        const sink = memorySnapshot(pool)
+        const sink = new MemorySnapshot(pool)
         const sending = send(from, sourceOf(images), compress).finally(() => from !== to && from.destroy())
         await within(Promise.all([sending, receive(to.inlet, sink)]))
         const got = contents(sink)
@@ -178,7 +178,7 @@ test('auto compresses on a slow link what shrinks, and nothing else', async () =
     packed.every((at) => at >= 5 && at < 25),
     `at ${packed}`,
   )
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   await within(receive(inletOf(bytes), sink))
   assert.ok(
     contents(sink)
@@ -264,7 +264,7 @@ const small = whole(
 
 test('packed bytes, zeros and bytes as they are make one image, one byte at a time as well', async () => {
   assert.is((await within(receiveBytes(small))).bytes, image3.length)
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   await within(receive(inletOf(small, 1), sink))
   assert.ok(contents(sink).get('inventory.img')?.equals(image3))
   sink.drop()
@@ -280,7 +280,7 @@ test('an image of packed bytes goes over the edges of the memory that it rests i
     at += piece.length + 77_777
   }
   const all = Buffer.concat(bytes)
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   await within(receive(inletOf(whole(all, ...parts)), sink))
   assert.ok(contents(sink).get('inventory.img')?.equals(all))
   sink.drop()
@@ -293,7 +293,7 @@ test('a stream with packed bytes is TRUNCATED when it is cut, and a Fault with a
   for (let bit = 0; bit < 8 * small.length; bit++) {
     const bytes = Buffer.from(small)
     bytes[bit >> 3] = (bytes[bit >> 3] ?? 0) ^ (1 << (bit & 7))
-    const sink = memorySnapshot(pool)
+    const sink = new MemorySnapshot(pool)
     try {
       // A codec may have more than one way to say the same.
       await receive(inletOf(bytes), sink)
@@ -348,9 +348,9 @@ test('zeros are written, whatever lay in the room, and a small room is enough', 
 })
 
 test('zeros without end fill the memory that is allowed, and no more', async () => {
-  const little = openPool(8 * EXTENT)
+  const little = new Pool(8 * EXTENT)
   const frames = Array.from({ length: 1000 }, (_, at) => zeroPages(at * MOST_DATA, MOST_DATA))
-  const sink = memorySnapshot(little)
+  const sink = new MemorySnapshot(little)
   const { message } = await rejectsFault('MEMORY', receiveBytes(inventory(...frames), sink))
   assert.match(message, 'is full: 16.0 MiB of 16.0 MiB')
   assert.is(little.used, 0)

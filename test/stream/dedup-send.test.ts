@@ -10,8 +10,8 @@ import { DIGEST_WORDS, MOST_OFFERED, MOST_SAME, weakDigest } from '../../lib/for
 import { PAGE_BYTES } from '../../lib/format/pagemap.ts'
 import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
 import type { MemorySnapshot } from '../../lib/store/memory.ts'
-import { openPool } from '../../lib/store/pool.ts'
-import { openSnapshots, type Snapshots } from '../../lib/store/snapshots.ts'
+import { Pool } from '../../lib/store/pool.ts'
+import { Snapshots } from '../../lib/store/snapshots.ts'
 import type { Compress } from '../../lib/stream/compress.ts'
 import { type DedupSender, openDedupSender } from '../../lib/stream/dedup-send.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
@@ -99,8 +99,8 @@ const inventory = image('inventory.img', 60)
 for (const compress of [undefined, 'lz4', 'zstd', 'auto'] as const) {
   for (const kind of ['pipe', 'pieces'] as const) {
     test(`a replica out of ${kind}, compressed: ${compress ?? 'no'}: what the receiver has is not sent, and every byte is there`, async () => {
-      const pool = openPool(2 ** 28)
-      const shelf = openSnapshots(pool, { dedup: true })
+      const pool = new Pool(2 ** 28)
+      const shelf = new Snapshots(pool, { dedup: true })
       const first = pages([...count(0, 600), ...count(0, 0)])
       await send(shelf, 'first', [pagesImage(1, first, kind), image('core-1.img', 900, kind, 7), inventory], compress)
       // Its own are 600 to 619; half a page at the end; and an image that begins off a page's border.
@@ -127,7 +127,7 @@ for (const compress of [undefined, 'lz4', 'zstd', 'auto'] as const) {
 }
 
 test('of a tree of equal processes the third copy is not sent', async () => {
-  const shelf = openSnapshots(openPool(2 ** 28), { dedup: true })
+  const shelf = new Snapshots(new Pool(2 ** 28), { dedup: true })
   const own = pages(count(0, 300))
   const images = [1, 2, 3, 4].map((n) => pagesImage(n, own, 'pieces'))
   const { bytes, known } = await send(shelf, 'tree', [...images, inventory])
@@ -137,12 +137,12 @@ test('of a tree of equal processes the third copy is not sent', async () => {
 })
 
 test('snapshots of random pages arrive as they are', async () => {
-  const pool = openPool(2 ** 29)
+  const pool = new Pool(2 ** 29)
   const numbers = fc.array(fc.integer({ min: -1, max: 30 }), { maxLength: 60 })
   let spared = 0
   await fc.assert(
     fc.asyncProperty(fc.array(fc.tuple(numbers, numbers), { minLength: 2, maxLength: 4 }), async (plans) => {
-      const shelf = openSnapshots(pool, { dedup: true })
+      const shelf = new Snapshots(pool, { dedup: true })
       for (const [index, [one, two]] of plans.entries()) {
         const images = [pagesImage(1, pages(one), 'pipe', 5000), pagesImage(2, pages(two), 'pipe', 70_000), inventory]
         spared += (await send(shelf, `s${index}`, images)).known.spared
@@ -198,8 +198,8 @@ test('an offer that cannot be is refused; garbage in one that can be does no har
 })
 
 test('a sender that names what is not there is refused, and the images with it', async () => {
-  const pool = openPool(2 ** 28)
-  const shelf = openSnapshots(pool, { dedup: true })
+  const pool = new Pool(2 ** 28)
+  const shelf = new Snapshots(pool, { dedup: true })
   await send(shelf, 'donor', [pagesImage(1, pages([1, 2, 3]), 'pieces'), inventory])
   const used = pool.used
   const named = { type: 'image', channel: 1, name: imageName('pages-1.img') } as const
@@ -231,7 +231,7 @@ test('a sender that names what is not there is refused, and the images with it',
     arriving.drop()
   }
   // One that offers nothing takes nothing.
-  const plain = openSnapshots(openPool(2 ** 26)).receive(snapshotId('x'))
+  const plain = new Snapshots(new Pool(2 ** 26)).receive(snapshotId('x'))
   const reader = frameReader(inletOf(stream(named, same({}))))
   await rejectsFault('FORMAT', receiveSnapshot(reader, plain.sink))
   plain.drop()
@@ -242,7 +242,7 @@ test('a sender that names what is not there is refused, and the images with it',
 })
 
 test('who asks again and again and reads no answer makes the receiver hold one', async () => {
-  const shelf = openSnapshots(openPool(2 ** 26), { dedup: true })
+  const shelf = new Snapshots(new Pool(2 ** 26), { dedup: true })
   const arriving = shelf.receive(snapshotId('greedy'))
   const recall = (offset: number): Frame => ({ type: 'recall', offset })
   const reader = frameReader(inletOf(stream(recall(0), recall(1), recall(2))))
@@ -262,7 +262,7 @@ test('who asks again and again and reads no answer makes the receiver hold one',
 })
 
 test('a page that is not what the sender means is found by the digest of the image', async () => {
-  const shelf = openSnapshots(openPool(2 ** 28), { dedup: true })
+  const shelf = new Snapshots(new Pool(2 ** 28), { dedup: true })
   await send(shelf, 'donor', [pagesImage(1, pages([1, 2, 3]), 'pieces'), inventory])
   const arriving = shelf.receive(snapshotId('wrong'))
   await arriving.offer?.recall(0)
@@ -293,7 +293,7 @@ test('pages of one weak digest are two pages', async () => {
     if (other !== undefined) pair = [other, n]
     seen.set(weak, n)
   }
-  const shelf = openSnapshots(openPool(2 ** 28), { dedup: true })
+  const shelf = new Snapshots(new Pool(2 ** 28), { dedup: true })
   await send(shelf, 'one', [pagesImage(1, made(pair[0]), 'pieces'), inventory])
   const { known } = await send(shelf, 'other', [pagesImage(1, made(pair[1]), 'pieces'), inventory])
   assert.is(known.spared, 0)

@@ -1,6 +1,6 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { memorySnapshot } from '../../lib/store/memory.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { frameWriter } from '../../lib/stream/frames.ts'
 import type { Outlet } from '../../lib/stream/link.ts'
 import { limited, type RateLimit, rateLimit } from '../../lib/stream/rate-limit.ts'
@@ -41,7 +41,7 @@ for (const compress of [undefined, 'lz4'] as const) {
   test(`a snapshot takes its time, ${compress ?? 'plain'}: what is on the link counts, in small frames`, async () => {
     const images = [image('a.img', MIB, 'pipe'), image('b.img', MIB), image('inventory.img', 9)]
     const { from, to } = pipeLinks()
-    const sink = memorySnapshot(pool)
+    const sink = new MemorySnapshot(pool)
     const lengths: number[] = []
     const limit = rateLimit(4 * MIB)
     const begun = performance.now()

@@ -8,9 +8,9 @@ import { encodeFrame, type Frame, MOST_DATA } from '../../lib/format/wire.ts'
 import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
-import { memorySnapshot } from '../../lib/store/memory.ts'
-import { openPool } from '../../lib/store/pool.ts'
-import { openSnapshots } from '../../lib/store/snapshots.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { Pool } from '../../lib/store/pool.ts'
+import { Snapshots } from '../../lib/store/snapshots.ts'
 import { linkOverSocket } from '../../lib/stream/endpoint.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSource } from '../../lib/stream/image.ts'
@@ -110,7 +110,7 @@ for (const [road, open] of Object.entries(roads)) {
     const before = pool.used
     const { from, to } = await open()
     const source = sourceOf(everySize)
-    const sink = memorySnapshot(pool)
+    const sink = new MemorySnapshot(pool)
     let passed = 0
     const onBytes = (bytes: number): void => {
       passed += bytes
@@ -187,7 +187,7 @@ const small = stream(
 )
 
 test('one byte at a time', async () => {
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   const snapshot = await within(receive(inletOf(small, 1), sink))
   assert.is(snapshot.bytes, 300)
   for (const { name, bytes } of plain) assert.ok(contents(sink).get(name)?.equals(bytes), name)
@@ -201,7 +201,7 @@ test('a stream cut at any byte is TRUNCATED', async () => {
 })
 
 test('a stream with any one bit flipped is a Fault and is never sealed', async () => {
-  const shelf = openSnapshots(pool)
+  const shelf = new Snapshots(pool)
   for (let bit = 0; bit < 8 * small.length; bit++) {
     const bytes = Buffer.from(small)
     bytes[bit >> 3] = (bytes[bit >> 3] ?? 0) ^ (1 << (bit & 7))
@@ -434,7 +434,7 @@ test('an image is acknowledged when it is verified, in the order of the ends', a
     size: 3,
     digest: 0n,
   })
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   const receiving = receiveSnapshot(frameReader(inletOf(frames)), sink, {
     onAck: async (channel, size) => void acks.push([channel, size]),
   })
@@ -445,7 +445,7 @@ test('an image is acknowledged when it is verified, in the order of the ends', a
 })
 
 test('a sink that is full is MEMORY', async () => {
-  const sink = memorySnapshot(openPool(4 * MIB))
+  const sink = new MemorySnapshot(new Pool(4 * MIB))
   const { bytes } = await sentBytes(sourceOf([image('pages-1.img', 5 * MIB), image('inventory.img', 9)]))
   await rejectsFault('MEMORY', receiveBytes(bytes, sink))
 })
@@ -616,7 +616,7 @@ for (const [what, count, length] of [
       if (!over) setImmediate(look)
     }
     setImmediate(look)
-    const sink = memorySnapshot(openPool(2 ** 26))
+    const sink = new MemorySnapshot(new Pool(2 ** 26))
     const reader = frameReader(endless(Buffer.concat(frames)), { started: true })
     await rejectsFault('TRUNCATED', receiveSnapshot(reader, sink))
     over = true
@@ -627,7 +627,7 @@ for (const [what, count, length] of [
 
 test('a receiver waits for no more than its link: closing releases it', async () => {
   const { from, to } = pipeLinks()
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   const receiving = receive(to.inlet, sink)
   await from.outlet.send(small.subarray(0, 150))
   await turns()
@@ -644,7 +644,7 @@ test('a hand-over is offered once, before the first image, and only to who can a
   const take = async (...frames: Frame[]): Promise<string[]> => {
     const heard: string[] = []
     const reader = frameReader(inletOf(stream(...frames)))
-    await receiveSnapshot(reader, memorySnapshot(pool), { onHandOver: (until) => heard.push(until) }).catch(
+    await receiveSnapshot(reader, new MemorySnapshot(pool), { onHandOver: (until) => heard.push(until) }).catch(
       (error: Fault) => heard.push(error.code),
     )
     return heard
@@ -666,7 +666,7 @@ test('a layer is said once, before the first image, and only to who keeps chains
   const opened: Frame = { type: 'image', channel: 1, name: imageName('core-1.img') }
   const take = async (...frames: Frame[]): Promise<string[]> => {
     const heard: string[] = []
-    await receiveSnapshot(frameReader(inletOf(stream(...frames))), memorySnapshot(pool), {
+    await receiveSnapshot(frameReader(inletOf(stream(...frames))), new MemorySnapshot(pool), {
       onHandOver: () => heard.push('offer'),
       onLayer: (layer) => heard.push(`${layer.under} ${layer.last}`),
       onReserved: async () => void heard.push('reserved'),
@@ -700,7 +700,7 @@ test('a round ends without an inventory, at both ends; the last does not', async
       const heard: unknown[] = []
       const reader = frameReader(to.inlet)
       await reader.expect(anyFrame)
-      const sink = memorySnapshot(pool)
+      const sink = new MemorySnapshot(pool)
       const receiving = receiveSnapshot(reader, sink, {
         onLayer: ({ under, last, token }) => heard.push({ under, last, token }),
       })
@@ -718,7 +718,7 @@ test('a round ends without an inventory, at both ends; the last does not', async
   const end: Frame = { type: 'snapshotEnd', ...entry }
   for (const last of [true, false]) {
     const reader = frameReader(inletOf(stream({ type: 'layer', under: 0, last, token }, end)))
-    const receiving = receiveSnapshot(reader, memorySnapshot(pool), { onLayer: () => {} })
+    const receiving = receiveSnapshot(reader, new MemorySnapshot(pool), { onLayer: () => {} })
     if (last) await rejectsFault('FAILED_DUMP', receiving)
     else assert.is((await receiving).images.length, 0)
   }

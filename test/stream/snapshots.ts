@@ -9,8 +9,8 @@ import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
 import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'
-import { type MemorySnapshot, memorySnapshot } from '../../lib/store/memory.ts'
-import { openPool } from '../../lib/store/pool.ts'
+import { MemorySnapshot } from '../../lib/store/memory.ts'
+import { Pool } from '../../lib/store/pool.ts'
 import { fdLink } from '../../lib/stream/fd-link.ts'
 import { frameReader, unexpected } from '../../lib/stream/frames.ts'
 import type { ImageSink, ImageSource, OpenImage } from '../../lib/stream/image.ts'
@@ -113,7 +113,7 @@ export function streamLinks(): { from: Link; to: Link } {
   return { from: link, to: link }
 }
 
-export const pool = openPool(2 ** 30)
+export const pool = new Pool(2 ** 30)
 
 /** Receives what proxy and dump-to-stdout send into a file: one snapshot and nothing after it. */
 export async function receive(inlet: Inlet, sink: ImageSink): Promise<Snapshot & { id: SnapshotId }> {
@@ -126,7 +126,10 @@ export async function receive(inlet: Inlet, sink: ImageSink): Promise<Snapshot &
 }
 
 /** Receives the bytes of a stream into a new snapshot in memory, which is dropped. */
-export async function receiveBytes(bytes: Uint8Array, sink: MemorySnapshot = memorySnapshot(pool)): Promise<Snapshot> {
+export async function receiveBytes(
+  bytes: Uint8Array,
+  sink: MemorySnapshot = new MemorySnapshot(pool),
+): Promise<Snapshot> {
   try {
     return await receive(inletOf(bytes), sink)
   } finally {

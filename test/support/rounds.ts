@@ -8,7 +8,7 @@ import { type ImageName, INVENTORY, imageName, snapshotId } from '../../lib/form
 import { encodePagemap, PAGE_BYTES, type PagemapEntry, pageFlag, readPagemap } from '../../lib/format/pagemap.ts'
 import type { Layer } from '../../lib/format/wire.ts'
 import type { MemorySnapshot } from '../../lib/store/memory.ts'
-import { writeInto } from '../../lib/store/piece-writer.ts'
+import { writeInto } from '../../lib/store/stored-image.ts'
 import { type DedupSender, openDedupSender } from '../../lib/stream/dedup-send.ts'
 import { connectEndpoint } from '../../lib/stream/endpoint.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'

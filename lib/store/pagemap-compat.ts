@@ -1,10 +1,13 @@
-/** Pagemaps as every release of CRIU reads them, whichever made them: 4.1 does not read those of 4.2 and newer. */
+/** Pagemaps that every release of CRIU reads: 4.1 does not read those that 4.2 and newer write. */
 import { Fault } from '../fault.ts'
 import { encodePagemap, PAGEMAP_STEP, readPagemap } from '../format/pagemap.ts'
-import { runInSlices } from './in-turns.ts'
 import { type Piece, stepsOf } from './stored-image.ts'
+import { runInSlices } from './time-slices.ts'
 
-/** The pagemap image in these pieces with both counts in each entry; undefined for one that is not understood, which is good as it is for who does. */
+/**
+ * Returns the pagemap image in these pieces with both counts of pages in each entry. Returns undefined for one that we
+ * do not understand: it goes to CRIU as it is.
+ */
 export async function forEveryRelease(pieces: Iterable<Piece>): Promise<Iterable<Uint8Array> | undefined> {
   try {
     await runInSlices(readThrough(pieces))
