@@ -20,7 +20,6 @@ import { openTargetHandover, type TargetHandover } from '../handover/target.ts'
 import type { Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import type { Snapshots } from '../store/snapshots.ts'
-import type { Piece } from '../store/stored-image.ts'
 import { accepting, type FrameReader, type FrameWriter } from '../stream/frames.ts'
 import { defer } from '../stream/wait.ts'
 

@@ -21,8 +21,8 @@ import { giveBack } from '../kernel/mapped-memory.ts'
 import { reapOrphans } from '../kernel/orphans.ts'
 import { acceptUnix } from '../kernel/unix.ts'
 import { openPeerMemory } from '../store/accounting.ts'
-import { openPool, type Pool } from '../store/pool.ts'
-import { openSnapshots, type Snapshots } from '../store/snapshots.ts'
+import { Pool } from '../store/pool.ts'
+import { Snapshots } from '../store/snapshots.ts'
 import { ConnectionGroups } from '../stream/connection-groups.ts'
 import { linkMaker, peerOf } from '../stream/endpoint.ts'
 import { fdLink } from '../stream/fd-link.ts'
@@ -77,7 +77,7 @@ class CacheServer {
     this.#work = work
     this.#options = options
     const { report } = options
-    this.#pool = openPool(options.maxMemory, options.reserve)
+    this.#pool = new Pool(options.maxMemory, options.reserve)
     const peerMemory = openPeerMemory(this.#pool)
     peerMemory.relief = () => this.#connections.relieve(true)
     const snapshots = this.#openSnapshots()
@@ -137,7 +137,7 @@ class CacheServer {
 
   #openSnapshots(): Snapshots {
     const { timeoutMs, dedup, report } = this.#options
-    return openSnapshots(this.#pool, {
+    return new Snapshots(this.#pool, {
       relieve: () => this.#connections.relieve(false),
       idleMs: timeoutMs,
       dedup,

@@ -22,8 +22,8 @@ import { onFirstImage } from '../handover/source.ts'
 import { openProcess, type Process } from '../kernel/process.ts'
 import type { Delivery, DeliveryPlace, DumpToDeliver, RoundToDeliver } from '../precopy/delivery.ts'
 import { type PreCopyChain, pagesOf, type SentRound } from '../precopy/send-round.ts'
-import { type MemorySnapshot, memorySnapshot } from '../store/memory.ts'
-import { openPool, type Pool } from '../store/pool.ts'
+import { MemorySnapshot } from '../store/memory.ts'
+import { Pool } from '../store/pool.ts'
 import { type CriuTimeout, openCriuTimeout } from '../stream/criu-timeout.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
 import type { ImageSource } from '../stream/image.ts'
@@ -57,7 +57,7 @@ export class RemoteDelivery implements Delivery {
     this.timeoutMs = timeoutMs
     this.#cache = cache
     this.#snapshot = snapshot
-    this.#pool = openPool(maxMemory)
+    this.#pool = new Pool(maxMemory)
   }
 
   async dump(criu: IncomingDump, dump: DumpToDeliver, place: DeliveryPlace): Promise<boolean> {
@@ -66,7 +66,7 @@ export class RemoteDelivery implements Delivery {
     const begun = performance.now()
     const gate = closedGate(directory, criu.pid, 'post-dump')
     const link = this.#takeLink(chain)
-    const memory = memorySnapshot(this.#pool)
+    const memory = new MemorySnapshot(this.#pool)
     const transfer = new DumpTransfer({ criu, command, gate, link, memory, place, timeoutMs: this.timeoutMs })
     try {
       const ids = snapshots ?? [this.#snapshot ?? idOf(command)]
@@ -95,7 +95,7 @@ export class RemoteDelivery implements Delivery {
     const link = this.#takeLink(chain)
     const unlink = link.abortOn(signal)
     const silence = openCriuTimeout(this.timeoutMs, (reason) => link.abort(reason))
-    const memory = memorySnapshot(this.#pool)
+    const memory = new MemorySnapshot(this.#pool)
     try {
       const { outlet, signal } = link
       const snapshot = snapshots.at(-1) as string

@@ -24,8 +24,8 @@ import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
 import { socketPair } from '../../lib/kernel/unix.ts'
 import type { Progress } from '../../lib/progress.ts'
 import { openPeerMemory } from '../../lib/store/accounting.ts'
-import { openPool } from '../../lib/store/pool.ts'
-import { openSnapshots } from '../../lib/store/snapshots.ts'
+import { Pool } from '../../lib/store/pool.ts'
+import { Snapshots } from '../../lib/store/snapshots.ts'
 import { ConnectionGroups } from '../../lib/stream/connection-groups.ts'
 import { fdLink } from '../../lib/stream/fd-link.ts'
 import { frameReader } from '../../lib/stream/frames.ts'
@@ -54,7 +54,7 @@ function openCache() {
   const report = (progress: Progress): void => {
     if (progress.event === 'sealed') sealed.push(snapshotId(progress.id))
   }
-  const pool = openPool(64 * MIB)
+  const pool = new Pool(64 * MIB)
   const connections = new Connections({ most: 16, silentMs: 5000 })
   const peers = openPeerMemory(pool)
   peers.relief = () => connections.relieve(true)

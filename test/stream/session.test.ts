@@ -43,7 +43,7 @@ interface Got {
 /** The receiving end: it does what a cache does with the links that come. */
 function receiver(timeoutMs = 20_000) {
   const links = new Map<SnapshotId, TargetLink>()
-  const sink = memorySnapshot(pool)
+  const sink = new MemorySnapshot(pool)
   const got: Got = { sink, written: 0, verdict: undefined, failure: undefined }
   const counting: ImageSink = {
     async open(name) {
