@@ -21,8 +21,8 @@ import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { checkPagemaps } from '../format/pagemap.ts'
 import { decodeDumpStats } from '../format/stats.ts'
-import { tasksRunOn } from '../handover/outcome.ts'
-import { cannotSeeTasks, onFirstImage } from '../handover/source.ts'
+import { tasksRunOnFault } from '../handover/outcome.ts'
+import { onFirstImage, unseenTasksFault } from '../handover/source.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { isRunning } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
@@ -160,7 +160,7 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
     const socket = await Promise.race([acceptSpeaker(work.listener), rejectWhenAborted(options.signal)])
     const pid = peerPid(socket)
     const command = readCriuCommand(pid)
-    const objection = pid < 1 ? cannotSeeTasks() : incrementalFault(command)
+    const objection = pid < 1 ? unseenTasksFault() : incrementalFault(command)
     if (objection !== undefined) {
       closeFd(socket)
       throw objection
@@ -179,7 +179,7 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
       frozen: true,
       onDrained: async () => written.resolve(),
       async confirm() {
-        if ((await fate) === 'alive' && command?.leaves !== true) throw tasksRunOn()
+        if ((await fate) === 'alive' && command?.leaves !== true) throw tasksRunOnFault()
       },
     })
   } finally {

@@ -11,14 +11,19 @@ import { closedGate, writeScript } from '../criu/action-script.ts'
 import type { IncomingDump } from '../criu/incoming-dump.ts'
 import { type PageServer, pageServer } from '../criu/page-server.ts'
 import { type CriuRun, checkCriuOptions, refuseLeaving, startCriu } from '../criu/run.ts'
-import { memoryDirectory, openDirectory, removeIfEmpty, temporaryDirectory } from '../criu/work-directory.ts'
+import { memoryDirectory, temporaryDirectory } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { decodeDumpStats } from '../format/stats.ts'
-import { handOverOnce, reportPendingVerdicts, settleVerdict, type TargetRoute } from '../handover/standalone-source.ts'
-import { HOLD_DIRECTORY } from '../handover/standalone-target.ts'
+import {
+  handOverOnce,
+  reportPendingVerdicts,
+  settleVerdict,
+  type TargetRoute,
+  withRoute,
+} from '../handover/standalone-source.ts'
 import { setBlocking } from '../kernel/fd.ts'
 import { isRunning, lockMarks, memoryOfTree } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
@@ -77,7 +82,7 @@ export async function preCopy(options: PreCopyOptions, target: Target): Promise<
   const release = lockMarks(pid)
   if (release === undefined) throw copiedAlready(pid)
   try {
-    await withRoute(target, async (route) => {
+    await withCacheRoute(target, async (route) => {
       reportPendingVerdicts(route)
       await copyAll(options, route)
     })
@@ -102,22 +107,17 @@ function copiedAlready(pid: number): Fault {
 
 /** Delivers the verdict of an earlier hand-over that is still owed. Throws like `settle`. */
 export async function settlePreCopy(id: SnapshotId, target: Target): Promise<void> {
-  await withRoute(target, (route) => settleVerdict(id, route))
+  await withCacheRoute(target, (route) => settleVerdict(id, route))
 }
 
-async function withRoute(
-  { cache, directory, timeoutMs, report, signal }: Target,
+/** Calls `work` with a route to the cache. */
+async function withCacheRoute(
+  { cache, ...target }: Target,
   work: (route: TargetRoute) => Promise<void>,
 ): Promise<void> {
-  const verdicts = openDirectory(directory ?? HOLD_DIRECTORY)
-  const dir = directory === undefined ? '' : ` -D ${directory}`
-  const settleCommand = (id: SnapshotId): string => `pre-copy${dir} --settle ${id} --address HOST --port N`
-  const connect = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, timeoutMs, stop)
-  try {
-    await work({ verdicts, connect, settleCommand, storesImages: true, report, signal, timeoutMs })
-  } finally {
-    if (directory === undefined) removeIfEmpty(verdicts)
-  }
+  const settleCommand = (dir: string, id: SnapshotId): string => `pre-copy${dir} --settle ${id} --address HOST --port N`
+  const connect = (signal: AbortSignal): Promise<Link> => connectEndpoint(cache, target.timeoutMs, signal)
+  await withRoute({ ...target, connect, settleCommand, storesImages: true }, work)
 }
 
 async function copyAll(options: PreCopyOptions, route: TargetRoute): Promise<void> {

@@ -14,7 +14,7 @@ import { type WatchedTree, watchTree } from '../criu/process-tree.ts'
 import { reportSmallPipes } from '../criu/small-pipes.ts'
 import { Fault } from '../fault.ts'
 import { INVENTORY, printable } from '../format/names.ts'
-import { tasksRunOn } from '../handover/outcome.ts'
+import { tasksRunOnFault } from '../handover/outcome.ts'
 import { onFirstImage } from '../handover/source.ts'
 import { openProcess } from '../kernel/process.ts'
 import type { Delivery } from '../precopy/delivery.ts'
@@ -114,7 +114,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
             }
             if (command?.leaves === true) return
             // A dump that failed has its inventory.img too, where it failed late enough.
-            if ((await Promise.race([tree?.fate, rejectWhenAborted(line.signal)])) === 'alive') throw tasksRunOn()
+            if ((await Promise.race([tree?.fate, rejectWhenAborted(line.signal)])) === 'alive') throw tasksRunOnFault()
           },
         })
         await line.finish()

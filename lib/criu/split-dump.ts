@@ -60,13 +60,13 @@ export function openSplitDumps(listens: boolean, signal: AbortSignal): SplitDump
     stream(pid) {
       const meeting: Meeting = { server: defer(), closed: !listens }
       const { server } = meeting
-      if (!listens) server.reject(splitDump())
+      if (!listens) server.reject(splitDumpFault())
       meetings.set(pid, meeting)
       early.get(pid)?.resolve()
       const refuse = (): void => {
         meeting.closed = true
-        server.reject(splitDump())
-        server.promise.then((pages) => pages.destroy(splitDump())).catch(() => {})
+        server.reject(splitDumpFault())
+        server.promise.then((pages) => pages.destroy(splitDumpFault())).catch(() => {})
       }
       return {
         join: (criu) => ({ ...criu, images: (handOver) => joined(criu.images(handOver), server.promise) }),
@@ -83,7 +83,7 @@ export function openSplitDumps(listens: boolean, signal: AbortSignal): SplitDump
       const meeting = meetings.get(pid)
       if (meeting === undefined || meeting.closed) {
         closeFd(socket)
-        throw splitDump()
+        throw splitDumpFault()
       }
       meeting.closed = true
       meeting.server.resolve(pageServer(socket, { hasParent: () => false }))
@@ -92,7 +92,7 @@ export function openSplitDumps(listens: boolean, signal: AbortSignal): SplitDump
 }
 
 /** A dump whose images take two ways, of which one does not lead to us. */
-export function splitDump(): Fault {
+export function splitDumpFault(): Fault {
   return new Fault(
     'REFUSED',
     'criu sends images by --stream and pages by --page-server, and not all of them come here',
@@ -114,7 +114,7 @@ function joined(stream: ImageSource, arriving: Promise<PageServer>): ImageSource
   async function meet(): Promise<void> {
     const late = setTimeout(MEET_MS, undefined, { ref: false })
     server = await Promise.race([arriving, late, stopped])
-    if (server === undefined) throw splitDump()
+    if (server === undefined) throw splitDumpFault()
     came.resolve(server)
   }
 

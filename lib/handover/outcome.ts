@@ -32,7 +32,7 @@ export function outcomeOf(verdict: Verdict, fate: Fate): Outcome {
 }
 
 /** Why nothing of a dump may be restored whose criu has ended and has not killed: `FAILED_DUMP`. */
-export function tasksRunOn(): Fault {
+export function tasksRunOnFault(): Fault {
   return new Fault('FAILED_DUMP', 'criu has ended, and the process that it dumped runs on: the dump failed', {
     hint: "see the dump's own log; --leave-running, if that was meant, must be on its command line or in its configuration",
   })

@@ -10,7 +10,7 @@ import { reportSmallPipes } from '../criu/small-pipes.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { deliverAndForget } from '../handover/deliver-verdict.ts'
-import { reportOutcome, tasksRunOn } from '../handover/outcome.ts'
+import { reportOutcome, tasksRunOnFault } from '../handover/outcome.ts'
 import { type HandoverOptions, handOver } from '../handover/source.ts'
 import { type PendingVerdict, readPendingVerdicts } from '../handover/verdict-log.ts'
 import { memoryOfTree } from '../kernel/process.ts'
@@ -82,8 +82,8 @@ export function ferryDelivery({ cache, connections, until, tuning, timeoutMs }: 
   const connectSoon = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, DELIVERY_MS, stop)
 
   /** A signal leaves the debt on disk for the next proxy. */
-  async function payCache(owed: PendingVerdict, { report, signal }: DeliveryPlace): Promise<void> {
-    reportOutcome(owed.id, await deliverAndForget(owed, { connect: connectSoon, report, signal }), report)
+  async function payCache(pending: PendingVerdict, { report, signal }: DeliveryPlace): Promise<void> {
+    reportOutcome(pending.id, await deliverAndForget(pending, { connect: connectSoon, report, signal }), report)
   }
 
   return {
@@ -97,15 +97,15 @@ export function ferryDelivery({ cache, connections, until, tuning, timeoutMs }: 
       const end = await handOver(criu, { id, gates: directory, directory, ...agreement }).finally(criu.remove)
       reportSmallPipes(report)
       if ('reason' in end) {
-        if (end.owed !== undefined) await payCache(end.owed, place)
+        if (end.pending !== undefined) await payCache(end.pending, place)
         return false
       }
-      const { snapshot, spared, verdict, fate, owed } = end
+      const { snapshot, spared, verdict, fate, pending } = end
       const ms = performance.now() - begun
       const { images, bytes } = snapshot
-      if (verdict === 'drop') onFailed(tasksRunOn())
+      if (verdict === 'drop') onFailed(tasksRunOnFault())
       else report({ event: 'sent', id, images: images.length, bytes, spared, ms, verified: true })
-      if (fate === undefined) await payCache(owed, place)
+      if (fate === undefined) await payCache(pending, place)
       else reportOutcome(id, { verdict, fate }, report)
       return verdict !== 'drop'
     },
@@ -115,6 +115,6 @@ export function ferryDelivery({ cache, connections, until, tuning, timeoutMs }: 
     },
     abandon: (chain) => abandonChain(chain, connectSoon, AbortSignal.timeout(DELIVERY_MS)),
     debts: (place) =>
-      readPendingVerdicts(place.directory).map((owed) => ({ id: owed.id, paid: payCache(owed, place) })),
+      readPendingVerdicts(place.directory).map((pending) => ({ id: pending.id, paid: payCache(pending, place) })),
   }
 }

@@ -42,13 +42,13 @@ test('a target that does not know the snapshot: a drop is paid, a go is kept and
 test('a signal leaves the debt on disk', async () => {
   const { path, remove } = temporary()
   const gone = { pid: process.pid, start: 1 }
-  const owed = writePendingVerdict(path, snapshotId('web-1'), token, { criu: gone, tasks: [gone] }, 'let go')
+  const pending = writePendingVerdict(path, snapshotId('web-1'), token, { criu: gone, tasks: [gone] }, 'let go')
   const stop = new AbortController()
   const connect = (): Promise<never> => {
     stop.abort(new Error('enough'))
     return Promise.reject(stop.signal.reason)
   }
-  const outcome = await deliverAndForget(owed, { connect, report: () => {}, signal: stop.signal }).catch(String)
+  const outcome = await deliverAndForget(pending, { connect, report: () => {}, signal: stop.signal }).catch(String)
   assert.is(outcome, 'Error: enough')
   assert.ok(existsSync(join(path, 'web-1.owed')))
   remove()
