@@ -3,8 +3,7 @@
  */
 import { timingSafeEqual } from 'node:crypto'
 import type { Gate } from '../criu/action-script.ts'
-import { type HeldTasks, heldTasks } from '../criu/process-tree.ts'
-import { startRestore } from '../criu/restore.ts'
+import { followRestore, startRestore } from '../criu/restore.ts'
 import { checkCriuOptions } from '../criu/run.ts'
 import { SERVE_SOCKET } from '../criu/serve.ts'
 import { openWorkDir, type PrivateDirectory, type WorkDir } from '../criu/work-directory.ts'
@@ -15,7 +14,7 @@ import { asFault } from '../format/refusal.ts'
 import { NO_TOKEN } from '../format/wire.ts'
 import { reportOutcome } from '../handover/outcome.ts'
 import { type RecoveredRestore, recoverRestores, restoreDirectory, restoreLabel } from '../handover/recover.ts'
-import { openTargetHandover, type TargetHandover } from '../handover/target.ts'
+import { TargetHandover } from '../handover/target.ts'
 import type { Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import type { Snapshots } from '../store/snapshots.ts'
@@ -133,7 +132,7 @@ export function openHandovers(
 
   function add(id: SnapshotId, token: Buffer = NO_TOKEN): TargetHandover {
     tokens.set(id, token)
-    const arrival = openTargetHandover(id, (outcome) => {
+    const arrival = new TargetHandover(id, (outcome) => {
       if (outcome === 'copied') snapshots.decide(id, true)
       else if (outcome === 'running' && (keep || snapshots.pinned.has(id))) snapshots.decide(id, false)
       else snapshots.remove(id)
@@ -241,19 +240,15 @@ export function openHandovers(
         arrival.taken = true
         return { finish: async () => arrival.restoreFailed(new Fault('CRIU', 'not held')) }
       }
-      const ended = criu?.ended ?? Promise.resolve()
-      const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
-      let tasks: HeldTasks | undefined
+      const restore = followRestore(gate, criu ?? { pid: 0, ended: Promise.resolve() })
       const atGate = (): void => {
-        tasks = heldTasks(criu?.pid ?? 0)
-        arrival.restored({ open: gate.open, shut: gate.shut, runs })
+        restore.noteTasks()
+        arrival.restored(restore)
       }
       gate.held.then(atGate).catch(() => {})
       return {
         async finish() {
-          const ran = await runs
-          tasks?.settle(ran)
-          if (!ran) over()
+          if (!(await restore.runs)) over()
         },
       }
     },
