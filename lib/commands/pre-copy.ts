@@ -9,7 +9,7 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { closedGate, writeScript } from '../criu/action-script.ts'
 import type { IncomingDump } from '../criu/incoming-dump.ts'
-import { type PageServer, pageServer } from '../criu/page-server.ts'
+import { type PageServer, SocketPageServer } from '../criu/page-server.ts'
 import { type CriuRun, checkCriuOptions, refuseLeaving, startCriu } from '../criu/run.ts'
 import { memoryDirectory, temporaryDirectory } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
@@ -170,7 +170,7 @@ function startLayer(
       ],
       [theirs],
     )
-    return { run, server: pageServer(ours, { hasParent: (name) => chain.pagemaps.has(name) }), directory }
+    return { run, server: new SocketPageServer(ours, { hasParent: (name) => chain.pagemaps.has(name) }), directory }
   } finally {
     closeFd(theirs)
   }

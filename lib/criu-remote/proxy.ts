@@ -172,7 +172,7 @@ export function remoteDelivery({ cache, maxMemory, snapshot, timeoutMs }: Remote
     },
 
     // Such a cache takes no verdicts.
-    debts: () => [],
+    recover: () => [],
   }
 }
 

@@ -13,7 +13,7 @@ import { closeFd } from '../kernel/readiness.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { type Deferred, defer, rejectWhenAborted } from '../stream/wait.ts'
 import type { IncomingDump } from './incoming-dump.ts'
-import { type PageServer, pageServer } from './page-server.ts'
+import { type PageServer, SocketPageServer } from './page-server.ts'
 
 /** Those who stream to one proxy, and those whose pages come to its port. */
 export interface SplitDumps {
@@ -86,7 +86,7 @@ export function openSplitDumps(listens: boolean, signal: AbortSignal): SplitDump
         throw splitDumpFault()
       }
       meeting.closed = true
-      meeting.server.resolve(pageServer(socket, { hasParent: () => false }))
+      meeting.server.resolve(new SocketPageServer(socket, { hasParent: () => false }))
     },
   }
 }
