@@ -6,21 +6,20 @@
  * itself has exited 0: a stream that is complete is a dump that succeeded.
  */
 
-import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { closedGate, writeScript } from '../criu/action-script.ts'
 import { CAPTURE_SOCKET, capture } from '../criu/capture.ts'
 import { incrementalFault, readCriuCommand } from '../criu/command-line.ts'
+import { frozenMs } from '../criu/dump-stats.ts'
 import { acceptDump, type IncomingDump } from '../criu/incoming-dump.ts'
 import { type WatchedTree, watchTree } from '../criu/process-tree.ts'
-import { type CriuRun, checkCriuOptions, startCriu } from '../criu/run.ts'
+import { type CriuRun, checkCriuOptions, explainFailure, startCriu } from '../criu/run.ts'
 import { reportSmallPipes } from '../criu/small-pipes.ts'
 import { openWorkDir, temporaryDirectory, type WorkDir } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { checkPagemaps } from '../format/pagemap.ts'
-import { decodeDumpStats } from '../format/stats.ts'
 import { tasksRunOnFault } from '../handover/outcome.ts'
 import { onFirstImage, unseenTasksFault } from '../handover/source.ts'
 import type { Fd } from '../kernel/fd.ts'
@@ -82,6 +81,9 @@ export async function dumpTree(
   })
 }
 
+/** How long a criu whose socket is gone may take to end: milliseconds, unless it has to thaw a large tree. */
+const CRIU_PATIENCE_MS = 10_000
+
 /** Starts criu dump on the tree, and waits until it connects. `work` takes its images, before or after its end. */
 export async function withCriu(
   criu: string,
@@ -115,13 +117,11 @@ export async function withCriu(
     came.abort()
     await work({ dumping, run, gates: secret.path })
     reportSmallPipes(options.report)
-    options.report({ event: 'dumped', frozenMs: frozenMs(place), ms: performance.now() - begun })
+    options.report({ event: 'dumped', frozenMs: frozenMs(place.path), ms: performance.now() - begun })
   } catch (error) {
     // Without our ends of its socket and pipes criu gives up by itself and lets the process run on.
     place.remove()
-    const cause = await Promise.race([run.done.catch((reason: unknown) => reason), patience()])
-    if (cause === 'impatient') run.kill()
-    throw betterOf(error, cause)
+    throw await explainFailure(error, run, CRIU_PATIENCE_MS)
   } finally {
     came.abort()
     dumping?.remove()
@@ -261,27 +261,5 @@ async function send(
   } finally {
     signal.removeEventListener('abort', signalled)
     silence?.close()
-  }
-}
-
-/** A criu whose socket is gone ends within milliseconds; it may still have to thaw a large tree. */
-const CRIU_PATIENCE_MS = 10_000
-
-function patience(): Promise<'impatient'> {
-  return setTimeout(CRIU_PATIENCE_MS, 'impatient' as const, { ref: false })
-}
-
-/** criu's own error explains a stream that broke off; a broken link explains criu's. */
-function betterOf(error: unknown, criuError: unknown): unknown {
-  const ours = error instanceof Fault ? error.code : undefined
-  return ours === 'FAILED_DUMP' && criuError instanceof Fault ? criuError : error
-}
-
-/** From CRIU's statistics, where it left them in the work directory. */
-function frozenMs(work: WorkDir): number | undefined {
-  try {
-    return decodeDumpStats(readFileSync(join(work.path, 'stats-dump'))).frozenTime / 1000
-  } catch {
-    return undefined
   }
 }

@@ -6,6 +6,7 @@ import { once } from 'node:events'
 import { accessSync, constants, existsSync, statSync } from 'node:fs'
 import { delimiter, dirname, join, resolve } from 'node:path'
 import type { Readable } from 'node:stream'
+import { setTimeout as delay } from 'node:timers/promises'
 import pump from 'pump'
 import split from 'split2'
 import { Fault } from '../fault.ts'
@@ -173,4 +174,15 @@ export function startCriu(
   })()
   done.catch(() => {})
   return { pid: child.pid ?? 0, done, kill: () => void child.kill('SIGKILL') }
+}
+
+/**
+ * What explains `error`, a failure of the work with this criu: criu's own error where the stream broke off, else `error` itself. Waits
+ * for the end of the criu, which has lost its socket; kills it after `patienceMs`.
+ */
+export async function explainFailure(error: unknown, { done, kill }: CriuRun, patienceMs: number): Promise<unknown> {
+  const patience = delay(patienceMs, 'impatient' as const, { ref: false })
+  const cause = await Promise.race([done.catch((reason: unknown) => reason), patience])
+  if (cause === 'impatient') kill()
+  return error instanceof Fault && error.code === 'FAILED_DUMP' && cause instanceof Fault ? cause : error
 }
