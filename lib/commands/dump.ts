@@ -1,11 +1,10 @@
 /**
- * dump-to-stdout: one image source to one link.
+ * dump-to-stdout: sends one image source over one link.
  *
- * The source is a criu that we start, a criu that somebody else starts, or a directory. Where we start it, its tasks are
- * killed only when every image has been taken by stdout (see gate.ts), and the end of the stream is written only after criu
- * itself has exited 0: a stream that is complete is a dump that succeeded.
+ * The source is a criu that we start, a criu that another program starts, or a directory. A criu that we start may kill
+ * the tasks only when stdout has taken every image (see action-script.ts), and the end of the stream is written only
+ * after criu has exited 0: a stream that is complete is a dump that succeeded.
  */
-
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { closedGate, writeScript } from '../criu/action-script.ts'
@@ -43,17 +42,17 @@ export interface DumpOptions {
   /** Work directory; a private temporary one if undefined. */
   directory: string | undefined
   tuning?: Tuning
-  /** How long criu may say nothing, and whoever reads may take nothing, while the tasks are frozen. */
+  /** How long criu may send nothing, and the reader of stdout take nothing, while the tasks are frozen. */
   timeoutMs: number
   report: Report
   signal: AbortSignal
 }
 
 export interface Dumping {
-  /** It waits to be let go on, before it freezes anything. */
+  /** Waits at pre-dump, before it freezes anything. */
   dumping: IncomingDump
   run: CriuRun
-  /** Where the gate is. */
+  /** The directory of the gate. */
   gates: string
 }
 
@@ -84,7 +83,7 @@ export async function dumpTree(
 /** How long a criu whose socket is gone may take to end: milliseconds, unless it has to thaw a large tree. */
 const CRIU_PATIENCE_MS = 10_000
 
-/** Starts criu dump on the tree, and waits until it connects. `work` takes its images, before or after its end. */
+/** Starts criu dump on the tree, waits until it connects, and calls `work`, which takes its images. Throws like `dumpTree`. */
 export async function withCriu(
   criu: string,
   pid: number,
@@ -103,18 +102,18 @@ export async function withCriu(
     ...criuOptions,
   ])
   let dumping: IncomingDump | undefined
-  const came = new AbortController()
+  const connected = new AbortController()
   try {
     const { timeoutMs, signal } = options
     dumping = await Promise.race([
-      approachAt(place.listener, secret.path, timeoutMs, signal),
-      rejectAfter(timeoutMs, 'criu dump did not connect to us', came.signal),
+      acceptCriu(place.listener, secret.path, timeoutMs, signal),
+      rejectAfter(timeoutMs, 'criu dump did not connect to us', connected.signal),
       run.done.then(() => {
         throw new Fault('CRIU', 'criu dump ended without sending an image', { hint: 'is it newer than 3.15?' })
       }),
       rejectWhenAborted(signal),
     ])
-    came.abort()
+    connected.abort()
     await work({ dumping, run, gates: secret.path })
     reportSmallPipes(options.report)
     options.report({ event: 'dumped', frozenMs: frozenMs(place.path), ms: performance.now() - begun })
@@ -123,22 +122,22 @@ export async function withCriu(
     place.remove()
     throw await explainFailure(error, run, CRIU_PATIENCE_MS)
   } finally {
-    came.abort()
+    connected.abort()
     dumping?.remove()
     secret.remove()
     place.remove()
   }
 }
 
-/** Whoever leaves without a word was no criu. */
-async function approachAt(listener: Fd, gates: string, timeoutMs: number, signal: AbortSignal): Promise<IncomingDump> {
+/** Waits for criu: a client that leaves without a byte is another program. */
+async function acceptCriu(listener: Fd, gates: string, timeoutMs: number, signal: AbortSignal): Promise<IncomingDump> {
   for (;;) {
     const dumping = await acceptDump(await acceptUnix(listener), gates, timeoutMs, signal)
     if (dumping !== undefined) return dumping
   }
 }
 
-/** The work directory, or neither of the two. */
+/** Opens the work directory. Removes `secret` where that fails. */
 function openedBeside(secret: { remove: () => void }, directory: string | undefined): WorkDir {
   try {
     return openWorkDir(directory, CAPTURE_SOCKET)
@@ -149,8 +148,9 @@ function openedBeside(secret: { remove: () => void }, directory: string | undefi
 }
 
 /**
- * Waits in `directory` for a `criu dump --stream` that somebody else starts. It waits for nobody, and has no exit code for us: what it does to its
- * tasks says whether the dump is good. Throws `LINK`, `FAILED_DUMP`, `IO`, `TIMEOUT`, `CRIU` where its tasks cannot be seen, and `REFUSED` for an incremental one.
+ * Waits in `directory` for a `criu dump --stream` that another program starts. Such a criu does not wait for us, and we
+ * do not learn its exit code: what it does to its tasks says whether the dump is good. Throws `LINK`, `FAILED_DUMP`,
+ * `IO`, `TIMEOUT`, `CRIU` where its tasks cannot be seen, and `REFUSED` for an incremental dump.
  */
 export async function dumpFromListener(link: Link, options: DumpOptions): Promise<void> {
   const work = openWorkDir(options.directory, CAPTURE_SOCKET)
@@ -188,14 +188,17 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
   }
 }
 
-/** What becomes of tasks whose images are all written. One that does not die takes its time. Throws `TIMEOUT` where nothing happens to them. */
+/**
+ * The fate of tasks whose images are all written. Throws `TIMEOUT` where nothing happens to them for `timeoutMs`; tasks
+ * that are being killed may take longer.
+ */
 async function fateInTime(tree: WatchedTree, timeoutMs: number): Promise<'dead' | 'alive'> {
   const over = new AbortController()
   try {
     for (;;) {
-      const patience = setTimeout(timeoutMs, undefined, { signal: over.signal })
-      patience.catch(() => {})
-      const fate = await Promise.race([tree.fate, patience])
+      const late = setTimeout(timeoutMs, undefined, { signal: over.signal })
+      late.catch(() => {})
+      const fate = await Promise.race([tree.fate, late])
       if (fate !== undefined) return fate
       if (!tree.isDying()) {
         throw new Fault('TIMEOUT', `criu has written all, and did not end within ${timeoutMs / 1000} s`)

@@ -1,9 +1,9 @@
 /**
  * pre-copy: rounds of `criu pre-dump --track-mem` while the process runs, and then a hand-over of what changed since.
  *
- * CRIU speaks its page server protocol to us over an inherited socket, so pages go from CRIU to the cache and touch no disk; the few
- * images that CRIU writes itself stay in memory (tmpfs). Rounds and the last dump are layers of one chain at the cache
- * (send-round.ts).
+ * CRIU speaks its page server protocol to us over an inherited socket, so pages go from CRIU to the cache and touch no
+ * disk; the few images that CRIU writes itself stay in memory (tmpfs). Rounds and the last dump are layers of one chain
+ * at the cache (send-round.ts).
  */
 import { setTimeout } from 'node:timers/promises'
 import { closedGate, writeScript } from '../criu/action-script.ts'
@@ -53,8 +53,8 @@ export interface Target {
 }
 
 /**
- * Moves the tree of `pid` to the cache. Throws `CRIU` where the kernel does not track changed pages, and like `handOverOnce`;
- * then the tasks run on here, or the message says where they are.
+ * Moves the tree of `pid` to the cache. Throws `CRIU` where the kernel does not track changed pages, and like
+ * `handOverOnce`; then the tasks run on here, or the message says where they are.
  */
 export async function preCopy(options: PreCopyOptions, target: Target): Promise<void> {
   const { criuOptions, pid } = options
@@ -119,7 +119,10 @@ async function copyAll(options: PreCopyOptions, route: TargetRoute): Promise<voi
   }
 }
 
-/** A part of the time that a command has after a signal; the hand-over takes up to 13 s of it (source.ts, standalone-source.ts). */
+/**
+ * A part of the time that a command has after a signal; the hand-over takes up to 13 s of it (source.ts,
+ * standalone-source.ts).
+ */
 const ABANDON_MS = 1000
 
 /** Dumps what changed since the last round, and hands the process over. */

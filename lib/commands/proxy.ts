@@ -1,9 +1,10 @@
 /**
  * The image-proxy: a daemon on the source host that forwards each `criu dump --stream -D DIR` to the cache.
  *
- * Every CRIU that connects gets its own connection to the cache, so that dumps do not mix and a failed one harms no other. CRIU is
- * never answered, only read from: it waits where its pipes are full, and at post-dump where it has our action script. A CRIU
- * without that script waits for nobody once its last image is written: then the process is gone, whatever the cache says.
+ * Every CRIU that connects gets its own connection to the cache, so that dumps do not mix and a failed one harms no
+ * other. CRIU is never answered, only read from: it waits where its pipes are full, and at post-dump where it has our
+ * action script. A CRIU without that script waits for nobody once its last image is written: then the process is gone,
+ * whatever the cache says.
  */
 import { rmSync } from 'node:fs'
 import { setPriority } from 'node:os'
@@ -252,8 +253,8 @@ class ImageProxy {
 }
 
 /**
- * Gives the proxy priority over other work on a busy host, where it may: CRIU waits for nobody before it kills the tasks, and by
- * then the last pipe must be read (see pipe-reader.ts).
+ * Gives the proxy priority over other work on a busy host, where it may: CRIU waits for nobody before it kills the
+ * tasks, and by then the last pipe must be read (see pipe-reader.ts).
  */
 function hurry(): void {
   try {

@@ -1,8 +1,8 @@
 /**
  * restore-from-socket: receives one snapshot over one link into one image sink.
  *
- * The whole snapshot is received and verified before CRIU gets any of it: a process must not run from an image whose end is not
- * there. The sink is a criu that we start, a criu that another program starts, or a directory.
+ * The whole snapshot is received and verified before CRIU gets any of it: a process must not run from an image whose
+ * end is not there. The sink is a criu that we start, a criu that another program starts, or a directory.
  */
 import { join } from 'node:path'
 import { type RestoreHold, type RunningRestore, startRestore } from '../criu/restore.ts'
@@ -193,7 +193,10 @@ function greet(link: Link): FrameWriter {
   return writer
 }
 
-/** Delivers the verdict of a source that lost its link, and started this command anew, to the process that holds the tasks. */
+/**
+ * Delivers the verdict of a source that lost its link, and started this command anew, to the process that holds the
+ * tasks.
+ */
 async function deliverVerdict(
   { id, verdict }: { id: SnapshotId; verdict: Verdict },
   writer: FrameWriter,

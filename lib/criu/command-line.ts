@@ -16,7 +16,10 @@ export interface CriuCommand {
   directory: string
   /** The images directory as it was typed: `criu --remote` names a dump by it. */
   images: string
-  /** The directory of the dump before (`--prev-images-dir`): criu compares start times with it, as a number may be reused. */
+  /**
+   * The directory of the dump before (`--prev-images-dir`): criu compares start times with it, as a number may be
+   * reused.
+   */
   before: string | undefined
   /** It has `--stream` for images and `--page-server` for pages on its command line. */
   splits: boolean
@@ -58,7 +61,10 @@ export function readCriuCommand(pid: number): CriuCommand | undefined {
   }
 }
 
-/** `REFUSED` for a dump by `--stream` of only what changed since another one, as CRIU 4.3 can do: the target has no earlier pages. */
+/**
+ * `REFUSED` for a dump by `--stream` of only what changed since another one, as CRIU 4.3 can do: the target has no
+ * earlier pages.
+ */
 export function incrementalFault(command: CriuCommand | undefined): Fault | undefined {
   if (command?.before === undefined || command.splits) return undefined
   return new Fault('REFUSED', 'criu dumps with --prev-images-dir: pages of the dump before would be missing', {
@@ -89,8 +95,8 @@ function optionOf(words: readonly string[], [short, long]: readonly [string, str
 }
 
 /**
- * The absolute path of the images directory. criu changes into its work directory, which is the images directory unless `-W` names
- * another one, and keeps both open (criu/crtools.c, 4.1.1).
+ * The absolute path of the images directory. criu changes into its work directory, which is the images directory unless
+ * `-W` names another one, and keeps both open (criu/crtools.c, 4.1.1).
  */
 function imagesDirectoryOf(pid: number, images: string | undefined, hasWorkDirectory: boolean): string | undefined {
   try {

@@ -1,10 +1,11 @@
 /**
- * Reads the configuration files of a criu, which criu reads before its command line (criu/config.c): /etc/criu/default.conf and
- * $HOME/.criu/default.conf, unless --no-default-config or --config is on the command line; then the file that CRIU_CONFIG_FILE
- * names; then the file of --config. Every line is an option without its dashes, with its value if it has one; `#` begins a comment.
+ * Reads the configuration files of a criu, which criu reads before its command line (criu/config.c):
+ * /etc/criu/default.conf and $HOME/.criu/default.conf, unless --no-default-config or --config is on the command line;
+ * then the file that CRIU_CONFIG_FILE names; then the file of --config. Every line is an option without its dashes,
+ * with its value if it has one; `#` begins a comment.
  *
- * A file that cannot be read here, such as a pipe, is ignored. If it asks to leave the tasks running, the dump looks like one that
- * failed, and is taken back: the process runs on in any case.
+ * A file that cannot be read here, such as a pipe, is ignored. If it asks to leave the tasks running, the dump looks
+ * like one that failed, and is taken back: the process runs on in any case.
  */
 import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'

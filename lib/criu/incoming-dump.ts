@@ -1,7 +1,7 @@
 /**
- * A criu that connects to dump, before it freezes the tasks. A criu that runs our action script waits at pre-dump until the target is
- * reached and has memory ready: page faults in the receiver cost more than the bytes on the link, and so they happen while
- * the tasks still run.
+ * A criu that connects to dump, before it freezes the tasks. A criu that runs our action script waits at pre-dump until
+ * the target is reached and has memory ready: page faults in the receiver cost more than the bytes on the link, and so
+ * they happen while the tasks still run.
  */
 import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
@@ -37,9 +37,9 @@ export interface IncomingDump {
 }
 
 /**
- * Waits until the criu at the other end of `socket` has sent something, or waits at pre-dump. Returns undefined, with the socket
- * closed, where it leaves without a byte or the signal comes first. Throws `TIMEOUT`, with the socket closed, where neither
- * happens for `timeoutMs`: its tasks may be frozen.
+ * Waits until the criu at the other end of `socket` has sent something, or waits at pre-dump. Returns undefined, with
+ * the socket closed, where it leaves without a byte or the signal comes first. Throws `TIMEOUT`, with the socket
+ * closed, where neither happens for `timeoutMs`: its tasks may be frozen.
  */
 export async function acceptDump(
   socket: Fd,

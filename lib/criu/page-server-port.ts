@@ -14,7 +14,9 @@ export interface PagePort {
   close(): void
 }
 
-/** Listens; with `port` 0 the kernel chooses. `take` owns the socket that it gets. Throws `LINK` if it cannot listen. */
+/**
+ * Listens; with `port` 0 the kernel chooses. `take` owns the socket that it gets. Throws `LINK` if it cannot listen.
+ */
 export async function openPagePort(
   port: number,
   take: (socket: Fd, command: CriuCommand) => void,
@@ -34,7 +36,10 @@ export async function openPagePort(
   return { port: chosen, close: () => void server.close() }
 }
 
-/** The criu that has connected. Throws `REFUSED` where it is none, for any user may connect; `IO` where that cannot be seen. */
+/**
+ * The criu that has connected. Throws `REFUSED` where it is none, for any user may connect; `IO` where that cannot be
+ * seen.
+ */
 function commandAt({ remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 }: net.Socket): CriuCommand {
   const ends = {
     theirs: { address: remoteAddress, port: remotePort },

@@ -1,16 +1,17 @@
 /**
- * An image source that is CRIU itself, dumping with `--page-server`. CRIU sends pages and their pagemaps; all other images it
- * writes into its directory (-D).
+ * An image source that is CRIU itself, dumping with `--page-server`. CRIU sends pages and their pagemaps; all other
+ * images it writes into its directory (-D).
  *
- * CRIU opens one pagemap after the other, and for each says where pages go and then sends the pages. Its records do not say how
- * much will come, and a set of changed pages may be one record a page: so everything that is there is read at once, up to a
- * MiB, and the pages of a read are moved together in its buffer. Answers are small and are sent when CRIU asks for them.
+ * CRIU opens one pagemap after the other, and for each says where pages go and then sends the pages. Its records do not
+ * say how much will come, and a set of changed pages may be one record a page: so everything that is there is read at
+ * once, up to a MiB, and the pages of a read are moved together in its buffer. Answers are small and are sent when CRIU
+ * asks for them.
  *
- * The last answer is the caller's: CRIU waits for it with the tasks frozen (a dump) and exits 0 only when it was good. The caller
- * gives it when the pages are safe.
+ * The last answer is the caller's: CRIU waits for it with the tasks frozen (a dump) and exits 0 only when it was good.
+ * The caller gives it when the pages are safe.
  *
- * Refused: splice(2) from the socket to the final place of the pages. The digest has to read them, and records of 24 or 32 bytes
- * stand between them.
+ * Refused: splice(2) from the socket to the final place of the pages. The digest has to read them, and records of 24 or
+ * 32 bytes stand between them.
  */
 import { Fault } from '../fault.ts'
 import { type ImageName, imageName } from '../format/names.ts'
@@ -32,16 +33,16 @@ export interface PageServerOptions {
 
 export interface PageServer extends ImageSource {
   /**
-   * Answers CLOSE, after `images` has ended, and closes the socket: `true` says that everything is safe, and with `false` the
-   * dump fails and its tasks run on. Throws `LINK` if CRIU is gone.
+   * Answers CLOSE, after `images` has ended, and closes the socket: `true` says that everything is safe, and with
+   * `false` the dump fails and its tasks run on. Throws `LINK` if CRIU is gone.
    */
   answerClose(ok: boolean): Promise<void>
 }
 
 /**
- * The pages that the CRIU at the other end of `socket` sends: for every pagemap `pages-N.img` while the pages come, and then the
- * pagemap, each to be taken to its end before the next. `socket` is a UNIX or a TCP socket, and is closed at the end. `images`
- * throws `CRIU_PROTOCOL` or `LIMIT`, or `FAILED_DUMP` when CRIU leaves before it said CLOSE.
+ * The pages that the CRIU at the other end of `socket` sends: for every pagemap `pages-N.img` while the pages come, and
+ * then the pagemap, each to be taken to its end before the next. `socket` is a UNIX or a TCP socket, and is closed at
+ * the end. `images` throws `CRIU_PROTOCOL` or `LIMIT`, or `FAILED_DUMP` when CRIU leaves before its CLOSE.
  */
 export class SocketPageServer implements PageServer {
   readonly images: AsyncGenerator<OpenImage, void, void>

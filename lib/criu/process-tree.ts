@@ -1,9 +1,9 @@
 /**
- * Watches the tasks that a criu dumps: a hand-over is decided by whether they are dead, and not by a message. Watches also the
- * tasks that a criu restores, which must not stay frozen when it is gone.
+ * Watches the tasks that a criu dumps: a hand-over is decided by whether they are dead, and not by a message. Watches
+ * also the tasks that a criu restores, which must not stay frozen when it is gone.
  *
- * While criu dumps the tasks it traces all of them with ptrace, and it freezes them before it opens the first image. So they are
- * found by their tracer, and a pidfd is opened for each, before criu can kill one of them.
+ * While criu dumps the tasks it traces all of them with ptrace, and it freezes them before it opens the first image. So
+ * they are found by their tracer, and a pidfd is opened for each, before criu can kill one of them.
  */
 import { descendants, isDying, openProcess, type Process, parentOf, startTime, tracedBy } from '../kernel/process.ts'
 
@@ -27,7 +27,9 @@ export interface WatchedTree {
   close(): void
 }
 
-/** Watches what the criu with the number `pid` dumps: no tasks where it dumps none, or none that can be seen from here. */
+/**
+ * Watches what the criu with the number `pid` dumps: no tasks where it dumps none, or none that can be seen from here.
+ */
 export function watchTree(pid: number): WatchedTree {
   const criu = openProcess(pid)
   const traced = tracedBy(pid)
@@ -84,7 +86,10 @@ export function treeFate({ criu, tasks }: Pick<WatchedTree, 'criu' | 'tasks'>): 
 export interface RestoredTasks {
   /** Adds the tasks that criu holds at this moment. */
   note(): void
-  /** Forgets the tasks. Where they do not `run`, their criu was killed: they would wait for it for ever, and are killed too. */
+  /**
+   * Forgets the tasks. Where they do not `run`, their criu was killed: they would wait for it for ever, and are killed
+   * too.
+   */
   settle(run: boolean): void
 }
 

@@ -18,13 +18,19 @@ import type { WorkDir } from './work-directory.ts'
 export interface HeldRestore {
   open(): void
   shut(): void
-  /** Whether the tasks run: settles after `open` or `shut`, or when CRIU fails. Rejects with `LINK` if that cannot be known. */
+  /**
+   * Whether the tasks run: settles after `open` or `shut`, or when CRIU fails. Rejects with `LINK` if that cannot be
+   * known.
+   */
   readonly runs: Promise<boolean>
 }
 
 /** A restore by a criu that another process started, held at our gate. */
 export interface FollowedRestore extends HeldRestore {
-  /** Notes the tasks that criu holds, to be called when it is at the gate. They are killed if they do not run in the end. */
+  /**
+   * Notes the tasks that criu holds, to be called when it is at the gate. They are killed if they do not run in the
+   * end.
+   */
   noteTasks(): void
 }
 
@@ -62,9 +68,9 @@ export interface RestoreControl {
 const TAKEN_MS = 1000
 
 /**
- * Starts `criu restore --stream -d` on images, with its socket in `work`. A signal takes the images away from criu, which then
- * removes what it has restored; criu itself is not killed, and once it was let go a signal comes too late. Where another
- * process kills criu, its tasks would wait for it for ever, and are killed here.
+ * Starts `criu restore --stream -d` on images, with its socket in `work`. A signal takes the images away from criu,
+ * which then removes what it has restored; criu itself is not killed, and once it was let go a signal comes too late.
+ * Where another process kills criu, its tasks would wait for it for ever, and are killed here.
  */
 export function startRestore(
   criu: string,

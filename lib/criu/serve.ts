@@ -1,13 +1,14 @@
 /**
  * An image sink that is CRIU itself, restoring with `--stream`.
  *
- * CRIU connects once to `streamer-serve.sock` in its images directory (-D), asks for one image after the other by name, is told
- * whether it exists, and then sends one dummy byte that carries the write end of a pipe, which we fill. It asks for many images
- * that do not exist, to find out whether they do. It may leave a pipe half read and ask for the next image: so every image is
- * written by its own loop, and a reader that closes its pipe early is no error (criu/img-streamer.c, 4.1.1).
+ * CRIU connects once to `streamer-serve.sock` in its images directory (-D), asks for one image after the other by name,
+ * is told whether it exists, and then sends one dummy byte that carries the write end of a pipe, which we fill. It asks
+ * for many images that do not exist, to find out whether they do. It may leave a pipe half read and ask for the next
+ * image: so every image is written by its own loop, and a reader that closes its pipe early is no error
+ * (criu/img-streamer.c, 4.1.1).
  *
- * Extents are lent to the pipe with vmsplice, so that CRIU's read() is the only copy; small pieces are written. Pagemaps are
- * converted to a form that every CRIU release reads.
+ * Extents are lent to the pipe with vmsplice, so that CRIU's read() is the only copy; small pieces are written.
+ * Pagemaps are converted to a form that every CRIU release reads.
  */
 import { Fault } from '../fault.ts'
 import type { ImageName } from '../format/names.ts'
@@ -39,9 +40,10 @@ export interface Served {
 }
 
 /**
- * Answers the CRIU at the other end of `socket` from the snapshot that `choose` returns, from the first request on. Calls `onTaken`
- * for every piece that is in CRIU's pipe: the pipe holds its pages, and our mapping of them may go. Returns when CRIU closes the
- * socket. Throws `CRIU_PROTOCOL`, what `choose` throws, and the signal's reason. Closes the socket at the end.
+ * Answers the CRIU at the other end of `socket` from the snapshot that `choose` returns, from the first request on.
+ * Calls `onTaken` for every piece that is in CRIU's pipe: the pipe holds its pages, and our mapping of them may go.
+ * Returns when CRIU closes the socket. Throws `CRIU_PROTOCOL`, what `choose` throws, and the signal's reason. Closes
+ * the socket at the end.
  */
 export async function serve(
   socket: Fd,

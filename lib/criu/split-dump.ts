@@ -1,9 +1,9 @@
 /**
- * Joins the two halves of a dump by `criu dump --stream --page-server` (CRIU up to 4.2; 4.3 refuses the pair): its pages come to our
- * page server port, and all other images by the stream.
+ * Joins the two halves of a dump by `criu dump --stream --page-server` (CRIU up to 4.2; 4.3 refuses the pair): its
+ * pages come to our page server port, and all other images by the stream.
  *
- * CRIU writes to both at once and waits where one of them is full, so neither half waits for the other. Only inventory.img, by which a
- * dump is known to be complete, is held back until the pages are at an end.
+ * CRIU writes to both at once and waits where one of them is full, so neither half waits for the other. Only
+ * inventory.img, by which a dump is known to be complete, is held back until the pages are at an end.
  */
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
@@ -22,8 +22,8 @@ export interface SplitDumps {
   /** Whether the criu of this number streams to us, and has not ended. */
   streams(pid: number): boolean
   /**
-   * The pages of this criu come over `socket`, which is closed in the end. Throws `REFUSED` where its stream does not come to us, or
-   * goes on without pages.
+   * The pages of this criu come over `socket`, which is closed in the end. Throws `REFUSED` where its stream does not
+   * come to us, or goes on without pages.
    */
   pages(pid: number, socket: Fd): Promise<void>
 }
@@ -44,8 +44,8 @@ interface Meeting {
 }
 
 /**
- * How long one half is waited for. CRIU connects to the stream, then to the page server, and then opens an image: so the other half
- * comes soon, or never.
+ * How long one half is waited for. CRIU connects to the stream, then to the page server, and then opens an image: so
+ * the other half comes soon, or never.
  */
 const MEET_MS = 2000
 

@@ -1,9 +1,10 @@
 /**
- * Warms up the code: a small snapshot is dumped, sent, received and restored once within this process, by two simulated CRIUs.
+ * Warms up the code: a small snapshot is dumped, sent, received and restored once within this process, by two simulated
+ * CRIUs.
  *
- * Node compiles a function when it is first called, and a function that is first called while the tasks are frozen is compiled
- * during the freeze: for a process of 8 MiB that took 10 of 80 ms. So both daemons warm up before their first dump, while the
- * target makes memory ready.
+ * Node compiles a function when it is first called, and a function that is first called while the tasks are frozen is
+ * compiled during the freeze: for a process of 8 MiB that took 10 of 80 ms. So both daemons warm up before their first
+ * dump, while the target makes memory ready.
  */
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'

@@ -25,7 +25,9 @@ import { connectUnix, listenUnix } from '../kernel/unix.ts'
 export interface WorkDir {
   path: string
   listener: Fd
-  /** Closes and removes the socket, and a temporary directory; an accept on it fails with `reason`. May be called twice. */
+  /**
+   * Closes and removes the socket, and a temporary directory; an accept on it fails with `reason`. May be called twice.
+   */
   remove(reason?: Error): void
 }
 
@@ -37,7 +39,10 @@ export interface PrivateDirectory {
   release(): void
 }
 
-/** Makes a directory in `parent`, mode 0700, and locks it for as long as this process lives: see `abandoned`. Throws `IO`. */
+/**
+ * Makes a directory in `parent`, mode 0700, and locks it for as long as this process lives: see `abandoned`. Throws
+ * `IO`.
+ */
 export function privateDirectory(parent: string, prefix: string): PrivateDirectory {
   for (;;) {
     const mine = locked(temporaryPath(parent, prefix))
@@ -82,8 +87,8 @@ function locked(path: string): PrivateDirectory | undefined {
 }
 
 /**
- * Makes a private directory for temporary files, and removes those that killed commands of ours left. Throws `IO`, and like
- * `trustedPath`.
+ * Makes a private directory for temporary files, and removes those that killed commands of ours left. Throws `IO`, and
+ * like `trustedPath`.
  */
 export function temporaryDirectory(place = tmpdir()): PrivateDirectory {
   const parent = trustedPath(place, { parent: true, otherwise: 'name another directory with TMPDIR' })
@@ -118,9 +123,9 @@ function temporaryPath(parent: string, prefix: string): string {
 }
 
 /**
- * Listens at `socketName` in `path`, which is made if it is missing, or in a private temporary directory. `prepare` fills the
- * directory before a client can connect. Throws `EXISTS`, `MISSING`, `IO`, `USAGE` where another user could change what is there,
- * and what `prepare` throws.
+ * Listens at `socketName` in `path`, which is made if it is missing, or in a private temporary directory. `prepare`
+ * fills the directory before a client can connect. Throws `EXISTS`, `MISSING`, `IO`, `USAGE` where another user could
+ * change what is there, and what `prepare` throws.
  */
 export function openWorkDir(
   path: string | undefined,
@@ -153,8 +158,8 @@ export function openWorkDir(
 const otherwise = 'choose another -D DIR'
 
 /**
- * Makes the directory, mode 0700, if it is missing. Returns its path without symbolic links, on which only root and our user can
- * change anything. Throws like `trustedPath`, and `IO`.
+ * Makes the directory, mode 0700, if it is missing. Returns its path without symbolic links, on which only root and our
+ * user can change anything. Throws like `trustedPath`, and `IO`.
  */
 export function openDirectory(path: string): string {
   const wanted = resolve(path)
@@ -173,8 +178,8 @@ export function openDirectory(path: string): string {
 }
 
 /**
- * Connects to the socket `name` in `path`. Throws `MISSING`, with the message `nobody`, where no process listens, `IO` where this
- * user may not connect, and `USAGE` where another user could answer.
+ * Connects to the socket `name` in `path`. Throws `MISSING`, with the message `nobody`, where no process listens, `IO`
+ * where this user may not connect, and `USAGE` where another user could answer.
  */
 export function connectWithin(path: string, name: string, nobody: string): Fd {
   try {

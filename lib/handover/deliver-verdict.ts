@@ -18,8 +18,8 @@ export interface DeliverOptions {
 }
 
 /**
- * Delivers a verdict that the target does not know yet, and forgets it. Leaves it on disk and throws `MISSING` where the tasks
- * are gone and the target does not know the snapshot, or the signal's reason.
+ * Delivers a verdict that the target does not know yet, and forgets it. Leaves it on disk and throws `MISSING` where
+ * the tasks are gone and the target does not know the snapshot, or the signal's reason.
  */
 export async function deliverAndForget(
   pending: PendingVerdict,
@@ -35,8 +35,8 @@ export async function deliverAndForget(
 }
 
 /**
- * The target may have restored the snapshot and forgotten it; it may also be another cache than before, or have lost the copy
- * when it was killed.
+ * The target may have restored the snapshot and forgotten it; it may also be another cache than before, or have lost
+ * the copy when it was killed.
  */
 function unknownAtTarget({ id, path }: PendingVerdict, cause: Fault): Fault {
   return new Fault('MISSING', `the process is gone from here, and the target does not know snapshot ${id}`, {
@@ -56,7 +56,8 @@ const TRY_MS = 10_000
 
 /**
  * Delivers the verdict over new connections until the target answers or `signal` is aborted. Returns the verdict, and
- * what became of the target's tasks. Throws `MISSING` if the target does not know the snapshot, and the signal's reason.
+ * what became of the target's tasks. Throws `MISSING` if the target does not know the snapshot, and the signal's
+ * reason.
  */
 export async function deliverVerdict(
   pending: PendingVerdict,

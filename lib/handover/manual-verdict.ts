@@ -1,4 +1,7 @@
-/** A verdict that a person gives where the source cannot: the options for it, and its delivery to the holder of the restore. */
+/**
+ * A verdict that a person gives where the source cannot: the options for it, and its delivery to the holder of the
+ * restore.
+ */
 import { existsSync, rmSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { connectWithin } from '../criu/work-directory.ts'
@@ -31,9 +34,9 @@ export function manualVerdictOf(values: { 'let-run'?: string; drop?: string }) {
 }
 
 /**
- * Gives the verdict to the holder that listens at the socket `name` in `directory`, or, where the holder is gone, to the copy itself.
- * Throws `MISSING`, the holder's refusal, `IO` where this user may not connect, and `USAGE` for a directory that others can
- * change.
+ * Gives the verdict to the holder that listens at the socket `name` in `directory`, or, where the holder is gone, to
+ * the copy itself. Throws `MISSING`, the holder's refusal, `IO` where this user may not connect, and `USAGE` for a
+ * directory that others can change.
  */
 export async function giveVerdict(
   directory: string,
@@ -66,7 +69,10 @@ async function decideOrphan({ id, held, ended, remove }: RecoveredRestore, verdi
   }
 }
 
-/** Gives the verdict of a person. Throws like `giveVerdict`, and `REFUSED` where the outcome is another one than was asked for. */
+/**
+ * Gives the verdict of a person. Throws like `giveVerdict`, and `REFUSED` where the outcome is another one than was
+ * asked for.
+ */
 export async function giveManualVerdict(
   directory: string,
   name: string,

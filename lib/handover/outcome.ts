@@ -34,7 +34,9 @@ export function outcomeOf(verdict: Verdict, fate: Fate): Outcome {
 /** `FAILED_DUMP`: criu has ended and has not killed the tasks, so nothing of its dump may be restored. */
 export function tasksRunOnFault(): Fault {
   return new Fault('FAILED_DUMP', 'criu has ended, and the process that it dumped runs on: the dump failed', {
-    hint: "see the dump's own log; --leave-running, if that was meant, must be on its command line or in its configuration",
+    hint:
+      "see the dump's own log; --leave-running, if that was meant, must be on its command line " +
+      'or in its configuration',
   })
 }
 

@@ -1,6 +1,6 @@
 /**
- * Recovers held restores whose holder is gone. A copy that is held may be the only one, so a holder that is killed or stopped leaves
- * it at its gate, and the next process in the same directory takes it over by the label on the gate.
+ * Recovers held restores whose holder is gone. A copy that is held may be the only one, so a holder that is killed or
+ * stopped leaves it at its gate, and the next process in the same directory takes it over by the label on the gate.
  */
 
 import { type OrphanedGate, recoverGates } from '../criu/action-script.ts'
@@ -35,8 +35,8 @@ export interface RecoveredRestore {
 }
 
 /**
- * Takes over the restores in `place` whose holders are gone, and removes the directories of those that have ended; or only the
- * restore of `id`.
+ * Takes over the restores in `place` whose holders are gone, and removes the directories of those that have ended; or
+ * only the restore of `id`.
  */
 export function recoverRestores(place: string, id?: SnapshotId): RecoveredRestore[] {
   const isWanted = id && ((label: string): boolean => label.split(' ')[0] === id)

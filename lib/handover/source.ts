@@ -1,10 +1,10 @@
 /**
- * The source's end of a hand-over: it sends the images of one criu over one link, and then both ends agree which of the two copies
- * is the process (see state-machine.ts).
+ * The source's end of a hand-over: it sends the images of one criu over one link, and then both ends agree which of the
+ * two copies is the process (see state-machine.ts).
  *
- * The target is listened to all the time: it may refuse, or go away, while CRIU has nothing to send. A failure before CRIU may
- * kill the tasks makes the dump fail, by the gate or by CRIU's socket and pipes, and the tasks run on. After that moment only
- * what happens to the tasks counts.
+ * The target is listened to all the time: it may refuse, or go away, while CRIU has nothing to send. A failure before
+ * CRIU may kill the tasks makes the dump fail, by the gate or by CRIU's socket and pipes, and the tasks run on. After
+ * that moment only what happens to the tasks counts.
  */
 import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
@@ -122,8 +122,8 @@ class SourceHandover {
   /** Rejects when the target refuses, or goes away. */
   readonly #refusal: Promise<never>
   /**
-   * Pages may pass by reference: criu waited for us before the freeze, and so waits for us before it kills; and the target
-   * acknowledges each image, as only a link that can go on makes it do.
+   * Pages may pass by reference: criu waited for us before the freeze, and so waits for us before it kills; and the
+   * target acknowledges each image, as only a link that can go on makes it do.
    */
   readonly #byReference: boolean
   #state: SourceState = 'offering'
@@ -357,7 +357,9 @@ export function unseenTasksFault(): Fault {
   })
 }
 
-/** Calls `first` when CRIU opens its first image: by then the tree is frozen, and until CRIU has gone on it stays so. */
+/**
+ * Calls `first` when CRIU opens its first image: by then the tree is frozen, and until CRIU has gone on it stays so.
+ */
 export function onFirstImage(source: ImageSource, first: () => void): ImageSource {
   async function* images(): AsyncGenerator<OpenImage> {
     let begun = false

@@ -1,8 +1,8 @@
 /**
  * A hand-over by a command that ends with it.
  *
- * A proxy stays and tries again and again to deliver a verdict; a command does not. A verdict that it cannot deliver stays on disk
- * until a user has it delivered with `--settle ID`: only the user knows the route to the target.
+ * A proxy stays and tries again and again to deliver a verdict; a command does not. A verdict that it cannot deliver
+ * stays on disk until a user has it delivered with `--settle ID`: only the user knows the route to the target.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import type { IncomingDump } from '../criu/incoming-dump.ts'
@@ -54,8 +54,8 @@ export async function withRoute(
 }
 
 /**
- * Hands over what this criu dumps, and returns when `run`, the criu, has ended. Throws the target's refusal, `TIMEOUT`, and
- * criu's error; then the tasks run on here, or the message says where they are.
+ * Hands over what this criu dumps, and returns when `run`, the criu, has ended. Throws the target's refusal, `TIMEOUT`,
+ * and criu's error; then the tasks run on here, or the message says where they are.
  */
 export async function handOverOnce(
   criu: IncomingDump,
@@ -82,8 +82,8 @@ export async function handOverOnce(
 }
 
 /**
- * Delivers the verdict of a hand-over that failed here, and reports what keeps it from the target. Returns whether the process
- * has moved all the same.
+ * Delivers the verdict of a hand-over that failed here, and reports what keeps it from the target. Returns whether the
+ * process has moved all the same.
  */
 async function settleFailed(pending: PendingVerdict, route: TargetRoute): Promise<boolean> {
   const { id } = pending
@@ -161,8 +161,9 @@ export function reportPendingVerdicts({ verdicts, settleCommand, report }: Targe
 }
 
 /**
- * Delivers the verdict of an earlier hand-over. Throws `MISSING` where there is none, or where the tasks are gone and the target
- * does not know the snapshot; `LINK` where it cannot be delivered, and stays on disk; and like `reportOutcome`.
+ * Delivers the verdict of an earlier hand-over. Throws `MISSING` where there is none, or where the tasks are gone and
+ * the target does not know the snapshot; `LINK` where it cannot be delivered, and stays on disk; and like
+ * `reportOutcome`.
  */
 export async function settleVerdict(id: SnapshotId, route: TargetRoute): Promise<void> {
   const pending = readPendingVerdicts(route.verdicts).find((one) => one.id === id)

@@ -1,7 +1,7 @@
 /**
- * The target's end of a hand-over outside of a cache: restore-from-socket holds the tasks until the source says what became
- * of its own. If the link is lost meanwhile the tasks stay held, and the verdict is taken at a socket that is named after the
- * snapshot.
+ * The target's end of a hand-over outside of a cache: restore-from-socket holds the tasks until the source says what
+ * became of its own. If the link is lost meanwhile the tasks stay held, and the verdict is taken at a socket that is
+ * named after the snapshot.
  */
 import { setTimeout } from 'node:timers/promises'
 import type { RestoreHold, RunningRestore } from '../criu/restore.ts'
@@ -59,9 +59,9 @@ export interface HoldOptions {
 }
 
 /**
- * Restores and holds; returns when the tasks run. Throws criu's error, and `ABORTED` where the source's tasks run on.
- * A signal stops a restore that is not held yet. A copy that is held is offered back to the source, and stays at its gate when
- * this process ends, for it may be the only one (see recover.ts).
+ * Restores and holds; returns when the tasks run. Throws criu's error, and `ABORTED` where the source's tasks run on. A
+ * signal stops a restore that is not held yet. A copy that is held is offered back to the source, and stays at its gate
+ * when this process ends, for it may be the only one (see recover.ts).
  */
 export async function holdRestored(
   offer: HandoverOffer,

@@ -1,10 +1,10 @@
 /**
  * The state machines of a hand-over, as two tables: they decide which of the two ends may let its tasks run.
  *
- * The source's tasks are frozen, the target's are restored and held. One of the two must go on and the other must not, whatever
- * message is lost and whichever process is killed. So the source decides, by what happened to its tasks, and must deliver that
- * verdict; a target that has said `ready` holds its tasks until it learns the verdict. PROTOCOL.md draws both machines;
- * test/handover/state-machine.test.ts walks through every order of events and every loss.
+ * The source's tasks are frozen, the target's are restored and held. One of the two must go on and the other must not,
+ * whatever message is lost and whichever process is killed. So the source decides, by what happened to its tasks, and
+ * must deliver that verdict; a target that has said `ready` holds its tasks until it learns the verdict. PROTOCOL.md
+ * draws both machines; test/handover/state-machine.test.ts walks through every order of events and every loss.
  */
 import type { Verdict } from '../format/enums.ts'
 
@@ -29,7 +29,10 @@ export type SourceEvent =
   | 'dead'
   /** CRIU has ended and the tasks live, as it was asked. */
   | 'left'
-  /** CRIU has ended and the tasks live, though it was to kill them: it failed, or was killed, perhaps in its last moment. */
+  /**
+   * CRIU has ended and the tasks live, though it was to kill them: it failed, or was killed, perhaps in its last
+   * moment.
+   */
   | 'ran on'
 
 export type TargetState =
@@ -56,7 +59,7 @@ export type TargetEvent =
   | 'restored'
   /** CRIU gave up, and removed what it had restored. */
   | 'restore failed'
-  /** The link is gone, or the source said that it gave up, before everything was here. */
+  /** The link was lost, or the source gave up, before all images were here. */
   | 'cut'
   | Verdict
 

@@ -24,8 +24,8 @@ const answers = accepting('ack', 'sealed', 'ready', 'reserved', 'fate', 'refused
 const answersAndOffers = accepting('ack', 'sealed', 'ready', 'reserved', 'fate', 'refused', 'recalled')
 
 /**
- * Reads what the target answers. Each promise rejects when the target refuses, or closes the link. `greeted`: its `hello` was
- * read already. `dedup` gets the pages that the target offers.
+ * Reads what the target answers. Each promise rejects when the target refuses, or closes the link. `greeted`: its
+ * `hello` was read already. `dedup` gets the pages that the target offers.
  */
 export function readAnswers(reader: FrameReader, greeted: boolean, dedup?: DedupSender): TargetAnswers {
   const [sealed, ready, fate, offer] = [defer<bigint>(), defer<void>(), defer<Fate>(), defer<never>()]

@@ -1,4 +1,7 @@
-/** The target's end of a hand-over: one snapshot whose verdict is to come, and the restore that holds its copy (see state-machine.ts). */
+/**
+ * The target's end of a hand-over: one snapshot whose verdict is to come, and the restore that holds its copy (see
+ * state-machine.ts).
+ */
 import type { HeldRestore } from '../criu/restore.ts'
 import { Fault } from '../fault.ts'
 import type { Fate, Verdict } from '../format/enums.ts'

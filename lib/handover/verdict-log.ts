@@ -1,8 +1,8 @@
 /**
- * The verdicts of a source on disk: a file for each, written before the target can be `ready`, and removed when the verdict was
- * delivered. The first line names the tasks whose end is the verdict, so that it is right whenever the source dies. Each
- * line after it is a word for the stage: the tasks do not decide before the source lets go, nor after they were seen to run
- * on, for then they may end by themselves.
+ * The verdicts of a source on disk: a file for each, written before the target can be `ready`, and removed when the
+ * verdict was delivered. The first line names the tasks whose end is the verdict, so that it is right whenever the
+ * source dies. Each line after it is a word for the stage: the tasks do not decide before the source lets go, nor after
+ * they were seen to run on, for then they may end by themselves.
  */
 import {
   closeSync,
@@ -36,8 +36,8 @@ export interface PendingVerdict extends Pick<WatchedTree, 'criu' | 'tasks'> {
 }
 
 /**
- * `held`: criu waits at its gate; the process that held it there is gone when somebody else reads this. `let go`: the tasks
- * decide. `resumed`: the tasks run on.
+ * `held`: criu waits at its gate; the process that held it there is gone when another process reads this. `let go`: the
+ * tasks decide. `resumed`: the tasks run on.
  */
 export type VerdictStage = (typeof stages)[number]
 const stages = ['held', 'let go', 'resumed'] as const
@@ -61,7 +61,9 @@ export function verdictPendingFault(directory: string, id: SnapshotId): Fault | 
   })
 }
 
-/** Writes a verdict into `directory`, and on to the disk (fsync). Throws `IO`, and `EXISTS` like `verdictPendingFault`. */
+/**
+ * Writes a verdict into `directory`, and on to the disk (fsync). Throws `IO`, and `EXISTS` like `verdictPendingFault`.
+ */
 export function writePendingVerdict(
   directory: string,
   id: SnapshotId,
@@ -129,8 +131,8 @@ export function forgetVerdict(pending: PendingVerdict): void {
 }
 
 /**
- * The verdicts that an earlier process left in `directory`. Files that are incomplete, and files that other users could have
- * written, are ignored.
+ * The verdicts that an earlier process left in `directory`. Files that are incomplete, and files that other users could
+ * have written, are ignored.
  */
 export function readPendingVerdicts(directory: string): PendingVerdict[] {
   return readdirSync(directory)
@@ -167,14 +169,15 @@ function isMember({ pid, start }: TaskId): boolean {
 }
 
 /**
- * The verdict, by what happened to the tasks; undefined while their criu still works. Tasks that run on are written down as
- * `resumed`: they may end by themselves before the target is told.
+ * The verdict, by what happened to the tasks; undefined while their criu still works. Tasks that run on are written
+ * down as `resumed`: they may end by themselves before the target is told.
  */
 export function verdictFor(pending: PendingVerdict): Verdict | undefined {
   if (pending.stage === 'resumed') return 'drop'
   if (pending.boot !== thisBoot()) return 'go'
   const over = !isAlive(pending.criu)
-  // The source may be another process that is alive, and let go meanwhile. A stage that is read after criu has ended is final.
+  // The source may be another process that is alive, and let go meanwhile. A stage that is read after criu has ended is
+  // final.
   const [latest] = read(pending.path)
   const held = (latest ?? pending).stage === 'held'
   const fate = !held ? treeFate(pending) : over ? 'alive' : undefined

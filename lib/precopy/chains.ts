@@ -1,9 +1,9 @@
 /**
  * The chains of one proxy, by process tree.
  *
- * A dump takes the chain of its tree away, and only a round that the cache has sealed puts it back. So after any failure, and
- * after any program that clears the kernel's marks of changed pages without our knowledge, there is no chain, and the next dump
- * starts a new one.
+ * A dump takes the chain of its tree away, and only a round that the cache has sealed puts it back. So after any
+ * failure, and after any program that clears the kernel's marks of changed pages without our knowledge, there is no
+ * chain, and the next dump starts a new one.
  */
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
@@ -12,7 +12,10 @@ import { newChain, type PreCopyChain } from './send-round.ts'
 
 export interface TakenChain {
   chain: PreCopyChain
-  /** The round is sealed, and criu's images are in `directory`: the next dump may continue, unless another one has begun. */
+  /**
+   * The round is sealed, and criu's images are in `directory`: the next dump may continue, unless another one has
+   * begun.
+   */
   keep(directory: string): void
   /** The dump is over. If the chain was not kept, the marks are free again. */
   end(): void
@@ -38,8 +41,8 @@ export class ProxyChains {
   }
 
   /**
-   * The chain for a dump of this tree that begins now: the one whose last round left its images in `before`, or a new one. Throws
-   * `EXISTS` where another process has the marks (see `lockMarks`).
+   * The chain for a dump of this tree that begins now: the one whose last round left its images in `before`, or a new
+   * one. Throws `EXISTS` where another process has the marks (see `lockMarks`).
    */
   take(tree: number, before: string | undefined, newId: () => SnapshotId): TakenChain {
     const found = this.#entries.get(tree)
@@ -61,8 +64,8 @@ export class ProxyChains {
   }
 
   /**
-   * Ends the chains of this tree, of trees that it is a part of, and of its parts: another dump of it has begun. Ends all chains if the
-   * tree is not known.
+   * Ends the chains of this tree, of trees that it is a part of, and of its parts: another dump of it has begun. Ends
+   * all chains if the tree is not known.
    */
   breakOff(tree: number | undefined): void {
     this.#endWhere((root) => tree === undefined || related(root, tree))

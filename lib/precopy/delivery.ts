@@ -1,6 +1,6 @@
 /**
- * How a proxy delivers dumps, and the rounds before them, to its cache. There are two ways: our own wire (ferry-delivery.ts) and the
- * wire of `criu --remote` (lib/criu-remote/proxy.ts).
+ * How a proxy delivers dumps, and the rounds before them, to its cache. There are two ways: our own wire
+ * (ferry-delivery.ts) and the wire of `criu --remote` (lib/criu-remote/proxy.ts).
  */
 import type { CriuCommand } from '../criu/command-line.ts'
 import type { IncomingDump } from '../criu/incoming-dump.ts'
@@ -14,8 +14,8 @@ export interface Delivery {
   /** How long a criu may say nothing. */
   readonly timeoutMs: number
   /**
-   * Sends what one criu dumps, and lets criu go when the cache has it. Returns whether the cache has it. A failure is reported or
-   * thrown; criu has failed then, unless it had written all and waits for nobody.
+   * Sends what one criu dumps, and lets criu go when the cache has it. Returns whether the cache has it. A failure is
+   * reported or thrown; criu has failed then, unless it had written all and waits for nobody.
    */
   dump(criu: IncomingDump, request: DumpRequest, context: DeliveryContext): Promise<boolean>
   /** Sends a pre-dump as the next round of its chain. The chain is over when this throws. */

@@ -20,7 +20,10 @@ export interface FerryDeliveryOptions {
   /** What the cache must have done before CRIU may kill the tasks. */
   until: Until
   tuning: Tuning
-  /** How long the cache may be out of reach, how long it may take to do what `until` says, and how long criu may say nothing. */
+  /**
+   * How long the cache may be out of reach, how long it may take to do what `until` says, and how long criu may say
+   * nothing.
+   */
   timeoutMs: number
 }
 

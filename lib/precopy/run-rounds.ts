@@ -1,4 +1,7 @@
-/** The rounds of a pre-copy: each is a `criu pre-dump` of what changed since the one before, sent as the next layer of one chain. */
+/**
+ * The rounds of a pre-copy: each is a `criu pre-dump` of what changed since the one before, sent as the next layer of
+ * one chain.
+ */
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { frozenMs } from '../criu/dump-stats.ts'
@@ -67,7 +70,10 @@ export function startLayer(
   }
 }
 
-/** Sends rounds until `rule` says that the last dump is to follow. Throws like `sendRound`, and `CRIU`; the chain is over then. */
+/**
+ * Sends rounds until `rule` says that the last dump is to follow. Throws like `sendRound`, and `CRIU`; the chain is
+ * over then.
+ */
 export async function runRounds(copy: PreCopy, rule: StopRule, route: TargetRoute): Promise<void> {
   const { rounds } = copy
   for (let why = stopReason(rounds, rule); why === undefined; ) {
@@ -96,7 +102,10 @@ async function runRound(copy: PreCopy, route: TargetRoute): Promise<void> {
   }
 }
 
-/** How long a criu that has lost its socket may take to end: a stopped one does not, and its tasks run on when it is killed. */
+/**
+ * How long a criu that has lost its socket may take to end: a stopped one does not, and its tasks run on when it is
+ * killed.
+ */
 export const CRIU_PATIENCE_MS = 3000
 /** criu/config.c, 4.1.1 to 4.3. */
 const NOT_TRACKED = /Tracking memory is not available/

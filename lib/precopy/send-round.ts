@@ -1,8 +1,8 @@
 /**
  * Sends the layers of a chain to the cache, from a criu that speaks the page server protocol to us (PROTOCOL.md).
  *
- * Every pre-dump clears the kernel's marks of changed pages, so a chain has one owner, and a chain that breaks is over: its next
- * round would miss pages, and only the restored process would notice.
+ * Every pre-dump clears the kernel's marks of changed pages, so a chain has one owner, and a chain that breaks is over:
+ * its next round would miss pages, and only the restored process would notice.
  */
 import { randomBytes } from 'node:crypto'
 import { statSync } from 'node:fs'
@@ -63,8 +63,8 @@ export interface SentRound {
 }
 
 /**
- * Sends a pre-dump as the next round, and lets its criu go when the cache has sealed it. The chain is over when this throws: `FAILED_DUMP`
- * where criu broke off, the cache's refusal, `TIMEOUT`, `LINK`. `server` is destroyed then.
+ * Sends a pre-dump as the next round, and lets its criu go when the cache has sealed it. The chain is over when this
+ * throws: `FAILED_DUMP` where criu broke off, the cache's refusal, `TIMEOUT`, `LINK`. `server` is destroyed then.
  */
 export async function sendRound(chain: PreCopyChain, server: PageServer, options: RoundOptions): Promise<SentRound> {
   const { connect, tuning, reserve, timeoutMs } = options
@@ -136,9 +136,9 @@ export function pagesOf({ images }: Snapshot): number {
 }
 
 /**
- * The last layer as an image source: the pages come by the page server, and the other images from `directory`, where criu has written
- * them. CRIU may go on when the target has the pages: a CRIU without our script kills the tasks then. `images` throws
- * `FAILED_DUMP` where criu has `ended` without a dump.
+ * The last layer as an image source: the pages come by the page server, and the other images from `directory`, where
+ * criu has written them. CRIU may go on when the target has the pages: a CRIU without our script kills the tasks then.
+ * `images` throws `FAILED_DUMP` where criu has `ended` without a dump.
  */
 export function lastLayer(
   server: PageServer,
@@ -198,7 +198,8 @@ export async function abandonChain(
   try {
     const writer = frameWriter(link.outlet)
     await writer.send({ type: 'snapshot', id: chain.id })
-    // As the first layer of a new chain, which replaces the old one: the cache may have sealed a round more than we know.
+    // As the first layer of a new chain, which replaces the old one: the cache may have sealed a round more than we
+    // know.
     await writer.send({ type: 'layer', under: 0, last: false, token: chain.token })
     await writer.send({ type: 'failed', code: 'ABORTED', reason: 'no other round follows' })
     // The cache answers, and closes.

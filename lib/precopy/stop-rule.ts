@@ -45,8 +45,8 @@ export function stopReason(
 }
 
 /**
- * Predicts how long the tasks will be frozen for the last dump and the transfer of its pages, in ms: as long as for the last round,
- * plus the time for as many pages at the rate of the largest round.
+ * Predicts how long the tasks will be frozen for the last dump and the transfer of its pages, in ms: as long as for the
+ * last round, plus the time for as many pages at the rate of the largest round.
  */
 export function predictedFreezeMs(rounds: readonly CompletedRound[]): number {
   const last = rounds.at(-1)

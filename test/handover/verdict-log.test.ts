@@ -40,7 +40,7 @@ async function sleeper() {
   return { member: { pid, start }, end: () => new Promise((resolve) => child.once('exit', resolve).kill('SIGKILL')) }
 }
 
-test('the tasks decide: alive they are kept, dead they are gone, and while criu works nothing is known', async () => {
+test('the tasks decide: alive they are resumed, dead they are gone, and while criu works nothing is known', async () => {
   const { path, remove } = temporary()
   const [criu, task] = [await sleeper(), await sleeper()]
   writePendingVerdict(path, id, token, { criu: criu.member, tasks: [task.member] }, 'let go')
@@ -55,7 +55,7 @@ test('the tasks decide: alive they are kept, dead they are gone, and while criu 
   remove()
 })
 
-/** What is owed for a task and its criu, at this stage, as somebody else reads it. */
+/** A pending verdict for a task and its criu, at this stage; `again`: as another process reads it. */
 async function scene(stage: PendingVerdict['stage']) {
   const { path, remove } = temporary()
   const [criu, task] = [await sleeper(), await sleeper()]
@@ -64,7 +64,7 @@ async function scene(stage: PendingVerdict['stage']) {
   return { path, remove, criu, task, pending, again }
 }
 
-test('who ends by itself after it was kept stays kept, also for a source that starts anew, and after a reboot', async () => {
+test('a task that ends by itself after it was resumed stays resumed, also for the next source, and after a reboot', async () => {
   const { remove, criu, task, pending, again } = await scene('let go')
   await criu.end()
   assert.is(verdictFor(pending), 'drop')
@@ -84,7 +84,7 @@ test('a source that was killed before it let go keeps its tasks, whatever become
   remove()
 })
 
-test('whoever has read that it was held learns that it was let go', async () => {
+test('a process that has read `held` learns of `let go`', async () => {
   const { path, remove, criu, task, pending, again } = await scene('held')
   const read = again()
   markLetGo(pending)
@@ -95,12 +95,12 @@ test('whoever has read that it was held learns that it was let go', async () => 
   const whole = readFileSync(file, 'utf8')
   assert.match(whole, /\nheld\nlet go\n$/)
   writeFileSync(file, `${whole}kept`)
-  assert.is(again().stage, 'let go', 'a word without its end was not said')
+  assert.is(again().stage, 'let go', 'a word without its end does not count')
   writeFileSync(file, whole.slice(0, whole.indexOf('held')))
   assert.is(again().stage, 'let go', 'what the first versions wrote')
   forgetVerdict(pending)
   throwsFault('IO', () => markLetGo({ ...pending, stage: 'held' }))
-  assert.equal(readdirSync(path), [], 'half a debt')
+  assert.equal(readdirSync(path), [], 'half a verdict')
   remove()
 })
 
@@ -127,7 +127,7 @@ test('what is pending lies there in one piece, for its owner only, until it is s
   remove()
 })
 
-test('a debt is never written over', () => {
+test('a pending verdict is never overwritten', () => {
   const { path, remove } = temporary()
   const criu = { pid: process.pid, start: 1 }
   writePendingVerdict(path, id, token, { criu, tasks: [] }, 'held')
@@ -137,7 +137,7 @@ test('a debt is never written over', () => {
   remove()
 })
 
-test('what lies in the way of a new debt is removed, and never written through', () => {
+test('a file at the temporary name of a new verdict is removed, and never written through', () => {
   const { path, remove } = temporary()
   const criu = { pid: process.pid, start: 1 }
   writeFileSync(join(path, 'precious'), 'x')
@@ -157,7 +157,7 @@ test('what lies in the way of a new debt is removed, and never written through',
   remove()
 })
 
-test('a debt that others could have written, a link, a FIFO and what is too large are not read', () => {
+test('a file that others could have written, a link, a FIFO and a file that is too large are not read', () => {
   const { path, remove } = temporary()
   const pending = writePendingVerdict(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
   const names = (): string[] => readPendingVerdicts(path).map((one) => one.id)

@@ -57,7 +57,7 @@ test('a dump that names another dump before it begins anew', async () => {
   await end()
 })
 
-test('two at once: whoever began last is gone on with, whoever ends first', async () => {
+test('two at once: the one that began last is continued, whichever ends first', async () => {
   const { over, take, end } = scene()
   const slow = take()
   const fast = take()

@@ -32,7 +32,7 @@ async function criu(): Promise<{ server: PageServer; answer: Promise<number> }> 
   const [ours, theirs] = socketPair()
   const record = (command: number, more = {}): Buffer => encodeRecord(layouts.new, { command, type: 1, id: 7, ...more })
   const server = new SocketPageServer(ours, { hasParent: () => false })
-  const talk = async (fd: Fd): Promise<number> => {
+  const speak = async (fd: Fd): Promise<number> => {
     try {
       await writeAll(fd, record(psCommand.OPEN2))
       await readSome(fd, Buffer.alloc(1))
@@ -46,7 +46,7 @@ async function criu(): Promise<{ server: PageServer; answer: Promise<number> }> 
       closeFd(fd)
     }
   }
-  return { server, answer: talk(theirs) }
+  return { server, answer: speak(theirs) }
 }
 
 /** Takes a source to its end. */
@@ -196,7 +196,7 @@ test('a cache that says nothing: the round fails in time, and criu with it', asy
 })
 
 test('a criu that falls silent at the page server loses its round, before and in the middle of its pages', async () => {
-  // Whoever takes what is here, and says nothing.
+  // A cache that reads and does not answer.
   const target = net.createServer((socket) => socket.on('error', () => {}).resume()).listen(0, '127.0.0.1')
   await once(target, 'listening')
   const { port } = target.address() as net.AddressInfo
@@ -211,7 +211,7 @@ test('a criu that falls silent at the page server loses its round, before and in
     const options = { connect, tuning: undefined, reserve: 0, timeoutMs: 300, signal }
     const { message } = await rejectsFault('TIMEOUT', sendRound(newChain(snapshotId('silent')), server, options))
     assert.is(message, 'criu sent nothing for 0.3 s')
-    // The answer to what it has said, and then the end.
+    // The answer to what it has sent, and then the end.
     while ((await within(readSome(theirs, Buffer.alloc(64)).catch(() => 0))) > 0);
     closeFd(theirs)
   }
