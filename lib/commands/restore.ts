@@ -16,7 +16,7 @@ import type { FrameOf } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { refusalOf } from '../format/refusal.ts'
 import { giveVerdict } from '../handover/manual-verdict.ts'
-import { type HandoverOffer, HOLD_DIRECTORY, holdRestored, holdSocket } from '../handover/standalone-target.ts'
+import { type HandoverOffer, HOLD_DIRECTORY, holdSocket, RestoreHolder } from '../handover/standalone-target.ts'
 import { acceptSpeaker } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySink } from '../store/directory.ts'
@@ -81,7 +81,7 @@ export async function restoreTree(
     if (handOver === undefined) {
       link.destroy()
       await start(undefined, options.signal).done
-    } else await holdRestored(handOver, start, options)
+    } else await new RestoreHolder(handOver, options).run(start)
     options.report({ event: 'restored', ms: performance.now() - begun })
   } finally {
     link.destroy()

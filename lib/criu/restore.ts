@@ -86,15 +86,15 @@ export function startRestore(
 }
 
 class OwnRestore implements RunningRestore {
-  readonly held: Promise<void>
-  readonly runs: Promise<boolean>
+  readonly #held = defer<void>()
+  readonly #runs = defer<boolean>()
+  readonly held = this.#held.promise
+  readonly runs = this.#runs.promise
   readonly done: Promise<void>
   readonly #run: CriuRun
   readonly #images: ReadonlyMap<ImageName, StoredImage>
   readonly #work: WorkDir
   readonly #control: RestoreControl
-  readonly #held = defer<void>()
-  readonly #runs = defer<boolean>()
   /** Aborted when the images are taken away. */
   readonly #taking = new AbortController()
   /** From the moment when criu has connected. */
@@ -107,9 +107,7 @@ class OwnRestore implements RunningRestore {
     this.#images = images
     this.#work = work
     this.#control = control
-    this.held = this.#held.promise
-    this.runs = this.#runs.promise
-    control.signal.addEventListener('abort', this.#onSignal)
+    control.signal.addEventListener('abort', this.#onSignal, { once: true })
     const serving = this.#serve()
     serving.catch(() => {})
     this.done = this.#finish(serving)
@@ -142,18 +140,14 @@ class OwnRestore implements RunningRestore {
     if (hold !== undefined) {
       this.#gate = closedGate(hold.gates, pid, 'post-restore')
       this.#gate.label(hold.label)
-      const onHeld = (): void => {
-        tasks.note()
-        this.#held.resolve()
-      }
-      this.#gate.held.then(onHeld, () => {})
+      this.#gate.held.then(tasks.note).then(this.#held.resolve, () => {})
       this.#gate.resumed.then(() => this.#runs.resolve(true)).catch(() => {})
     }
-    const taken = async (): Promise<ReadonlyMap<ImageName, StoredImage>> => {
+    const choose = async (): Promise<ReadonlyMap<ImageName, StoredImage>> => {
       tasks.note()
       return this.#images
     }
-    return serve(socket, taken, { signal: this.#taking.signal, ...(onTaken && { onTaken }) })
+    return serve(socket, choose, { signal: this.#taking.signal, ...(onTaken && { onTaken }) })
   }
 
   async #finish(serving: Promise<Served>): Promise<void> {

@@ -6,7 +6,14 @@ import type { Frame } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { NO_TOKEN } from '../format/wire.ts'
 import type { Report } from '../progress.ts'
-import { accepting, frameReader, frameWriter, unexpected } from '../stream/frames.ts'
+import {
+  accepting,
+  type FrameReader,
+  type FrameWriter,
+  frameReader,
+  frameWriter,
+  unexpected,
+} from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
 import { forgetVerdict, type PendingVerdict, verdictFor } from './verdict-log.ts'
 
@@ -109,17 +116,27 @@ const greeting = accepting('hello')
 const answers = accepting('refused', 'fate', 'listed')
 
 /** Sends one frame and returns its answer, over a link that is closed afterwards. Throws like `sendVerdict`. */
-export async function request(link: Link, frame: Frame, signal?: AbortSignal): Promise<Frame> {
-  const cut = (): void => link.destroy(signal?.reason as Error)
-  signal?.addEventListener('abort', cut, { once: true })
-  try {
-    const reader = frameReader(link.inlet)
+export function request(link: Link, frame: Frame, signal?: AbortSignal): Promise<Frame> {
+  return overLink(link, signal, async (reader, writer) => {
     // Some targets send `hello` only after the first frame.
-    await frameWriter(link.outlet).send(frame)
+    await writer.send(frame)
     await reader.expect(greeting)
     const answer = await reader.expect(answers)
     if (answer.type === 'refused') throw new Fault(answer.code, answer.reason)
     return answer
+  })
+}
+
+/** Calls `speak` with a link, which is destroyed afterwards, or when the signal is aborted. */
+export async function overLink<Result>(
+  link: Link,
+  signal: AbortSignal | undefined,
+  speak: (reader: FrameReader, writer: FrameWriter) => Promise<Result>,
+): Promise<Result> {
+  const cut = (): void => link.destroy(signal?.reason as Error)
+  signal?.addEventListener('abort', cut, { once: true })
+  try {
+    return await speak(frameReader(link.inlet), frameWriter(link.outlet))
   } finally {
     signal?.removeEventListener('abort', cut)
     link.destroy()

@@ -11,20 +11,13 @@ import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { refusalOf } from '../format/refusal.ts'
 import type { Frame } from '../format/wire.ts'
-import type { Fd } from '../kernel/fd.ts'
 import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { fdLink } from '../stream/fd-link.ts'
-import {
-  accepting,
-  type FrameReader,
-  type FrameWriter,
-  frameReader,
-  frameWriter,
-  unexpected,
-} from '../stream/frames.ts'
+import { accepting, type FrameReader, type FrameWriter, unexpected } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
 import { defer } from '../stream/wait.ts'
+import { overLink } from './deliver-verdict.ts'
 import { restoreDirectory, restoreLabel } from './recover.ts'
 import { type ImagesOutcome, TargetHandover } from './target.ts'
 
@@ -59,20 +52,12 @@ export interface HoldOptions {
 }
 
 /**
- * Restores and holds; returns when the tasks run. Throws criu's error, and `ABORTED` where the source's tasks run on. A
- * signal stops a restore that is not held yet. A copy that is held is offered back to the source, and stays at its gate
- * when this process ends, for it may be the only one (see recover.ts).
+ * One restore that is held for its source. `run` restores and holds, and returns when the tasks run. Throws criu's
+ * error, and `ABORTED` where the source's tasks run on. A signal stops a restore that is not held yet. A copy that is
+ * held is offered back to the source, and stays at its gate when this process ends, for it may be the only one (see
+ * recover.ts).
  */
-export async function holdRestored(
-  offer: HandoverOffer,
-  start: (hold: RestoreHold, signal: AbortSignal) => RunningRestore,
-  options: HoldOptions,
-): Promise<void> {
-  await new RestoreHolder(offer, options).run(start)
-}
-
-/** One restore that is held for its source. */
-class RestoreHolder {
+export class RestoreHolder {
   readonly #offer: HandoverOffer
   readonly #options: HoldOptions
   readonly #handover: TargetHandover
@@ -100,8 +85,8 @@ class RestoreHolder {
   async run(start: (hold: RestoreHold, signal: AbortSignal) => RunningRestore): Promise<void> {
     const handover = this.#handover
     const { signal } = this.#options
-    signal.addEventListener('abort', this.#onSignal)
-    void listenAt(this.#control.listener, (reader, writer) => this.#obey(reader, writer))
+    signal.addEventListener('abort', this.#onSignal, { once: true })
+    void this.#listen()
     handover.restore()
     const obeyed = this.#obey(this.#offer.reader, this.#offer.writer).catch((reason: unknown) => {
       if (handover.state === 'holding') this.#reportUndecided()
@@ -126,6 +111,24 @@ class RestoreHolder {
       this.#secret.remove()
       this.#control.remove()
       if (this.#options.directory === undefined) removeIfEmpty(HOLD_DIRECTORY)
+    }
+  }
+
+  /** Takes verdicts from this host, one after the other, until the listener is closed. */
+  async #listen(): Promise<void> {
+    for (;;) {
+      let link: Link
+      try {
+        link = fdLink(await acceptUnix(this.#control.listener), 'a local client', 'socket')
+      } catch {
+        return
+      }
+      const answered = overLink(link, undefined, async (reader, writer) => {
+        await writer.send({ type: 'hello' })
+        await this.#obey(reader, writer)
+      })
+      await Promise.race([answered, setTimeout(ANSWER_MS, undefined, { ref: false })]).catch(() => {})
+      link.destroy()
     }
   }
 
@@ -178,26 +181,4 @@ function notHereFault(): Fault {
 function manualCommand(directory: string | undefined, id: SnapshotId): string {
   const dir = directory === undefined ? '' : ` -D ${directory}`
   return `restore-from-socket${dir} --let-run ${id}, or --drop ${id}`
-}
-
-/** Takes verdicts from this host, one after the other, until the listener is closed. */
-async function listenAt(
-  listener: Fd,
-  obey: (reader: FrameReader, writer: FrameWriter) => Promise<void>,
-): Promise<void> {
-  for (;;) {
-    let link: Link
-    try {
-      link = fdLink(await acceptUnix(listener), 'a local client', 'socket')
-    } catch {
-      return
-    }
-    const writer = frameWriter(link.outlet)
-    const answer = async (): Promise<void> => {
-      await writer.send({ type: 'hello' })
-      await obey(frameReader(link.inlet), writer)
-    }
-    await Promise.race([answer(), setTimeout(ANSWER_MS, undefined, { ref: false })]).catch(() => {})
-    link.destroy()
-  }
 }

@@ -78,25 +78,30 @@ export function writePendingVerdict(
   try {
     // A source that was killed at this point left it.
     rmSync(`${path}.new`, { force: true })
-    const file = openOwnFile(`${path}.new`, O_WRONLY | O_CREAT | O_EXCL)
-    try {
-      writeSync(file, `${JSON.stringify(pending)}\n${words[stage]}\n`)
-      fsyncSync(file)
-    } finally {
-      closeSync(file)
-    }
+    write(`${path}.new`, O_CREAT | O_EXCL, `${JSON.stringify(pending)}\n${words[stage]}\n`)
     renameSync(`${path}.new`, path)
     const folder = openSync(directory, 'r')
     fsyncSync(folder)
     closeSync(folder)
   } catch (cause) {
     rmSync(`${path}.new`, { force: true })
-    throw unwritten(path, cause)
+    throw unwrittenFault(path, cause)
   }
   return { ...pending, stage, path }
 }
 
-function unwritten(path: string, cause: unknown): Fault {
+/** Writes on to the disk. */
+function write(path: string, flags: number, text: string): void {
+  const file = openOwnFile(path, O_WRONLY | flags)
+  try {
+    writeSync(file, text)
+    fsyncSync(file)
+  } finally {
+    closeSync(file)
+  }
+}
+
+function unwrittenFault(path: string, cause: unknown): Fault {
   const why = cause instanceof Fault ? cause.message : (cause as NodeJS.ErrnoException).code
   return new Fault('IO', `cannot write ${path} (${why})`, {
     hint: 'make room there: the verdict of a hand-over must be on disk before it is given',
@@ -112,15 +117,9 @@ export function markLetGo(pending: PendingVerdict): void {
 function mark(pending: PendingVerdict, stage: VerdictStage): void {
   try {
     // Without O_CREAT: a file without its first line means nothing.
-    const file = openOwnFile(pending.path, O_WRONLY | O_APPEND)
-    try {
-      writeSync(file, `${words[stage]}\n`)
-      fsyncSync(file)
-    } finally {
-      closeSync(file)
-    }
+    write(pending.path, O_APPEND, `${words[stage]}\n`)
   } catch (cause) {
-    throw unwritten(pending.path, cause)
+    throw unwrittenFault(pending.path, cause)
   }
   pending.stage = stage
 }

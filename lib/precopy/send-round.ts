@@ -13,12 +13,13 @@ import { Fault } from '../fault.ts'
 import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
+import { overLink } from '../handover/deliver-verdict.ts'
 import { onFirstImage } from '../handover/source.ts'
 import { readAnswers, whenSealed } from '../handover/target-answers.ts'
 import { listImages, piecesOf } from '../store/directory.ts'
 import { openCriuTimeout } from '../stream/criu-timeout.ts'
 import { openDedupSender } from '../stream/dedup-send.ts'
-import { accepting, frameReader, frameWriter } from '../stream/frames.ts'
+import { accepting } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
@@ -192,21 +193,12 @@ export async function abandonChain(
   connect: RoundOptions['connect'],
   signal: AbortSignal,
 ): Promise<void> {
-  const link = await connect(signal)
-  const cut = (): void => link.destroy(signal.reason as Error)
-  signal.addEventListener('abort', cut, { once: true })
-  try {
-    const writer = frameWriter(link.outlet)
+  await overLink(await connect(signal), signal, async (reader, writer) => {
     await writer.send({ type: 'snapshot', id: chain.id })
-    // As the first layer of a new chain, which replaces the old one: the cache may have sealed a round more than we
-    // know.
+    // As the first layer of a new chain, which replaces the old one: the cache may have sealed a round more than we know.
     await writer.send({ type: 'layer', under: 0, last: false, token: chain.token })
     await writer.send({ type: 'failed', code: 'ABORTED', reason: 'no other round follows' })
     // The cache answers, and closes.
-    const reader = frameReader(link.inlet)
     while ((await reader.next(answersToAbandon)) !== undefined);
-  } finally {
-    signal.removeEventListener('abort', cut)
-    link.destroy()
-  }
+  })
 }
