@@ -83,7 +83,10 @@ export async function dumpTree(
 /** How long a criu whose socket is gone may take to end: milliseconds, unless it has to thaw a large tree. */
 const CRIU_PATIENCE_MS = 10_000
 
-/** Starts criu dump on the tree, waits until it connects, and calls `work`, which takes its images. Throws like `dumpTree`. */
+/**
+ * Starts criu dump on the tree, waits until it connects, and calls `work`, which takes its images. Throws like
+ * `dumpTree`.
+ */
 export async function withCriu(
   criu: string,
   pid: number,

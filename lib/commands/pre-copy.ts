@@ -109,9 +109,9 @@ async function copyAll(options: PreCopyOptions, route: TargetRoute): Promise<voi
     await runRounds(copy, options.rule, route)
     await handOverRest(copy, options.until, route)
   } catch (error) {
-    // Before the cache is told: one that does not answer may cost the rest of our time.
+    // The memory goes first: a cache that does not answer may cost the rest of our time.
     place.remove()
-    // A cache where that was what failed has dropped the chain already.
+    // The cache has dropped the chain already if it was the cause of the failure.
     await abandonChain(copy.chain, route.connect, AbortSignal.timeout(ABANDON_MS)).catch(() => {})
     throw error
   } finally {

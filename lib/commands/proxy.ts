@@ -177,7 +177,7 @@ class ImageProxy {
     const { delivery, signal } = this.#options
     const dump = await acceptDump(socket, this.#work.path, delivery.timeoutMs, signal)
     if (dump === undefined) return
-    // It may clear the kernel's marks of changed pages, at a moment that we do not see.
+    // This dump may clear the kernel's marks of changed pages, at a moment that we do not see.
     const command = readCriuCommand(dump.pid)
     const breakOff = (): void => this.#chains.breakOff(command?.tree)
     breakOff()

@@ -35,7 +35,7 @@ const PREVIOUS = ['--prev-images-dir', '--prev-images-dir'] as const
 /** Options whose value is a free name, which may be the word of an action. */
 const NAMED = /^(-[tDWoLr]|--(tree|images-dir|work-dir|prev-images-dir|log-file|libdir|root|pidfile|action-script))$/
 
-/** Undefined where the process is no criu that dumps. */
+/** The dump of the process with this number; undefined where it is no criu that dumps. */
 export function readCriuCommand(pid: number): CriuCommand | undefined {
   const words = commandLine(pid)
   const isAction = (word: string): boolean => word === 'dump' || word === 'pre-dump'

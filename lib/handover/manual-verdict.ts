@@ -22,7 +22,7 @@ export const manualVerdictHelp = `      --let-run ID     tell the one that holds
                        let the copy run. Only if you know it: else there are two
       --drop ID        the same: it runs on at its source, drop the copy`
 
-/** What these options ask for, if they are given. Throws `USAGE` or `NAME`. */
+/** The verdict that these options ask for; undefined without them. Throws `USAGE` or `NAME`. */
 export function manualVerdictOf(values: { 'let-run'?: string; drop?: string }) {
   const { drop, 'let-run': letRun } = values
   if (drop !== undefined && letRun !== undefined) {

@@ -95,7 +95,10 @@ const GRACE_MS = 500
 /** How long the target may take to answer a dump that failed. */
 const ANSWER_MS = 5000
 
-/** One hand-over at the source: `run` sends, agrees and lets go, or takes back. */
+/**
+ * One hand-over at the source. `run` sends the images, agrees with the target, and lets CRIU go; or makes the dump
+ * fail.
+ */
 class SourceHandover {
   readonly #criu: IncomingDump
   readonly #options: HandoverOptions
@@ -134,9 +137,9 @@ class SourceHandover {
   /** criu has written all: it waits for nobody any more, or only at our gate. */
   #written = false
   #source: ImageSource | undefined
-  /** From the first image on. */
+  /** Set at the first image. */
   #tree: WatchedTree | undefined
-  /** From the moment when the target may agree. */
+  /** Set just before the target may agree. */
   #pending: PendingVerdict | undefined
   #sending = true
   /** The link did not move, and was cut. */
@@ -189,7 +192,7 @@ class SourceHandover {
   }
 
   #onSilence(reason: Fault): void {
-    // What kills its tasks is at work; and what may kill them at any moment is not to be told that they stay.
+    // A criu that kills its tasks is at work; one that may kill them at any moment must not be told that they stay.
     if (this.#tree?.isDying()) this.#criuTimeout.heard()
     else if (this.#written && !this.#waitsForUs) this.#goesOn.resolve()
     else {
@@ -214,7 +217,7 @@ class SourceHandover {
       .catch((reason: unknown) => this.#stop.abort(reason))
   }
 
-  /** Before it has written all: a criu without our script kills the tasks then, whatever we say. */
+  /** Must come before CRIU has written all: a criu without our script kills the tasks then, whatever we say. */
   #stopIfImpossible(): void {
     const { id, directory } = this.#options
     const objection = this.#criu.pid < 1 ? unseenTasksFault() : verdictPendingFault(directory, id)
@@ -270,26 +273,28 @@ class SourceHandover {
     await this.#criuTimeout.during(this.#inTime(answers.taken(images), NOT_TAKEN))
   }
 
-  /** Before the end frame: writes the verdict down, for the target can be ready from then on. */
+  /** Writes the verdict down before the end frame is sent, for the target can be ready from then on. */
   async #confirm(images: number): Promise<void> {
     if (this.#byReference) await this.#checkStillFrozen(images)
     const tree = this.#tree as WatchedTree
     if (tree.tasks.length === 0 && this.#isHeld) throw unseenTasksFault()
     if (verdictOf(this.#state) === 'drop') throw tasksRunOnFault()
     const { id, directory } = this.#options
-    // Without our script nobody asks us.
+    // A criu without our script does not ask us: its tasks decide already.
     this.#pending = writePendingVerdict(directory, id, this.#token, tree, this.#isHeld ? 'held' : 'let go')
   }
 
-  /** What was passed on by reference is what it was, if the target has it all while the tasks are still frozen. */
+  /**
+   * Pages that were passed on by reference are unchanged if the target has them all while the tasks are still frozen.
+   */
   async #checkStillFrozen(images: number): Promise<void> {
     const end = async (): Promise<never> => {
       await this.#tree?.fate
-      throw changed()
+      throw changedFault()
     }
     const taken = Promise.all([this.#taken(images), this.#held])
     await this.#inTime(Promise.race([taken, end()]), 'criu did not come to its post-dump')
-    if (this.#tree?.frozen() !== true) throw changed()
+    if (this.#tree?.frozen() !== true) throw changedFault()
   }
 
   /** Waits until the target has what `until` asks for. Throws `DIGEST` where it is not what was sent. */
@@ -300,7 +305,7 @@ class SourceHandover {
     await this.#inTime(agreed, `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`)
   }
 
-  /** From here on what happens to the tasks is the verdict. */
+  /** Lets CRIU kill the tasks. From here on what happens to them is the verdict. */
   async #letGo(snapshot: Snapshot): Promise<HandedOver> {
     const pending = this.#pending as PendingVerdict
     markLetGo(pending)
@@ -322,7 +327,7 @@ class SourceHandover {
     ])
     const reason = isLink(error) ? refusalOr(error, await lastWord) : error
     this.#options.onFailed?.(reason as Error)
-    // Closing over its unread acks would reset the link before it has read that the dump failed.
+    // Closing the link with unread acks would reset it before the target has read that the dump failed.
     await lastWord
     const pending = this.#pending
     if (pending === undefined) return { reason, pending }
@@ -372,7 +377,7 @@ export function onFirstImage(source: ImageSource, first: () => void): ImageSourc
   return { ...source, images: images(), destroy: (reason) => source.destroy(reason) }
 }
 
-function changed(): Fault {
+function changedFault(): Fault {
   return new Fault('CRIU', 'the tasks did not stay frozen while their pages were passed on', {
     hint: 'dump again; without --no-checksum pages are copied at once',
   })
@@ -382,7 +387,7 @@ function isLink(error: unknown): boolean {
   return error instanceof Fault && error.code === 'LINK'
 }
 
-/** Where the target closed the link on us, its refusal says more than our broken write. */
+/** The target's refusal, if it has sent one before it closed the link: it says more than our broken write. */
 function refusalOr(error: unknown, word: unknown): unknown {
   const refused = word instanceof Fault && (word.code !== 'LINK' || word.hint !== undefined)
   return refused ? word : error

@@ -48,7 +48,7 @@ export function readAnswers(reader: FrameReader, greeted: boolean, dedup?: Dedup
       else if (frame.type === 'reserved') reserved.resolve()
       else if (frame.type === 'fate') fate.resolve(frame.fate)
       else if (frame.type === 'recalled') dedup?.take(frame)
-      // It may still take a verdict: `fate` stays open.
+      // `fate` stays open: a target that refuses may still take a verdict.
       else if (frame.type === 'refused') refuse(new Fault(frame.code, `the target refused: ${frame.reason}`))
       else acks.count++
       answered.notify()

@@ -40,7 +40,7 @@ export interface DumpRequest {
 export interface RoundRequest {
   /** The process tree. */
   tree: number
-  /** As in `DumpRequest`. */
+  /** See `DumpRequest`. */
   snapshots: readonly string[]
 }
 

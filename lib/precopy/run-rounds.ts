@@ -26,16 +26,16 @@ export interface PreCopy {
   criuOptions: readonly string[]
   tuning: Tuning
   readonly chain: PreCopyChain
-  /** In memory; has a directory for each layer. */
+  /** A directory in memory, with a directory for each layer in it. */
   readonly path: string
-  /** Those that were sent. */
+  /** The rounds that were sent. */
   readonly rounds: CompletedRound[]
 }
 
 /** The criu that dumps one layer of the chain. */
 export interface Layer {
   run: CriuRun
-  /** What the criu sends its pages to. */
+  /** Receives the pages of the criu. */
   server: PageServer
   directory: string
 }

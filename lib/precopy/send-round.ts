@@ -27,7 +27,7 @@ import { singleLink } from '../stream/source-link.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import { rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 
-/** What the cache holds of one chain, and what CRIU needs to know of it. */
+/** The state of one chain: the rounds that the cache has, and the pagemaps that CRIU asks about. */
 export interface PreCopyChain {
   readonly id: SnapshotId
   readonly token: Buffer
@@ -195,7 +195,8 @@ export async function abandonChain(
 ): Promise<void> {
   await overLink(await connect(signal), signal, async (reader, writer) => {
     await writer.send({ type: 'snapshot', id: chain.id })
-    // As the first layer of a new chain, which replaces the old one: the cache may have sealed a round more than we know.
+    // The first layer of a new chain replaces the old one, of which the cache may have sealed a round more than we
+    // know.
     await writer.send({ type: 'layer', under: 0, last: false, token: chain.token })
     await writer.send({ type: 'failed', code: 'ABORTED', reason: 'no other round follows' })
     // The cache answers, and closes.
