@@ -20,7 +20,7 @@ import { untils } from '../lib/format/enums.ts'
 import { snapshotId } from '../lib/format/names.ts'
 import { MOST_CONNECTIONS } from '../lib/format/stripes.ts'
 import { notify } from '../lib/kernel/notify.ts'
-import { ferryDelivery } from '../lib/precopy/delivery.ts'
+import { ferryDelivery } from '../lib/precopy/ferry-delivery.ts'
 import { checkNetwork, type Endpoint, inheritedEndpoint } from '../lib/stream/endpoint.ts'
 import { tuningOf } from '../lib/stream/tuning.ts'
 

@@ -77,7 +77,7 @@ main({ name: 'restore-from-socket', usage, options }, async ({ values, rest, rep
     directory: dir,
     ...memoryOf(values),
     timeoutMs: timeoutMs(timeout, 60_000),
-    ...(from === '-' && { wayBack: stdoutLink }),
+    ...(from === '-' && { replyLink: stdoutLink }),
     report,
     signal,
   }

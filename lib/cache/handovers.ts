@@ -4,8 +4,7 @@
  */
 import { timingSafeEqual } from 'node:crypto'
 import type { Gate } from '../criu/action-script.ts'
-import { type HeldTasks, heldTasks } from '../criu/process-tree.ts'
-import { startRestore } from '../criu/restore.ts'
+import { followRestore, startRestore } from '../criu/restore.ts'
 import { checkCriuOptions } from '../criu/run.ts'
 import { SERVE_SOCKET } from '../criu/serve.ts'
 import { openWorkDir, type PrivateDirectory, type WorkDir } from '../criu/work-directory.ts'
@@ -16,7 +15,7 @@ import { asFault } from '../format/refusal.ts'
 import { NO_TOKEN } from '../format/wire.ts'
 import { reportOutcome } from '../handover/outcome.ts'
 import { type RecoveredRestore, recoverRestores, restoreDirectory, restoreLabel } from '../handover/recover.ts'
-import { openTargetHandover, type TargetHandover } from '../handover/target.ts'
+import { TargetHandover } from '../handover/target.ts'
 import type { Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import type { Snapshots } from '../store/snapshots.ts'
@@ -111,7 +110,7 @@ export class Handovers {
   add(id: SnapshotId, token: Buffer = NO_TOKEN): TargetHandover {
     const snapshots = this.#snapshots
     this.#tokens.set(id, token)
-    const handover = openTargetHandover(id, (outcome) => {
+    const handover = new TargetHandover(id, (outcome) => {
       if (outcome === 'copied') snapshots.decide(id, true)
       else if (outcome === 'running' && (this.#options.keep || snapshots.pinned.has(id))) snapshots.decide(id, false)
       else snapshots.remove(id)
@@ -169,19 +168,16 @@ export class Handovers {
       handover.taken = true
       return { finish: async () => handover.restoreFailed(new Fault('CRIU', 'not held')) }
     }
-    const ended = criu?.ended ?? Promise.resolve()
-    const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
-    let tasks: HeldTasks | undefined
+    const followed = followRestore(gate, criu ?? { pid: 0, ended: Promise.resolve() })
     const atGate = (): void => {
-      tasks = heldTasks(criu?.pid ?? 0)
-      handover.restored({ open: () => gate.open(), shut: () => gate.shut(), runs })
+      followed.noteTasks()
+      handover.restored(followed)
     }
     gate.held.then(atGate).catch(() => {})
     return {
       finish: async () => {
-        const run = await runs
-        tasks?.settle(run)
-        if (!run) this.#restoreFailed(handover, new Fault('CRIU', `the criu that restored ${id} failed`))
+        if (!(await followed.runs))
+          this.#restoreFailed(handover, new Fault('CRIU', `the criu that restored ${id} failed`))
       },
     }
   }

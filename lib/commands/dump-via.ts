@@ -1,11 +1,14 @@
-/** dump-to-stdout --via: a hand-over to what a shell command starts, which is spoken to at its stdin and stdout. */
-
+/** dump-to-stdout --via: a hand-over to the program that a shell command starts, over its stdin and stdout. */
 import { refuseLeaving } from '../criu/run.ts'
-import { openDirectory, removeIfEmpty } from '../criu/work-directory.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
-import { handOverOnce, reportPendingVerdicts, settleVerdict, type TargetRoute } from '../handover/standalone-source.ts'
-import { HOLD_DIRECTORY } from '../handover/standalone-target.ts'
+import {
+  handOverOnce,
+  reportPendingVerdicts,
+  settleVerdict,
+  type TargetRoute,
+  withRoute,
+} from '../handover/standalone-source.ts'
 import { openShellLinks } from '../stream/shell-link.ts'
 import { type DumpOptions, withCriu } from './dump.ts'
 
@@ -16,8 +19,8 @@ export interface HandOverOptions extends DumpOptions {
 }
 
 /**
- * Dumps the tree of `pid` and hands it over through the shell command `command`. Throws like `dumpTree`, what the target
- * refuses, and `TIMEOUT`; then the tasks run on here, or the message says where they are.
+ * Dumps the tree of `pid` and hands it over through the shell command `command`. Throws like `dumpTree`, the target's
+ * refusal, and `TIMEOUT`; then the tasks run on here, or the message says where they are.
  */
 export async function handOverTree(
   criu: string,
@@ -27,7 +30,7 @@ export async function handOverTree(
   options: HandOverOptions,
 ): Promise<void> {
   refuseLeaving(criuOptions, '--via', 'for a copy use a pipe: dump-to-stdout -t PID -- -R | ...')
-  await withRoute(command, options, async (route) => {
+  await withShellRoute(command, options, async (route) => {
     reportPendingVerdicts(route)
     const { id, until, tuning } = options
     await withCriu(criu, pid, criuOptions, options, ({ dumping, run, gates }) =>
@@ -36,29 +39,23 @@ export async function handOverTree(
   })
 }
 
-/** Delivers the verdict of an earlier hand-over, which is owed in the work directory. Throws like `settle`. */
+/** Delivers the verdict of an earlier hand-over, which is in the work directory. Throws like `settleVerdict`. */
 export async function settleVia(
   id: SnapshotId,
   command: string,
   options: Pick<HandOverOptions, 'directory' | 'report' | 'signal' | 'timeoutMs'>,
 ): Promise<void> {
-  await withRoute(command, options, (route) => settleVerdict(id, route))
+  await withShellRoute(command, options, (route) => settleVerdict(id, route))
 }
 
-/** With the directory where verdicts are kept, and the command, which ends with us. */
-async function withRoute(
+/** Calls `work` with a route through `command`, which ends with us. */
+async function withShellRoute(
   command: string,
   { directory, report, signal, timeoutMs }: Pick<HandOverOptions, 'directory' | 'report' | 'signal' | 'timeoutMs'>,
   work: (route: TargetRoute) => Promise<void>,
 ): Promise<void> {
-  const verdicts = openDirectory(directory ?? HOLD_DIRECTORY)
   const { connect, end } = openShellLinks(command)
-  const dir = directory === undefined ? '' : ` -D ${directory}`
-  const settleCommand = (id: SnapshotId): string => `dump-to-stdout${dir} --settle ${id} --via COMMAND`
-  try {
-    await work({ verdicts, connect, settleCommand, storesImages: false, report, signal, timeoutMs })
-  } finally {
-    await end()
-    if (directory === undefined) removeIfEmpty(verdicts)
-  }
+  const settleCommand = (dir: string, id: SnapshotId): string => `dump-to-stdout${dir} --settle ${id} --via COMMAND`
+  const route = { directory, connect, settleCommand, storesImages: false, report, signal, timeoutMs }
+  await withRoute(route, (opened) => work(opened).finally(end))
 }

@@ -1,28 +1,26 @@
 /**
- * dump-to-stdout: one image source to one link.
+ * dump-to-stdout: sends one image source over one link.
  *
- * The source is a criu that we start, a criu that somebody else starts, or a directory. Where we start it, its tasks are
- * killed only when every image has been taken by stdout (see gate.ts), and the end of the stream is written only after criu
- * itself has exited 0: a stream that is complete is a dump that succeeded.
+ * The source is a criu that we start, a criu that another program starts, or a directory. A criu that we start may kill
+ * the tasks only when stdout has taken every image (see action-script.ts), and the end of the stream is written only
+ * after criu has exited 0: a stream that is complete is a dump that succeeded.
  */
-
-import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { closedGate, writeScript } from '../criu/action-script.ts'
 import { CAPTURE_SOCKET, capture } from '../criu/capture.ts'
 import { incrementalFault, readCriuCommand } from '../criu/command-line.ts'
+import { frozenMs } from '../criu/dump-stats.ts'
 import { acceptDump, type IncomingDump } from '../criu/incoming-dump.ts'
 import { type WatchedTree, watchTree } from '../criu/process-tree.ts'
-import { type CriuRun, checkCriuOptions, startCriu } from '../criu/run.ts'
+import { type CriuRun, checkCriuOptions, explainFailure, startCriu } from '../criu/run.ts'
 import { reportSmallPipes } from '../criu/small-pipes.ts'
 import { openWorkDir, temporaryDirectory, type WorkDir } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { checkPagemaps } from '../format/pagemap.ts'
-import { decodeDumpStats } from '../format/stats.ts'
-import { tasksRunOn } from '../handover/outcome.ts'
-import { cannotSeeTasks, onFirstImage } from '../handover/source.ts'
+import { tasksRunOnFault } from '../handover/outcome.ts'
+import { onFirstImage, unseenTasksFault } from '../handover/source.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { isRunning } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
@@ -44,17 +42,17 @@ export interface DumpOptions {
   /** Work directory; a private temporary one if undefined. */
   directory: string | undefined
   tuning?: Tuning
-  /** How long criu may say nothing, and whoever reads may take nothing, while the tasks are frozen. */
+  /** How long criu may send nothing, and the reader of stdout take nothing, while the tasks are frozen. */
   timeoutMs: number
   report: Report
   signal: AbortSignal
 }
 
 export interface Dumping {
-  /** It waits to be let go on, before it freezes anything. */
+  /** Waits at pre-dump, before it freezes anything. */
   dumping: IncomingDump
   run: CriuRun
-  /** Where the gate is. */
+  /** The directory of the gate. */
   gates: string
 }
 
@@ -82,7 +80,13 @@ export async function dumpTree(
   })
 }
 
-/** Starts criu dump on the tree, and waits until it connects. `work` takes its images, before or after its end. */
+/** How long a criu whose socket is gone may take to end: milliseconds, unless it has to thaw a large tree. */
+const CRIU_PATIENCE_MS = 10_000
+
+/**
+ * Starts criu dump on the tree, waits until it connects, and calls `work`, which takes its images. Throws like
+ * `dumpTree`.
+ */
 export async function withCriu(
   criu: string,
   pid: number,
@@ -101,44 +105,42 @@ export async function withCriu(
     ...criuOptions,
   ])
   let dumping: IncomingDump | undefined
-  const came = new AbortController()
+  const connected = new AbortController()
   try {
     const { timeoutMs, signal } = options
     dumping = await Promise.race([
-      approachAt(place.listener, secret.path, timeoutMs, signal),
-      rejectAfter(timeoutMs, 'criu dump did not connect to us', came.signal),
+      acceptCriu(place.listener, secret.path, timeoutMs, signal),
+      rejectAfter(timeoutMs, 'criu dump did not connect to us', connected.signal),
       run.done.then(() => {
         throw new Fault('CRIU', 'criu dump ended without sending an image', { hint: 'is it newer than 3.15?' })
       }),
       rejectWhenAborted(signal),
     ])
-    came.abort()
+    connected.abort()
     await work({ dumping, run, gates: secret.path })
     reportSmallPipes(options.report)
-    options.report({ event: 'dumped', frozenMs: frozenMs(place), ms: performance.now() - begun })
+    options.report({ event: 'dumped', frozenMs: frozenMs(place.path), ms: performance.now() - begun })
   } catch (error) {
     // Without our ends of its socket and pipes criu gives up by itself and lets the process run on.
     place.remove()
-    const cause = await Promise.race([run.done.catch((reason: unknown) => reason), patience()])
-    if (cause === 'impatient') run.kill()
-    throw betterOf(error, cause)
+    throw await explainFailure(error, run, CRIU_PATIENCE_MS)
   } finally {
-    came.abort()
+    connected.abort()
     dumping?.remove()
     secret.remove()
     place.remove()
   }
 }
 
-/** Whoever leaves without a word was no criu. */
-async function approachAt(listener: Fd, gates: string, timeoutMs: number, signal: AbortSignal): Promise<IncomingDump> {
+/** Waits for criu: a client that leaves without a byte is another program. */
+async function acceptCriu(listener: Fd, gates: string, timeoutMs: number, signal: AbortSignal): Promise<IncomingDump> {
   for (;;) {
     const dumping = await acceptDump(await acceptUnix(listener), gates, timeoutMs, signal)
     if (dumping !== undefined) return dumping
   }
 }
 
-/** The work directory, or neither of the two. */
+/** Opens the work directory. Removes `secret` where that fails. */
 function openedBeside(secret: { remove: () => void }, directory: string | undefined): WorkDir {
   try {
     return openWorkDir(directory, CAPTURE_SOCKET)
@@ -149,8 +151,9 @@ function openedBeside(secret: { remove: () => void }, directory: string | undefi
 }
 
 /**
- * Waits in `directory` for a `criu dump --stream` that somebody else starts. It waits for nobody, and has no exit code for us: what it does to its
- * tasks says whether the dump is good. Throws `LINK`, `FAILED_DUMP`, `IO`, `TIMEOUT`, `CRIU` where its tasks cannot be seen, and `REFUSED` for an incremental one.
+ * Waits in `directory` for a `criu dump --stream` that another program starts. Such a criu does not wait for us, and we
+ * do not learn its exit code: what it does to its tasks says whether the dump is good. Throws `LINK`, `FAILED_DUMP`,
+ * `IO`, `TIMEOUT`, `CRIU` where its tasks cannot be seen, and `REFUSED` for an incremental dump.
  */
 export async function dumpFromListener(link: Link, options: DumpOptions): Promise<void> {
   const work = openWorkDir(options.directory, CAPTURE_SOCKET)
@@ -160,7 +163,7 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
     const socket = await Promise.race([acceptSpeaker(work.listener), rejectWhenAborted(options.signal)])
     const pid = peerPid(socket)
     const command = readCriuCommand(pid)
-    const objection = pid < 1 ? cannotSeeTasks() : incrementalFault(command)
+    const objection = pid < 1 ? unseenTasksFault() : incrementalFault(command)
     if (objection !== undefined) {
       closeFd(socket)
       throw objection
@@ -179,7 +182,7 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
       frozen: true,
       onDrained: async () => written.resolve(),
       async confirm() {
-        if ((await fate) === 'alive' && command?.leaves !== true) throw tasksRunOn()
+        if ((await fate) === 'alive' && command?.leaves !== true) throw tasksRunOnFault()
       },
     })
   } finally {
@@ -188,14 +191,17 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
   }
 }
 
-/** What becomes of tasks whose images are all written. One that does not die takes its time. Throws `TIMEOUT` where nothing happens to them. */
+/**
+ * The fate of tasks whose images are all written. Throws `TIMEOUT` where nothing happens to them for `timeoutMs`; tasks
+ * that are being killed may take longer.
+ */
 async function fateInTime(tree: WatchedTree, timeoutMs: number): Promise<'dead' | 'alive'> {
   const over = new AbortController()
   try {
     for (;;) {
-      const patience = setTimeout(timeoutMs, undefined, { signal: over.signal })
-      patience.catch(() => {})
-      const fate = await Promise.race([tree.fate, patience])
+      const late = setTimeout(timeoutMs, undefined, { signal: over.signal })
+      late.catch(() => {})
+      const fate = await Promise.race([tree.fate, late])
       if (fate !== undefined) return fate
       if (!tree.isDying()) {
         throw new Fault('TIMEOUT', `criu has written all, and did not end within ${timeoutMs / 1000} s`)
@@ -261,27 +267,5 @@ async function send(
   } finally {
     signal.removeEventListener('abort', signalled)
     silence?.close()
-  }
-}
-
-/** A criu whose socket is gone ends within milliseconds; it may still have to thaw a large tree. */
-const CRIU_PATIENCE_MS = 10_000
-
-function patience(): Promise<'impatient'> {
-  return setTimeout(CRIU_PATIENCE_MS, 'impatient' as const, { ref: false })
-}
-
-/** criu's own error explains a stream that broke off; a broken link explains criu's. */
-function betterOf(error: unknown, criuError: unknown): unknown {
-  const ours = error instanceof Fault ? error.code : undefined
-  return ours === 'FAILED_DUMP' && criuError instanceof Fault ? criuError : error
-}
-
-/** From CRIU's statistics, where it left them in the work directory. */
-function frozenMs(work: WorkDir): number | undefined {
-  try {
-    return decodeDumpStats(readFileSync(join(work.path, 'stats-dump'))).frozenTime / 1000
-  } catch {
-    return undefined
   }
 }

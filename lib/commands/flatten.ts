@@ -1,7 +1,7 @@
 /**
- * flatten: a chain of image directories to one directory that needs no parent.
+ * flatten: writes a chain of image directories into one directory that needs no parent.
  *
- * There is no wire between: nothing is moved to another host. The directory gets its name when everything is in it.
+ * Nothing goes over a wire to another host. The directory gets its name when everything is in it.
  */
 import { digest } from '../format/digest.ts'
 import type { Report } from '../progress.ts'
@@ -13,7 +13,10 @@ export interface FlattenOptions {
   signal: AbortSignal
 }
 
-/** Writes the dump in `from`, with the pages that its parents have, to `to`. Throws `MISSING`, `FAILED_DUMP`, `FORMAT`, `EXISTS`, `IO`. */
+/**
+ * Writes the dump in `from`, with the pages that its parents have, to `to`. Throws `MISSING`, `FAILED_DUMP`, `FORMAT`,
+ * `EXISTS`, `IO`.
+ */
 export async function flattenDirectory(from: string, to: string, { report, signal }: FlattenOptions): Promise<void> {
   const begun = performance.now()
   const chain = chainOf(from)
@@ -34,7 +37,7 @@ export async function flattenDirectory(from: string, to: string, { report, signa
   report({ event: 'flattened', layers: chain.length, images, bytes, ms: performance.now() - begun })
 }
 
-/** Returns its size. */
+/** Copies one image, and returns its size in bytes. */
 async function copyImage({ name, body }: FlatImage, sink: DirectorySink, signal: AbortSignal): Promise<number> {
   const writer = await sink.open(name)
   const sum = digest()

@@ -1,8 +1,8 @@
 /**
- * restore-from-socket: one link to one image sink.
+ * restore-from-socket: receives one snapshot over one link into one image sink.
  *
- * The whole snapshot is received and verified before CRIU hears of it: a process must not run from an image whose end
- * nobody has seen. The sink is a criu that we start, a criu that somebody else starts, or a directory.
+ * The whole snapshot is received and verified before CRIU gets any of it: a process must not run from an image whose
+ * end is not there. The sink is a criu that we start, a criu that another program starts, or a directory.
  */
 import { join } from 'node:path'
 import { type RestoreHold, type RunningRestore, startRestore } from '../criu/restore.ts'
@@ -16,7 +16,7 @@ import type { FrameOf } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { refusalOf } from '../format/refusal.ts'
 import { giveVerdict } from '../handover/manual-verdict.ts'
-import { type HandoverOffer, HOLD_DIRECTORY, holdRestored, holdSocket } from '../handover/standalone-target.ts'
+import { type HandoverOffer, HOLD_DIRECTORY, holdSocket, RestoreHolder } from '../handover/standalone-target.ts'
 import { acceptSpeaker } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySink } from '../store/directory.ts'
@@ -37,23 +37,23 @@ import { expectEnd, receiveSnapshot } from '../stream/receive.ts'
 import { rejectWhenAborted } from '../stream/wait.ts'
 
 export interface RestoreOptions {
-  /** Which snapshot to ask a cache for; the newest sealed one if undefined. */
+  /** The snapshot to ask a cache for; the newest sealed one if undefined. */
   id: SnapshotId | undefined
   /** Work directory; a private temporary one if undefined. */
   directory: string | undefined
   /** Most bytes of memory for images. */
   maxMemory: number
-  /** Bytes of it that are made ready at once. */
+  /** Bytes of that memory that are made ready at once. */
   reserve: number
-  /** How long a cache may let us wait for a snapshot. */
+  /** How long a cache may wait for the snapshot to come. */
   timeoutMs: number
-  /** Where to answer a peer that offers a hand-over on a link of one direction: stdout. */
-  wayBack?: () => Link
+  /** Where to answer a peer that offers a hand-over over a link of one direction: stdout. */
+  replyLink?: () => Link
   report: Report
   signal: AbortSignal
 }
 
-/** Restores with `criu`, which is started when everything is verified. Throws `CRIU` and what receiving throws. */
+/** Restores with `criu`, which is started when everything is verified. Throws `CRIU`, and like `receive`. */
 export async function restoreTree(
   criu: string,
   criuOptions: readonly string[],
@@ -64,7 +64,7 @@ export async function restoreTree(
   let work: WorkDir | undefined
   try {
     const snapshot = new MemorySnapshot(new Pool(options.maxMemory, options.reserve))
-    // Who brings a verdict does not need it: the holder of the snapshot may be in it.
+    // Not before the snapshot comes: a peer that only brings a verdict may find its holder in the same directory.
     const openWork = (): WorkDir => {
       work ??= openWorkDir(options.directory, SERVE_SOCKET)
       return work
@@ -72,7 +72,7 @@ export async function restoreTree(
     const received = await receive(link, snapshot, { ...options, holds: true, prepare: openWork }, () =>
       snapshot.complete(),
     )
-    if (received === 'verdict passed on') return
+    if (received === 'verdict delivered') return
     await runInSlices(snapshot.protect())
     const { handOver } = received
     const begun = performance.now()
@@ -81,7 +81,7 @@ export async function restoreTree(
     if (handOver === undefined) {
       link.destroy()
       await start(undefined, options.signal).done
-    } else await holdRestored(handOver, start, options)
+    } else await new RestoreHolder(handOver, options).run(start)
     options.report({ event: 'restored', ms: performance.now() - begun })
   } finally {
     link.destroy()
@@ -89,7 +89,7 @@ export async function restoreTree(
   }
 }
 
-/** Offers the socket in the work directory to a `criu restore --stream` that somebody else starts. */
+/** Serves a `criu restore --stream` that another program starts, at the socket in the work directory. */
 export async function restoreToListener(link: Link, options: RestoreOptions): Promise<void> {
   const work = openWorkDir(options.directory, SERVE_SOCKET)
   try {
@@ -108,7 +108,7 @@ export async function restoreToListener(link: Link, options: RestoreOptions): Pr
   }
 }
 
-/** Writes a directory that `criu restore -D` takes. It has its name only when everything is verified. */
+/** Writes a directory that `criu restore -D` takes. It gets its name when everything is verified. */
 export async function restoreToDirectory(path: string, link: Link, options: RestoreOptions): Promise<void> {
   const sink = directorySink(path)
   try {
@@ -119,71 +119,85 @@ export async function restoreToDirectory(path: string, link: Link, options: Rest
   }
 }
 
-/** How a peer begins: a cache, a plain stream, a source that lost its link. */
-const beginnings = accepting('hello', 'snapshot', 'verdict')
+/** The first frame: from a cache, a plain stream, or a source that lost its link. */
+const firstFrames = accepting('hello', 'snapshot', 'verdict')
 /** What a cache answers a `get` with. */
 const replies = accepting('snapshot', 'refused')
 
+/** What a link brought: a snapshot, which may be offered for a hand-over; or a verdict, which is delivered. */
+type Received = { handOver: HandoverOffer | undefined } | 'verdict delivered'
+
+type ReceiveOptions = RestoreOptions & { holds?: boolean; prepare?: () => void }
+
 /**
  * Receives one snapshot. A peer that greets with `hello` is a cache: it is asked for the snapshot, and told the digest
- * afterwards; any other just streams, and may offer a hand-over if it has a way to hear us.
+ * afterwards. Any other peer just streams, and may offer a hand-over if it can be answered.
  */
 async function receive(
   link: Link,
   sink: ImageSink,
-  options: RestoreOptions & { holds?: boolean; prepare?: () => void },
+  options: ReceiveOptions,
   seal: () => void = () => {},
-): Promise<{ handOver: HandoverOffer | undefined } | 'verdict passed on'> {
-  const begun = performance.now()
-  const reader = frameReader(link.inlet)
-  const work = async (): Promise<{ handOver: HandoverOffer | undefined } | 'verdict passed on'> => {
-    const first = await reader.expect(beginnings)
-    if (first.type === 'verdict') {
-      if (options.wayBack === undefined) throw unexpected(first)
-      await passOn(first, greet(options.wayBack()), options)
-      return 'verdict passed on'
-    }
-    options.prepare?.()
-    const { id, answer } = await begin(first, reader, link, options)
-    let offer: HandoverOffer | undefined
-    const onHandOver = (until: Until): void => {
-      const writer = answer ?? greet(options.wayBack?.() ?? link)
-      offer = { id, until, reader, writer, seal: () => Promise.resolve() }
-    }
-    const { images, bytes, digest } = await receiveSnapshot(reader, sink, {
-      onHandOver: options.holds === true ? onHandOver : undefined,
-      // A cache does not wait for it.
-      onReserved: async (offset) => (answer ? undefined : offer?.writer.send({ type: 'reserved', offset })),
-    })
-    if (answer === undefined && offer === undefined) await expectEnd(reader)
-    seal()
-    const ms = performance.now() - begun
-    options.report({ event: 'sealed', id, images: images.length, bytes, ms, digest: digestWords({ images, digest }) })
-    const sealed = async (): Promise<void> => (offer?.writer ?? answer)?.send({ type: 'sealed', digest })
-    // Who does not wait for `ready` must not let go before the tasks are held: nobody else has the images.
-    if (offer?.until === 'sealed') offer.seal = sealed
-    else await sealed()
-    return { handOver: offer }
-  }
-  const working = work()
+): Promise<Received> {
+  const received = receiveFrom(frameReader(link.inlet), link, sink, options, seal)
   try {
-    return await Promise.race([working, rejectWhenAborted(options.signal)])
+    return await Promise.race([received, rejectWhenAborted(options.signal)])
   } catch (error) {
     link.destroy()
     throw error
   } finally {
-    if (options.signal.aborted) await working.catch(() => {})
+    if (options.signal.aborted) await received.catch(() => {})
   }
 }
 
-function greet(back: Link): FrameWriter {
-  const writer = frameWriter(back.outlet)
+async function receiveFrom(
+  reader: FrameReader,
+  link: Link,
+  sink: ImageSink,
+  options: ReceiveOptions,
+  seal: () => void,
+): Promise<Received> {
+  const begun = performance.now()
+  const first = await reader.expect(firstFrames)
+  if (first.type === 'verdict') {
+    if (options.replyLink === undefined) throw unexpected(first)
+    await deliverVerdict(first, greet(options.replyLink()), options)
+    return 'verdict delivered'
+  }
+  options.prepare?.()
+  const { id, answer } = await begin(first, reader, link, options)
+  let offer: HandoverOffer | undefined
+  const onHandOver = (until: Until): void => {
+    const writer = answer ?? greet(options.replyLink?.() ?? link)
+    offer = { id, until, reader, writer, seal: () => Promise.resolve() }
+  }
+  const { images, bytes, digest } = await receiveSnapshot(reader, sink, {
+    onHandOver: options.holds === true ? onHandOver : undefined,
+    // A cache does not wait for it.
+    onReserved: async (offset) => (answer ? undefined : offer?.writer.send({ type: 'reserved', offset })),
+  })
+  if (answer === undefined && offer === undefined) await expectEnd(reader)
+  seal()
+  const ms = performance.now() - begun
+  options.report({ event: 'sealed', id, images: images.length, bytes, ms, digest: digestWords({ images, digest }) })
+  const saySealed = async (): Promise<void> => (offer?.writer ?? answer)?.send({ type: 'sealed', digest })
+  // A source that does not wait for `ready` must not let go before the tasks are held: nobody else has the images.
+  if (offer?.until === 'sealed') offer.seal = saySealed
+  else await saySealed()
+  return { handOver: offer }
+}
+
+function greet(link: Link): FrameWriter {
+  const writer = frameWriter(link.outlet)
   writer.send({ type: 'hello' }).catch(() => {})
   return writer
 }
 
-/** A source that lost its link starts us anew, to tell the one that holds its tasks. */
-async function passOn(
+/**
+ * Delivers the verdict of a source that lost its link, and started this command anew, to the process that holds the
+ * tasks.
+ */
+async function deliverVerdict(
   { id, verdict }: { id: SnapshotId; verdict: Verdict },
   writer: FrameWriter,
   { directory }: RestoreOptions,
@@ -198,6 +212,7 @@ async function passOn(
   }
 }
 
+/** Asks a cache for the snapshot; a plain stream has begun it. Returns where a cache is answered. */
 async function begin(
   first: FrameOf<'hello' | 'snapshot'>,
   reader: FrameReader,

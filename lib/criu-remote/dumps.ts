@@ -20,7 +20,7 @@ import type { Fd } from '../kernel/fd.ts'
 import { endOf, isDying, memoryOfTree, openProcess, type Process, startTime } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { ProxyChains, TakenChain } from '../precopy/chains.ts'
-import type { DumpToDeliver, RoundToDeliver } from '../precopy/delivery.ts'
+import type { DumpRequest, RoundRequest } from '../precopy/delivery.ts'
 import { nextLayer, type PreCopyChain } from '../precopy/send-round.ts'
 import type { Report } from '../progress.ts'
 import { defer, rejectAfter } from '../stream/wait.ts'
@@ -38,9 +38,9 @@ export interface RemoteDumpsOptions {
   /** How long a criu may be silent before its first image. */
   timeoutMs: number
   /** Sends a pre-dump and keeps the chain as that of `images`. Throws what went wrong; the chain is over then. */
-  sendRound(taken: TakenChain, source: PageServer, round: RoundToDeliver & { images: string }): Promise<void>
+  sendRound(taken: TakenChain, source: PageServer, round: RoundRequest & { images: string }): Promise<void>
   /** Hands over a dump. Returns whether the target has it. */
-  sendDump(criu: IncomingDump, dump: DumpToDeliver): Promise<boolean>
+  sendDump(criu: IncomingDump, dump: DumpRequest): Promise<boolean>
   /** Tells the target that no layer follows, if it can be told. */
   abandon(chain: PreCopyChain): Promise<void>
   /** Waits for the work at the end, and reports its failure. */

@@ -17,10 +17,10 @@ import { type WatchedTree, watchTree } from '../criu/process-tree.ts'
 import { reportSmallPipes } from '../criu/small-pipes.ts'
 import { Fault } from '../fault.ts'
 import { INVENTORY, printable } from '../format/names.ts'
-import { tasksRunOn } from '../handover/outcome.ts'
+import { tasksRunOnFault } from '../handover/outcome.ts'
 import { onFirstImage } from '../handover/source.ts'
 import { openProcess, type Process } from '../kernel/process.ts'
-import type { Delivery, DeliveryPlace, DumpToDeliver, RoundToDeliver } from '../precopy/delivery.ts'
+import type { Delivery, DeliveryContext, DumpRequest, RoundRequest } from '../precopy/delivery.ts'
 import { type PreCopyChain, pagesOf, type SentRound } from '../precopy/send-round.ts'
 import { MemorySnapshot } from '../store/memory.ts'
 import { Pool } from '../store/pool.ts'
@@ -60,7 +60,7 @@ export class RemoteDelivery implements Delivery {
     this.#pool = new Pool(maxMemory)
   }
 
-  async dump(criu: IncomingDump, dump: DumpToDeliver, place: DeliveryPlace): Promise<boolean> {
+  async dump(criu: IncomingDump, dump: DumpRequest, place: DeliveryContext): Promise<boolean> {
     const { command, snapshots, chain } = dump
     const { directory, report } = place
     const begun = performance.now()
@@ -88,8 +88,8 @@ export class RemoteDelivery implements Delivery {
   async round(
     chain: PreCopyChain,
     source: PageServer,
-    { snapshots }: RoundToDeliver,
-    { signal, onBytes }: DeliveryPlace,
+    { snapshots }: RoundRequest,
+    { signal, onBytes }: DeliveryContext,
   ): Promise<SentRound> {
     const begun = performance.now()
     const link = this.#takeLink(chain)
@@ -120,7 +120,7 @@ export class RemoteDelivery implements Delivery {
   }
 
   /** Such a cache takes no verdicts. */
-  debts(): [] {
+  recover(): [] {
     return []
   }
 
@@ -141,7 +141,7 @@ interface TransferOptions {
   link: RemoteCacheLink
   /** Holds the images that are not sent yet. */
   memory: MemorySnapshot
-  place: DeliveryPlace
+  place: DeliveryContext
   timeoutMs: number
 }
 
@@ -245,7 +245,7 @@ class DumpTransfer {
     if (command?.leaves === true) return
     // A dump that failed late has its inventory.img too.
     const fate = await Promise.race([this.#tree?.fate, rejectWhenAborted(link.signal)])
-    if (fate === 'alive') throw tasksRunOn()
+    if (fate === 'alive') throw tasksRunOnFault()
   }
 }
 

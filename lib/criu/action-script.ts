@@ -1,25 +1,27 @@
 /**
- * The gate: a CRIU waits at a moment of its work until we say how it goes on.
+ * The action scripts for CRIU, and the gates at which they hold it: CRIU waits there until we decide how it goes on.
  *
- * CRIU runs its action scripts at `pre-dump`, before it freezes anything, at `post-dump`, when every image is written and the tasks are still frozen, and at `post-restore`, when
- * the tasks are restored and do not run yet; if the script fails, the tasks run on, or the restored ones are removed (seen
- * with 4.1.1 to 4.3), and after `pre-dump` nothing was touched. Our scripts find us by the number of their criu, which is that of the process at the other end of its
- * socket, tell us by a FIFO that they are there, wait for a lock that we hold, and then look for a file that we made:
+ * CRIU runs its action script at `pre-dump`, before it freezes anything; at `post-dump`, when every image is written
+ * and the tasks are still frozen; and at `post-restore`, when the tasks are restored and do not run yet. If the script
+ * fails, the dumped tasks run on, or the restored ones are removed (seen with 4.1.1 to 4.3); at `pre-dump` nothing was
+ * touched. Our script finds its gate by the process number of its criu, which we know as the peer of criu's socket. It
+ * writes into a FIFO that criu is held, waits for a lock that we hold, and then looks for a file that we made:
  *
- *     open()            rename the lock to go,   drop the lock     exit 0: the dumped tasks die, the restored ones run
- *     shut()            rename the lock to drop, drop the lock   exit 1: the dumped tasks run on, the restored ones go
- *     we were killed    the kernel drops the lock                    dumps: exit 1; post-restore: waits on for one of
- *                                                                    the names, for the copy may be the only one
- *     we were stopped   nothing: the lock stays                      dumps: exit 1 after a while; post-restore: waits on
+ *     open()           rename the lock to go,   unlock   exit 0: dumped tasks die, restored ones run
+ *     shut()           rename the lock to drop, unlock   exit 1: dumped tasks run on, restored ones are removed
+ *     we are killed    the kernel unlocks                dumps: exit 1; post-restore: waits on for one of the
+ *                                                        files, for the copy may be the only one
+ *     we are stopped   the lock stays                    dumps: exit 1 after a while; post-restore: waits on
  *
- * How long an honest holder takes nobody can say, for its link may be slow. So the script of a dump asks by the FIFO once in a
- * while, and leaves a holder that does not answer: it must not keep the tasks frozen for ever.
+ * The time that an honest holder needs has no limit, for its link may be slow. So the script of a dump asks through the
+ * FIFO once in a while whether the holder is alive, and fails if it gets no answer: the tasks must not stay frozen for
+ * ever.
  *
- * What the script looks for has its name only when it is ready: the lock is made and locked, and the FIFO made and opened, under
- * another one. A word that is written into a FIFO before its reader is there is lost, and then each waits for the other.
+ * The lock and the FIFO get the names that the script looks for only when the lock is locked and the FIFO is opened. A
+ * word that is written into a FIFO before it has a reader is lost, and then each side would wait for the other.
  *
- * A shell and flock(1) (util-linux, on every Debian) take 1.7 ms of the freeze, where starting a node would take 60: each
- * other program that the script starts, such as dirname(1) or a command for flock to run, costs one more.
+ * A shell and flock(1) (util-linux, on every Debian) take 1.7 ms of the freeze, where starting a node would take 60 ms.
+ * Each other program in the script, such as dirname(1) or a command for flock to run, costs another millisecond.
  */
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -34,31 +36,35 @@ import { defer } from '../stream/wait.ts'
 export type Moment = 'pre-dump' | 'post-dump' | 'post-restore'
 
 export interface Gate {
-  /** Resolves with the first task of its tree, 0 if unknown, when the criu waits at the gate; rejects when the gate is removed before. */
+  /**
+   * Resolves when criu waits at the gate, with the root of its tree, 0 if unknown; rejects when the gate is removed
+   * before.
+   */
   readonly held: Promise<number>
   /** Resolves when the restored tasks run (`post-resume`); rejects when the gate is removed before. */
   readonly resumed: Promise<void>
-  /** Writes something on the gate, for who finds it when we are gone. */
+  /** Writes a label on the gate, for the process that recovers it when this one is gone. */
   label(text: string): void
-  /** Lets it go on. */
+  /** Lets criu go on. */
   open(): void
-  /** Makes its script fail. Without effect after `open`, as `open` is after this. */
+  /** Makes the script fail. Has no effect after `open`; nor has `open` after `shut`. */
   shut(): void
-  /** Takes away its files: when the criu has ended. Shuts it first. */
+  /** Shuts the gate and removes its files: to be called when criu has ended. */
   remove(): void
 }
 
-/** How long a holder may take to answer the script of a dump, seconds: a busy one takes some milliseconds. */
+/** Seconds that a holder may take to answer the script of a dump: a busy one takes some milliseconds. */
 const ANSWER_S = 60
 
 /**
- * Writes the script for `criu --action-script` into `directory`, and returns its path. That of `post-dump` stops at `pre-dump` too. It has
- * its name when it is whole: half a script may exit 0, and the tasks would die. `answerS`: as `ANSWER_S`. Throws `IO`.
+ * Writes the script for `criu --action-script` into `directory`, and returns its path. The script for `post-dump` holds
+ * criu at `pre-dump` too. The script gets its name when it is complete: half a script may exit 0, and the tasks would
+ * die. `answerS`: see `ANSWER_S`. Throws `IO`.
  */
 export function writeScript(directory: string, moment: Exclude<Moment, 'pre-dump'>, answerS = ANSWER_S): string {
   const path = join(directory, moment)
-  const fresh = beside(path)
-  return made(() => {
+  const fresh = unfinished(path)
+  return makeFile(() => {
     rmSync(fresh, { force: true })
     writeFileSync(fresh, moment === 'post-dump' ? postDump(answerS) : postRestore, { mode: 0o700, flag: 'wx' })
     renameSync(fresh, path)
@@ -66,31 +72,31 @@ export function writeScript(directory: string, moment: Exclude<Moment, 'pre-dump
   }, fresh)
 }
 
-/** The name under which something is made that gets the name `path` when it is ready. */
-function beside(path: string): string {
+/** The name of a file until it is ready, and is renamed to `path`. */
+function unfinished(path: string): string {
   return `${path}.new`
 }
 
-/** The gates of this process. */
+/** The FIFOs of the gates of this process. */
 const gates = new Set<string>()
 
 /**
- * A closed gate in `directory` at this moment of the criu with the number `pid`. A second one for the same number, which a client that we
- * cannot tell from another has (number 0, from a pid namespace that is hidden from us), is never held. Throws `IO`.
+ * Makes a closed gate in `directory` at this moment of the criu with the number `pid`. A second gate for the same
+ * number is never reached: criu in a pid namespace that is hidden from us all have the number 0. Throws `IO`.
  */
 export function closedGate(directory: string, pid: number, moment: Moment): Gate {
   const { lock: path, held } = names(directory, pid, moment)
-  if (gates.has(held)) return noGate()
+  if (gates.has(held)) return unreachedGate()
   clean(directory, pid, moment)
-  const lock = made(() => openSync(beside(path), 'wx', 0o600))
+  const lock = makeFile(() => openSync(unfinished(path), 'wx', 0o600))
   let fifo: Fd | undefined
   try {
     check(flock(asFd(lock), LOCK_EX | LOCK_NB), 'flock')
-    check(mkfifo(beside(held), 0o600), 'mkfifo')
-    fifo = openFifo(beside(held))
-    // The lock first: by the FIFO the script sees that there is a gate.
-    renameSync(beside(path), path)
-    renameSync(beside(held), held)
+    check(mkfifo(unfinished(held), 0o600), 'mkfifo')
+    fifo = openFifo(unfinished(held))
+    // The lock comes first: the script knows by the FIFO that there is a gate.
+    renameSync(unfinished(path), path)
+    renameSync(unfinished(held), held)
     return gateAt(directory, pid, moment, lock, fifo)
   } catch (error) {
     if (fifo !== undefined) closeFd(fifo)
@@ -104,17 +110,17 @@ function openFifo(path: string): Fd {
   return asFd(check(open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0), 'open'))
 }
 
-/** A gate whose holder was killed, at which its criu still waits. */
+/** A gate at which criu still waits, though the holder is gone. */
 export interface OrphanedGate {
   pid: number
   gate: Gate
-  /** What the holder wrote on it. */
+  /** What the holder wrote on the gate. */
   label: string
 }
 
 /**
- * The gates of restores in `directory` at which somebody else's criu waits, and whose label is wanted; where all are, those of
- * criu that are gone are cleaned away.
+ * Takes over the gates of restores in `directory` that no process holds, and whose label is wanted. Without `isWanted`
+ * also removes the gates whose criu is gone.
  */
 export function recoverGates(directory: string, isWanted?: (label: string) => boolean): OrphanedGate[] {
   const moment = 'post-restore'
@@ -123,7 +129,7 @@ export function recoverGates(directory: string, isWanted?: (label: string) => bo
     if (Number.isNaN(pid) || gates.has(names(directory, pid, moment).held)) return []
     const { lock: path } = names(directory, pid, moment)
     if (startTime(pid) === undefined || !existsSync(path)) {
-      // A criu that cannot be seen from here may be alive all the same.
+      // Its criu may be alive where it cannot be seen from here.
       if (isWanted === undefined) clean(directory, pid, moment)
       return []
     }
@@ -139,7 +145,7 @@ export function recoverGates(directory: string, isWanted?: (label: string) => bo
   })
 }
 
-/** Takes away the gates of dumps in `directory` whose criu is gone: their holder was killed. */
+/** Removes the gates of dumps in `directory` whose criu is gone: killed holders left them. */
 export function clearGates(directory: string): void {
   for (const name of readdirSync(directory)) {
     const [, pid, moment] = /^(\d+)\.(pre-dump|post-dump)\.(?:held|lock|go|drop|here)(?:\.new)?$/.exec(name) ?? []
@@ -155,7 +161,7 @@ function names(directory: string, pid: number, moment: Moment) {
 
 function clean(directory: string, pid: number, moment: Moment): void {
   for (const path of Object.values(names(directory, pid, moment))) {
-    for (const either of [path, beside(path)]) rmSync(either, { force: true })
+    for (const name of [path, unfinished(path)]) rmSync(name, { force: true })
   }
 }
 
@@ -166,22 +172,22 @@ function gateAt(directory: string, pid: number, moment: Moment, lock: number, fi
   const decide = (kind: 'go' | 'drop'): void => {
     if (decided) return
     decided = true
-    // Renamed, for a full disk must not keep us from it.
+    // A rename works on a full disk too.
     try {
       renameSync(paths.lock, paths[kind])
     } finally {
       closeSync(lock)
     }
   }
-  let there = true
+  let removed = false
   const [held, resumed] = [defer<number>(), defer<void>()]
   const listen = async (): Promise<void> => {
     const words = Buffer.alloc(LONGEST_WORDS)
     for (;;) {
-      const said = words.toString('latin1', 0, await readSome(fifo, words))
-      held.resolve(Number(/^held (\d+)/.exec(said)?.[1] ?? 0))
-      if (said.includes(ASKS)) made(() => writeFileSync(paths.here, ''))
-      if (said.includes(RESUMED)) return resumed.resolve()
+      const text = words.toString('latin1', 0, await readSome(fifo, words))
+      held.resolve(Number(/^held (\d+)/.exec(text)?.[1] ?? 0))
+      if (text.includes(ASKS)) makeFile(() => writeFileSync(paths.here, ''))
+      if (text.includes(RESUMED)) return resumed.resolve()
     }
   }
   listen().catch((reason: unknown) => {
@@ -191,13 +197,13 @@ function gateAt(directory: string, pid: number, moment: Moment, lock: number, fi
   return {
     held: held.promise,
     resumed: resumed.promise,
-    label: (text) => made(() => writeFileSync(paths.lock, text)),
+    label: (text) => makeFile(() => writeFileSync(paths.lock, text)),
     open: () => decide('go'),
     shut: () => decide('drop'),
     remove() {
-      if (!there) return
-      there = false
-      // Its directory may be gone before it.
+      if (removed) return
+      removed = true
+      // The directory may be gone already.
       try {
         decide('drop')
       } catch {}
@@ -208,13 +214,13 @@ function gateAt(directory: string, pid: number, moment: Moment, lock: number, fi
   }
 }
 
-function noGate(): Gate {
+function unreachedGate(): Gate {
   const never = new Promise<never>(() => {})
   return { held: never, resumed: never, label() {}, open() {}, shut() {}, remove() {} }
 }
 
-/** A full disk is an `IO`; `half`: a file that is taken away then. */
-function made<Result>(make: () => Result, half?: string): Result {
+/** Throws `IO` where a file cannot be written, as on a full disk; `half` is removed then. */
+function makeFile<Result>(make: () => Result, half?: string): Result {
   try {
     return make()
   } catch (cause) {
@@ -223,11 +229,11 @@ function made<Result>(make: () => Result, half?: string): Result {
   }
 }
 
-/** What the script of a dump writes into the FIFO when it has waited for long, and wants to know whether anybody is there. */
+/** The script of a dump writes this into the FIFO when it has waited for long, to learn whether the holder is alive. */
 const ASKS = 'asks'
-/** What the script writes into the FIFO when the tasks run. */
+/** The script writes this into the FIFO when the tasks run. */
 const RESUMED = 'resumed'
-/** All that one script writes. */
+/** Bytes: more than one script writes. */
 const LONGEST_WORDS = 64
 
 const head = (moment: Moment, others = ''): string => `#!/bin/sh
@@ -242,13 +248,13 @@ esac
 [ -p $gate.held ] || { echo "${moment}: criu-ferry does not know this criu ($PPID)" >&2; exit 1; }
 echo held $CRTOOLS_INIT_PID 1<>$gate.held`
 
-/** Whoever reads criu's socket may need a moment to find it there; it may also want nothing before the dump. */
+/** Waits a moment, until the gate is there; where there is none, nothing holds criu before the dump. */
 const preDump = `
 pre-dump) gate=$PPID.pre-dump
   tries=0; until [ -p $gate.held ] || [ $tries -ge 20 ]; do sleep 0.05; tries=$((tries + 1)); done
   [ -p $gate.held ] || exit 0 ;;`
 
-/** That a limit was reached is told from a flock that cannot be used. */
+/** The exit code of a flock that reached its limit: any other one means that it does not work. */
 const LATE = 75
 
 const postDump = (answerS: number): string => `${head('post-dump', preDump)}
@@ -265,7 +271,7 @@ done
 [ -e $gate.go ]
 `
 
-/** Without an end: the copy may be the only one, and the next holder takes it over. */
+/** Waits without a limit: the copy may be the only one, and the next holder recovers it. */
 const postRestore = `${head('post-restore')}
 while kill -0 $PPID && [ -p $gate.held ]; do
   flock -s 9 9>>$gate.lock

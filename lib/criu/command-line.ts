@@ -1,4 +1,4 @@
-/** What a criu that somebody else started does, read from its command line. */
+/** Reads from its command line what a criu does that another program started. */
 import { readdirSync, readlinkSync, realpathSync } from 'node:fs'
 import { isAbsolute, normalize, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
@@ -10,29 +10,32 @@ import { leavingOption } from './run.ts'
 export interface CriuCommand {
   pid: number
   action: 'pre-dump' | 'dump'
-  /** The first of the tasks, by the number that criu knows it by. */
+  /** The root of the process tree, in the pid namespace of that criu. */
   tree: number
-  /** Its directory of images. */
+  /** The absolute path of its images directory. */
   directory: string
-  /** The same as it was given: `criu --remote` knows a dump by it. */
+  /** The images directory as it was typed: `criu --remote` names a dump by it. */
   images: string
-  /** The directory of the dump before, where it looks whether a number means another process now. */
+  /**
+   * The directory of the dump before (`--prev-images-dir`): criu compares start times with it, as a number may be
+   * reused.
+   */
   before: string | undefined
-  /** It sends images by `--stream` and pages by `--page-server`, as far as its command line says. */
+  /** It has `--stream` for images and `--page-server` for pages on its command line. */
   splits: boolean
-  /** The tasks are to be there after the dump, running or stopped: says its command line, or a configuration file of it. */
+  /** The tasks stay after the dump, running or stopped: by an option on its command line or in a configuration file. */
   leaves: boolean
 }
 
-/** Options of criu with a value, of those that tell the action from a value (criu/config.c, 4.1.1). */
+/** The options with a value that are read here, short and long (criu/config.c, 4.1.1). */
 const TREE = ['-t', '--tree'] as const
 const IMAGES = ['-D', '--images-dir'] as const
 const WORK = ['-W', '--work-dir'] as const
 const PREVIOUS = ['--prev-images-dir', '--prev-images-dir'] as const
-/** The word after one of these is a name of somebody's choice, perhaps that of an action. */
+/** Options whose value is a free name, which may be the word of an action. */
 const NAMED = /^(-[tDWoLr]|--(tree|images-dir|work-dir|prev-images-dir|log-file|libdir|root|pidfile|action-script))$/
 
-/** Undefined for what is no criu that dumps. */
+/** The dump of the process with this number; undefined where it is no criu that dumps. */
 export function readCriuCommand(pid: number): CriuCommand | undefined {
   const words = commandLine(pid)
   const isAction = (word: string): boolean => word === 'dump' || word === 'pre-dump'
@@ -40,11 +43,11 @@ export function readCriuCommand(pid: number): CriuCommand | undefined {
   const tree = Number(optionOf(words, TREE))
   if (at < 1 || !Number.isSafeInteger(tree) || tree < 1) return undefined
   const images = optionOf(words, IMAGES)
-  const directory = placeOf(pid, images, optionOf(words, WORK) !== undefined)
+  const directory = imagesDirectoryOf(pid, images, optionOf(words, WORK) !== undefined)
   if (directory === undefined) return undefined
   const has = (option: RegExp): boolean => words.some((word) => option.test(word))
   const splits = has(/^--stre/) && has(/^--page-s/)
-  const leaves = [words, configuredOptions(words, startOf(pid))].some((said) => leavingOption(said) !== undefined)
+  const leaves = [words, configuredOptions(words, startOf(pid))].some((options) => leavingOption(options) !== undefined)
   const before = beforeOf(directory, optionOf(words, PREVIOUS))
   return {
     pid,
@@ -58,7 +61,10 @@ export function readCriuCommand(pid: number): CriuCommand | undefined {
   }
 }
 
-/** CRIU 4.3 sends only what changed since another dump by `--stream`, too: where that is so, nobody on our way has the rest. */
+/**
+ * `REFUSED` for a dump by `--stream` of only what changed since another one, as CRIU 4.3 can do: the target has no
+ * earlier pages.
+ */
 export function incrementalFault(command: CriuCommand | undefined): Fault | undefined {
   if (command?.before === undefined || command.splits) return undefined
   return new Fault('REFUSED', 'criu dumps with --prev-images-dir: pages of the dump before would be missing', {
@@ -66,16 +72,16 @@ export function incrementalFault(command: CriuCommand | undefined): Fault | unde
   })
 }
 
-/** The `-D` of a criu that restores, as it was typed; undefined for what is none. */
+/** The `-D` of a criu that restores, as it was typed; undefined where the process is none. */
 export function restoredFrom(pid: number): string | undefined {
   const words = commandLine(pid)
   return words.indexOf('restore') < 1 ? undefined : (optionOf(words, IMAGES) ?? '.')
 }
 
-/** getopt takes any beginning of a long option for it that begins no other: these begin with two dashes and two letters at least. */
+/** getopt accepts an unambiguous prefix of a long option: for these options two dashes and two letters at least. */
 const LEAST_NAME = 4
 
-/** In any spelling that getopt takes; the last one counts. */
+/** The value of an option in any spelling that getopt accepts; the last one counts. */
 function optionOf(words: readonly string[], [short, long]: readonly [string, string]): string | undefined {
   return words
     .map((word, at) => {
@@ -88,11 +94,14 @@ function optionOf(words: readonly string[], [short, long]: readonly [string, str
     .findLast((value) => value !== undefined)
 }
 
-/** It has gone into its work directory, which is that of the images where none is named, and has both open (criu/crtools.c, 4.1.1). */
-function placeOf(pid: number, images: string | undefined, apart: boolean): string | undefined {
+/**
+ * The absolute path of the images directory. criu changes into its work directory, which is the images directory unless
+ * `-W` names another one, and keeps both open (criu/crtools.c, 4.1.1).
+ */
+function imagesDirectoryOf(pid: number, images: string | undefined, hasWorkDirectory: boolean): string | undefined {
   try {
     if (images !== undefined && isAbsolute(images)) return realpathSync(images)
-    if (!apart) return readlinkSync(`/proc/${pid}/cwd`)
+    if (!hasWorkDirectory) return readlinkSync(`/proc/${pid}/cwd`)
     const end = normalize(images ?? '.').replace(/^(\.\.?\/)+|\/$/g, '')
     return readdirSync(`/proc/${pid}/fd`)
       .map((fd) => linkOf(`/proc/${pid}/fd/${fd}`))
@@ -102,7 +111,7 @@ function placeOf(pid: number, images: string | undefined, apart: boolean): strin
   }
 }
 
-/** It is named as seen from that of the images (criu/image.c, 4.1.1). */
+/** The path of `--prev-images-dir`, which is relative to the images directory (criu/image.c, 4.1.1). */
 function beforeOf(directory: string, previous: string | undefined): string | undefined {
   try {
     return previous && realpathSync(resolve(directory, previous))

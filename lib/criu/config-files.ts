@@ -1,37 +1,38 @@
 /**
- * The configuration files of a criu, which it reads before its command line (criu/config.c): /etc/criu/default.conf and
- * $HOME/.criu/default.conf, unless --no-default-config or --config is on the command line, then the file that CRIU_CONFIG_FILE names, then
- * that of --config. Every line is an option without its dashes, with its value if it has one; `#` begins a comment.
+ * Reads the configuration files of a criu, which criu reads before its command line (criu/config.c):
+ * /etc/criu/default.conf and $HOME/.criu/default.conf, unless --no-default-config or --config is on the command line;
+ * then the file that CRIU_CONFIG_FILE names; then the file of --config. Every line is an option without its dashes,
+ * with its value if it has one; `#` begins a comment.
  *
- * A file that cannot be read here, such as a pipe, says nothing. Then a dump that is to leave its tasks running looks like one that failed, and is
- * taken back: the process runs on in any case.
+ * A file that cannot be read here, such as a pipe, is ignored. If it asks to leave the tasks running, the dump looks
+ * like one that failed, and is taken back: the process runs on in any case.
  */
 import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { environmentOf } from '../kernel/process.ts'
 
-/** What a criu was started with. */
+/** How a criu was started. */
 export interface CriuStart {
   environment: NodeJS.ProcessEnv
-  /** Its root, as seen from here. */
+  /** The path of its root directory in our mount namespace. */
   root: string
-  /** Where it was started, as far as that can be told. */
+  /** The directory in which it was started, as far as that is known. */
   directory: string
 }
 
-/** Of a criu that runs: it has gone elsewhere meanwhile, and only its shell's word says where it was started. */
+/** How a criu that runs was started. It has changed its directory since, so PWD is taken, as its shell has set it. */
 export function startOf(pid: number): CriuStart {
   const environment = environmentOf(pid)
   return { environment, root: `/proc/${pid}/root`, directory: environment.PWD ?? '/' }
 }
 
-/** Of one that we start. */
+/** How a criu is started by us. */
 export function ownStart(): CriuStart {
   return { environment: process.env, root: '/', directory: process.cwd() }
 }
 
 const DEFAULT = 'criu/default.conf'
-/** A larger one is not read. */
+/** Bytes: larger files are not read. */
 const LARGEST = 2 ** 20
 
 /** The options in the configuration files of a criu with this command line, as words of a command line. */
@@ -47,7 +48,7 @@ export function configuredOptions(words: readonly string[], { environment, root,
   return files.flatMap((file) => optionsIn(read(join(root, resolve(directory, file as string)))))
 }
 
-/** The last one counts. It is looked for before getopt, and so only by its whole name. */
+/** The value of --config; the last one counts. criu looks for it before getopt, and so only by its whole name. */
 function configOf(words: readonly string[]): string | undefined {
   return words
     .map((word, at) => (word === '--config' ? words[at + 1] : /--config=(.*)$/s.exec(word)?.[1]))

@@ -1,7 +1,7 @@
 /**
- * The time before the freeze. A criu that runs our script waits at pre-dump until the target is there and has memory
- * ready for what will come: page faults in the receiver cost more than the bytes on the link, and so they happen while the
- * tasks still run.
+ * A criu that connects to dump, before it freezes the tasks. A criu that runs our action script waits at pre-dump until
+ * the target is reached and has memory ready: page faults in the receiver cost more than the bytes on the link, and so
+ * they happen while the tasks still run.
  */
 import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
@@ -13,32 +13,33 @@ import { rejectAfter } from '../stream/wait.ts'
 import { closedGate } from './action-script.ts'
 import { capture } from './capture.ts'
 
-/** What a source of images may wait for. */
+/** What an image source waits for, and tells, during a hand-over. */
 export interface DumpSteps {
   /** Resolves when criu has written all and waits at post-dump. */
   complete: Promise<void>
-  /** Resolves when the target has so many images; rejects where it cannot have them. */
+  /** Resolves when the target has acknowledged so many images; rejects where it cannot take them. */
   taken(images: number): Promise<void>
-  /** Called when criu has heard that all is taken: whatever it does not wait for, it does now. */
+  /** Called when criu was told that all is taken: unless it waits at our gate, it may kill the tasks from now on. */
   answered(): void
 }
 
 /** A criu that has come to us and will dump. */
 export interface IncomingDump {
   readonly pid: number
-  /** About how much it will send, if it waits for us. */
+  /** About how many bytes it will send; undefined if it does not wait for us. */
   readonly bytes: number | undefined
   /** Lets it freeze the tasks. */
   open(): void
   /** Its images, once it has begun. */
-  images(handOver?: DumpSteps): ImageSource
+  images(steps?: DumpSteps): ImageSource
   /** Lets it fail, if it still waits. */
   remove(): void
 }
 
 /**
- * Waits for its first word, or until it is at pre-dump. Undefined, with the socket closed, for one that leaves without any, or where the signal
- * comes first. Throws `TIMEOUT`, with the socket closed, for one that has nothing to say for `timeoutMs`: its tasks may be frozen.
+ * Waits until the criu at the other end of `socket` has sent something, or waits at pre-dump. Returns undefined, with
+ * the socket closed, where it leaves without a byte or the signal comes first. Throws `TIMEOUT`, with the socket
+ * closed, where neither happens for `timeoutMs`: its tasks may be frozen.
  */
 export async function acceptDump(
   socket: Fd,
@@ -56,7 +57,7 @@ export async function acceptDump(
     there = false
     gate.remove()
   }
-  signal.addEventListener('abort', leave)
+  signal.addEventListener('abort', leave, { once: true })
   const over = new AbortController()
   const silent = rejectAfter(timeoutMs, 'a criu that has connected began no dump', over.signal).catch(
     (reason: unknown) => {
@@ -79,7 +80,7 @@ export async function acceptDump(
     pid,
     bytes,
     open: gate.open,
-    images: (handOver) => after(begun, capture(socket, handOver?.complete)),
+    images: (steps) => after(begun, capture(socket, steps?.complete)),
     remove: gate.remove,
   }
 }

@@ -1,4 +1,4 @@
-/** A TCP port of this host that criu finds with --page-server --address 127.0.0.1 --port N: whose dump it is that comes. */
+/** The TCP port for criu --page-server --address 127.0.0.1 --port N. Finds out which criu has connected. */
 import net from 'node:net'
 import { Fault } from '../fault.ts'
 import { asFault } from '../format/refusal.ts'
@@ -14,7 +14,9 @@ export interface PagePort {
   close(): void
 }
 
-/** `port`: 0 lets the kernel choose. `take` gets a socket that is its own. Throws `LINK` if it cannot listen. */
+/**
+ * Listens; with `port` 0 the kernel chooses. `take` owns the socket that it gets. Throws `LINK` if it cannot listen.
+ */
 export async function openPagePort(
   port: number,
   take: (socket: Fd, command: CriuCommand) => void,
@@ -23,7 +25,7 @@ export async function openPagePort(
   const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true })
   server.on('connection', (socket) => {
     try {
-      const command = whose(socket)
+      const command = commandAt(socket)
       take(takeFd(socket), command)
     } catch (error) {
       socket.destroy()
@@ -34,8 +36,11 @@ export async function openPagePort(
   return { port: chosen, close: () => void server.close() }
 }
 
-/** Any user of this host may connect. Throws `REFUSED`; `IO` where it cannot be seen, as with no descriptor left. */
-function whose({ remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 }: net.Socket): CriuCommand {
+/**
+ * The criu that has connected. Throws `REFUSED` where it is none, for any user may connect; `IO` where that cannot be
+ * seen.
+ */
+function commandAt({ remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 }: net.Socket): CriuCommand {
   const ends = {
     theirs: { address: remoteAddress, port: remotePort },
     ours: { address: localAddress, port: localPort },

@@ -1,49 +1,51 @@
 /**
- * The tasks that a criu dumps, watched from outside: whether they are dead is what decides a hand-over, not what anybody says.
- * And those that it restores, which must not outlive it frozen.
+ * Watches the tasks that a criu dumps: a hand-over is decided by whether they are dead, and not by a message. Watches
+ * also the tasks that a criu restores, which must not stay frozen when it is gone.
  *
- * While criu dumps them they are all its ptrace tracees (they are frozen before the first image is opened), so they are found
- * by that, and held by pidfds, before criu can kill one of them.
+ * While criu dumps the tasks it traces all of them with ptrace, and it freezes them before it opens the first image. So
+ * they are found by their tracer, and a pidfd is opened for each, before criu can kill one of them.
  */
 import { descendants, isDying, openProcess, type Process, parentOf, startTime, tracedBy } from '../kernel/process.ts'
 
-/** A process with the moment of its start: together they are never used again before a reboot. */
+/** A process and the moment of its start: the pair does not come again before a reboot. */
 export interface TaskId {
   pid: number
-  /** Clock ticks since the boot. */
+  /** In clock ticks since the boot. */
   start: number
 }
 
 export interface WatchedTree {
-  /** The criu first. */
   readonly criu: TaskId
+  /** The root of the tree first. */
   readonly tasks: readonly TaskId[]
-  /** `dead` when all tasks are; `alive` when the criu has ended and the first of them is alive. Never settles after `close`. */
+  /** `dead` when all tasks are dead; `alive` when criu has ended and the root is alive. Never settles after `close`. */
   readonly fate: Promise<'dead' | 'alive'>
-  /** Whether one of them was killed: criu is at work. */
+  /** Whether a task was killed, or is gone: criu is at work. */
   isDying(): boolean
   /** Whether criu still holds every task. */
   frozen(): boolean
   close(): void
 }
 
-/** What the criu with the number `pid` dumps. No tasks where it dumps none, or none that can be seen from here. */
+/**
+ * Watches what the criu with the number `pid` dumps: no tasks where it dumps none, or none that can be seen from here.
+ */
 export function watchTree(pid: number): WatchedTree {
   const criu = openProcess(pid)
   const traced = tracedBy(pid)
   const members = traced
-    // The root first: its parent is no task of this tree.
+    // The root comes first: its parent is no task of this tree.
     .sort((one, other) => Number(traced.includes(parentOf(one) ?? 0)) - Number(traced.includes(parentOf(other) ?? 0)))
     .map((task) => ({ pid: task, start: startTime(task), process: openProcess(task) }))
     .filter((task): task is TaskId & { process: Process } => task.start !== undefined && task.process !== undefined)
   const processes = members.map((task) => task.process)
   const dead = Promise.all(processes.map((task) => task.ended)).then(() => 'dead' as const)
-  const over = (criu?.ended ?? new Promise<never>(() => {})).then(() => settle(members))
+  const over = (criu?.ended ?? new Promise<never>(() => {})).then(() => fateAfterCriu(members))
   return {
     criu: { pid, start: startTime(pid) ?? 0 },
     tasks: members.map(({ pid: task, start }) => ({ pid: task, start })),
     fate: new Promise((resolve) => {
-      // Without tasks there is nothing to be alive.
+      // Without tasks the tree is dead at once.
       dead.then(resolve, () => {})
       over.then(resolve, () => {})
     }),
@@ -58,9 +60,9 @@ export function watchTree(pid: number): WatchedTree {
   }
 }
 
-/** A criu that was killed while it killed may leave the rest of a tree without its root: that is no process any more. */
-async function settle(tasks: readonly (TaskId & { process: Process })[]): Promise<'dead' | 'alive'> {
-  // criu kills first and then waits: whoever it has killed is as good as dead.
+/** Kills what a criu left of a tree that has no root any more: it was killed itself while it killed the tasks. */
+async function fateAfterCriu(tasks: readonly (TaskId & { process: Process })[]): Promise<'dead' | 'alive'> {
+  // A task that criu has killed may still take a while to end.
   await Promise.all(tasks.filter((task) => isDying(task.pid)).map((task) => task.process.ended))
   const [root] = tasks
   if (root !== undefined && isAlive(root)) return 'alive'
@@ -68,33 +70,45 @@ async function settle(tasks: readonly (TaskId & { process: Process })[]): Promis
   return 'dead'
 }
 
-/** Whether it has not ended. */
+/** Whether the process has not ended. */
 export function isAlive(member: TaskId): boolean {
   return startTime(member.pid) === member.start
 }
 
-/** The same question without pidfds, for a tree that a proxy before us watched; undefined while its criu works. */
+/** The fate of a tree that an earlier process watched, asked without pidfds; undefined while its criu works. */
 export function treeFate({ criu, tasks }: Pick<WatchedTree, 'criu' | 'tasks'>): 'dead' | 'alive' | undefined {
   const [root] = tasks
   if (root === undefined || !isAlive(root)) return 'dead'
   return isAlive(criu) || tasks.some((task) => isDying(task.pid)) ? undefined : 'alive'
 }
 
-/** The tasks that a criu has restored and holds. */
-export interface HeldTasks {
-  /** Forgets them. Where they do not run their criu was killed: they would wait for it for ever, and are killed too. */
+/** The tasks that a criu restores, and holds until it lets them run. */
+export interface RestoredTasks {
+  /** Adds the tasks that criu holds at this moment. */
+  note(): void
+  /**
+   * Forgets the tasks. Where they do not `run`, their criu was killed: they would wait for it for ever, and are killed
+   * too.
+   */
   settle(run: boolean): void
 }
 
-/** What the criu with the number `pid` holds at this moment. */
-export function heldTasks(pid: number): HeldTasks {
-  const tasks = descendants(pid).flatMap((task) => openProcess(task) ?? [])
+/** The tasks of the criu with the number `pid`: none before `note`. */
+export function restoredTasks(pid: number): RestoredTasks {
+  const tasks = new Map<number, Process>()
   return {
+    note() {
+      for (const number of descendants(pid)) {
+        const task = tasks.has(number) ? undefined : openProcess(number)
+        if (task !== undefined) tasks.set(number, task)
+      }
+    },
     settle(run) {
-      for (const task of tasks) {
+      for (const task of tasks.values()) {
         if (!run) task.kill()
         task.close()
       }
+      tasks.clear()
     },
   }
 }

@@ -1,26 +1,45 @@
-/**
- * A criu restore from images in memory, which can be held at post-restore.
- */
+/** Runs criu restore from images in memory, and holds it at post-restore if asked. */
 import { rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
-import { descendants, openProcess, type Process } from '../kernel/process.ts'
+import type { Process } from '../kernel/process.ts'
 import { acceptSpeaker, peerPid } from '../kernel/unix.ts'
 import type { Piece, StoredImage } from '../store/stored-image.ts'
 import { defer } from '../stream/wait.ts'
 import { closedGate, type Gate, writeScript } from './action-script.ts'
-import { startCriu } from './run.ts'
-import { serve } from './serve.ts'
+import { type RestoredTasks, restoredTasks } from './process-tree.ts'
+import { type CriuRun, startCriu } from './run.ts'
+import { type Served, serve } from './serve.ts'
 import type { WorkDir } from './work-directory.ts'
 
 /** A restore that can be held: by a gate on this host, or by a client over a link. */
 export interface HeldRestore {
   open(): void
   shut(): void
-  /** Whether the tasks run: settles after `open` or `shut`, or when CRIU fails. Rejects with `LINK` if that cannot be known. */
+  /**
+   * Whether the tasks run: settles after `open` or `shut`, or when CRIU fails. Rejects with `LINK` if that cannot be
+   * known.
+   */
   readonly runs: Promise<boolean>
+}
+
+/** A restore by a criu that another process started, held at our gate. */
+export interface FollowedRestore extends HeldRestore {
+  /**
+   * Notes the tasks that criu holds, to be called when it is at the gate. They are killed if they do not run in the
+   * end.
+   */
+  noteTasks(): void
+}
+
+/** Follows the restore of the criu that is, or will be, at `gate`. */
+export function followRestore(gate: Gate, { pid, ended }: Pick<Process, 'pid' | 'ended'>): FollowedRestore {
+  const tasks = restoredTasks(pid)
+  const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
+  runs.then(tasks.settle, () => {})
+  return { open: gate.open, shut: gate.shut, runs, noteTasks: tasks.note }
 }
 
 export interface RunningRestore extends HeldRestore {
@@ -31,77 +50,111 @@ export interface RunningRestore extends HeldRestore {
 }
 
 export interface RestoreHold {
-  /** What is written on the gate, for who finds it when we are gone. */
+  /** Is written on the gate, for the process that finds it when this one is gone. */
   label: string
-  /** Where the gate is. */
+  /** The directory of the gate. */
   gates: string
 }
 
-/** After criu's end, its socket's end is noticed at once. */
+export interface RestoreControl {
+  /** Stops criu at post-restore, if given. */
+  hold: RestoreHold | undefined
+  signal: AbortSignal
+  /** Is called with every piece that criu has taken. */
+  onTaken?: (piece: Piece) => void
+}
+
+/** How long the end of criu's socket may take to be noticed after the end of criu. */
 const TAKEN_MS = 1000
 
 /**
- * Starts `criu restore --stream -d` on images, with its socket in `work`. `hold`: stop it at post-restore. A signal
- * takes the images away from criu, which then removes what it has restored; it is never killed half way, and once it was let
- * go a signal comes too late. Where somebody else
- * kills it, its tasks would wait for it for ever, and are killed here.
+ * Starts `criu restore --stream -d` on images, with its socket in `work`. A signal takes the images away from criu,
+ * which then removes what it has restored; criu itself is not killed, and once it was let go a signal comes too late.
+ * Where another process kills criu, its tasks would wait for it for ever, and are killed here.
  */
 export function startRestore(
   criu: string,
   criuOptions: readonly string[],
   images: ReadonlyMap<ImageName, StoredImage>,
   work: WorkDir,
-  { hold, signal, onTaken }: { hold: RestoreHold | undefined; signal: AbortSignal; onTaken?: (piece: Piece) => void },
+  control: RestoreControl,
 ): RunningRestore {
+  const { hold } = control
   const script = hold !== undefined ? ['--action-script', writeScript(hold.gates, 'post-restore')] : []
   const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...script, ...criuOptions])
-  const [held, runs] = [defer<void>(), defer<boolean>()]
-  let gate: Gate | undefined
-  let criuPid = 0
-  const tasks = new Map<number, Process>()
-  const noteTasks = (): void => {
-    for (const pid of descendants(criuPid)) {
-      const task = tasks.has(pid) ? undefined : openProcess(pid)
-      if (task !== undefined) tasks.set(pid, task)
-    }
+  return new OwnRestore(run, images, work, control)
+}
+
+class OwnRestore implements RunningRestore {
+  readonly #held = defer<void>()
+  readonly #runs = defer<boolean>()
+  readonly held = this.#held.promise
+  readonly runs = this.#runs.promise
+  readonly done: Promise<void>
+  readonly #run: CriuRun
+  readonly #images: ReadonlyMap<ImageName, StoredImage>
+  readonly #work: WorkDir
+  readonly #control: RestoreControl
+  /** Aborted when the images are taken away. */
+  readonly #taking = new AbortController()
+  /** From the moment when criu has connected. */
+  #gate: Gate | undefined
+  #tasks: RestoredTasks | undefined
+  #opened = false
+
+  constructor(run: CriuRun, images: ReadonlyMap<ImageName, StoredImage>, work: WorkDir, control: RestoreControl) {
+    this.#run = run
+    this.#images = images
+    this.#work = work
+    this.#control = control
+    control.signal.addEventListener('abort', this.#onSignal, { once: true })
+    const serving = this.#serve()
+    serving.catch(() => {})
+    this.done = this.#finish(serving)
+    this.done.catch(() => {})
   }
-  let opened = false
-  const taking = new AbortController()
-  const stop = (): void => {
-    if (opened) return
-    gate?.shut()
-    work.remove(signal.reason as Error)
-    taking.abort(signal.reason)
+
+  open(): void {
+    this.#opened = true
+    this.#gate?.open()
   }
-  const open = (): void => {
-    opened = true
-    gate?.open()
+
+  shut(): void {
+    this.#gate?.shut()
   }
-  signal.addEventListener('abort', stop)
-  const serving = (async () => {
-    const socket = await acceptSpeaker(work.listener)
-    criuPid = peerPid(socket)
+
+  readonly #onSignal = (): void => {
+    if (this.#opened) return
+    const { reason } = this.#control.signal
+    this.#gate?.shut()
+    this.#work.remove(reason as Error)
+    this.#taking.abort(reason)
+  }
+
+  async #serve(): Promise<Served> {
+    const { hold, onTaken } = this.#control
+    const socket = await acceptSpeaker(this.#work.listener)
+    const pid = peerPid(socket)
+    const tasks = restoredTasks(pid)
+    this.#tasks = tasks
     if (hold !== undefined) {
-      gate = closedGate(hold.gates, criuPid, 'post-restore')
-      gate.label(hold.label)
-      const atGate = (): void => {
-        noteTasks()
-        held.resolve()
-      }
-      gate.held.then(atGate, () => {})
-      gate.resumed.then(() => runs.resolve(true)).catch(() => {})
+      this.#gate = closedGate(hold.gates, pid, 'post-restore')
+      this.#gate.label(hold.label)
+      this.#gate.held.then(tasks.note).then(this.#held.resolve, () => {})
+      this.#gate.resumed.then(() => this.#runs.resolve(true)).catch(() => {})
     }
-    const taken = async (): Promise<typeof images> => {
-      noteTasks()
-      return images
+    const choose = async (): Promise<ReadonlyMap<ImageName, StoredImage>> => {
+      tasks.note()
+      return this.#images
     }
-    return serve(socket, taken, { signal: taking.signal, ...(onTaken && { onTaken }) })
-  })()
-  serving.catch(() => {})
-  const finish = async (): Promise<void> => {
+    return serve(socket, choose, { signal: this.#taking.signal, ...(onTaken && { onTaken }) })
+  }
+
+  async #finish(serving: Promise<Served>): Promise<void> {
+    const { hold, signal } = this.#control
     try {
-      await run.done.catch((error: unknown) => {
-        throw taking.signal.aborted ? signal.reason : error
+      await this.#run.done.catch((error: unknown) => {
+        throw this.#taking.signal.aborted ? signal.reason : error
       })
       const served = await Promise.race([serving, setTimeout(TAKEN_MS, undefined, { ref: false })])
       if (served?.images.includes(INVENTORY) !== true) {
@@ -109,19 +162,15 @@ export function startRestore(
           hint: 'look at the options behind --',
         })
       }
-      runs.resolve(true)
+      this.#runs.resolve(true)
     } catch (error) {
-      runs.resolve(false)
-      if (!(await runs.promise)) for (const task of tasks.values()) task.kill()
+      this.#runs.resolve(false)
       throw error
     } finally {
-      for (const task of tasks.values()) task.close()
-      signal.removeEventListener('abort', stop)
-      gate?.remove()
+      this.#tasks?.settle(await this.runs)
+      signal.removeEventListener('abort', this.#onSignal)
+      this.#gate?.remove()
       if (hold !== undefined) rmSync(join(hold.gates, 'post-restore'), { force: true })
     }
   }
-  const done = finish()
-  done.catch(() => {})
-  return { held: held.promise, runs: runs.promise, done, open, shut: () => gate?.shut() }
 }

@@ -1,11 +1,10 @@
-/**
- * Running the criu command: which one, with which options, and what it said when it failed.
- */
+/** Finds the criu command, checks its options, runs it, and keeps its error message. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { accessSync, constants, existsSync, statSync } from 'node:fs'
 import { delimiter, dirname, join, resolve } from 'node:path'
 import type { Readable } from 'node:stream'
+import { setTimeout as delay } from 'node:timers/promises'
 import pump from 'pump'
 import split from 'split2'
 import { Fault } from '../fault.ts'
@@ -14,12 +13,12 @@ import { ownChild } from '../kernel/orphans.ts'
 import { trustedPath } from '../kernel/trusted-path.ts'
 import { configuredOptions, ownStart } from './config-files.ts'
 
-/** Made by the project's set-up: a wrapper for the newest CRIU that works here. */
+/** A wrapper for the newest CRIU that works here, made by the project's set-up. */
 const FETCHED = join('.criu', 'current', 'criu')
 
 /**
  * The path of the criu to run: `option`, else FERRY_CRIU, else the one that the set-up fetched, else the system's.
- * Throws `CRIU`, also for one that others can change.
+ * Throws `CRIU` where there is none, and for a file that other users can change.
  */
 export function findCriu(option?: string): string {
   const criu = resolve(chosenCriu(option))
@@ -43,7 +42,7 @@ function chosenCriu(option: string | undefined): string {
   }
   for (let folder = import.meta.dirname; folder !== dirname(folder); folder = dirname(folder)) {
     if (isProgram(join(folder, FETCHED))) return join(folder, FETCHED)
-    // Above it others may have theirs.
+    // The folders above may belong to other users.
     if (existsSync(join(folder, 'package.json'))) break
   }
   for (const folder of [...(process.env.PATH ?? '').split(delimiter), '/usr/sbin', '/usr/local/sbin']) {
@@ -61,7 +60,7 @@ function isProgram(path: string): boolean {
   }
 }
 
-/** Options of CRIU that cannot go together with `--stream` as we run it, and what to do instead. */
+/** The options of CRIU that cannot be used with our `--stream`, and what to do instead. */
 const refused: Record<string, string> = {
   '-D': 'the directory is ours: use -D DIR before the --',
   '--images-dir': 'the directory is ours: use -D DIR before the --',
@@ -74,11 +73,14 @@ const refused: Record<string, string> = {
   '--lazy-pages': 'criu --stream cannot serve pages later',
 }
 
-/** Throws `USAGE` for an option that would break the stream; `more`: or what else this command does, and what to do instead. */
+/**
+ * Throws `USAGE` for an option that would break the stream. `more`: further options that this command refuses, with
+ * their hints.
+ */
 export function checkCriuOptions(options: readonly string[], more: Record<string, string> = {}): void {
   for (const option of options) {
     const name = option.startsWith('--') ? (option.split('=')[0] as string) : option.slice(0, 2)
-    // getopt takes any beginning of a long option for it.
+    // getopt accepts a prefix of a long option.
     const [, hint] =
       Object.entries({ ...refused, ...more }).find(
         ([long]) => long === name || (name.length > 3 && long.startsWith(name)),
@@ -87,19 +89,19 @@ export function checkCriuOptions(options: readonly string[], more: Record<string
   }
 }
 
-/** Options of CRIU after which the tasks go on at the source, or stay there. */
+/** The options after which the tasks run on, or stay stopped, at the source. */
 const leaving = ['--leave-running', '--leave-stopped']
-/** Its options of one letter with a value: the rest of the word, or, but for `v` and `x`, the next one. */
+/** Options of one letter with a value: the rest of the word, or, except for `v` and `x`, the next word. */
 const VALUED = /[tDorJWLMvx]/
 
-/** The first option, in any spelling that getopt takes, after which criu dump does not kill the tasks. */
+/** The first option, in any spelling that getopt accepts, after which criu dump does not kill the tasks. */
 export function leavingOption(options: readonly string[]): string | undefined {
   let isValue = false
   return options.find((option) => {
     const skipped = isValue
     isValue = false
     if (skipped) return false
-    // A beginning of a long option stands for it if it is no other's.
+    // getopt accepts a prefix of a long option if it is no other's.
     if (option.startsWith('--'))
       return option.length > '--leave-'.length && leaving.some((long) => long.startsWith(option))
     const [flags = ''] = option.split(VALUED)
@@ -108,35 +110,35 @@ export function leavingOption(options: readonly string[]): string | undefined {
   })
 }
 
-/** Throws `USAGE` where criu would leave a second process beside the one that `what` hands over. */
+/** Throws `USAGE` where criu would leave a second process besides the one that the command `what` hands over. */
 export function refuseLeaving(options: readonly string[], what: string, hint: string): void {
-  const said = leavingOption(options)
+  const typed = leavingOption(options)
   const configured = leavingOption(configuredOptions(options, ownStart()))
-  if (said === undefined && configured === undefined) return
-  const option = said ?? `${configured}, which a configuration file of criu's has,`
+  if (typed === undefined && configured === undefined) return
+  const option = typed ?? `${configured}, which a configuration file of criu's has,`
   throw new Fault('USAGE', `criu option ${option} and ${what} do not go together: a hand-over leaves one process`, {
-    hint: said === undefined ? 'add -- --no-default-config, or take it out of the file' : hint,
+    hint: typed === undefined ? 'add -- --no-default-config, or take it out of the file' : hint,
   })
 }
 
 export interface CriuRun {
-  /** Its process; 0 if it could not be started. */
+  /** The number of its process; 0 if it could not be started. */
   readonly pid: number
   /** Resolves when criu exits 0; throws `CRIU` with its own first error. */
   readonly done: Promise<void>
-  /** SIGKILL: the last resort; a criu that loses its socket and pipes ends by itself. */
+  /** Sends SIGKILL, as the last resort: a criu that loses its socket and pipes ends by itself. */
   kill(): void
 }
 
-/** Lines of criu's that are kept; the first error is the cause, the rest follows from it. */
+/** How many of criu's error lines are kept: the first is the cause, the others follow from it. */
 const MOST_LINES = 64
 const errorLine = /\bError \(([^)]*)\): (.*)$/
-/** Printed wherever CAP_SYS_RESOURCE is missing, by dumps that succeed as well. */
+/** An error that criu prints without CAP_SYS_RESOURCE, also in dumps that succeed. */
 const harmless = /RLIMIT_NOFILE/
 
 /**
- * Starts criu. Its messages go to our stderr if `options` ask for them (-v), else only its first error is kept. `inherited`: what is its
- * descriptor 3; it stays open here.
+ * Starts criu. Its messages go to our stderr if `options` ask for them (-v), otherwise only its first error is kept.
+ * `inherited`: its descriptors from 3 on, which stay open here.
  */
 export function startCriu(
   criu: string,
@@ -144,7 +146,7 @@ export function startCriu(
   options: readonly string[],
   inherited: readonly Fd[] = [],
 ): CriuRun {
-  // A ctrl-C is for us: who ends a criu half way may lose what it works on.
+  // A ctrl-C is for us: a criu that is ended half way may lose the tasks that it works on.
   const start = `trap '' HUP INT QUIT; exec "$0" "$@"`
   const child = spawn('sh', ['-c', start, criu, action, ...options], {
     stdio: ['ignore', 'ignore', 'pipe', ...inherited],
@@ -173,4 +175,15 @@ export function startCriu(
   })()
   done.catch(() => {})
   return { pid: child.pid ?? 0, done, kill: () => void child.kill('SIGKILL') }
+}
+
+/**
+ * What explains `error`, a failure of the work with this criu: criu's own error where the stream broke off, else
+ * `error` itself. Waits for the end of the criu, which has lost its socket; kills it after `patienceMs`.
+ */
+export async function explainFailure(error: unknown, { done, kill }: CriuRun, patienceMs: number): Promise<unknown> {
+  const patience = delay(patienceMs, 'impatient' as const, { ref: false })
+  const cause = await Promise.race([done.catch((reason: unknown) => reason), patience])
+  if (cause === 'impatient') kill()
+  return error instanceof Fault && error.code === 'FAILED_DUMP' && cause instanceof Fault ? cause : error
 }

@@ -1,12 +1,14 @@
 /**
- * Serve: an image sink that is CRIU itself, restoring with `--stream`.
+ * An image sink that is CRIU itself, restoring with `--stream`.
  *
- * CRIU connects once to `streamer-serve.sock` in its images directory (-D), asks for one image after the other by name, is told
- * whether it exists, and then sends one dummy byte that carries the write end of a pipe, which we fill. It asks for many
- * that do not exist; that is how it finds out. It may leave a pipe half read and ask for the next: so every image is written
- * by a loop of its own, and a reader that closed its pipe early has had enough, which is no error (criu/img-streamer.c, 4.1.1).
+ * CRIU connects once to `streamer-serve.sock` in its images directory (-D), asks for one image after the other by name,
+ * is told whether it exists, and then sends one dummy byte that carries the write end of a pipe, which we fill. It asks
+ * for many images that do not exist, to find out whether they do. It may leave a pipe half read and ask for the next
+ * image: so every image is written by its own loop, and a reader that closes its pipe early is no error
+ * (criu/img-streamer.c, 4.1.1).
  *
- * Extents are lent to the pipe with vmsplice, so that CRIU's read() is the only copy; small pieces are written. Pagemaps are written anew, for any release.
+ * Extents are lent to the pipe with vmsplice, so that CRIU's read() is the only copy; small pieces are written.
+ * Pagemaps are converted to a form that every CRIU release reads.
  */
 import { Fault } from '../fault.ts'
 import type { ImageName } from '../format/names.ts'
@@ -22,27 +24,26 @@ import { readPipe, readRequest } from './capture.ts'
 
 export const SERVE_SOCKET = 'streamer-serve.sock'
 
-/** Smaller pieces, if they are not pages, share pages with other images and are copied. Not tuned. */
+/** Bytes: smaller pieces, if they are not pages, share memory pages with other images and are copied. Not tuned. */
 const LEAST_LENT = 64 * 2 ** 10
 const LARGEST_COPIED = LEAST_LENT / 2
-/** Bytes that are lent with one call: what a pipe of an unprivileged user holds, and at most 256 pieces. */
+/** Bytes that are lent with one call, at most 256 pieces: as many as a pipe of an unprivileged user holds. */
 const ENOUGH_LENT = 2 ** 20
 
-/** What fits into a pipe as CRIU made it, as most images do. */
+/** Bytes that fit into a pipe as CRIU makes it; most images do. */
 const ENOUGH = 64 * 2 ** 10
 
-/** What one client took. */
 export interface Served {
-  /** Images that it asked for and got to the end. */
+  /** The images that CRIU took to their end. */
   images: ImageName[]
   bytes: number
 }
 
 /**
- * Answers the CRIU at the other end of `socket` from the snapshot that `choose` gives; the first request waits for it.
- * `onTaken` is told of every piece that is in CRIU's pipe: the pipe holds its pages, our mapping of them may go.
- * Returns when CRIU closes the socket; throws `CRIU_PROTOCOL`, or what `choose` threw, or the signal's reason. The socket is
- * closed at the end.
+ * Answers the CRIU at the other end of `socket` from the snapshot that `choose` returns, from the first request on.
+ * Calls `onTaken` for every piece that is in CRIU's pipe: the pipe holds its pages, and our mapping of them may go.
+ * Returns when CRIU closes the socket. Throws `CRIU_PROTOCOL`, what `choose` throws, and the signal's reason. Closes
+ * the socket at the end.
  */
 export async function serve(
   socket: Fd,
@@ -53,7 +54,7 @@ export async function serve(
   const running = new Set<Promise<void>>()
   let failure: unknown
   const interrupted = (): void => interrupt(socket, signal?.reason as Error)
-  signal?.addEventListener('abort', interrupted)
+  signal?.addEventListener('abort', interrupted, { once: true })
   try {
     for (;;) {
       signal?.throwIfAborted()
@@ -84,8 +85,8 @@ function lendable({ window, pages }: Piece): boolean {
   return pages === true || window.length >= LEAST_LENT
 }
 
-/** Pieces in the same order, those that can be lent with one call as one. */
-function* together(pieces: Iterable<Piece>): Generator<Piece[]> {
+/** Groups the pieces that can be lent with one call; the order stays. */
+function* grouped(pieces: Iterable<Piece>): Generator<Piece[]> {
   let lent: Piece[] = []
   let bytes = 0
   for (const piece of pieces) {
@@ -102,7 +103,7 @@ function* together(pieces: Iterable<Piece>): Generator<Piece[]> {
   if (lent.length > 0) yield lent
 }
 
-/** Bytes that lie among other things of ours: in pieces that are copied and not lent. */
+/** Cuts bytes that share memory pages with other data of ours into pieces that are small enough to be copied. */
 export function* copied(parts: Iterable<Uint8Array>): Generator<Piece> {
   for (const part of parts) {
     for (let at = 0; at < part.length; at += LARGEST_COPIED) {
@@ -111,13 +112,13 @@ export function* copied(parts: Iterable<Uint8Array>): Generator<Piece> {
   }
 }
 
-/** What CRIU gets of an image. */
+/** The pieces of an image as CRIU gets it: pagemaps are converted. */
 export async function piecesFor({ name, pieces }: StoredImage): Promise<Iterable<Piece>> {
   const parts = pagemapPattern.test(name) ? await forEveryRelease(pieces) : undefined
   return parts === undefined ? pieces : copied(parts)
 }
 
-/** Writes all of an image into a pipe, and closes it. A reader that has had enough is no error. */
+/** Writes an image into a pipe, and closes the pipe. A reader that closes it early is no error. */
 export async function fillPipe(
   pipe: Fd,
   image: StoredImage,
@@ -127,7 +128,7 @@ export async function fillPipe(
   try {
     setNonBlocking(pipe)
     if (image.size > ENOUGH) enlargePipe(pipe)
-    for (const pieces of together(await piecesFor(image))) {
+    for (const pieces of grouped(await piecesFor(image))) {
       const [first] = pieces
       if (spliceAllowed && first !== undefined && lendable(first)) await vmspliceAll(pieces, pipe)
       else for (const { window } of pieces) await writeAll(pipe, window)

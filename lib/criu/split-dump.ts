@@ -1,9 +1,9 @@
 /**
- * A dump by `criu dump --stream --page-server` (CRIU up to 4.2; 4.3 refuses the pair): its pages come by our page server port, and all other images by the
- * stream. Joined they are one full dump.
+ * Joins the two halves of a dump by `criu dump --stream --page-server` (CRIU up to 4.2; 4.3 refuses the pair): its
+ * pages come to our page server port, and all other images by the stream.
  *
- * CRIU writes to both at once and waits where one of them is full, so neither is kept waiting for the other. inventory.img, by which a dump is known to be complete,
- * goes on when the pages are at an end.
+ * CRIU writes to both at once and waits where one of them is full, so neither half waits for the other. Only
+ * inventory.img, by which a dump is known to be complete, is held back until the pages are at an end.
  */
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
@@ -13,24 +13,27 @@ import { closeFd } from '../kernel/readiness.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { type Deferred, defer, rejectWhenAborted } from '../stream/wait.ts'
 import type { IncomingDump } from './incoming-dump.ts'
-import { type PageServer, pageServer } from './page-server.ts'
+import { type PageServer, SocketPageServer } from './page-server.ts'
 
-/** Those who stream to one proxy, and those whose pages come to its port. */
+/** The criu that stream to one proxy, and those whose pages come to its port. */
 export interface SplitDumps {
   /** The criu of this number has connected to the stream. */
   stream(pid: number): DumpHalf
-  /** It streams to us, and has not ended. */
+  /** Whether the criu of this number streams to us, and has not ended. */
   streams(pid: number): boolean
-  /** Its pages come by `socket`, which is closed. Throws `REFUSED` where its stream does not come to us, or goes on without pages. */
+  /**
+   * The pages of this criu come over `socket`, which is closed in the end. Throws `REFUSED` where its stream does not
+   * come to us, or goes on without pages.
+   */
   pages(pid: number, socket: Fd): Promise<void>
 }
 
 export interface DumpHalf {
-  /** The same with its pages. Its images throw `REFUSED` where they do not come to us. */
+  /** The dump with its pages. Its images throw `REFUSED` where the pages do not come to us. */
   join(criu: IncomingDump): IncomingDump
-  /** It goes on without pages: those that come, or are here, are refused. */
+  /** The dump goes on without pages: those that come, or have come, are refused. */
   refuse(): void
-  /** No more of it comes. */
+  /** The dump is over. */
   end(): void
 }
 
@@ -40,36 +43,39 @@ interface Meeting {
   closed: boolean
 }
 
-/** CRIU connects to the stream before it does to the page server, and to that before it opens an image: so the other is on its way, or never comes. */
+/**
+ * How long one half is waited for. CRIU connects to the stream, then to the page server, and then opens an image: so
+ * the other half comes soon, or never.
+ */
 const MEET_MS = 2000
 
-/** `listens`: whether there is a port for pages. Nobody is waited for once `signal` has come. */
+/** `listens`: whether there is a port for pages. Nothing is waited for once `signal` is aborted. */
 export function openSplitDumps(listens: boolean, signal: AbortSignal): SplitDumps {
   const meetings = new Map<number, Meeting>()
-  /** Pages that were heard before their stream. */
+  /** Connections for pages whose stream has not been seen yet. */
   const early = new Map<number, Deferred<void>>()
 
   async function streamOf(pid: number): Promise<void> {
-    const came = defer<void>()
-    early.set(pid, came)
-    await Promise.race([came.promise, setTimeout(MEET_MS, undefined, { ref: false, signal })]).catch(() => {})
-    if (early.get(pid) === came) early.delete(pid)
+    const seen = defer<void>()
+    early.set(pid, seen)
+    await Promise.race([seen.promise, setTimeout(MEET_MS, undefined, { ref: false, signal })]).catch(() => {})
+    if (early.get(pid) === seen) early.delete(pid)
   }
 
   return {
     stream(pid) {
       const meeting: Meeting = { server: defer(), closed: !listens }
       const { server } = meeting
-      if (!listens) server.reject(splitDump())
+      if (!listens) server.reject(splitDumpFault())
       meetings.set(pid, meeting)
       early.get(pid)?.resolve()
       const refuse = (): void => {
         meeting.closed = true
-        server.reject(splitDump())
-        server.promise.then((pages) => pages.destroy(splitDump())).catch(() => {})
+        server.reject(splitDumpFault())
+        server.promise.then((pages) => pages.destroy(splitDumpFault())).catch(() => {})
       }
       return {
-        join: (criu) => ({ ...criu, images: (handOver) => joined(criu.images(handOver), server.promise) }),
+        join: (criu) => ({ ...criu, images: (steps) => joined(criu.images(steps), server.promise) }),
         refuse,
         end() {
           if (meetings.get(pid) === meeting) meetings.delete(pid)
@@ -83,16 +89,16 @@ export function openSplitDumps(listens: boolean, signal: AbortSignal): SplitDump
       const meeting = meetings.get(pid)
       if (meeting === undefined || meeting.closed) {
         closeFd(socket)
-        throw splitDump()
+        throw splitDumpFault()
       }
       meeting.closed = true
-      meeting.server.resolve(pageServer(socket, { hasParent: () => false }))
+      meeting.server.resolve(new SocketPageServer(socket, { hasParent: () => false }))
     },
   }
 }
 
-/** A dump whose images take two ways, of which one does not lead to us. */
-export function splitDump(): Fault {
+/** `REFUSED`: a dump goes to two places, and one of them is not here. */
+export function splitDumpFault(): Fault {
   return new Fault(
     'REFUSED',
     'criu sends images by --stream and pages by --page-server, and not all of them come here',
@@ -102,7 +108,7 @@ export function splitDump(): Fault {
   )
 }
 
-function joined(stream: ImageSource, arriving: Promise<PageServer>): ImageSource {
+function joined(stream: ImageSource, connecting: Promise<PageServer>): ImageSource {
   const stop = new AbortController()
   const stopped = rejectWhenAborted(stop.signal)
   stopped.catch(() => {})
@@ -113,8 +119,8 @@ function joined(stream: ImageSource, arriving: Promise<PageServer>): ImageSource
 
   async function meet(): Promise<void> {
     const late = setTimeout(MEET_MS, undefined, { ref: false })
-    server = await Promise.race([arriving, late, stopped])
-    if (server === undefined) throw splitDump()
+    server = await Promise.race([connecting, late, stopped])
+    if (server === undefined) throw splitDumpFault()
     came.resolve(server)
   }
 
@@ -141,7 +147,7 @@ function joined(stream: ImageSource, arriving: Promise<PageServer>): ImageSource
       await Promise.race([over.promise, stopped])
     }
     closed.resolve()
-    // What else it has written is in its pipes: one with our script waits for us at post-dump, and one without waits for nobody.
+    // The other images are in pipes by now. A criu with our script waits at post-dump; one without waits for nobody.
     await pages.answerClose(true)
   }
 
@@ -186,7 +192,7 @@ async function* merged(sources: AsyncGenerator<OpenImage>[]): AsyncGenerator<Ope
       opening.set(source, next(source))
     }
   } finally {
-    // Whoever takes no more takes none of these.
+    // The consumer has stopped: images that are opened now are taken by nobody.
     for (const other of opening.values()) other.then(({ done, value }) => done || release(value)).catch(() => {})
     for (const source of sources) source.return(undefined).catch(() => {})
   }

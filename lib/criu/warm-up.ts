@@ -1,9 +1,10 @@
 /**
- * A rehearsal: a small snapshot goes the whole way once, within this process, from a CRIU that is played to one that is played.
+ * Warms up the code: a small snapshot is dumped, sent, received and restored once within this process, by two simulated
+ * CRIUs.
  *
- * Node compiles a function when it is first called, and what is called while the tasks are frozen is compiled while they are
- * frozen: of a process of 8 MiB that took 10 of 80 ms. So both daemons rehearse before their first dump, while the target makes
- * memory ready.
+ * Node compiles a function when it is first called, and a function that is first called while the tasks are frozen is
+ * compiled during the freeze: for a process of 8 MiB that took 10 of 80 ms. So both daemons warm up before their first
+ * dump, while the target makes memory ready.
  */
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
@@ -28,7 +29,7 @@ import { resumableLink } from '../stream/source-link.ts'
 import { capture } from './capture.ts'
 import { serve } from './serve.ts'
 
-/** Some of each: those that fit into one read, and those that do not; one that is written anew. */
+/** One image that does not fit into one read, some that do, and a pagemap, which is written anew for CRIU. */
 const [LARGE, PAGEMAP] = [imageName('1.img'), imageName('pagemap-1.img')]
 const names: readonly ImageName[] = [LARGE, imageName('2.img'), imageName('3.img'), PAGEMAP, INVENTORY]
 const LARGEST = 2 ** 17
@@ -38,60 +39,61 @@ function contentsOf(name: ImageName): Buffer {
   return Buffer.concat([...encodePagemap(1, [{ vaddr: PAGE_BYTES, pages: 1, flags: pageFlag.present }])])
 }
 
-/** It takes 30 ms; whatever keeps it from its end must not keep the dump. */
+/** The most time for the warm-up, which takes 30 ms: the dump does not wait for one that hangs. */
 const MOST_MS = 1000
 
-let rehearsed: Promise<void> | undefined
+let warm: Promise<void> | undefined
 
-/** The first call rehearses, whoever else calls waits for that one. Never throws. */
+/** Warms up at the first call; later calls wait for the same warm-up. Never throws. */
 export function warmUp(): Promise<void> {
-  rehearsed ??= runWarmUp().catch(() => {})
-  return rehearsed
+  warm ??= runWarmUp().catch(() => {})
+  return warm
 }
 
+/** One warm-up. Throws what fails in it, and `TIMEOUT`. */
 export async function runWarmUp(): Promise<void> {
   const [near, far] = socketPair()
-  const receiver = openTargetLink(fdLink(far, 'a rehearsal', 'socket'))
-  const [token, id] = [Buffer.alloc(TOKEN_BYTES, 1), snapshotId('rehearsal')]
-  const links = [fdLink(near, 'a rehearsal', 'socket')]
+  const receiver = openTargetLink(fdLink(far, 'the warm-up', 'socket'))
+  const [token, id] = [Buffer.alloc(TOKEN_BYTES, 1), snapshotId('warm-up')]
+  const links = [fdLink(near, 'the warm-up', 'socket')]
   const connect = async (): Promise<Link> => {
     const link = links.pop()
-    if (link === undefined) throw new Error('a rehearsal has one link')
+    if (link === undefined) throw new Error('the warm-up has one link')
     return link
   }
   const sender = resumableLink(id, token, 'sealed', connect, MOST_MS)
   const images = new Map<ImageName, StoredImage>()
   const late = setTimeout(MOST_MS, undefined, { ref: false }).then(() => {
-    throw new Fault('TIMEOUT', 'a rehearsal')
+    throw new Fault('TIMEOUT', 'the warm-up')
   })
-  const moved = Promise.all([received(receiver, sinkTo(images)), sent(sender)])
-  const whole = moved.then(() => restored(images))
+  const moved = Promise.all([receive(receiver, sinkTo(images)), send(sender)])
+  const all = moved.then(() => serveTo(images))
   try {
-    await Promise.race([whole, late])
+    await Promise.race([all, late])
   } finally {
-    // Not awaited: what hangs may hang for ever.
-    whole.catch(() => {})
+    // Not awaited: it may hang for ever.
+    all.catch(() => {})
     sender.destroy()
     receiver.link.destroy()
   }
 }
 
-const beginning = accepting('snapshot')
+const firstFrame = accepting('snapshot')
 const answers = accepting('ack', 'sealed')
 
-async function sent({ reader, writer }: ReturnType<typeof resumableLink>): Promise<void> {
+async function send({ reader, writer }: ReturnType<typeof resumableLink>): Promise<void> {
   const [socket, criu] = socketPair()
-  const dumping = dump(criu)
-  dumping.catch(() => {})
-  await sendSnapshot(writer, snapshotId('rehearsal'), capture(socket), { greeted: true })
-  await dumping
+  const dumped = dump(criu)
+  dumped.catch(() => {})
+  await sendSnapshot(writer, snapshotId('warm-up'), capture(socket), { greeted: true })
+  await dumped
   while ((await (await reader).expect(answers)).type !== 'sealed');
 }
 
-async function received({ link, onGot, outlive }: ReturnType<typeof openTargetLink>, sink: ImageSink): Promise<void> {
+async function receive({ link, onGot, outlive }: ReturnType<typeof openTargetLink>, sink: ImageSink): Promise<void> {
   const [reader, writer] = [frameReader(link.inlet, { onGot }), frameWriter(link.outlet)]
   await writer.send({ type: 'hello' })
-  await reader.expect(beginning)
+  await reader.expect(firstFrame)
   const { digest } = await receiveSnapshot(reader, sink, {
     onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
     onHandOver: (_until, token = Buffer.alloc(TOKEN_BYTES)) => outlive(token, MOST_MS),
@@ -99,7 +101,7 @@ async function received({ link, onGot, outlive }: ReturnType<typeof openTargetLi
   await writer.send({ type: 'sealed', digest })
 }
 
-/** No pool: it would map more than is used. */
+/** Keeps images in plain buffers: a pool would map more memory than is used. */
 function sinkTo(images: Map<ImageName, StoredImage>): ImageSink {
   return {
     open(name) {
@@ -118,12 +120,12 @@ function sinkTo(images: Map<ImageName, StoredImage>): ImageSink {
   }
 }
 
-async function restored(images: ReadonlyMap<ImageName, StoredImage>): Promise<void> {
+async function serveTo(images: ReadonlyMap<ImageName, StoredImage>): Promise<void> {
   const [socket, criu] = socketPair()
   await Promise.all([serve(socket, async () => images), restore(criu)])
 }
 
-/** A criu that dumps. */
+/** Simulates a criu that dumps. */
 async function dump(socket: Fd): Promise<void> {
   for (const name of names) {
     const [out, into] = makePipe()
@@ -135,7 +137,7 @@ async function dump(socket: Fd): Promise<void> {
   closeFd(socket)
 }
 
-/** A criu that restores. */
+/** Simulates a criu that restores. */
 async function restore(socket: Fd): Promise<void> {
   const scratch = Buffer.alloc(2 ** 16)
   for (const name of [imageName('absent.img'), ...names]) {

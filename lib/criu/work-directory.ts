@@ -1,3 +1,4 @@
+/** Directories that are ours: for the sockets that CRIU connects to, and for private and temporary files. */
 import {
   closeSync,
   existsSync,
@@ -24,28 +25,33 @@ import { connectUnix, listenUnix } from '../kernel/unix.ts'
 export interface WorkDir {
   path: string
   listener: Fd
-  /** Closes and removes the socket, and the directory if we made it; who waits on it gets `reason`. May be called twice. */
+  /**
+   * Closes and removes the socket, and a temporary directory; an accept on it fails with `reason`. May be called twice.
+   */
   remove(reason?: Error): void
 }
 
 export interface PrivateDirectory {
   path: string
-  /** Takes it away with all that is in it. May be called twice. */
+  /** Removes the directory with its contents. May be called twice. */
   remove(): void
-  /** Leaves it to the next one who finds it abandoned. */
+  /** Unlocks the directory and leaves it for `abandoned`. */
   release(): void
 }
 
-/** A directory of our own in `parent`, mode 0700, with a lock on it that ends with us: see `abandoned`. Throws `IO`. */
+/**
+ * Makes a directory in `parent`, mode 0700, and locks it for as long as this process lives: see `abandoned`. Throws
+ * `IO`.
+ */
 export function privateDirectory(parent: string, prefix: string): PrivateDirectory {
   for (;;) {
     const mine = locked(temporaryPath(parent, prefix))
-    // Else somebody took it for abandoned before it was locked.
+    // Otherwise another process took it for abandoned before it was locked.
     if (mine !== undefined) return mine
   }
 }
 
-/** Our directories in `parent` whose makers were killed. */
+/** Locks and returns the directories in `parent` with such a name whose makers were killed. */
 export function abandoned(parent: string, name: RegExp): PrivateDirectory[] {
   return readdirSync(parent)
     .filter((entry) => name.test(entry))
@@ -81,8 +87,8 @@ function locked(path: string): PrivateDirectory | undefined {
 }
 
 /**
- * A private one for temporary files; those that killed commands of ours left there go. Throws `IO`, and like
- * `trustedPath`.
+ * Makes a private directory for temporary files, and removes those that killed commands of ours left. Throws `IO`, and
+ * like `trustedPath`.
  */
 export function temporaryDirectory(place = tmpdir()): PrivateDirectory {
   const parent = trustedPath(place, { parent: true, otherwise: 'name another directory with TMPDIR' })
@@ -92,7 +98,7 @@ export function temporaryDirectory(place = tmpdir()): PrivateDirectory {
 
 const TMPFS_MAGIC = 0x01021994
 
-/** The same, in memory. Throws `MISSING` too where there is none. */
+/** A temporary directory in memory. Throws like `temporaryDirectory`, and `MISSING` where there is no tmpfs. */
 export function memoryDirectory(): PrivateDirectory {
   const parent = ['/run', '/dev/shm', tmpdir()].find(
     (path) => existsSync(path) && statfsSync(path).type === TMPFS_MAGIC,
@@ -117,9 +123,9 @@ function temporaryPath(parent: string, prefix: string): string {
 }
 
 /**
- * Offers `socketName` in `path`, which is made if it is missing, or in a private temporary directory. `prepare` makes what else is to be there
- * before anybody can connect. Throws `EXISTS`, `USAGE`, `MISSING` or `IO`, and what `prepare` throws; `USAGE` where somebody else could change
- * what is there.
+ * Listens at `socketName` in `path`, which is made if it is missing, or in a private temporary directory. `prepare`
+ * fills the directory before a client can connect. Throws `EXISTS`, `MISSING`, `IO`, `USAGE` where another user could
+ * change what is there, and what `prepare` throws.
  */
 export function openWorkDir(
   path: string | undefined,
@@ -152,8 +158,8 @@ export function openWorkDir(
 const otherwise = 'choose another -D DIR'
 
 /**
- * Makes the directory, mode 0700, if it is missing. Returns its path, without links, where nobody but root and us can
- * change anything. Throws like `trustedPath`, and `IO`.
+ * Makes the directory, mode 0700, if it is missing. Returns its path without symbolic links, on which only root and our
+ * user can change anything. Throws like `trustedPath`, and `IO`.
  */
 export function openDirectory(path: string): string {
   const wanted = resolve(path)
@@ -172,8 +178,8 @@ export function openDirectory(path: string): string {
 }
 
 /**
- * Connects to who listens at the socket `name` in `path`. Throws `MISSING`, which says `nobody`, where none does, `IO`
- * where this user may not ask, and `USAGE` where somebody else could answer.
+ * Connects to the socket `name` in `path`. Throws `MISSING`, with the message `nobody`, where no process listens, `IO`
+ * where this user may not connect, and `USAGE` where another user could answer.
  */
 export function connectWithin(path: string, name: string, nobody: string): Fd {
   try {
@@ -184,7 +190,7 @@ export function connectWithin(path: string, name: string, nobody: string): Fd {
   }
 }
 
-/** Others may still use it. */
+/** Removes the directory, unless other processes have files in it. */
 export function removeIfEmpty(directory: string): void {
   try {
     rmdirSync(directory)

@@ -1,4 +1,7 @@
-/** A verdict that a person gives, where the source cannot: the options of the commands that hold, and the telling. */
+/**
+ * A verdict that a person gives where the source cannot: the options for it, and its delivery to the holder of the
+ * restore.
+ */
 import { existsSync, rmSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { connectWithin } from '../criu/work-directory.ts'
@@ -10,7 +13,7 @@ import { fdLink } from '../stream/fd-link.ts'
 import { sendVerdict } from './deliver-verdict.ts'
 import { type RecoveredRestore, recoverRestores } from './recover.ts'
 import { holdSocket } from './standalone-target.ts'
-import { openTargetHandover } from './target.ts'
+import { TargetHandover } from './target.ts'
 
 export const manualVerdictOptions = { 'let-run': { type: 'string' }, drop: { type: 'string' } } as const
 
@@ -19,7 +22,7 @@ export const manualVerdictHelp = `      --let-run ID     tell the one that holds
                        let the copy run. Only if you know it: else there are two
       --drop ID        the same: it runs on at its source, drop the copy`
 
-/** What these options ask for, if they are given. Throws `USAGE` or `NAME`. */
+/** The verdict that these options ask for; undefined without them. Throws `USAGE` or `NAME`. */
 export function manualVerdictOf(values: { 'let-run'?: string; drop?: string }) {
   const { drop, 'let-run': letRun } = values
   if (drop !== undefined && letRun !== undefined) {
@@ -31,9 +34,9 @@ export function manualVerdictOf(values: { 'let-run'?: string; drop?: string }) {
 }
 
 /**
- * Gives the verdict to who listens at the socket `name` in `directory`, or, where its holder is gone, to the copy itself. Throws
- * `MISSING`, what it refuses with, `IO` where this user may not ask, and `USAGE` for a directory that others can
- * change.
+ * Gives the verdict to the holder that listens at the socket `name` in `directory`, or, where the holder is gone, to
+ * the copy itself. Throws `MISSING`, the holder's refusal, `IO` where this user may not connect, and `USAGE` for a
+ * directory that others can change.
  */
 export async function giveVerdict(
   directory: string,
@@ -46,33 +49,36 @@ export async function giveVerdict(
     socket = connectWithin(place, name, `nobody holds a snapshot ${id} in ${directory}`)
   } catch (error) {
     if (!(error instanceof Fault && error.code === 'MISSING')) throw error
-    const [left] = existsSync(place) ? recoverRestores(place, id) : []
-    if (left === undefined) throw error
+    const [orphan] = existsSync(place) ? recoverRestores(place, id) : []
+    if (orphan === undefined) throw error
     if (name === holdSocket(id)) rmSync(join(place, name), { force: true })
-    return tellCopy(left, verdict)
+    return decideOrphan(orphan, verdict)
   }
   return sendVerdict(fdLink(socket, 'the holder', 'socket'), { id, verdict })
 }
 
-async function tellCopy({ id, held, ended, remove }: RecoveredRestore, verdict: Verdict): Promise<Fate> {
-  const arrival = openTargetHandover(id, () => {})
-  arrival.restore()
-  arrival.restored(held)
+async function decideOrphan({ id, held, ended, remove }: RecoveredRestore, verdict: Verdict): Promise<Fate> {
+  const handover = new TargetHandover(id, () => {})
+  handover.restore()
+  handover.restored(held)
   try {
-    return await arrival.decide(verdict)
+    return await handover.decide(verdict)
   } finally {
     await ended
     remove()
   }
 }
 
-/** The same, for a person: another outcome than the one asked for is `REFUSED`. */
+/**
+ * Gives the verdict of a person. Throws like `giveVerdict`, and `REFUSED` where the outcome is another one than was
+ * asked for.
+ */
 export async function giveManualVerdict(
   directory: string,
   name: string,
-  said: Parameters<typeof giveVerdict>[2],
+  decision: Parameters<typeof giveVerdict>[2],
 ): Promise<void> {
-  const fate = await giveVerdict(directory, name, said)
-  if ((fate === 'dropped') === (said.verdict === 'drop')) return
-  throw new Fault('REFUSED', `snapshot ${said.id} is decided already: ${fate}`)
+  const fate = await giveVerdict(directory, name, decision)
+  if ((fate === 'dropped') === (decision.verdict === 'drop')) return
+  throw new Fault('REFUSED', `snapshot ${decision.id} is decided already: ${fate}`)
 }

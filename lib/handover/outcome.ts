@@ -1,4 +1,4 @@
-/** What a hand-over came to: by what became of the tasks here (the verdict) and there (the fate). */
+/** The outcome of a hand-over, by what became of the tasks at the source (the verdict) and at the target (the fate). */
 import { Fault } from '../fault.ts'
 import type { Fate, Verdict } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
@@ -6,39 +6,41 @@ import type { Report } from '../progress.ts'
 import type { DeliveredVerdict } from './deliver-verdict.ts'
 
 export type Outcome =
-  /** The process runs there. */
+  /** The process runs at the target. */
   | 'moved'
-  /** It is gone here, and its images wait there for a restore. */
+  /** The process is gone from the source, and its images wait at the target for a restore. */
   | 'stored'
-  /** It runs on here, because something failed. */
+  /** The process runs on at the source, because something failed. */
   | 'stayed'
-  /** It runs on here, for criu was asked to leave it. */
+  /** The process runs on at the source, as criu was asked to leave it. */
   | 'copied'
-  /** It runs neither here nor there. */
+  /** The process runs neither at the source nor at the target. */
   | 'lost'
-  /** It runs on here, and there is a copy that runs or may. */
+  /** The process runs on at the source, and a copy runs at the target, or may. */
   | 'twice'
 
-const endings: Record<Verdict, Record<Fate, Outcome>> = {
+const outcomes: Record<Verdict, Record<Fate, Outcome>> = {
   go: { running: 'moved', stored: 'stored', dropped: 'lost' },
-  // Images that are kept after a drop were let go by hand: a restore gets them.
+  // Images that are stored after a drop were let run by hand: a restore gets them.
   drop: { running: 'twice', stored: 'twice', dropped: 'stayed' },
   copy: { running: 'twice', stored: 'copied', dropped: 'copied' },
 }
 
 /** Pure. */
 export function outcomeOf(verdict: Verdict, fate: Fate): Outcome {
-  return endings[verdict][fate]
+  return outcomes[verdict][fate]
 }
 
-/** Why nothing of a dump may be restored whose criu has ended and has not killed: `FAILED_DUMP`. */
-export function tasksRunOn(): Fault {
+/** `FAILED_DUMP`: criu has ended and has not killed the tasks, so nothing of its dump may be restored. */
+export function tasksRunOnFault(): Fault {
   return new Fault('FAILED_DUMP', 'criu has ended, and the process that it dumped runs on: the dump failed', {
-    hint: "see the dump's own log; --leave-running, if that was meant, must be on its command line or in its configuration",
+    hint:
+      "see the dump's own log; --leave-running, if that was meant, must be on its command line " +
+      'or in its configuration',
   })
 }
 
-/** Reports an ending that is in order. Throws `MISSING` where no process is left, and `EXISTS` where there are two. */
+/** Reports the outcome. Throws `MISSING` where no process is left, and `EXISTS` where there are two. */
 export function reportOutcome(id: SnapshotId, { verdict, fate }: DeliveredVerdict, report: Report): void {
   switch (outcomeOf(verdict, fate)) {
     case 'moved':

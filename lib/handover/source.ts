@@ -1,54 +1,59 @@
 /**
- * The source's end of a hand-over: the images of one criu to one link, and then the agreement (see handover.ts).
+ * The source's end of a hand-over: it sends the images of one criu over one link, and then both ends agree which of the
+ * two copies is the process (see state-machine.ts).
  *
- * The target is heard all along: it may refuse, or go away, while CRIU has nothing to send. Whatever fails before CRIU
- * may kill the tasks makes it fail, by its gate or by its socket and pipes, and the tasks run on. From then on only
- * what really happens to the tasks counts.
+ * The target is listened to all the time: it may refuse, or go away, while CRIU has nothing to send. A failure before
+ * CRIU may kill the tasks makes the dump fail, by the gate or by CRIU's socket and pipes, and the tasks run on. After
+ * that moment only what happens to the tasks counts.
  */
 import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { closedGate } from '../criu/action-script.ts'
+import { closedGate, type Gate } from '../criu/action-script.ts'
 import { runsScript } from '../criu/command-line.ts'
 import type { IncomingDump } from '../criu/incoming-dump.ts'
 import { type WatchedTree, watchTree } from '../criu/process-tree.ts'
 import { warmUp } from '../criu/warm-up.ts'
 import { Fault } from '../fault.ts'
-import { hex64 } from '../format/digest.ts'
 import type { Fate, Until, Verdict } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
-import { openCriuTimeout } from '../stream/criu-timeout.ts'
-import { openDedupSender } from '../stream/dedup-send.ts'
-import type { FrameWriter } from '../stream/frames.ts'
+import { type CriuTimeout, openCriuTimeout } from '../stream/criu-timeout.ts'
+import { type DedupSender, openDedupSender } from '../stream/dedup-send.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
-import { resumableLink, singleLink } from '../stream/source-link.ts'
+import { resumableLink, type SourceLink, singleLink } from '../stream/source-link.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import { defer, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
-import { tasksRunOn } from './outcome.ts'
+import { tasksRunOnFault } from './outcome.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './state-machine.ts'
-import { readAnswers, type TargetAnswers } from './target-answers.ts'
-import { forgetVerdict, markLetGo, type PendingVerdict, verdictPending, writePendingVerdict } from './verdict-log.ts'
+import { readAnswers, type TargetAnswers, whenSealed } from './target-answers.ts'
+import {
+  forgetVerdict,
+  markLetGo,
+  type PendingVerdict,
+  verdictPendingFault,
+  writePendingVerdict,
+} from './verdict-log.ts'
 
 export interface HandoverOptions {
   id: SnapshotId
   until: Until
-  /** The dump was asked to leave the tasks: then it is a copy. Else one whose tasks run on has failed. */
+  /** CRIU was asked to leave the tasks: the snapshot is a copy. Otherwise a dump whose tasks run on has failed. */
   leaves: boolean
-  /** Where the gate's script is. */
+  /** The directory of the action script, and of the gate. */
   gates: string
-  /** Where the verdict is kept. */
+  /** Where the verdict is written down. */
   directory: string
-  /** Rejects with `signal`. */
+  /** Rejects with the signal's reason. */
   connect: (signal: AbortSignal) => Promise<Link>
-  /** The target lets us go on over a new link where one broke. */
+  /** The target lets a source go on over a new link where one broke. */
   resumes?: boolean
   tuning?: Tuning | undefined
   /** The snapshot is the last of a chain. */
   layer?: SendOptions['layer']
-  /** From the last image to the target's answer; how long there may be no link; how long criu may say nothing. */
+  /** The most time from the last image to the target's answer, without a link, and without a word from criu. */
   timeoutMs: number
   signal: AbortSignal
   /** Called when it has failed, before the target has taken note. */
@@ -62,205 +67,304 @@ export interface HandedOver {
   /** Bytes of pages that the target had. */
   spared?: number | undefined
   verdict: Verdict
-  /** What became of the target's tasks; undefined if it could not be told: then `owed` is still on disk. */
+  /** What became of the target's tasks; undefined if the target was not told: then `pending` is still on disk. */
   fate: Fate | undefined
-  owed: PendingVerdict
+  pending: PendingVerdict
 }
 
-/** A hand-over that failed, with the debt that it leaves. */
+/** A hand-over that failed, with the verdict that the target has not learned, which is still on disk. */
 export interface HandoverFailed {
   reason: unknown
-  owed: PendingVerdict | undefined
+  pending: PendingVerdict | undefined
 }
 
 /**
- * Sends what this criu dumps, and hands the process over. Returns the debt if something failed
- * before the tasks were gone.
+ * Sends what this criu dumps, and hands the process over. What fails before the tasks are gone is returned, with the
+ * verdict that the target has not learned.
  */
 export async function handOver(criu: IncomingDump, options: HandoverOptions): Promise<HandedOver | HandoverFailed> {
-  const { id, until, leaves, gates, directory, connect, layer, timeoutMs, signal } = options
-  const { pid, bytes } = criu
-  const known = options.tuning?.dedup && openDedupSender(options.tuning.dedup)
-  const token = randomBytes(TOKEN_BYTES)
-  const gate = closedGate(gates, pid, 'post-dump')
-  let atGate = false
-  const whenHeld = gate.held.then(() => {
-    atGate = true
-  })
-  whenHeld.catch(() => {})
-  const waitsForUs = runsScript(pid, join(gates, 'post-dump'))
-  const stop = new AbortController()
-  let source: ImageSource | undefined
-  /** Whoever dumps waits for nobody any more, or only at our gate. */
-  let written = false
-  const goesOn = defer<void>()
-  const silence = openCriuTimeout(timeoutMs, (reason) => {
-    // What kills its tasks is at work; and what may kill them at any moment is not to be told that they stay.
-    if (tree?.isDying()) silence.heard()
-    else if (written && !waitsForUs) goesOn.resolve()
-    else {
-      stop.abort(reason)
-      source?.destroy(reason)
-    }
-  })
-  const outside = (): void => stop.abort(signal.reason)
-  signal.addEventListener('abort', outside)
-  const line = options.resumes
-    ? resumableLink(id, token, until, connect, timeoutMs)
-    : singleLink(connect(stop.signal), timeoutMs, stop)
-  const { writer } = line
-  let sending = true
-  let stuck = false
-  // A link that does not move must not hold up the end, nor CRIU.
-  const cut = (): void => {
-    stuck = sending
-    if (stuck) line.cut(stop.signal.reason as Error)
-  }
-  stop.signal.addEventListener('abort', () => globalThis.setTimeout(cut, GRACE_MS).unref())
-  if (signal.aborted) outside()
-  const talk = line.reader.then((reader) => readAnswers(reader, line.greeted, known))
-  const broken = talk.then((said) => said.offer)
-  broken.catch((reason: unknown) => stop.abort(reason))
-
-  if (bytes !== undefined) {
-    const reserved = talk.then((said) => said.reserved)
-    const prepared = Promise.all([reserved, known?.ready])
-    const ready = Promise.race([prepared, rejectAfter(timeoutMs, NO_MEMORY, stop.signal)])
-    silence
-      .during(Promise.all([ready, warmUp()]))
-      .then(criu.open)
-      .catch((reason: unknown) => stop.abort(reason))
-  }
-
-  let state: SourceState = 'offering'
-  let decide: (verdict: Verdict) => void
-  const verdict = new Promise<Verdict>((resolve) => {
-    decide = resolve
-  })
-  const step = (event: SourceEvent): void => {
-    state = sourceAfter(state, event)
-    const decided = verdictOf(state)
-    if (decided !== undefined) decide(decided)
-  }
-  let tree: WatchedTree | undefined
-  let owed: PendingVerdict | undefined
-  const watch = (): void => {
-    tree = watchTree(pid)
-    void tree.fate.then((fate) => step(fate === 'dead' ? 'dead' : leaves ? 'left' : 'ran on'))
-  }
-  // One that waited for us before the freeze waits for us before it kills; only a link that can go on acknowledges each image.
-  const byReference = options.tuning?.unchecked === true && options.resumes === true && bytes !== undefined
-  const taken = async (images: number): Promise<void> => {
-    const said = await Promise.race([talk, rejectWhenAborted(stop.signal)])
-    const what = 'the target did not take the images'
-    const all = Promise.race([
-      said.taken(images),
-      rejectAfter(timeoutMs, what, stop.signal),
-      rejectWhenAborted(stop.signal),
-    ])
-    await silence.during(all)
-  }
-  /** What was passed on by reference is what it was, if the target has it all while the tasks are still frozen. */
-  const stillThere = async (images: number): Promise<void> => {
-    const atLast = rejectAfter(timeoutMs, 'criu did not come to its post-dump', stop.signal)
-    await Promise.race([Promise.all([taken(images), whenHeld]), atLast, rejectWhenAborted(stop.signal), gone()])
-    if (tree?.frozen() !== true) throw changed()
-  }
-  const gone = async (): Promise<void> => {
-    await tree?.fate
-    throw changed()
-  }
-  const what = `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`
-  // Before it has written all: a criu without our script kills the tasks then, whatever we say.
-  const objection = pid < 1 ? cannotSeeTasks() : verdictPending(directory, id)
-  if (objection !== undefined) stop.abort(objection)
-  const wrote = (): void => {
-    written = true
-  }
-  const complete = Promise.race([whenHeld, goesOn.promise])
-  try {
-    source = criu.images({ complete, taken, answered: wrote })
-    const snapshot = await sendSnapshot(writer, id, onFirstImage(source, watch), {
-      ...options.tuning,
-      silence,
-      onDrained: async () => wrote(),
-      signal: stop.signal,
-      onFail: (reason) => stop.abort(reason),
-      until,
-      reserve: bytes,
-      layer,
-      frozen: byReference,
-      known,
-      ...(options.onBytes && { onBytes: options.onBytes }),
-      greeted: line.greeted,
-      confirm: async (images) => {
-        if (byReference) await stillThere(images)
-        const watched = tree as WatchedTree
-        if (watched.tasks.length === 0 && atGate) throw cannotSeeTasks()
-        if (verdictOf(state) === 'drop') throw tasksRunOn()
-        // Without our script nobody asks us.
-        owed = writePendingVerdict(directory, id, token, watched, atGate ? 'held' : 'let go')
-      },
-    }).finally(() => {
-      sending = false
-    })
-    const said = await talk
-    await Promise.race([
-      agreement(said, until, snapshot),
-      rejectAfter(timeoutMs, what, stop.signal),
-      rejectWhenAborted(stop.signal),
-    ])
-    const debt = owed as unknown as PendingVerdict
-    markLetGo(debt)
-    step('agreed')
-    gate.open()
-    const decided = await verdict
-    const fate = await Promise.race([
-      tellThere(writer, said, { id, token, verdict: decided }),
-      rejectAfter(timeoutMs, 'no answer', stop.signal),
-    ]).catch(() => undefined)
-    if (fate !== undefined) forgetVerdict(debt)
-    return { snapshot, spared: known?.spared, verdict: decided, fate, owed: debt }
-  } catch (error) {
-    step('failed')
-    gate.shut()
-    const lastWord = Promise.race([
-      broken.catch((reason: unknown) => reason),
-      setTimeout(stuck ? 0 : ANSWER_MS, undefined, { ref: false }),
-    ])
-    const reason = isLink(error) ? refusalOr(error, await lastWord) : error
-    options.onFailed?.(reason as Error)
-    // Closing over its unread acks would reset the link before it has read that the dump failed.
-    await lastWord
-    if (owed === undefined) return { reason, owed }
-    const told = await Promise.race([
-      Promise.all([talk, verdict]).then(([said, decided]) => tellThere(writer, said, { id, token, verdict: decided })),
-      setTimeout(ANSWER_MS, undefined, { ref: false }),
-    ]).catch(() => undefined)
-    if (told === undefined) return { reason, owed }
-    forgetVerdict(owed)
-    return { reason, owed: undefined }
-  } finally {
-    signal.removeEventListener('abort', outside)
-    stop.abort(new Fault('ABORTED', 'over'))
-    silence.close()
-    line.destroy()
-    tree?.close()
-    gate.remove()
-    criu.remove()
-  }
+  return new SourceHandover(criu, options).run()
 }
 
 const NO_MEMORY = 'the target did not make memory ready'
+const NOT_TAKEN = 'the target did not take the images'
 
-/** A criu whose tasks cannot be watched. */
-export function cannotSeeTasks(): Fault {
+/** How long the target may take to read that the dump failed. */
+const GRACE_MS = 500
+
+/** How long the target may take to answer a dump that failed. */
+const ANSWER_MS = 5000
+
+/**
+ * One hand-over at the source. `run` sends the images, agrees with the target, and lets CRIU go; or makes the dump
+ * fail.
+ */
+class SourceHandover {
+  readonly #criu: IncomingDump
+  readonly #options: HandoverOptions
+  /** Proves to the target, on any link, that a verdict is ours. */
+  readonly #token = randomBytes(TOKEN_BYTES)
+  /** Where criu waits at post-dump, if it runs our action script. */
+  readonly #gate: Gate
+  /** Resolves when criu waits at the gate. */
+  readonly #held: Promise<void>
+  #isHeld = false
+  /** criu runs our action script: it kills no task before the gate opens. */
+  readonly #waitsForUs: boolean
+  /** Aborted by what fails here. */
+  readonly #stop = new AbortController()
+  /** Aborted with `#stop`, or with the caller's signal. */
+  readonly #signal: AbortSignal
+  /** Rejects when `#signal` is aborted. */
+  readonly #stopped: Promise<never>
+  readonly #criuTimeout: CriuTimeout
+  /** Finds the pages that the target has. */
+  readonly #dedup: DedupSender | undefined
+  readonly #link: SourceLink
+  readonly #answers: Promise<TargetAnswers>
+  /** Rejects when the target refuses, or goes away. */
+  readonly #refusal: Promise<never>
+  /**
+   * Pages may pass by reference: criu waited for us before the freeze, and so waits for us before it kills; and the
+   * target acknowledges each image, as only a link that can go on makes it do.
+   */
+  readonly #byReference: boolean
+  #state: SourceState = 'offering'
+  /** Resolves when the state decides. */
+  readonly #verdict = defer<Verdict>()
+  /** Resolves when a criu without our script, which waits for nobody once it has written all, has fallen silent. */
+  readonly #goesOn = defer<void>()
+  /** criu has written all: it waits for nobody any more, or only at our gate. */
+  #written = false
+  #source: ImageSource | undefined
+  /** Set at the first image. */
+  #tree: WatchedTree | undefined
+  /** Set just before the target may agree. */
+  #pending: PendingVerdict | undefined
+  #sending = true
+  /** The link did not move, and was cut. */
+  #stuck = false
+
+  constructor(criu: IncomingDump, options: HandoverOptions) {
+    const { id, until, gates, connect, resumes, tuning, timeoutMs } = options
+    this.#criu = criu
+    this.#options = options
+    this.#dedup = tuning?.dedup && openDedupSender(tuning.dedup)
+    this.#byReference = tuning?.unchecked === true && resumes === true && criu.bytes !== undefined
+    this.#gate = closedGate(gates, criu.pid, 'post-dump')
+    this.#held = this.#gate.held.then(() => {
+      this.#isHeld = true
+    })
+    this.#held.catch(() => {})
+    this.#waitsForUs = runsScript(criu.pid, join(gates, 'post-dump'))
+    const signal = AbortSignal.any([options.signal, this.#stop.signal])
+    this.#signal = signal
+    this.#stopped = rejectWhenAborted(signal)
+    this.#stopped.catch(() => globalThis.setTimeout(() => this.#cutIfStuck(), GRACE_MS).unref())
+    this.#criuTimeout = openCriuTimeout(timeoutMs, (reason) => this.#onSilence(reason))
+    const connected = (): Promise<Link> => (signal.aborted ? Promise.reject(signal.reason) : connect(signal))
+    this.#link = resumes
+      ? resumableLink(id, this.#token, until, connect, timeoutMs)
+      : singleLink(connected(), timeoutMs, this.#stop)
+    this.#answers = this.#link.reader.then((reader) => readAnswers(reader, this.#link.greeted, this.#dedup))
+    this.#refusal = this.#answers.then((answers) => answers.offer)
+    this.#refusal.catch((reason: unknown) => this.#stop.abort(reason))
+  }
+
+  async run(): Promise<HandedOver | HandoverFailed> {
+    try {
+      this.#openWhenReady()
+      this.#stopIfImpossible()
+      const snapshot = await this.#send()
+      await this.#agree(snapshot)
+      return await this.#letGo(snapshot)
+    } catch (error) {
+      return await this.#takeBack(error)
+    } finally {
+      this.#close()
+    }
+  }
+
+  /** A link that does not move must not hold up the end, nor CRIU. */
+  #cutIfStuck(): void {
+    this.#stuck = this.#sending
+    if (this.#stuck) this.#link.cut(this.#signal.reason as Error)
+  }
+
+  #onSilence(reason: Fault): void {
+    // A criu that kills its tasks is at work; one that may kill them at any moment must not be told that they stay.
+    if (this.#tree?.isDying()) this.#criuTimeout.heard()
+    else if (this.#written && !this.#waitsForUs) this.#goesOn.resolve()
+    else {
+      this.#stop.abort(reason)
+      this.#source?.destroy(reason)
+    }
+  }
+
+  /** Waits for `work`. Throws `TIMEOUT`, which says `what`, and the signal's reason. */
+  #inTime<Result>(work: Promise<Result>, what: string): Promise<Result> {
+    return Promise.race([work, rejectAfter(this.#options.timeoutMs, what, this.#signal), this.#stopped])
+  }
+
+  /** Lets a criu that waits for us freeze the tasks when the target has memory ready. */
+  #openWhenReady(): void {
+    if (this.#criu.bytes === undefined) return
+    const reserved = this.#answers.then((answers) => answers.reserved)
+    const ready = this.#inTime(Promise.all([reserved, this.#dedup?.ready]), NO_MEMORY)
+    this.#criuTimeout
+      .during(Promise.all([ready, warmUp()]))
+      .then(this.#criu.open)
+      .catch((reason: unknown) => this.#stop.abort(reason))
+  }
+
+  /** Must come before CRIU has written all: a criu without our script kills the tasks then, whatever we say. */
+  #stopIfImpossible(): void {
+    const { id, directory } = this.#options
+    const objection = this.#criu.pid < 1 ? unseenTasksFault() : verdictPendingFault(directory, id)
+    if (objection !== undefined) this.#stop.abort(objection)
+  }
+
+  async #send(): Promise<Snapshot> {
+    const { id, until, layer, tuning, onBytes } = this.#options
+    const complete = Promise.race([this.#held, this.#goesOn.promise])
+    complete.catch(() => {})
+    const onWritten = (): void => {
+      this.#written = true
+    }
+    this.#source = this.#criu.images({ complete, taken: (images) => this.#taken(images), answered: onWritten })
+    const images = onFirstImage(this.#source, () => this.#watch())
+    try {
+      return await sendSnapshot(this.#link.writer, id, images, {
+        ...tuning,
+        silence: this.#criuTimeout,
+        onDrained: async () => onWritten(),
+        signal: this.#signal,
+        onFail: (reason) => this.#stop.abort(reason),
+        until,
+        reserve: this.#criu.bytes,
+        layer,
+        frozen: this.#byReference,
+        known: this.#dedup,
+        ...(onBytes && { onBytes }),
+        greeted: this.#link.greeted,
+        confirm: (images) => this.#confirm(images),
+      })
+    } finally {
+      this.#sending = false
+    }
+  }
+
+  #watch(): void {
+    this.#tree = watchTree(this.#criu.pid)
+    void this.#tree.fate.then((fate) => {
+      this.#step(fate === 'dead' ? 'dead' : this.#options.leaves ? 'left' : 'ran on')
+    })
+  }
+
+  #step(event: SourceEvent): void {
+    this.#state = sourceAfter(this.#state, event)
+    const verdict = verdictOf(this.#state)
+    if (verdict !== undefined) this.#verdict.resolve(verdict)
+  }
+
+  /** Resolves when the target has acknowledged so many images. */
+  async #taken(images: number): Promise<void> {
+    const answers = await Promise.race([this.#answers, this.#stopped])
+    await this.#criuTimeout.during(this.#inTime(answers.taken(images), NOT_TAKEN))
+  }
+
+  /** Writes the verdict down before the end frame is sent, for the target can be ready from then on. */
+  async #confirm(images: number): Promise<void> {
+    if (this.#byReference) await this.#checkStillFrozen(images)
+    const tree = this.#tree as WatchedTree
+    if (tree.tasks.length === 0 && this.#isHeld) throw unseenTasksFault()
+    if (verdictOf(this.#state) === 'drop') throw tasksRunOnFault()
+    const { id, directory } = this.#options
+    // A criu without our script does not ask us: its tasks decide already.
+    this.#pending = writePendingVerdict(directory, id, this.#token, tree, this.#isHeld ? 'held' : 'let go')
+  }
+
+  /**
+   * Pages that were passed on by reference are unchanged if the target has them all while the tasks are still frozen.
+   */
+  async #checkStillFrozen(images: number): Promise<void> {
+    const end = async (): Promise<never> => {
+      await this.#tree?.fate
+      throw changedFault()
+    }
+    const taken = Promise.all([this.#taken(images), this.#held])
+    await this.#inTime(Promise.race([taken, end()]), 'criu did not come to its post-dump')
+    if (this.#tree?.frozen() !== true) throw changedFault()
+  }
+
+  /** Waits until the target has what `until` asks for. Throws `DIGEST` where it is not what was sent. */
+  async #agree(snapshot: Snapshot): Promise<void> {
+    const { until } = this.#options
+    const answers = await this.#answers
+    const agreed = whenSealed(answers, snapshot).then(() => (until === 'running' ? answers.ready : undefined))
+    await this.#inTime(agreed, `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`)
+  }
+
+  /** Lets CRIU kill the tasks. From here on what happens to them is the verdict. */
+  async #letGo(snapshot: Snapshot): Promise<HandedOver> {
+    const pending = this.#pending as PendingVerdict
+    markLetGo(pending)
+    this.#step('agreed')
+    this.#gate.open()
+    const verdict = await this.#verdict.promise
+    const fate = await this.#inTime(this.#tellVerdict(), 'no answer').catch(() => undefined)
+    if (fate !== undefined) forgetVerdict(pending)
+    return { snapshot, spared: this.#dedup?.spared, verdict, fate, pending }
+  }
+
+  /** Makes the dump fail, so that the tasks run on, and tells the target. */
+  async #takeBack(error: unknown): Promise<HandoverFailed> {
+    this.#step('failed')
+    this.#gate.shut()
+    const lastWord = Promise.race([
+      this.#refusal.catch((reason: unknown) => reason),
+      setTimeout(this.#stuck ? 0 : ANSWER_MS, undefined, { ref: false }),
+    ])
+    const reason = isLink(error) ? refusalOr(error, await lastWord) : error
+    this.#options.onFailed?.(reason as Error)
+    // Closing the link with unread acks would reset it before the target has read that the dump failed.
+    await lastWord
+    const pending = this.#pending
+    if (pending === undefined) return { reason, pending }
+    const late = setTimeout(ANSWER_MS, undefined, { ref: false })
+    const fate = await Promise.race([this.#tellVerdict(), late]).catch(() => undefined)
+    if (fate === undefined) return { reason, pending }
+    forgetVerdict(pending)
+    return { reason, pending: undefined }
+  }
+
+  /** Waits for the verdict, tells it, and returns what became of the target's tasks. */
+  async #tellVerdict(): Promise<Fate> {
+    const [answers, verdict] = await Promise.all([this.#answers, this.#verdict.promise])
+    await this.#link.writer.send({ type: 'verdict', id: this.#options.id, token: this.#token, verdict })
+    return answers.fate
+  }
+
+  #close(): void {
+    this.#stop.abort(new Fault('ABORTED', 'over'))
+    this.#criuTimeout.close()
+    this.#link.destroy()
+    this.#tree?.close()
+    this.#gate.remove()
+    this.#criu.remove()
+  }
+}
+
+/** `CRIU`: the tasks of this criu cannot be watched. */
+export function unseenTasksFault(): Fault {
   return new Fault('CRIU', 'cannot see the tasks that this criu dumps, and so not whether they die', {
     hint: 'run this command in the pid namespace of that criu',
   })
 }
 
-/** Calls `first` when CRIU opens its first image: by then the tree is frozen, and until CRIU has gone on it stays so. */
+/**
+ * Calls `first` when CRIU opens its first image: by then the tree is frozen, and until CRIU has gone on it stays so.
+ */
 export function onFirstImage(source: ImageSource, first: () => void): ImageSource {
   async function* images(): AsyncGenerator<OpenImage> {
     let begun = false
@@ -273,41 +377,17 @@ export function onFirstImage(source: ImageSource, first: () => void): ImageSourc
   return { ...source, images: images(), destroy: (reason) => source.destroy(reason) }
 }
 
-function changed(): Fault {
+function changedFault(): Fault {
   return new Fault('CRIU', 'the tasks did not stay frozen while their pages were passed on', {
     hint: 'dump again; without --no-checksum pages are copied at once',
   })
 }
 
-/** Resolves when the target has what `until` asks for. Throws `DIGEST` where it is not what was sent. */
-async function agreement(said: TargetAnswers, until: Until, sent: Snapshot): Promise<void> {
-  const digest = await said.sealed
-  if (digest !== sent.digest) {
-    throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
-  }
-  if (until === 'running') await said.ready
-}
-
-async function tellThere(
-  writer: FrameWriter,
-  said: TargetAnswers,
-  verdict: { id: SnapshotId; token: Buffer; verdict: Verdict },
-): Promise<Fate> {
-  await writer.send({ type: 'verdict', ...verdict })
-  return said.fate
-}
-
-/** How long the target may take to read that the dump failed. */
-const GRACE_MS = 500
-
-/** How long the target may take to answer a dump that failed. */
-const ANSWER_MS = 5000
-
 function isLink(error: unknown): boolean {
   return error instanceof Fault && error.code === 'LINK'
 }
 
-/** Where the target closed the link on us, its refusal says more than our broken write. */
+/** The target's refusal, if it has sent one before it closed the link: it says more than our broken write. */
 function refusalOr(error: unknown, word: unknown): unknown {
   const refused = word instanceof Fault && (word.code !== 'LINK' || word.hint !== undefined)
   return refused ? word : error

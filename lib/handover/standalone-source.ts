@@ -1,29 +1,30 @@
 /**
  * A hand-over by a command that ends with it.
  *
- * Nobody stays here to tell the target again and again, as a proxy does. A verdict that cannot be delivered stays on disk, and is
- * delivered when somebody asks for it (`--settle`): by its name, for only the user knows the route to its target.
+ * A proxy stays and tries again and again to deliver a verdict; a command does not. A verdict that it cannot deliver
+ * stays on disk until a user has it delivered with `--settle ID`: only the user knows the route to the target.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import type { IncomingDump } from '../criu/incoming-dump.ts'
+import { openDirectory, removeIfEmpty } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Report } from '../progress.ts'
 import type { Link } from '../stream/link.ts'
-import type { DeliveredVerdict } from './deliver-verdict.ts'
-import { deliverAndForget } from './deliver-verdict.ts'
-import { outcomeOf, reportOutcome, tasksRunOn } from './outcome.ts'
+import { type DeliveredVerdict, deliverAndForget } from './deliver-verdict.ts'
+import { outcomeOf, reportOutcome, tasksRunOnFault } from './outcome.ts'
 import { type HandedOver, type HandoverOptions, handOver } from './source.ts'
+import { HOLD_DIRECTORY } from './standalone-target.ts'
 import { type PendingVerdict, readPendingVerdicts, verdictFor } from './verdict-log.ts'
 
-/** The route to the target, and what cannot go it now. */
+/** How a command reaches the target, and where it writes verdicts down. */
 export interface TargetRoute {
-  /** Where verdicts are kept. */
+  /** The directory of the verdicts. */
   verdicts: string
   connect: (signal: AbortSignal) => Promise<Link>
-  /** How a user has a verdict delivered. */
+  /** The command line by which a user has a verdict delivered. */
   settleCommand: (id: SnapshotId) => string
-  /** The target keeps images that nobody has restored yet. */
+  /** The target stores images that nobody has restored yet. */
   storesImages: boolean
   report: Report
   /** How long the target may take, from the last image to its answer. */
@@ -31,43 +32,67 @@ export interface TargetRoute {
   signal: AbortSignal
 }
 
+export interface RouteOptions extends Omit<TargetRoute, 'verdicts' | 'settleCommand'> {
+  /** The directory of the verdicts; `HOLD_DIRECTORY`, which goes when it is empty, if undefined. */
+  directory: string | undefined
+  /** `dir`: the option that names the directory, if it was named. */
+  settleCommand: (dir: string, id: SnapshotId) => string
+}
+
+/** Calls `work` with a route. Throws `IO` and `USAGE` like `openDirectory`, and what `work` throws. */
+export async function withRoute(
+  { directory, settleCommand, ...others }: RouteOptions,
+  work: (route: TargetRoute) => Promise<void>,
+): Promise<void> {
+  const verdicts = openDirectory(directory ?? HOLD_DIRECTORY)
+  const dir = directory === undefined ? '' : ` -D ${directory}`
+  try {
+    await work({ ...others, verdicts, settleCommand: (id) => settleCommand(dir, id) })
+  } finally {
+    if (directory === undefined) removeIfEmpty(verdicts)
+  }
+}
+
 /**
- * Hands over what this criu dumps, and returns when `run`, the criu, has ended. Throws what the target refuses, `TIMEOUT`, and what
- * criu says; then the tasks run on here, or the message says where they are.
+ * Hands over what this criu dumps, and returns when `run`, the criu, has ended. Throws the target's refusal, `TIMEOUT`,
+ * and criu's error; then the tasks run on here, or the message says where they are.
  */
 export async function handOverOnce(
   criu: IncomingDump,
   run: Promise<void>,
   route: TargetRoute,
-  departure: Pick<HandoverOptions, 'id' | 'until' | 'gates' | 'tuning' | 'resumes' | 'layer'>,
+  options: Pick<HandoverOptions, 'id' | 'until' | 'gates' | 'tuning' | 'resumes' | 'layer'>,
 ): Promise<void> {
-  const { id } = departure
+  const { id } = options
   const { verdicts: directory, connect, timeoutMs, signal, report } = route
   const begun = performance.now()
-  const end = await handOver(criu, { ...departure, leaves: false, directory, connect, timeoutMs, signal })
+  const end = await handOver(criu, { ...options, leaves: false, directory, connect, timeoutMs, signal })
   if ('reason' in end) {
-    const moved = end.owed !== undefined && (await settleFailed(end.owed, route))
+    const moved = end.pending !== undefined && (await settleFailed(end.pending, route))
     if (moved) return
     throw end.reason
   }
   const { images, bytes } = end.snapshot
   const ms = performance.now() - begun
   if (end.verdict !== 'drop') report({ event: 'sent', id, images: images.length, bytes, ms, verified: true })
-  const delivered = isTold(end) ? end : await payInTime(end.owed, route)
+  const delivered = isTold(end) ? end : await deliverInTime(end.pending, route)
   concludeOnce(id, delivered, route)
   // The process runs there, whatever criu says at its end.
   await Promise.race([run.catch(() => {}), delay(CRIU_PATIENCE_MS, undefined, { ref: false })])
 }
 
-/** The verdict of a hand-over that failed here: what keeps it from its target is said. Whether the process moved all the same. */
-async function settleFailed(owed: PendingVerdict, route: TargetRoute): Promise<boolean> {
-  const { id } = owed
+/**
+ * Delivers the verdict of a hand-over that failed here, and reports what keeps it from the target. Returns whether the
+ * process has moved all the same.
+ */
+async function settleFailed(pending: PendingVerdict, route: TargetRoute): Promise<boolean> {
+  const { id } = pending
   try {
-    const delivered = await payInTime(owed, route)
+    const delivered = await deliverInTime(pending, route)
     reportOutcome(id, delivered, route.report)
     return delivered.verdict === 'go'
   } catch (fault) {
-    grave(route.report, id, fault as Error)
+    reportFailed(route.report, id, fault as Error)
     return false
   }
 }
@@ -76,51 +101,51 @@ function isTold(end: HandedOver): end is HandedOver & DeliveredVerdict {
   return end.fate !== undefined
 }
 
-/** For a hand-over that has failed already: what else must be known. */
-function grave(report: Report, id: SnapshotId, fault: Error): void {
+/** Reports a verdict that could not be delivered, besides what the command itself throws. */
+function reportFailed(report: Report, id: SnapshotId, fault: Error): void {
   report({ event: 'failed', what: `the verdict of snapshot ${id}`, fault })
 }
 
-/** Here it is an error where the process is not there, and nowhere else. */
+/** Reports the outcome of a hand-over that was agreed. Throws where the process does not run at the target. */
 function concludeOnce(id: SnapshotId, delivered: DeliveredVerdict, { storesImages, report }: TargetRoute): void {
-  const ending = outcomeOf(delivered.verdict, delivered.fate)
-  if (ending === 'stored' && !storesImages) {
+  const outcome = outcomeOf(delivered.verdict, delivered.fate)
+  if (outcome === 'stored' && !storesImages) {
     throw new Fault('CRIU', 'the process is gone from here, and does not run there: criu restore failed at its end', {
       hint: 'it is lost, unless the target kept its images',
     })
   }
-  if (ending === 'stayed') throw tasksRunOn()
+  if (outcome === 'stayed') throw tasksRunOnFault()
   reportOutcome(id, delivered, report)
 }
 
-/** A criu whose tasks are gone has nothing to do but to end. */
+/** How long a criu whose tasks are gone may take to end. */
 const CRIU_PATIENCE_MS = 10_000
 
-/** How long a target may take after a signal, of the time that a command has then. */
+/** How long a target may take after a signal: a part of the time in which a command must end then. */
 const HURRY_MS = 2000
 
-async function payInTime(
-  owed: PendingVerdict,
+async function deliverInTime(
+  pending: PendingVerdict,
   { connect, settleCommand, signal, timeoutMs, report }: TargetRoute,
 ): Promise<DeliveredVerdict> {
-  const stop = new AbortController()
-  const hurry = (): void => void setTimeout(() => stop.abort(), HURRY_MS).unref()
-  const timer = setTimeout(() => stop.abort(), timeoutMs)
-  if (signal.aborted) hurry()
-  signal.addEventListener('abort', hurry)
+  const late = new AbortController()
+  const timers = [setTimeout(() => late.abort(), timeoutMs)]
+  const onSignal = (): void => void timers.push(setTimeout(() => late.abort(), HURRY_MS))
+  if (signal.aborted) onSignal()
+  else signal.addEventListener('abort', onSignal, { once: true })
   try {
-    return await deliverAndForget(owed, { connect, report, signal: stop.signal })
+    return await deliverAndForget(pending, { connect, report, signal: late.signal })
   } catch (error) {
-    throw stop.signal.aborted ? undelivered(owed, settleCommand) : error
+    throw late.signal.aborted ? undeliveredFault(pending, settleCommand) : error
   } finally {
-    clearTimeout(timer)
-    signal.removeEventListener('abort', hurry)
+    for (const timer of timers) clearTimeout(timer)
+    signal.removeEventListener('abort', onSignal)
   }
 }
 
-function undelivered(owed: PendingVerdict, settleCommand: TargetRoute['settleCommand']): Fault {
-  const { id } = owed
-  const where = verdictFor(owed) === 'go' ? 'is gone from here' : 'runs on here'
+function undeliveredFault(pending: PendingVerdict, settleCommand: TargetRoute['settleCommand']): Fault {
+  const { id } = pending
+  const where = verdictFor(pending) === 'go' ? 'is gone from here' : 'runs on here'
   return new Fault(
     'LINK',
     `the process of snapshot ${id} ${where}, and the target, which may hold a copy, was not told`,
@@ -128,19 +153,20 @@ function undelivered(owed: PendingVerdict, settleCommand: TargetRoute['settleCom
   )
 }
 
-/** Says what commands before us, which were killed, still owe. */
+/** Reports the verdicts that commands which were killed could not deliver. */
 export function reportPendingVerdicts({ verdicts, settleCommand, report }: TargetRoute): void {
-  for (const owed of readPendingVerdicts(verdicts)) {
-    if (verdictFor(owed) !== undefined) grave(report, owed.id, undelivered(owed, settleCommand))
+  for (const pending of readPendingVerdicts(verdicts)) {
+    if (verdictFor(pending) !== undefined) reportFailed(report, pending.id, undeliveredFault(pending, settleCommand))
   }
 }
 
 /**
- * Delivers the verdict of an earlier hand-over. Throws `MISSING` where nothing is owed, or where
- * the tasks are gone and the target does not know them; `LINK`, and then it is owed still; and what `conclude` throws.
+ * Delivers the verdict of an earlier hand-over. Throws `MISSING` where there is none, or where the tasks are gone and
+ * the target does not know the snapshot; `LINK` where it cannot be delivered, and stays on disk; and like
+ * `reportOutcome`.
  */
 export async function settleVerdict(id: SnapshotId, route: TargetRoute): Promise<void> {
-  const owed = readPendingVerdicts(route.verdicts).find((one) => one.id === id)
-  if (owed === undefined) throw new Fault('MISSING', `nothing is owed for snapshot ${id} in ${route.verdicts}`)
-  reportOutcome(id, await payInTime(owed, route), route.report)
+  const pending = readPendingVerdicts(route.verdicts).find((one) => one.id === id)
+  if (pending === undefined) throw new Fault('MISSING', `nothing is owed for snapshot ${id} in ${route.verdicts}`)
+  reportOutcome(id, await deliverInTime(pending, route), route.report)
 }

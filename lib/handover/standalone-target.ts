@@ -1,10 +1,11 @@
 /**
- * The target's end of a hand-over outside of a cache: restore-from-socket holds the tasks until its source says what became
- * of its own. If the link is lost meanwhile it holds on, and takes the verdict at a socket by its snapshot's name.
+ * The target's end of a hand-over outside of a cache: restore-from-socket holds the tasks until the source says what
+ * became of its own. If the link is lost meanwhile the tasks stay held, and the verdict is taken at a socket that is
+ * named after the snapshot.
  */
 import { setTimeout } from 'node:timers/promises'
 import type { RestoreHold, RunningRestore } from '../criu/restore.ts'
-import { openWorkDir, removeIfEmpty } from '../criu/work-directory.ts'
+import { openWorkDir, type PrivateDirectory, removeIfEmpty, type WorkDir } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
@@ -13,26 +14,20 @@ import type { Frame } from '../format/wire.ts'
 import { acceptUnix } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { fdLink } from '../stream/fd-link.ts'
-import {
-  accepting,
-  type FrameReader,
-  type FrameWriter,
-  frameReader,
-  frameWriter,
-  unexpected,
-} from '../stream/frames.ts'
+import { accepting, type FrameReader, type FrameWriter, unexpected } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
 import { defer } from '../stream/wait.ts'
+import { overLink } from './deliver-verdict.ts'
 import { restoreDirectory, restoreLabel } from './recover.ts'
-import { type ImagesOutcome, openTargetHandover } from './target.ts'
+import { type ImagesOutcome, TargetHandover } from './target.ts'
 
-/** What a source offers: its snapshot is here, and a verdict will come. */
+/** The offer of a source: its snapshot is here, and a verdict will come. */
 export interface HandoverOffer {
   id: SnapshotId
   until: Until
   reader: FrameReader
   writer: FrameWriter
-  /** Says `sealed`, where that was put off. */
+  /** Sends `sealed`, where that was put off. */
   seal: () => Promise<void>
 }
 
@@ -46,106 +41,144 @@ export function holdSocket(id: SnapshotId): string {
 
 const verdicts = accepting('verdict')
 
-/** A source that heard a refusal answers with its verdict; it may be gone. */
+/** How long a source that heard a refusal may take to answer with its verdict; it may be gone. */
 const ANSWER_MS = 5000
 
+export interface HoldOptions {
+  /** The work directory; `HOLD_DIRECTORY` if undefined. */
+  directory: string | undefined
+  report: Report
+  signal: AbortSignal
+}
+
 /**
- * Restores and holds; returns when the tasks run. Throws what CRIU refuses, and `ABORTED` where the source's tasks run on.
- * A signal stops a restore that is not held yet; a copy that is held is offered back, for it may be the only one, and stays at its gate
- * when we end (see adopt.ts).
+ * One restore that is held for its source. `run` restores and holds, and returns when the tasks run. Throws criu's
+ * error, and `ABORTED` where the source's tasks run on. A signal stops a restore that is not held yet. A copy that is
+ * held is offered back to the source, and stays at its gate when this process ends, for it may be the only one (see
+ * recover.ts).
  */
-export async function holdRestored(
-  offer: HandoverOffer,
-  start: (hold: RestoreHold, signal: AbortSignal) => RunningRestore,
-  { directory, report, signal }: { directory: string | undefined; report: Report; signal: AbortSignal },
-): Promise<void> {
-  const { id, until, reader, writer } = offer
-  const outcome = defer<ImagesOutcome>()
-  const arrival = openTargetHandover(id, outcome.resolve)
-  const place = directory ?? HOLD_DIRECTORY
-  const control = openWorkDir(place, holdSocket(id))
-  const secret = restoreDirectory(control.path)
-  const stop = new AbortController()
-  const say = (frame: Frame): void => void writer.send(frame).catch(() => {})
-  const refuse = (fault: Fault): void => say({ type: 'refused', code: refusalOf(fault), reason: fault.message })
-  arrival.watcher = {
-    ready: () => void (until === 'sealed' ? offer.seal().catch(() => {}) : say({ type: 'ready' })),
-    refused: refuse,
-    settled() {},
+export class RestoreHolder {
+  readonly #offer: HandoverOffer
+  readonly #options: HoldOptions
+  readonly #handover: TargetHandover
+  readonly #outcome = defer<ImagesOutcome>()
+  /** Has the socket for a verdict from this host. */
+  readonly #control: WorkDir
+  /** The directory of the gate. */
+  readonly #secret: PrivateDirectory
+  /** Stops the restore. */
+  readonly #stop = new AbortController()
+
+  constructor(offer: HandoverOffer, options: HoldOptions) {
+    this.#offer = offer
+    this.#options = options
+    this.#handover = new TargetHandover(offer.id, this.#outcome.resolve)
+    this.#handover.watcher = {
+      ready: () => this.#sayReady(),
+      refused: (fault) => this.#refuse(fault),
+      settled() {},
+    }
+    this.#control = openWorkDir(options.directory ?? HOLD_DIRECTORY, holdSocket(offer.id))
+    this.#secret = restoreDirectory(this.#control.path)
   }
-  const obey = async (from: FrameReader, to: FrameWriter): Promise<void> => {
-    const frame = await from.next(verdicts)
+
+  async run(start: (hold: RestoreHold, signal: AbortSignal) => RunningRestore): Promise<void> {
+    const handover = this.#handover
+    const { signal } = this.#options
+    signal.addEventListener('abort', this.#onSignal, { once: true })
+    void this.#listen()
+    handover.restore()
+    const obeyed = this.#obey(this.#offer.reader, this.#offer.writer).catch((reason: unknown) => {
+      if (handover.state === 'holding') this.#reportUndecided()
+      // The source was never told that we are ready, and so cannot have let go.
+      else this.#abandon(reason)
+    })
+    try {
+      const hold = { label: restoreLabel(this.#offer.id), gates: this.#secret.path }
+      const restore = start(hold, this.#stop.signal)
+      void restore.held.then(() => handover.restored(restore))
+      await Promise.race([restore.done, this.#outcome.promise])
+      const outcome = await this.#outcome.promise
+      await obeyed
+      if (outcome !== 'running') throw notHereFault()
+      await restore.done
+    } catch (error) {
+      handover.restoreFailed(error instanceof Fault ? error : new Fault('CRIU', String(error)))
+      await Promise.race([obeyed, setTimeout(ANSWER_MS, undefined, { ref: false })])
+      throw handover.state === 'dropped' ? notHereFault() : error
+    } finally {
+      signal.removeEventListener('abort', this.#onSignal)
+      this.#secret.remove()
+      this.#control.remove()
+      if (this.#options.directory === undefined) removeIfEmpty(HOLD_DIRECTORY)
+    }
+  }
+
+  /** Takes verdicts from this host, one after the other, until the listener is closed. */
+  async #listen(): Promise<void> {
+    for (;;) {
+      let link: Link
+      try {
+        link = fdLink(await acceptUnix(this.#control.listener), 'a local client', 'socket')
+      } catch {
+        return
+      }
+      const answered = overLink(link, undefined, async (reader, writer) => {
+        await writer.send({ type: 'hello' })
+        await this.#obey(reader, writer)
+      })
+      await Promise.race([answered, setTimeout(ANSWER_MS, undefined, { ref: false })]).catch(() => {})
+      link.destroy()
+    }
+  }
+
+  readonly #onSignal = (): void => {
+    const { reason } = this.#options.signal
+    if (this.#handover.state === 'holding') {
+      this.#refuse(reason as Fault)
+      this.#reportUndecided()
+    } else this.#abandon(reason)
+  }
+
+  /** Takes one verdict, and answers with the fate. */
+  async #obey(reader: FrameReader, writer: FrameWriter): Promise<void> {
+    const frame = await reader.next(verdicts)
     if (frame === undefined) throw new Fault('LINK', 'the source closed the link')
-    if (frame.id !== id) throw unexpected(frame)
-    await to.send({ type: 'fate', fate: await arrival.decide(frame.verdict) })
+    if (frame.id !== this.#offer.id) throw unexpected(frame)
+    await writer.send({ type: 'fate', fate: await this.#handover.decide(frame.verdict) })
   }
+
   /** A copy that was let go, or is about to be, is left alone: it may be the only one. */
-  const abandon = (reason: unknown): void => {
-    if (arrival.state !== 'running' && arrival.state !== 'reviving') stop.abort(reason)
+  #abandon(reason: unknown): void {
+    const { state } = this.#handover
+    if (state !== 'running' && state !== 'reviving') this.#stop.abort(reason)
   }
-  const undecided = (): void => report({ event: 'undecided', id, how: byHand(directory, id) })
-  const interrupted = (): void => {
-    if (arrival.state === 'holding') {
-      refuse(signal.reason as Fault)
-      undecided()
-    } else abandon(signal.reason)
+
+  #sayReady(): void {
+    if (this.#offer.until === 'sealed') this.#offer.seal().catch(() => {})
+    else this.#say({ type: 'ready' })
   }
-  signal.addEventListener('abort', interrupted)
-  void listenAt(control.listener, obey)
-  arrival.restore()
-  const linked = obey(reader, writer).catch((reason: unknown) => {
-    if (arrival.state === 'holding') undecided()
-    // It was never told that we are ready, and so cannot have let go.
-    else abandon(reason)
-  })
-  try {
-    const restoring = start({ label: restoreLabel(id), gates: secret.path }, stop.signal)
-    void restoring.held.then(() => arrival.restored(restoring))
-    await Promise.race([restoring.done, outcome.promise])
-    const became = await outcome.promise
-    await linked
-    if (became !== 'running') throw notHere()
-    await restoring.done
-  } catch (error) {
-    const fault = error instanceof Fault ? error : new Fault('CRIU', String(error))
-    arrival.restoreFailed(fault)
-    await Promise.race([linked, setTimeout(ANSWER_MS, undefined, { ref: false })])
-    throw arrival.state === 'dropped' ? notHere() : error
-  } finally {
-    signal.removeEventListener('abort', interrupted)
-    secret.remove()
-    control.remove()
-    if (directory === undefined) removeIfEmpty(place)
+
+  #refuse(fault: Fault): void {
+    this.#say({ type: 'refused', code: refusalOf(fault), reason: fault.message })
+  }
+
+  #say(frame: Frame): void {
+    this.#offer.writer.send(frame).catch(() => {})
+  }
+
+  #reportUndecided(): void {
+    const { id } = this.#offer
+    this.#options.report({ event: 'undecided', id, how: manualCommand(this.#options.directory, id) })
   }
 }
 
-function notHere(): Fault {
+function notHereFault(): Fault {
   return new Fault('ABORTED', 'the source keeps the process: nothing of it runs here')
 }
 
-function byHand(directory: string | undefined, id: SnapshotId): string {
+/** The command line by which a person gives the verdict. */
+function manualCommand(directory: string | undefined, id: SnapshotId): string {
   const dir = directory === undefined ? '' : ` -D ${directory}`
   return `restore-from-socket${dir} --let-run ${id}, or --drop ${id}`
-}
-
-/** Takes verdicts from this host, one after the other. */
-async function listenAt(
-  listener: Parameters<typeof acceptUnix>[0],
-  obey: (from: FrameReader, to: FrameWriter) => Promise<void>,
-): Promise<void> {
-  for (;;) {
-    let link: Link
-    try {
-      link = fdLink(await acceptUnix(listener), 'a local client', 'socket')
-    } catch {
-      return
-    }
-    const writer = frameWriter(link.outlet)
-    const talk = async (): Promise<void> => {
-      await writer.send({ type: 'hello' })
-      await obey(frameReader(link.inlet), writer)
-    }
-    await Promise.race([talk(), setTimeout(ANSWER_MS, undefined, { ref: false })]).catch(() => {})
-    link.destroy()
-  }
 }

@@ -1,17 +1,17 @@
 /**
- * The hand-over: which of the two ends may let its tasks run, as two tables.
+ * The state machines of a hand-over, as two tables: they decide which of the two ends may let its tasks run.
  *
- * The source's tasks are frozen, the target's are restored and held; one of them must go on and the other must not,
- * whatever message is lost and whoever is killed. So the source decides, by what really happened to its tasks, and it
- * owes the target that verdict until it is delivered; a target that has said `ready` holds until it learns it. PROTOCOL.md draws
- * both machines; test/handover/state-machine.test.ts walks through every order of events and every loss.
+ * The source's tasks are frozen, the target's are restored and held. One of the two must go on and the other must not,
+ * whatever message is lost and whichever process is killed. So the source decides, by what happened to its tasks, and
+ * must deliver that verdict; a target that has said `ready` holds its tasks until it learns the verdict. PROTOCOL.md
+ * draws both machines; test/handover/state-machine.test.ts walks through every order of events and every loss.
  */
 import type { Verdict } from '../format/enums.ts'
 
 export type SourceState =
   /** The tasks are frozen. CRIU is held at post-dump, or still writes. */
   | 'offering'
-  /** CRIU may kill the tasks. It may also fail to, and then they run on. */
+  /** CRIU may kill the tasks. If it fails to, they run on. */
   | 'letting go'
   /** The tasks are gone: the target's copy is the process. */
   | 'gone'
@@ -23,17 +23,20 @@ export type SourceState =
 export type SourceEvent =
   /** The target has what `until` asks for. */
   | 'agreed'
-  /** Refused, late, cut, signalled: whatever ends an offer. */
+  /** The offer has ended: refused, late, cut or signalled. */
   | 'failed'
   /** All tasks were seen to be dead. */
   | 'dead'
   /** CRIU has ended and the tasks live, as it was asked. */
   | 'left'
-  /** CRIU has ended and the tasks live, though it was to kill them: it failed, or was killed, perhaps in its last moment. */
+  /**
+   * CRIU has ended and the tasks live, though it was to kill them: it failed, or was killed, perhaps in its last
+   * moment.
+   */
   | 'ran on'
 
 export type TargetState =
-  /** Images come. */
+  /** The images are being received. */
   | 'receiving'
   /** All images are here and verified; the verdict is not known. */
   | 'sealed'
@@ -56,7 +59,7 @@ export type TargetEvent =
   | 'restored'
   /** CRIU gave up, and removed what it had restored. */
   | 'restore failed'
-  /** The link is gone, or the source said that it gave up, before everything was here. */
+  /** The link was lost, or the source gave up, before all images were here. */
   | 'cut'
   | Verdict
 
@@ -92,7 +95,7 @@ export function targetAfter(state: TargetState, event: TargetEvent): TargetState
   return target[state][event] ?? state
 }
 
-/** What a source in this state owes the target; undefined while it is open. */
+/** The verdict of a source in this state; undefined while it is open. */
 export function verdictOf(state: SourceState): Verdict | undefined {
   switch (state) {
     case 'gone':

@@ -1,122 +1,125 @@
 /**
- * The target's end of a hand-over: one snapshot with a verdict to come, and the restore that holds its copy (see handover.ts).
+ * The target's end of a hand-over: one snapshot whose verdict is to come, and the restore that holds its copy (see
+ * state-machine.ts).
  */
 import type { HeldRestore } from '../criu/restore.ts'
 import { Fault } from '../fault.ts'
 import type { Fate, Verdict } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
-import { type TargetState, targetAfter } from './state-machine.ts'
+import { type TargetEvent, type TargetState, targetAfter } from './state-machine.ts'
 
-/** Who wants to know: the link to the source. */
+/** Tells the source, over its link. */
 export interface SourceWatcher {
   ready(): void
   refused(reason: Fault): void
-  /** The verdict came, perhaps by another link. */
+  /** The verdict came, perhaps over another link. */
   settled(): void
 }
 
-export interface TargetHandover {
-  readonly id: SnapshotId
-  readonly state: TargetState
-  /** By performance.now(). */
-  readonly since: number
-  watcher: SourceWatcher | undefined
-  /** A criu that could not be held has taken the images: whether it runs cannot be seen. */
-  taken: boolean
-  /** A restore begins. Throws `EXISTS` when another one has, or when there is nothing to be restored. */
-  restore(): void
-  /** CRIU is at post-restore: it is held, let go, or dropped, as the verdict says. */
-  restored(held: HeldRestore): void
-  /** CRIU gave up. */
-  restoreFailed(reason: Fault): void
-  /** Obeys the verdict. Throws `CRIU` where the tasks should run and do not: the images stay. */
-  decide(verdict: Verdict): Promise<Fate>
-}
-
-/** What becomes of the images: the tasks run, or must not; or they are an archive like any other. */
+/** What becomes of the images: the tasks run, or must not; or the images are an archive like any other. */
 export type ImagesOutcome = 'running' | 'dropped' | 'copied'
 
-/** An arrival whose images are all here. `onSettled` is told when no restore works on them any more. */
-export function openTargetHandover(id: SnapshotId, onSettled: (outcome: ImagesOutcome) => void): TargetHandover {
-  let state: TargetState = 'sealed'
-  let held: HeldRestore | undefined
-  let copied = false
+/** A snapshot of a hand-over whose images are all here. */
+export class TargetHandover {
+  readonly id: SnapshotId
+  /** When all images were here, by performance.now(). */
+  readonly since = performance.now()
+  watcher: SourceWatcher | undefined
+  /** A criu that could not be held has taken the images: whether its tasks run cannot be seen. */
+  taken = false
+  readonly #onSettled: (outcome: ImagesOutcome) => void
+  #state: TargetState = 'sealed'
+  /** The restore that holds the copy. */
+  #held: HeldRestore | undefined
+  /** The verdict was `copy`. */
+  #copied = false
 
-  const dropped = (): void => onSettled(copied ? 'copied' : 'dropped')
-
-  function step(event: Parameters<typeof targetAfter>[1]): TargetState {
-    state = targetAfter(state, event)
-    return state
+  /** `onSettled` is called when no restore works on the images any more. */
+  constructor(id: SnapshotId, onSettled: (outcome: ImagesOutcome) => void) {
+    this.id = id
+    this.#onSettled = onSettled
   }
 
-  /** Lets the copy run. */
-  async function run(copy: HeldRestore): Promise<Fate> {
+  get state(): TargetState {
+    return this.#state
+  }
+
+  /** A restore begins. Throws `EXISTS` when another one has, or when there is nothing to restore. */
+  restore(): void {
+    const before = this.#state
+    if (this.#step('restore') !== before) return
+    throw new Fault('EXISTS', `snapshot ${this.id} is ${before}`, { hint: 'one snapshot becomes one process' })
+  }
+
+  /** CRIU is at post-restore: the copy is held, let go, or dropped, as the verdict says. */
+  restored(copy: HeldRestore): void {
+    const before = this.#state
+    const now = this.#step('restored')
+    if (now === before && now !== 'dropped') {
+      copy.shut()
+      return
+    }
+    this.#held = copy
+    if (now === 'running') this.#run(copy).catch((reason: Fault) => this.watcher?.refused(reason))
+    else if (now === 'dropped') this.#drop(copy).catch(() => {})
+    else this.watcher?.ready()
+  }
+
+  /** CRIU gave up. */
+  restoreFailed(reason: Fault): void {
+    this.#held = undefined
+    const before = this.#state
+    if (this.#step('restore failed') !== before) this.watcher?.refused(reason)
+    else if (this.#state === 'dropped') this.#settleDropped()
+  }
+
+  /** Obeys the verdict. Throws `CRIU` where the tasks should run and do not: the images stay. */
+  async decide(verdict: Verdict): Promise<Fate> {
+    const before = this.#state
+    const now = this.#step(verdict)
+    if (now !== before) this.#copied = verdict === 'copy'
+    if (before === 'holding' && this.#held !== undefined) {
+      if (now === 'running') return this.#run(this.#held)
+      if (now === 'dropped') return this.#drop(this.#held)
+    }
+    if (now === 'running') return 'running'
+    if (now !== 'dropped') return 'stored'
+    // A restore that works on the images ends first.
+    if (before === 'sealed') this.#settleDropped()
+    return before === 'sealed' && this.#copied ? 'stored' : 'dropped'
+  }
+
+  #step(event: TargetEvent): TargetState {
+    this.#state = targetAfter(this.#state, event)
+    return this.#state
+  }
+
+  async #run(copy: HeldRestore): Promise<Fate> {
     copy.open()
     const runs = await copy.runs.catch((reason: unknown) => {
-      // Out of reach: it holds, and the verdict can be given again.
-      state = 'holding'
+      // The holder is out of reach and holds on: the verdict can be given again.
+      this.#state = 'holding'
       throw reason
     })
     if (runs) {
-      onSettled('running')
+      this.#onSettled('running')
       return 'running'
     }
-    step('restore failed')
-    held = undefined
-    throw new Fault('CRIU', `the tasks of snapshot ${id} were restored and are gone: criu failed at its end`, {
+    this.#step('restore failed')
+    this.#held = undefined
+    throw new Fault('CRIU', `the tasks of snapshot ${this.id} were restored and are gone: criu failed at its end`, {
       hint: 'the source is gone too: the cache keeps the images, restore them again',
     })
   }
 
-  async function drop(copy: HeldRestore): Promise<Fate> {
+  async #drop(copy: HeldRestore): Promise<Fate> {
     copy.shut()
     await copy.runs
-    dropped()
+    this.#settleDropped()
     return 'dropped'
   }
 
-  return {
-    id,
-    since: performance.now(),
-    watcher: undefined,
-    taken: false,
-    get state() {
-      return state
-    },
-    restore() {
-      const before = state
-      if (step('restore') === before) {
-        throw new Fault('EXISTS', `snapshot ${id} is ${before}`, { hint: 'one snapshot becomes one process' })
-      }
-    },
-    restored(copy) {
-      const before = state
-      const now = step('restored')
-      if (now === before && now !== 'dropped') return copy.shut()
-      held = copy
-      if (now === 'running') run(copy).catch((reason: Fault) => this.watcher?.refused(reason))
-      else if (now === 'dropped') drop(copy).catch(() => {})
-      else this.watcher?.ready()
-    },
-    restoreFailed(reason) {
-      held = undefined
-      const before = state
-      if (step('restore failed') !== before) this.watcher?.refused(reason)
-      else if (state === 'dropped') dropped()
-    },
-    async decide(verdict) {
-      const before = state
-      const now = step(verdict)
-      if (now !== before) copied = verdict === 'copy'
-      if (before === 'holding' && held !== undefined) {
-        if (now === 'running') return run(held)
-        if (now === 'dropped') return drop(held)
-      }
-      if (now === 'running') return 'running'
-      if (now !== 'dropped') return 'stored'
-      // A restore that works on the images ends first.
-      if (before === 'sealed') dropped()
-      return before === 'sealed' && copied ? 'stored' : 'dropped'
-    },
+  #settleDropped(): void {
+    this.#onSettled(this.#copied ? 'copied' : 'dropped')
   }
 }

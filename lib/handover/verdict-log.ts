@@ -1,7 +1,8 @@
 /**
- * What a source owes its target: the verdict, written down before the target can be `ready` and kept until it is
- * delivered. The file says which tasks decide it, so that it is right whenever the source dies, and, a word a line, whether
- * they still do: not before the source lets go, nor after they were seen to run on, for then they may end by themselves.
+ * The verdicts of a source on disk: a file for each, written before the target can be `ready`, and removed when the
+ * verdict was delivered. The first line names the tasks whose end is the verdict, so that it is right whenever the
+ * source dies. Each line after it is a word for the stage: the tasks do not decide before the source lets go, nor after
+ * they were seen to run on, for then they may end by themselves.
  */
 import {
   closeSync,
@@ -25,39 +26,44 @@ import { openOwnFile } from '../kernel/own-file.ts'
 
 export interface PendingVerdict extends Pick<WatchedTree, 'criu' | 'tasks'> {
   id: SnapshotId
-  /** Of the hand-over, in hex: the file is its owner's only. */
+  /** The token of the hand-over, in hex: only its owner can read the file. */
   token: string
-  /** After a reboot numbers mean other processes, and the tasks are gone. */
+  /** The boot id: after a reboot the numbers mean other processes, and the tasks are gone. */
   boot: string
   stage: VerdictStage
-  /** The file. */
+  /** The path of the file. */
   path: string
 }
 
-/** `held`: criu waits, and whoever held it is gone if this is read. `let go`: the tasks decide. `resumed`: they run on. */
+/**
+ * `held`: criu waits at its gate; the process that held it there is gone when another process reads this. `let go`: the
+ * tasks decide. `resumed`: the tasks run on.
+ */
 export type VerdictStage = (typeof stages)[number]
 const stages = ['held', 'let go', 'resumed'] as const
-/** The words in the file. */
+/** The word of each stage in the file. */
 const words: Record<VerdictStage, string> = { held: 'held', 'let go': 'let go', resumed: 'kept' }
 
 const SUFFIX = '.owed'
 const { O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_WRONLY } = constants
-/** Bytes of a file; a task takes about 40 of them. */
+/** The largest file that is read, in bytes; a task takes about 40. */
 const LARGEST = 2 ** 24
 
 function thisBoot(): string {
   return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
 }
 
-/** Why a snapshot cannot have this id: what became of an earlier one of that id is not known to its target. */
-export function verdictPending(directory: string, id: SnapshotId): Fault | undefined {
+/** `EXISTS` where a snapshot cannot have this id, because the verdict of an earlier one is not delivered. */
+export function verdictPendingFault(directory: string, id: SnapshotId): Fault | undefined {
   if (lstatSync(join(directory, `${id}${SUFFIX}`), { throwIfNoEntry: false }) === undefined) return undefined
   return new Fault('EXISTS', `the verdict of an earlier snapshot ${id} is still owed to its target`, {
     hint: 'choose another --snapshot ID, or wait until the target was reached',
   })
 }
 
-/** Writes it into `directory`, safe from a crash of this host where the file system is. Throws `IO`, and `EXISTS`. */
+/**
+ * Writes a verdict into `directory`, and on to the disk (fsync). Throws `IO`, and `EXISTS` like `verdictPendingFault`.
+ */
 export function writePendingVerdict(
   directory: string,
   id: SnapshotId,
@@ -65,32 +71,37 @@ export function writePendingVerdict(
   { criu, tasks }: Pick<WatchedTree, 'criu' | 'tasks'>,
   stage: VerdictStage,
 ): PendingVerdict {
-  const owed = { id, token: token.toString('hex'), boot: thisBoot(), criu, tasks }
+  const pending = { id, token: token.toString('hex'), boot: thisBoot(), criu, tasks }
   const path = join(directory, `${id}${SUFFIX}`)
-  const already = verdictPending(directory, id)
+  const already = verdictPendingFault(directory, id)
   if (already !== undefined) throw already
   try {
-    // Left by one that was killed here.
+    // A source that was killed at this point left it.
     rmSync(`${path}.new`, { force: true })
-    const file = openOwnFile(`${path}.new`, O_WRONLY | O_CREAT | O_EXCL)
-    try {
-      writeSync(file, `${JSON.stringify(owed)}\n${words[stage]}\n`)
-      fsyncSync(file)
-    } finally {
-      closeSync(file)
-    }
+    write(`${path}.new`, O_CREAT | O_EXCL, `${JSON.stringify(pending)}\n${words[stage]}\n`)
     renameSync(`${path}.new`, path)
     const folder = openSync(directory, 'r')
     fsyncSync(folder)
     closeSync(folder)
   } catch (cause) {
     rmSync(`${path}.new`, { force: true })
-    throw unwritten(path, cause)
+    throw unwrittenFault(path, cause)
   }
-  return { ...owed, stage, path }
+  return { ...pending, stage, path }
 }
 
-function unwritten(path: string, cause: unknown): Fault {
+/** Writes on to the disk. */
+function write(path: string, flags: number, text: string): void {
+  const file = openOwnFile(path, O_WRONLY | flags)
+  try {
+    writeSync(file, text)
+    fsyncSync(file)
+  } finally {
+    closeSync(file)
+  }
+}
+
+function unwrittenFault(path: string, cause: unknown): Fault {
   const why = cause instanceof Fault ? cause.message : (cause as NodeJS.ErrnoException).code
   return new Fault('IO', `cannot write ${path} (${why})`, {
     hint: 'make room there: the verdict of a hand-over must be on disk before it is given',
@@ -98,35 +109,29 @@ function unwritten(path: string, cause: unknown): Fault {
   })
 }
 
-/** From now on the tasks decide: CRIU may kill them as soon as this returns. Safe like `writeOwed`. Throws `IO`. */
-export function markLetGo(owed: PendingVerdict): void {
-  if (owed.stage === 'held') mark(owed, 'let go')
+/** Writes down that the tasks decide from now on: CRIU may kill them as soon as this returns. Throws `IO`. */
+export function markLetGo(pending: PendingVerdict): void {
+  if (pending.stage === 'held') mark(pending, 'let go')
 }
 
-function mark(owed: PendingVerdict, stage: VerdictStage): void {
+function mark(pending: PendingVerdict, stage: VerdictStage): void {
   try {
-    // Never made anew: without its first line it says nothing.
-    const file = openOwnFile(owed.path, O_WRONLY | O_APPEND)
-    try {
-      writeSync(file, `${words[stage]}\n`)
-      fsyncSync(file)
-    } finally {
-      closeSync(file)
-    }
+    // Without O_CREAT: a file without its first line means nothing.
+    write(pending.path, O_APPEND, `${words[stage]}\n`)
   } catch (cause) {
-    throw unwritten(owed.path, cause)
+    throw unwrittenFault(pending.path, cause)
   }
-  owed.stage = stage
+  pending.stage = stage
 }
 
-/** Forgets it: it was delivered, or never can be. */
-export function forgetVerdict(owed: PendingVerdict): void {
-  rmSync(owed.path, { force: true })
+/** Removes the file of a verdict that was delivered, or never can be. */
+export function forgetVerdict(pending: PendingVerdict): void {
+  rmSync(pending.path, { force: true })
 }
 
 /**
- * What a proxy before us left in `directory`. Files that it did not finish are ignored, and those that others could
- * have written.
+ * The verdicts that an earlier process left in `directory`. Files that are incomplete, and files that other users could
+ * have written, are ignored.
  */
 export function readPendingVerdicts(directory: string): PendingVerdict[] {
   return readdirSync(directory)
@@ -136,12 +141,12 @@ export function readPendingVerdicts(directory: string): PendingVerdict[] {
 
 function read(path: string): PendingVerdict[] {
   try {
-    // What follows the last end of a line was not written to its end.
-    const [owed = '', ...said] = textOf(path).split('\n').slice(0, -1)
-    const { id, token, boot, criu, tasks } = JSON.parse(owed) as PendingVerdict
+    // The text after the last end of a line is incomplete.
+    const [head = '', ...stagesWritten] = textOf(path).split('\n').slice(0, -1)
+    const { id, token, boot, criu, tasks } = JSON.parse(head) as PendingVerdict
     if (typeof boot !== 'string' || !/^[0-9a-f]{32}$/.test(token) || ![criu, ...tasks].every(isMember)) return []
-    // Earlier versions wrote no word, and asked the tasks.
-    const stage = stages.find((one) => words[one] === said.at(-1)) ?? 'let go'
+    // Earlier versions wrote no word: their tasks decide.
+    const stage = stages.find((one) => words[one] === stagesWritten.at(-1)) ?? 'let go'
     return [{ id: snapshotId(id), token, boot, criu, tasks, stage, path }]
   } catch {
     return []
@@ -163,23 +168,24 @@ function isMember({ pid, start }: TaskId): boolean {
 }
 
 /**
- * The verdict that what happened to the tasks asks for; undefined while their criu still works. Once they were kept that is
- * written down: they may end by themselves before the target is told.
+ * The verdict, by what happened to the tasks; undefined while their criu still works. Tasks that run on are written
+ * down as `resumed`: they may end by themselves before the target is told.
  */
-export function verdictFor(owed: PendingVerdict): Verdict | undefined {
-  if (owed.stage === 'resumed') return 'drop'
-  if (owed.boot !== thisBoot()) return 'go'
-  const over = !isAlive(owed.criu)
-  // Whoever dumps may live, and let go: what is said after its criu has ended is the last word.
-  const [said] = read(owed.path)
-  const held = (said ?? owed).stage === 'held'
-  const fate = !held ? treeFate(owed) : over ? 'alive' : undefined
+export function verdictFor(pending: PendingVerdict): Verdict | undefined {
+  if (pending.stage === 'resumed') return 'drop'
+  if (pending.boot !== thisBoot()) return 'go'
+  const over = !isAlive(pending.criu)
+  // The source may be another process that is alive, and let go meanwhile. A stage that is read after criu has ended is
+  // final.
+  const [latest] = read(pending.path)
+  const held = (latest ?? pending).stage === 'held'
+  const fate = !held ? treeFate(pending) : over ? 'alive' : undefined
   if (fate !== 'alive') return fate === undefined ? undefined : 'go'
   try {
-    mark(owed, 'resumed')
+    mark(pending, 'resumed')
   } catch {
-    // It holds as long as we live.
-    owed.stage = 'resumed'
+    // Then it is known for as long as this process lives.
+    pending.stage = 'resumed'
   }
   return 'drop'
 }

@@ -1,74 +1,103 @@
 /**
- * The chains of one proxy, by the process tree that they are of.
+ * The chains of one proxy, by process tree.
  *
- * A dump takes the chain of its tree away, and only a round that the cache has sealed brings it back: whatever fails, or clears the kernel's
- * marks of changed pages behind our back, leaves none, and the next dump begins anew.
+ * A dump takes the chain of its tree away, and only a round that the cache has sealed puts it back. So after any
+ * failure, and after any program that clears the kernel's marks of changed pages without our knowledge, there is no
+ * chain, and the next dump starts a new one.
  */
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { lockMarks, openProcess, parentOf, startTime } from '../kernel/process.ts'
 import { newChain, type PreCopyChain } from './send-round.ts'
 
-export interface ProxyChains {
-  /**
-   * For a dump of this tree that begins now: the chain whose last round left its images in `before`, or a new one. Throws `EXISTS` where the marks
-   * are another's (see `lockMarks`).
-   */
-  take(tree: number, before: string | undefined, newId: () => SnapshotId): TakenChain
-  /** Somebody dumps this tree in another way; or one that we do not know. Those that it is a part of, or that are a part of it, are over too. */
-  breakOff(tree: number | undefined): void
-  /** No more dumps come. */
-  close(): void
-}
-
 export interface TakenChain {
   chain: PreCopyChain
-  /** Its round is sealed, and criu's images are in `directory`: the next dump may go on with it, unless another one began meanwhile. */
+  /**
+   * The round is sealed, and criu's images are in `directory`: the next dump may continue, unless another one has
+   * begun.
+   */
   keep(directory: string): void
-  /** It is over: the marks are nobody's, unless it was kept. */
+  /** The dump is over. If the chain was not kept, the marks are free again. */
   end(): void
 }
 
 interface Entry {
   chain: PreCopyChain
-  /** Of criu's images of its last round; undefined while somebody works on it. */
+  /** Where criu's images of the last round are; undefined while a dump works on the chain. */
   directory: string | undefined
+  /** The start time of the root, by which a new process with its number is told apart. */
   start: number | undefined
-  /** Nobody waits for the tree's end any more, and its marks are anybody's. */
+  /** Stops waiting for the tree's end, and unlocks its marks. */
   release(): void
 }
 
-/** `onOver` is told of each chain of rounds that no dump can go on with: the cache still has them. */
-export function openProxyChains(onOver: (chain: PreCopyChain) => void): ProxyChains {
-  const entries = new Map<number, Entry>()
+export class ProxyChains {
+  readonly #entries = new Map<number, Entry>()
+  readonly #onOver: (chain: PreCopyChain) => void
 
-  function remove(tree: number): Entry | undefined {
-    const found = entries.get(tree)
-    entries.delete(tree)
+  /** `onOver` is told of each chain of rounds that no dump can continue: the cache still has those rounds. */
+  constructor(onOver: (chain: PreCopyChain) => void) {
+    this.#onOver = onOver
+  }
+
+  /**
+   * The chain for a dump of this tree that begins now: the one whose last round left its images in `before`, or a new
+   * one. Throws `EXISTS` where another process has the marks (see `lockMarks`).
+   */
+  take(tree: number, before: string | undefined, newId: () => SnapshotId): TakenChain {
+    const found = this.#entries.get(tree)
+    const fits = before !== undefined && found?.directory === before && found.start === startTime(tree)
+    this.#endWhere((root) => root !== tree && related(root, tree))
+    if (!fits) this.#end(tree)
+    const entry = this.#add(tree, this.#remove(tree)?.chain ?? newChain(newId()))
+    const { chain } = entry
+    return {
+      chain,
+      keep: (directory) => {
+        if (this.#entries.get(tree) === entry) entry.directory = directory
+        else this.#onOver(chain)
+      },
+      end: () => {
+        if (this.#entries.get(tree) === entry && entry.directory === undefined) this.#remove(tree)
+      },
+    }
+  }
+
+  /**
+   * Ends the chains of this tree, of trees that it is a part of, and of its parts: another dump of it has begun. Ends
+   * all chains if the tree is not known.
+   */
+  breakOff(tree: number | undefined): void {
+    this.#endWhere((root) => tree === undefined || related(root, tree))
+  }
+
+  /** No more dumps come. */
+  close(): void {
+    this.#endWhere(() => true)
+  }
+
+  #endWhere(isOver: (root: number) => boolean): void {
+    for (const root of [...this.#entries.keys()]) if (isOver(root)) this.#end(root)
+  }
+
+  /** Ends the chain of a tree. A dump that works on the chain notices when it wants to keep it. */
+  #end(tree: number): void {
+    const found = this.#remove(tree)
+    if (found?.directory !== undefined) this.#onOver(found.chain)
+  }
+
+  #remove(tree: number): Entry | undefined {
+    const found = this.#entries.get(tree)
+    this.#entries.delete(tree)
     found?.release()
     return found
   }
 
-  /** Who works on it learns it when it is to be kept. */
-  function end(tree: number): void {
-    const found = remove(tree)
-    if (found?.directory !== undefined) onOver(found.chain)
-  }
-
-  function breakOff(tree: number | undefined): void {
-    for (const root of [...entries.keys()]) if (tree === undefined || related(root, tree)) end(root)
-  }
-
-  /** Another one may begin with a part of this tree, or hold it. */
-  function breakOffOthers(tree: number): void {
-    for (const root of [...entries.keys()]) if (root !== tree && related(root, tree)) end(root)
-  }
-
-  function add(tree: number, chain: PreCopyChain): Entry {
+  #add(tree: number, chain: PreCopyChain): Entry {
     const unlock = lockMarks(tree)
     if (unlock === undefined) {
-      if (chain.under > 0) onOver(chain)
-      throw taken(tree)
+      if (chain.under > 0) this.#onOver(chain)
+      throw marksTakenFault(tree)
     }
     const task = openProcess(tree)
     const release = (): void => {
@@ -76,39 +105,16 @@ export function openProxyChains(onOver: (chain: PreCopyChain) => void): ProxyCha
       unlock()
     }
     const entry: Entry = { chain, directory: undefined, start: startTime(tree), release }
-    entries.set(tree, entry)
-    const over = (): void => {
-      if (entries.get(tree) === entry) end(tree)
+    this.#entries.set(tree, entry)
+    const onTreeEnded = (): void => {
+      if (this.#entries.get(tree) === entry) this.#end(tree)
     }
-    task?.ended.then(over, () => {})
+    task?.ended.then(onTreeEnded, () => {})
     return entry
-  }
-
-  return {
-    take(tree, before, newId) {
-      const found = entries.get(tree)
-      const fits = before !== undefined && found?.directory === before && found.start === startTime(tree)
-      breakOffOthers(tree)
-      if (!fits) end(tree)
-      const entry = add(tree, remove(tree)?.chain ?? newChain(newId()))
-      const { chain } = entry
-      return {
-        chain,
-        keep(directory) {
-          if (entries.get(tree) === entry) entry.directory = directory
-          else onOver(chain)
-        },
-        end() {
-          if (entries.get(tree) === entry && entry.directory === undefined) remove(tree)
-        },
-      }
-    },
-    breakOff,
-    close: () => breakOff(undefined),
   }
 }
 
-function taken(tree: number): Fault {
+function marksTakenFault(tree: number): Fault {
   return new Fault('EXISTS', `a pre-copy, or another proxy, is at work on process ${tree}, or on a part of its tree`, {
     hint: 'wait until it has ended',
   })

@@ -1,8 +1,8 @@
 /**
- * The layers of a chain, from a criu that speaks the page server protocol to us, to the cache (PROTOCOL.md).
+ * Sends the layers of a chain to the cache, from a criu that speaks the page server protocol to us (PROTOCOL.md).
  *
- * Every pre-dump clears the kernel's marks of changed pages, so a chain has one owner, and one that breaks is over: its next round would
- * miss pages, and nobody would notice before the process does.
+ * Every pre-dump clears the kernel's marks of changed pages, so a chain has one owner, and a chain that breaks is over:
+ * its next round would miss pages, and only the restored process would notice.
  */
 import { randomBytes } from 'node:crypto'
 import { statSync } from 'node:fs'
@@ -10,16 +10,16 @@ import { join } from 'node:path'
 import type { DumpSteps } from '../criu/incoming-dump.ts'
 import type { PageServer } from '../criu/page-server.ts'
 import { Fault } from '../fault.ts'
-import { hex64 } from '../format/digest.ts'
 import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
+import { overLink } from '../handover/deliver-verdict.ts'
 import { onFirstImage } from '../handover/source.ts'
-import { readAnswers } from '../handover/target-answers.ts'
+import { readAnswers, whenSealed } from '../handover/target-answers.ts'
 import { listImages, piecesOf } from '../store/directory.ts'
 import { openCriuTimeout } from '../stream/criu-timeout.ts'
 import { openDedupSender } from '../stream/dedup-send.ts'
-import { accepting, frameReader, frameWriter } from '../stream/frames.ts'
+import { accepting } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
@@ -27,22 +27,22 @@ import { singleLink } from '../stream/source-link.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import { rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 
-/** What the cache holds of one chain, and what CRIU needs to know of it. */
+/** The state of one chain: the rounds that the cache has, and the pagemaps that CRIU asks about. */
 export interface PreCopyChain {
   readonly id: SnapshotId
   readonly token: Buffer
-  /** How many rounds. */
+  /** How many rounds the cache has sealed. */
   under: number
-  /** What the last of them has pages of. */
+  /** The pagemaps of the last round. */
   pagemaps: ReadonlySet<ImageName>
 }
 
-/** One without rounds. */
+/** A chain without rounds. */
 export function newChain(id: SnapshotId): PreCopyChain {
   return { id, token: randomBytes(TOKEN_BYTES), under: 0, pagemaps: new Set() }
 }
 
-/** What the next layer says of itself. */
+/** How the next layer is announced to the cache. */
 export function nextLayer({ under, token }: PreCopyChain, last: boolean): NonNullable<SendOptions['layer']> {
   return { under, last, token }
 }
@@ -52,64 +52,55 @@ export interface RoundOptions {
   tuning: Tuning | undefined
   /** About how many bytes will come. */
   reserve: number
-  /** How long the cache may take to seal it, and criu may say nothing. */
+  /** How long the cache may take to seal the round, and criu may say nothing. */
   timeoutMs: number
   signal: AbortSignal
 }
 
-/** Pages, and how long they took from the first one until they were sealed. */
 export interface SentRound {
   pages: number
+  /** From the first page until all were sealed. */
   ms: number
 }
 
 /**
- * Sends a pre-dump as the next round, and lets its criu go when the cache has sealed it. Throws, and then the chain is over: `FAILED_DUMP`
- * where criu broke off, what the cache refuses, `TIMEOUT`, `LINK`. `server` is destroyed.
+ * Sends a pre-dump as the next round, and lets its criu go when the cache has sealed it. The chain is over when this
+ * throws: `FAILED_DUMP` where criu broke off, the cache's refusal, `TIMEOUT`, `LINK`. `server` is destroyed then.
  */
 export async function sendRound(chain: PreCopyChain, server: PageServer, options: RoundOptions): Promise<SentRound> {
-  const { connect, tuning, reserve, timeoutMs, signal } = options
+  const { connect, tuning, reserve, timeoutMs } = options
   const stop = new AbortController()
-  const outside = (): void => stop.abort(signal.reason)
-  if (signal.aborted) outside()
-  signal.addEventListener('abort', outside)
-  const over = new Fault('ABORTED', 'over')
-  const known = tuning?.dedup && openDedupSender(tuning.dedup)
-  const line = singleLink(connect(stop.signal), timeoutMs, stop)
+  const signal = AbortSignal.any([options.signal, stop.signal])
+  const dedup = tuning?.dedup && openDedupSender(tuning.dedup)
+  const link = singleLink(connect(signal), timeoutMs, stop)
   const silence = openCriuTimeout(timeoutMs, (reason) => {
     stop.abort(reason)
     server.destroy(reason)
   })
+  const inTime = <Result>(work: Promise<Result>, what: string): Promise<Result> =>
+    Promise.race([work, rejectAfter(timeoutMs, what, signal)])
   try {
     // CRIU is read from before the cache is there: it may ask with the tasks frozen.
-    const talk = line.reader.then((reader) => readAnswers(reader, false, known))
-    talk.then((said) => said.offer).catch((reason: unknown) => stop.abort(reason))
+    const answers = link.reader.then((reader) => readAnswers(reader, false, dedup))
+    answers.then(({ offer }) => offer).catch((reason: unknown) => stop.abort(reason))
     let begun = performance.now()
-    const begin = (): void => {
+    const onFirst = (): void => {
       begun = performance.now()
     }
-    // The tasks run by then: a criu pre-dump sends pages when it has thawed them.
-    const offered = (): Promise<void> =>
-      Promise.race([known?.ready, rejectAfter(timeoutMs, 'the target did not say what it has', stop.signal)])
-    const source = known === undefined ? server : waiting(server, silence.during(offered()))
-    const sent = await sendSnapshot(line.writer, chain.id, onFirstImage(source, begin), {
+    const offered = dedup && silence.during(inTime(dedup.ready, 'the target did not say what it has'))
+    const source = onFirstImage(offered === undefined ? server : waiting(server, offered), onFirst)
+    const sent = await sendSnapshot(link.writer, chain.id, source, {
       ...tuning,
-      known,
+      known: dedup,
       silence,
-      signal: stop.signal,
+      signal,
       layer: nextLayer(chain, false),
       reserve,
     })
-    const what = 'the target did not seal the round'
-    const sealed = talk.then((said) => said.sealed)
-    const digest = await Promise.race([
-      sealed,
-      rejectAfter(timeoutMs, what, stop.signal),
-      rejectWhenAborted(stop.signal),
-    ])
-    if (digest !== sent.digest) {
-      throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
-    }
+    await inTime(
+      answers.then((answered) => whenSealed(answered, sent)),
+      'the target did not seal the round',
+    )
     const ms = performance.now() - begun
     await server.answerClose(true)
     chain.under++
@@ -119,14 +110,13 @@ export async function sendRound(chain: PreCopyChain, server: PageServer, options
     server.destroy(error as Error)
     throw error
   } finally {
-    signal.removeEventListener('abort', outside)
     silence.close()
-    stop.abort(over)
-    line.destroy()
+    stop.abort(new Fault('ABORTED', 'over'))
+    link.destroy()
   }
 }
 
-/** Pages go out when it is known which of them the cache has; what CRIU asks before is answered. */
+/** Holds the pages back until `ready`, when it is known which of them the cache has. CRIU is answered meanwhile. */
 function waiting(source: ImageSource, ready: Promise<void>): ImageSource {
   ready.catch(() => {})
   async function* after(pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array>): AsyncGenerator<Uint8Array> {
@@ -147,8 +137,9 @@ export function pagesOf({ images }: Snapshot): number {
 }
 
 /**
- * The last layer as an image source: the pages by the page server, and what criu has written into `directory` by itself. CRIU is let go on when the
- * target has the pages: one without our script kills the tasks then. `images` throws `FAILED_DUMP` where criu has `ended` without a dump.
+ * The last layer as an image source: the pages come by the page server, and the other images from `directory`, where
+ * criu has written them. CRIU may go on when the target has the pages: a CRIU without our script kills the tasks then.
+ * `images` throws `FAILED_DUMP` where criu has `ended` without a dump.
  */
 export function lastLayer(
   server: PageServer,
@@ -182,10 +173,10 @@ export function lastLayer(
   }
 }
 
-/** A file system's clock may be behind by a tick. */
+/** How far the clock of a file system may be behind. */
 const TICK_MS = 20
 
-/** A dump that failed leaves what an earlier one wrote there. */
+/** Throws `FAILED_DUMP` for an inventory that an earlier dump has written: the last one failed. */
 function refuseIfOld(inventory: string, begun: number): void {
   if (statSync(inventory).mtimeMs >= begun - TICK_MS) return
   throw new Fault('FAILED_DUMP', `the dump did not finish: ${inventory} is of an earlier one`, {
@@ -193,29 +184,22 @@ function refuseIfOld(inventory: string, begun: number): void {
   })
 }
 
-/** What a cache says to somebody who gives up. */
-const farewell = accepting('hello', 'refused')
+/** What a cache answers to a chain that is given up. */
+const answersToAbandon = accepting('hello', 'refused')
 
-/** Tells the cache that no layer follows: it drops what it has of the chain. Throws `LINK`. */
+/** Tells the cache that no layer follows: it drops the rounds of the chain. Throws `LINK`. */
 export async function abandonChain(
   chain: PreCopyChain,
   connect: RoundOptions['connect'],
   signal: AbortSignal,
 ): Promise<void> {
-  const link = await connect(signal)
-  const cut = (): void => link.destroy(signal.reason as Error)
-  signal.addEventListener('abort', cut)
-  try {
-    const writer = frameWriter(link.outlet)
+  await overLink(await connect(signal), signal, async (reader, writer) => {
     await writer.send({ type: 'snapshot', id: chain.id })
-    // As the first of a new chain, which takes the place of what there is: it may have sealed a round more than we know.
+    // The first layer of a new chain replaces the old one, of which the cache may have sealed a round more than we
+    // know.
     await writer.send({ type: 'layer', under: 0, last: false, token: chain.token })
     await writer.send({ type: 'failed', code: 'ABORTED', reason: 'no other round follows' })
-    // It says that it has heard, and closes.
-    const reader = frameReader(link.inlet)
-    while ((await reader.next(farewell)) !== undefined);
-  } finally {
-    signal.removeEventListener('abort', cut)
-    link.destroy()
-  }
+    // The cache answers, and closes.
+    while ((await reader.next(answersToAbandon)) !== undefined);
+  })
 }

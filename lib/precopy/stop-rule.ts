@@ -1,37 +1,37 @@
-/** When to stop pre-copying: whether one more round pays. Pure. */
+/** Decides when the rounds of a pre-copy stop: when another one would not shorten the freeze enough. Pure. */
 import { PAGE_BYTES } from '../format/pagemap.ts'
 
-/** A pre-dump: what it sent, and what it cost. */
 export interface CompletedRound {
+  /** How many it sent. */
   pages: number
-  /** From its first page until the target had them all. */
+  /** From its first page until the target had all. */
   ms: number
-  /** How long the tasks stood still for it (CRIU's statistics). */
+  /** How long the tasks were frozen for it, by CRIU's statistics. */
   frozenMs: number
 }
 
 export interface StopRule {
-  /** At least 1. */
+  /** The most rounds; at least 1. */
   mostRounds: number
-  /** So few dirty bytes are sent while the process stands still. */
+  /** Bytes: a round that sent no more is the last. */
   floor: number
-  /** Undefined: as short as rounds can make it. */
+  /** Undefined: the freeze is to be as short as rounds can make it. */
   downtimeGoalMs: number | undefined
 }
 
 export type StopReason =
-  /** What is left is below the floor. */
+  /** The last round sent no more than the floor. */
   | 'little is left'
-  /** The freeze that is predicted is short enough. */
+  /** The predicted freeze is within the goal. */
   | 'that is short enough'
   /** The process dirties its memory as fast as it is sent. */
   | 'rounds no longer shrink'
   | 'rounds are used up'
 
-/** A round that sends more than this part of what the one before sent gains nothing. */
+/** Rounds no longer shrink when one sends more than this part of the one before. */
 const SHRINKING = 0.9
 
-/** Why the round that was last is the last one; undefined where another one pays. `rounds`: at least one. */
+/** Why no other round follows; undefined where one does, as after no round at all. */
 export function stopReason(
   rounds: readonly CompletedRound[],
   { mostRounds, floor, downtimeGoalMs }: StopRule,
@@ -45,8 +45,8 @@ export function stopReason(
 }
 
 /**
- * How long the tasks will stand still for the last dump and the way of its pages: it is taken to be like the last round, with as many
- * pages, at the rate of the largest.
+ * Predicts how long the tasks will be frozen for the last dump and the transfer of its pages, in ms: as long as for the
+ * last round, plus the time for as many pages at the rate of the largest round.
  */
 export function predictedFreezeMs(rounds: readonly CompletedRound[]): number {
   const last = rounds.at(-1)

@@ -49,9 +49,9 @@ for (const moment of ['post-dump', 'post-restore'] as const satisfies readonly M
       assert.is((await running.ended).code, 1, end)
       gate.remove()
     }
-    const stranger = await run(script, [], env(moment))
-    assert.is(stranger.code, 1)
-    assert.match(stranger.stderr, new RegExp(`^${moment}: criu-ferry does not know this criu`))
+    const unknown = await run(script, [], env(moment))
+    assert.is(unknown.code, 1)
+    assert.match(unknown.stderr, new RegExp(`^${moment}: criu-ferry does not know this criu`))
     remove()
   })
 
@@ -155,7 +155,7 @@ function withDescriptors(count: number, act: () => void): void {
   }
 }
 
-test('a gate is not seen before somebody listens there: one that cannot be opened leaves nothing', () => {
+test('a gate is not seen before its FIFO has a reader: a gate that cannot be opened leaves nothing', () => {
   const { path, remove } = temporary()
   const lock = 1
   limited('nofile', '256', () => {
@@ -275,7 +275,7 @@ test('a holder that is killed: a dump is let go for nobody', async () => {
   remove()
 })
 
-test('a holder that is killed: a restored copy waits on, until somebody decides', async () => {
+test('a holder that is killed: a restored copy waits on for the next holder', async () => {
   const { path, running, remove } = await killedHolder('post-restore')
   assert.is(await soon(running.ended), 'waiting')
   await run('mv', [`${path}/${process.pid}.post-restore.lock`, `${path}/${process.pid}.post-restore.go`])

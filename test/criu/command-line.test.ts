@@ -9,10 +9,10 @@ import { temporary } from '../support/run.ts'
 
 const test = suite('criu/command-line')
 
-/** What is read of a process with this command line, in that directory. */
+/** Reads the command of a process with this command line, in that directory. */
 async function read(words: string[], cwd: string, open = cwd, what?: 'splits' | 'before' | 'leaves') {
-  const line = `exec 9<'${open}'; echo; read -r line`
-  const child = spawn('sh', ['-c', line, ...words], { cwd, stdio: ['pipe', 'pipe', 'ignore'] })
+  const script = `exec 9<'${open}'; echo; read -r line`
+  const child = spawn('sh', ['-c', script, ...words], { cwd, stdio: ['pipe', 'pipe', 'ignore'] })
   try {
     await once(child.stdout, 'data')
     const found = readCriuCommand(child.pid ?? 0)
@@ -75,20 +75,20 @@ test('a criu that opens and closes files meanwhile', async () => {
 })
 
 test('what it is told besides, in any beginning of an option that getopt takes', async () => {
-  const said = async (what: 'splits' | 'before' | 'leaves', ...words: string[]) =>
+  const readOne = async (what: 'splits' | 'before' | 'leaves', ...words: string[]) =>
     read(['criu', 'dump', '-t', '7', ...words], '/', '/', what)
-  assert.is(await said('splits', '--stream', '--page-server'), true)
-  assert.is(await said('splits', '--page-serv', '--strea'), true)
-  assert.is(await said('splits', '--stream'), false)
-  assert.is(await said('splits', '--page-server'), false)
+  assert.is(await readOne('splits', '--stream', '--page-server'), true)
+  assert.is(await readOne('splits', '--page-serv', '--strea'), true)
+  assert.is(await readOne('splits', '--stream'), false)
+  assert.is(await readOne('splits', '--page-server'), false)
   for (const word of ['-R', '--leave-running', '--leave-r', '-s', '-jR', '--leave-stopped']) {
-    assert.is(await said('leaves', word), true, word)
+    assert.is(await readOne('leaves', word), true, word)
   }
-  assert.is(await said('leaves', '-D', '/usr/share', '-o/Rs', '-j', '--shell-job'), false)
-  assert.is(await said('before', '-D', '/usr/share', '--prev-images-dir', '../bin'), '/usr/bin')
-  assert.is(await said('before', '-D', '/usr/share', '--prev-images-dir=../bin'), '/usr/bin')
-  assert.is(await said('before', '-D', '/usr/share', '--prev-images-dir', 'nowhere'), undefined)
-  assert.is(await said('before', '-D', '/usr/share', '--pre-dump-mode', 'read'), undefined)
+  assert.is(await readOne('leaves', '-D', '/usr/share', '-o/Rs', '-j', '--shell-job'), false)
+  assert.is(await readOne('before', '-D', '/usr/share', '--prev-images-dir', '../bin'), '/usr/bin')
+  assert.is(await readOne('before', '-D', '/usr/share', '--prev-images-dir=../bin'), '/usr/bin')
+  assert.is(await readOne('before', '-D', '/usr/share', '--prev-images-dir', 'nowhere'), undefined)
+  assert.is(await readOne('before', '-D', '/usr/share', '--pre-dump-mode', 'read'), undefined)
 })
 
 test('no such process', () => {

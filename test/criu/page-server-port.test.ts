@@ -20,15 +20,15 @@ function allButOne(): () => void {
   return () => taken.forEach(closeSync)
 }
 
-test('somebody comes when there are no descriptors left: he is sent away, and the port stays', async () => {
+test('a client that connects when there are no descriptors left is disconnected, and the port stays', async () => {
   const refusals: Fault[] = []
   const port = await openPagePort(
     0,
     () => {},
     (fault) => refusals.push(fault),
   )
-  const line = 'for time in 1 2; do read -r; exec 3<>/dev/tcp/127.0.0.1/$0; read -r <&3; echo; done'
-  const client = spawn('bash', ['-c', line, String(port.port)], { stdio: ['pipe', 'pipe', 'ignore'] })
+  const script = 'for time in 1 2; do read -r; exec 3<>/dev/tcp/127.0.0.1/$0; read -r <&3; echo; done'
+  const client = spawn('bash', ['-c', script, String(port.port)], { stdio: ['pipe', 'pipe', 'ignore'] })
   const come = async (): Promise<Fault | undefined> => {
     client.stdin.write('\n')
     await within(once(client.stdout, 'data'), 'the end of the connection')

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { pageServer } from '../../lib/criu/page-server.ts'
+import { SocketPageServer } from '../../lib/criu/page-server.ts'
 import { Fault } from '../../lib/fault.ts'
 import type { ImageName } from '../../lib/format/names.ts'
 import { dstType, encodeRecord, type Layout, layouts, type PsRecord, psCommand } from '../../lib/format/page-record.ts'
@@ -55,7 +55,7 @@ for (const layout of Object.values(layouts)) {
   test(`a conversation with ${layout} bytes a record`, async ({ ours, theirs, folder, fds }) => {
     const asked: string[] = []
     const hasParent = (name: ImageName): boolean => asked.push(name) > 0 && name === 'pagemap-77.img'
-    const source = pageServer(ours, { hasParent })
+    const source = new SocketPageServer(ours, { hasParent })
     const written = writeImages(source, folder.path)
     const shmem = { type: dstType.shmem, id: 6 }
     await writeAll(theirs, record(PARENT, task, layout))
@@ -95,7 +95,7 @@ for (const layout of Object.values(layouts)) {
 }
 
 test('CLOSE is answered with a failure', async ({ ours, theirs, folder, fds }) => {
-  const source = pageServer(ours, none)
+  const source = new SocketPageServer(ours, none)
   await writeAll(theirs, short())
   await within(writeImages(source, folder.path))
   await source.answerClose(false)
@@ -106,7 +106,7 @@ test('CLOSE is answered with a failure', async ({ ours, theirs, folder, fds }) =
 })
 
 test('a first CLOSE of either length is answered', async ({ ours, theirs, folder }) => {
-  const source = pageServer(ours, none)
+  const source = new SocketPageServer(ours, none)
   await writeAll(theirs, record(CLOSE, {}, layouts.new).subarray(0, layouts.old))
   assert.equal(await within(writeImages(source, folder.path)), [])
   await writeAll(theirs, Buffer.alloc(layouts.new - layouts.old))
@@ -125,7 +125,7 @@ test('a connection that is cut, at every offset', async ({ ours, theirs, fds }) 
     for (let at = 0; at < whole.length; at += near(at) ? 1 : 211) {
       const { path, remove } = temporary()
       const [server, client] = socketPair()
-      const source = pageServer(server, none)
+      const source = new SocketPageServer(server, none)
       const written = writeImages(source, path)
       await writeAll(client, whole.subarray(0, at))
       closeFd(client)
@@ -146,7 +146,7 @@ test('a lie of the client ends the connection', async ({ ours, theirs, fds }) =>
     const { path, remove } = temporary()
     const [server, client] = socketPair()
     await writeAll(client, lie)
-    await rejectsFault('CRIU_PROTOCOL', writeImages(pageServer(server, none), path))
+    await rejectsFault('CRIU_PROTOCOL', writeImages(new SocketPageServer(server, none), path))
     await within(readToEnd(client), 'the end of the connection')
     closeFd(client)
     remove()
@@ -161,7 +161,7 @@ for (const [where, bytes] of [
   ['in the middle of pages', 1000],
 ] as const) {
   test(`destroy releases one that waits ${where}`, async ({ ours, theirs, folder, fds }) => {
-    const source = pageServer(ours, none)
+    const source = new SocketPageServer(ours, none)
     const written = writeImages(source, folder.path)
     await writeAll(theirs, short().subarray(0, bytes))
     assert.ok(await waits(written))
@@ -180,13 +180,13 @@ test('destroy before images are asked for, between two pieces, and instead of th
   folder,
   fds,
 }) => {
-  const unasked = pageServer(ours, none)
+  const unasked = new SocketPageServer(ours, none)
   unasked.destroy(new Fault('TIMEOUT', 'before'))
   assert.is((await rejectsFault('TIMEOUT', writeImages(unasked, folder.path))).message, 'before')
   closeFd(theirs)
 
   const [server, client] = socketPair()
-  const source = pageServer(server, none)
+  const source = new SocketPageServer(server, none)
   await writeAll(client, short())
   const images = source.images[Symbol.asyncIterator]()
   const opened = await within(images.next())
@@ -201,7 +201,7 @@ test('destroy before images are asked for, between two pieces, and instead of th
   closeFd(client)
 
   const [third, criu] = socketPair()
-  const last = pageServer(third, none)
+  const last = new SocketPageServer(third, none)
   await writeAll(criu, short())
   await within(writeImages(last, folder.path))
   last.destroy(new Fault('TIMEOUT', 'at last'))
@@ -212,14 +212,14 @@ test('destroy before images are asked for, between two pieces, and instead of th
 })
 
 test('who leaves before the end closes the socket; who leaves pages out is told', async ({ ours, theirs, fds }) => {
-  const source = pageServer(ours, none)
+  const source = new SocketPageServer(ours, none)
   await writeAll(theirs, short())
   for await (const _ of source.images) break
   assert.is((await within(readToEnd(theirs))).toString('hex'), '00')
   closeFd(theirs)
 
   const [server, client] = socketPair()
-  const skipped = pageServer(server, none)
+  const skipped = new SocketPageServer(server, none)
   await writeAll(client, short())
   const taking = (async () => {
     for await (const _ of skipped.images);

@@ -2,7 +2,8 @@ import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { checkCriuOptions, findCriu, leavingOption } from '../../lib/criu/run.ts'
+import { type CriuRun, checkCriuOptions, explainFailure, findCriu, leavingOption } from '../../lib/criu/run.ts'
+import { Fault } from '../../lib/fault.ts'
 import { throwsFault } from '../expect.ts'
 import { temporary } from '../support/run.ts'
 
@@ -76,6 +77,22 @@ test('what is found in the current directory is what is started', () => {
   assert.is(findCriu(join('..', basename(path), 'criu')), join(dirname(path), basename(path), 'criu'))
   process.chdir(here)
   remove()
+})
+
+test('a stream that broke off is explained by the error of criu, any other failure by itself; a criu that stays is killed', async () => {
+  const [broken, lost] = [new Fault('FAILED_DUMP', 'it broke off'), new Fault('LINK', 'it is gone')]
+  const cause = new Fault('CRIU', 'no')
+  let killed = 0
+  const criu = (done: Promise<void>): CriuRun => ({ pid: 1, done, kill: () => void killed++ })
+  const failed = criu(Promise.reject(cause))
+  assert.is(await explainFailure(broken, failed, 10_000), cause)
+  assert.is(await explainFailure(lost, failed, 10_000), lost)
+  assert.is(await explainFailure(broken, criu(Promise.resolve()), 10_000), broken)
+  assert.is(killed, 0)
+  const waiting = setInterval(() => {}, 1000)
+  assert.is(await explainFailure(broken, criu(new Promise(() => {})), 1), broken)
+  clearInterval(waiting)
+  assert.is(killed, 1)
 })
 
 test.run()

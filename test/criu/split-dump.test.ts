@@ -116,52 +116,49 @@ async function answer(socket: Fd, length: number): Promise<string> {
 }
 
 for (const order of ['the stream', 'the pages'] as const) {
-  played(
-    `${order} first: one dump, to which nothing is missing, and neither way waits for the other`,
-    async (context) => {
-      const { splits, stream, pages, paged } = context
-      const early = order === 'the pages' ? splits.pages(PID, paged) : undefined
-      const { source, end } = joinedWith(context)
-      const whole = sent(source)
-      const coming = early ?? splits.pages(PID, paged)
-      const files = stream.open('files.img')
-      await coming
-      await writeAll(pages, open)
-      assert.is(await answer(pages, 1), '00')
-      await writeAll(pages, Buffer.concat([add(0x1000, 2), bytes.subarray(0, 2 * PAGE_BYTES)]))
-      // The pages are not at an end, and criu is busy with this.
-      await within(stream.image('mm-77.img', large), 'an image of the stream to be read')
-      await writeAll(pages, Buffer.concat([add(0x8000, 2), bytes.subarray(2 * PAGE_BYTES)]))
-      await within(stream.image('inventory.img', inventory))
-      await writeAll(pages, close)
-      assert.is(await answer(pages, 4), '00000000')
-      await writeAll(files, inventory)
-      closeFd(files)
-      stream.close()
-      const { snapshot, images } = await whole
-      end()
-      closeFd(pages)
-      assert.is(snapshot.images.at(-1)?.name, 'inventory.img')
-      assert.equal([...images.keys()].sort(), [
-        'files.img',
-        'inventory.img',
-        'mm-77.img',
-        'pagemap-77.img',
-        'pages-65537.img',
-      ])
-      assert.ok(images.get('pages-65537.img')?.equals(bytes))
-      assert.ok(images.get('mm-77.img')?.equals(large))
-      const { pagesId, entries } = readPagemap([images.get('pagemap-77.img') as Buffer])
-      assert.is(pagesId, 65537)
-      assert.equal(
-        [...entries].map(({ vaddr, pages }) => [Number(vaddr), pages]),
-        [
-          [0x1000, 2],
-          [0x8000, 2],
-        ],
-      )
-    },
-  )
+  played(`${order} first: one complete dump, and neither half waits for the other`, async (context) => {
+    const { splits, stream, pages, paged } = context
+    const early = order === 'the pages' ? splits.pages(PID, paged) : undefined
+    const { source, end } = joinedWith(context)
+    const whole = sent(source)
+    const coming = early ?? splits.pages(PID, paged)
+    const files = stream.open('files.img')
+    await coming
+    await writeAll(pages, open)
+    assert.is(await answer(pages, 1), '00')
+    await writeAll(pages, Buffer.concat([add(0x1000, 2), bytes.subarray(0, 2 * PAGE_BYTES)]))
+    // The pages are not at an end, and criu is busy with this.
+    await within(stream.image('mm-77.img', large), 'an image of the stream to be read')
+    await writeAll(pages, Buffer.concat([add(0x8000, 2), bytes.subarray(2 * PAGE_BYTES)]))
+    await within(stream.image('inventory.img', inventory))
+    await writeAll(pages, close)
+    assert.is(await answer(pages, 4), '00000000')
+    await writeAll(files, inventory)
+    closeFd(files)
+    stream.close()
+    const { snapshot, images } = await whole
+    end()
+    closeFd(pages)
+    assert.is(snapshot.images.at(-1)?.name, 'inventory.img')
+    assert.equal([...images.keys()].sort(), [
+      'files.img',
+      'inventory.img',
+      'mm-77.img',
+      'pagemap-77.img',
+      'pages-65537.img',
+    ])
+    assert.ok(images.get('pages-65537.img')?.equals(bytes))
+    assert.ok(images.get('mm-77.img')?.equals(large))
+    const { pagesId, entries } = readPagemap([images.get('pagemap-77.img') as Buffer])
+    assert.is(pagesId, 65537)
+    assert.equal(
+      [...entries].map(({ vaddr, pages }) => [Number(vaddr), pages]),
+      [
+        [0x1000, 2],
+        [0x8000, 2],
+      ],
+    )
+  })
 }
 
 played('criu dies in the middle of its pages: no snapshot', async (context) => {
@@ -208,7 +205,7 @@ played('a proxy that is stopped in the middle answers nothing, and leaves nothin
   stream.close()
 })
 
-played('whoever takes no more leaves no pipe of an image that was opened meanwhile', async (context) => {
+played('a consumer that stops leaves no pipe of an image that was opened meanwhile', async (context) => {
   const { splits, stream, pages, paged } = context
   const { source, end } = joinedWith(context)
   const images = source.images[Symbol.asyncIterator]()
@@ -280,12 +277,12 @@ played(
 played('pages that are first wait until their stream is there, and no longer', async (context) => {
   const { splits, stream, streamed, pages, paged } = context
   const [ours, theirs] = socketPair()
-  const strangers = splits.pages(PID + 1, ours).catch(() => 'refused')
+  const others = splits.pages(PID + 1, ours).catch(() => 'refused')
   const met = splits.pages(PID, paged).then(() => 'met')
   const { end } = splits.stream(PID)
-  assert.is(await within(Promise.race([strangers, met])), 'met')
+  assert.is(await within(Promise.race([others, met])), 'met')
   end()
-  await within(strangers)
+  await within(others)
   stream.close()
   for (const fd of [pages, theirs, streamed]) closeFd(fd)
 })

@@ -6,14 +6,14 @@ import { openFds } from '../kernel/fds.ts'
 
 const test = suite('criu/warm-up')
 
-test('a snapshot goes the whole way, and leaves nothing open', async () => {
+test('a snapshot is dumped, sent, received and restored, and leaves nothing open', async () => {
   await within(runWarmUp())
   const before = openFds()
   await within(runWarmUp())
   assert.is(openFds(), before)
 })
 
-test('one rehearsal is enough', async () => {
+test('one warm-up is enough', async () => {
   const first = warmUp()
   assert.is(warmUp(), first)
   await within(first)

@@ -13,12 +13,12 @@ import { start, temporary } from '../support/run.ts'
 const test = suite('handover/deliver-verdict')
 const token = Buffer.alloc(16, 7)
 
-test('a target that does not know the snapshot: a drop is paid, a go is kept and said', async () => {
+test('a target that does not know the snapshot: a drop is delivered, a go stays on disk and is reported', async () => {
   const { path, remove } = temporary()
   const cache = start('cache', ['--port', '0', '-D', join(path, 'target')])
   const [, port] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
   const target = { kind: 'tcp', host: '127.0.0.1', port: Number(port), credentials: undefined } as const
-  const payment = {
+  const options = {
     connect: (signal: AbortSignal) => connectEndpoint(target, 5000, signal),
     report: () => {},
     signal: new AbortController().signal,
@@ -27,11 +27,11 @@ test('a target that does not know the snapshot: a drop is paid, a go is kept and
   const alive = { pid: process.pid, start: startTime(process.pid) ?? 0 }
 
   const kept = writePendingVerdict(path, snapshotId('kept'), token, { criu: gone, tasks: [alive] }, 'let go')
-  assert.equal(await deliverAndForget(kept, payment), { verdict: 'drop', fate: 'dropped' })
+  assert.equal(await deliverAndForget(kept, options), { verdict: 'drop', fate: 'dropped' })
   assert.not(existsSync(join(path, 'kept.owed')))
 
   const lost = writePendingVerdict(path, snapshotId('lost'), token, { criu: gone, tasks: [gone] }, 'let go')
-  const fault = await rejectsFault('MISSING', deliverAndForget(lost, payment))
+  const fault = await rejectsFault('MISSING', deliverAndForget(lost, options))
   assert.match(fault.message, /gone from here, and the target does not know snapshot lost/)
   assert.match(String(fault.hint), new RegExp(`rm ${path}/lost\\.owed$`))
   assert.ok(existsSync(join(path, 'lost.owed')))
@@ -39,16 +39,16 @@ test('a target that does not know the snapshot: a drop is paid, a go is kept and
   remove()
 })
 
-test('a signal leaves the debt on disk', async () => {
+test('a signal leaves the verdict on disk', async () => {
   const { path, remove } = temporary()
   const gone = { pid: process.pid, start: 1 }
-  const owed = writePendingVerdict(path, snapshotId('web-1'), token, { criu: gone, tasks: [gone] }, 'let go')
+  const pending = writePendingVerdict(path, snapshotId('web-1'), token, { criu: gone, tasks: [gone] }, 'let go')
   const stop = new AbortController()
   const connect = (): Promise<never> => {
     stop.abort(new Error('enough'))
     return Promise.reject(stop.signal.reason)
   }
-  const outcome = await deliverAndForget(owed, { connect, report: () => {}, signal: stop.signal }).catch(String)
+  const outcome = await deliverAndForget(pending, { connect, report: () => {}, signal: stop.signal }).catch(String)
   assert.is(outcome, 'Error: enough')
   assert.ok(existsSync(join(path, 'web-1.owed')))
   remove()

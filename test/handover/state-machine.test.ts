@@ -24,7 +24,7 @@ interface World {
   tasks: 'frozen' | 'dead' | 'running'
   criu: 'works' | 'waits at the gate' | 'ended'
   target: TargetState
-  /** What the target has said and the source has not heard. */
+  /** What the target has sent and the source has not received. */
   toSource: readonly Word[]
   link: 'up' | 'cut'
   /** The verdict was heard by the target. */
@@ -115,13 +115,13 @@ function start(until: Until, gated: boolean, leaves = false): World {
   }
 }
 
-/** Every world that can be reached, with a way to it. */
-function explore(from: World): Map<string, { world: World; way: string[] }> {
-  const seen = new Map([[JSON.stringify(from), { world: from, way: [] as string[] }]])
-  for (const { world, way } of seen.values()) {
+/** Every world that can be reached, with the events that lead to it. */
+function explore(from: World): Map<string, { world: World; path: string[] }> {
+  const seen = new Map([[JSON.stringify(from), { world: from, path: [] as string[] }]])
+  for (const { world, path } of seen.values()) {
     for (const { what, next } of steps(world)) {
       const key = JSON.stringify(next)
-      if (!seen.has(key)) seen.set(key, { world: next, way: [...way, what] })
+      if (!seen.has(key)) seen.set(key, { world: next, path: [...path, what] })
     }
   }
   return seen
@@ -132,22 +132,22 @@ for (const until of ['sealed', 'running'] as const) {
 
   test(`until ${until}: never two copies run`, () => {
     assert.ok(worlds.length > 100, String(worlds.length))
-    for (const { world, way } of worlds) {
-      assert.not(world.tasks === 'running' && world.target === 'running', way.join(', '))
+    for (const { world, path } of worlds) {
+      assert.not(world.tasks === 'running' && world.target === 'running', path.join(', '))
       // A source whose tasks are frozen may still let them run.
-      assert.not(world.tasks === 'frozen' && world.target === 'running', way.join(', '))
+      assert.not(world.tasks === 'frozen' && world.target === 'running', path.join(', '))
     }
   })
 
   test(`until ${until}: never none, the target has at least all images`, () => {
-    for (const { world, way } of worlds) {
+    for (const { world, path } of worlds) {
       if (world.tasks !== 'dead') continue
       const has: TargetState[] = ['sealed', 'restoring', 'holding', 'owning', 'reviving', 'running']
-      assert.ok(has.includes(world.target), `${world.target} after: ${way.join(', ')}`)
+      assert.ok(has.includes(world.target), `${world.target} after: ${path.join(', ')}`)
     }
   })
 
-  test(`until ${until}: from everywhere there is a way to one copy that runs`, () => {
+  test(`until ${until}: every world can still end with one copy that runs`, () => {
     const done = ({ tasks, target }: World): boolean =>
       (tasks === 'running' && (target === 'dropped' || target === 'receiving')) ||
       (tasks === 'dead' && target === 'running')
@@ -159,7 +159,7 @@ for (const until of ['sealed', 'running'] as const) {
         if (steps(world).some(({ next }) => good.has(JSON.stringify(next)))) good.add(JSON.stringify(world))
       }
     }
-    for (const { world, way } of worlds) assert.ok(good.has(JSON.stringify(world)), way.join(', '))
+    for (const { world, path } of worlds) assert.ok(good.has(JSON.stringify(world)), path.join(', '))
   })
 }
 
@@ -175,18 +175,18 @@ for (const [gated, leaves] of [
     const worlds = [...explore(start('sealed', gated, leaves)).values()]
     const ranOn = worlds.filter(({ world }) => world.tasks === 'running' && world.criu === 'ended')
     assert.ok(ranOn.length > 20)
-    for (const { world, way } of ranOn) {
+    for (const { world, path } of ranOn) {
       const verdict = verdictOf(world.source)
       if (leaves) continue
-      assert.ok(verdict === undefined || verdict === 'drop', `${verdict} after: ${way.join(', ')}`)
-      if (world.told) assert.is(world.target, 'dropped', way.join(', '))
+      assert.ok(verdict === undefined || verdict === 'drop', `${verdict} after: ${path.join(', ')}`)
+      if (world.told) assert.is(world.target, 'dropped', path.join(', '))
     }
     assert.is(
       ranOn.some(({ world }) => verdictOf(world.source) === 'copy'),
       leaves,
     )
-    for (const { world, way } of worlds) {
-      assert.not(world.tasks === 'running' && world.target === 'running', way.join(', '))
+    for (const { world, path } of worlds) {
+      assert.not(world.tasks === 'running' && world.target === 'running', path.join(', '))
     }
   })
 }

@@ -40,36 +40,36 @@ async function sleeper() {
   return { member: { pid, start }, end: () => new Promise((resolve) => child.once('exit', resolve).kill('SIGKILL')) }
 }
 
-test('the tasks decide: alive they are kept, dead they are gone, and while criu works nothing is known', async () => {
+test('the tasks decide: alive they are resumed, dead they are gone, and while criu works nothing is known', async () => {
   const { path, remove } = temporary()
   const [criu, task] = [await sleeper(), await sleeper()]
   writePendingVerdict(path, id, token, { criu: criu.member, tasks: [task.member] }, 'let go')
-  const [owed] = readPendingVerdicts(path)
-  assert.ok(owed !== undefined)
-  assert.is(verdictFor(owed), undefined)
+  const [pending] = readPendingVerdicts(path)
+  assert.ok(pending !== undefined)
+  assert.is(verdictFor(pending), undefined)
   await criu.end()
-  assert.is(verdictFor({ ...owed, boot: 'another' }), 'go', 'a reboot ends all')
-  assert.is(verdictFor({ ...owed, tasks: [{ ...task.member, start: 1 }] }), 'go', 'the number is another one now')
+  assert.is(verdictFor({ ...pending, boot: 'another' }), 'go', 'a reboot ends all')
+  assert.is(verdictFor({ ...pending, tasks: [{ ...task.member, start: 1 }] }), 'go', 'the number is another one now')
   await task.end()
-  assert.is(verdictFor(owed), 'go')
+  assert.is(verdictFor(pending), 'go')
   remove()
 })
 
-/** What is owed for a task and its criu, at this stage, as somebody else reads it. */
+/** A pending verdict for a task and its criu, at this stage; `again`: as another process reads it. */
 async function scene(stage: PendingVerdict['stage']) {
   const { path, remove } = temporary()
   const [criu, task] = [await sleeper(), await sleeper()]
-  const owed = writePendingVerdict(path, id, token, { criu: criu.member, tasks: [task.member] }, stage)
+  const pending = writePendingVerdict(path, id, token, { criu: criu.member, tasks: [task.member] }, stage)
   const again = (): PendingVerdict => readPendingVerdicts(path)[0] as PendingVerdict
-  return { path, remove, criu, task, owed, again }
+  return { path, remove, criu, task, pending, again }
 }
 
-test('who ends by itself after it was kept stays kept, also for a source that starts anew, and after a reboot', async () => {
-  const { remove, criu, task, owed, again } = await scene('let go')
+test('a task that ends by itself after it was resumed stays resumed, also for the next source, and after a reboot', async () => {
+  const { remove, criu, task, pending, again } = await scene('let go')
   await criu.end()
-  assert.is(verdictFor(owed), 'drop')
+  assert.is(verdictFor(pending), 'drop')
   await task.end()
-  assert.is(verdictFor(owed), 'drop')
+  assert.is(verdictFor(pending), 'drop')
   assert.is(verdictFor(again()), 'drop')
   assert.is(verdictFor({ ...again(), boot: 'another' }), 'drop')
   remove()
@@ -84,10 +84,10 @@ test('a source that was killed before it let go keeps its tasks, whatever become
   remove()
 })
 
-test('whoever has read that it was held learns that it was let go', async () => {
-  const { path, remove, criu, task, owed, again } = await scene('held')
+test('a process that has read `held` learns of `let go`', async () => {
+  const { path, remove, criu, task, pending, again } = await scene('held')
   const read = again()
-  markLetGo(owed)
+  markLetGo(pending)
   await task.end()
   await criu.end()
   assert.is(verdictFor(read), 'go')
@@ -95,19 +95,19 @@ test('whoever has read that it was held learns that it was let go', async () => 
   const whole = readFileSync(file, 'utf8')
   assert.match(whole, /\nheld\nlet go\n$/)
   writeFileSync(file, `${whole}kept`)
-  assert.is(again().stage, 'let go', 'a word without its end was not said')
+  assert.is(again().stage, 'let go', 'a word without its end does not count')
   writeFileSync(file, whole.slice(0, whole.indexOf('held')))
   assert.is(again().stage, 'let go', 'what the first versions wrote')
-  forgetVerdict(owed)
-  throwsFault('IO', () => markLetGo({ ...owed, stage: 'held' }))
-  assert.equal(readdirSync(path), [], 'half a debt')
+  forgetVerdict(pending)
+  throwsFault('IO', () => markLetGo({ ...pending, stage: 'held' }))
+  assert.equal(readdirSync(path), [], 'half a verdict')
   remove()
 })
 
-test('what is owed lies there in one piece, for its owner only, until it is settled', async () => {
+test('what is pending lies there in one piece, for its owner only, until it is settled', async () => {
   const { path, remove } = temporary()
   const criu = { pid: process.pid, start: 1 }
-  const owed = writePendingVerdict(path, id, token, { criu, tasks: [] }, 'held')
+  const pending = writePendingVerdict(path, id, token, { criu, tasks: [] }, 'held')
   writePendingVerdict(path, snapshotId('web-2'), token, { criu, tasks: [] }, 'held')
   assert.equal(readdirSync(path).sort(), ['web-1.owed', 'web-2.owed'])
   assert.is(statSync(join(path, 'web-1.owed')).mode & 0o777, 0o600)
@@ -116,18 +116,18 @@ test('what is owed lies there in one piece, for its owner only, until it is sett
   writeFileSync(join(path, 'odd.owed'), '{"id":"x","tasks":5}')
   assert.equal(
     readPendingVerdicts(path)
-      .map((owed) => owed.id)
+      .map((pending) => pending.id)
       .sort(),
     ['web-1', 'web-2'],
   )
-  forgetVerdict(owed)
-  forgetVerdict(owed)
+  forgetVerdict(pending)
+  forgetVerdict(pending)
   assert.not(readdirSync(path).includes('web-1.owed'))
   throwsFault('IO', () => writePendingVerdict(join(path, 'nowhere'), id, token, { criu, tasks: [] }, 'held'))
   remove()
 })
 
-test('a debt is never written over', () => {
+test('a pending verdict is never overwritten', () => {
   const { path, remove } = temporary()
   const criu = { pid: process.pid, start: 1 }
   writePendingVerdict(path, id, token, { criu, tasks: [] }, 'held')
@@ -137,7 +137,7 @@ test('a debt is never written over', () => {
   remove()
 })
 
-test('what lies in the way of a new debt is removed, and never written through', () => {
+test('a file at the temporary name of a new verdict is removed, and never written through', () => {
   const { path, remove } = temporary()
   const criu = { pid: process.pid, start: 1 }
   writeFileSync(join(path, 'precious'), 'x')
@@ -157,33 +157,33 @@ test('what lies in the way of a new debt is removed, and never written through',
   remove()
 })
 
-test('a debt that others could have written, a link, a FIFO and what is too large are not read', () => {
+test('a file that others could have written, a link, a FIFO and a file that is too large are not read', () => {
   const { path, remove } = temporary()
-  const owed = writePendingVerdict(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
+  const pending = writePendingVerdict(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
   const names = (): string[] => readPendingVerdicts(path).map((one) => one.id)
   symlinkSync('web-1.owed', join(path, 'link.owed'))
   check(mkfifo(join(path, 'fifo.owed'), 0o600), 'mkfifo')
   assert.equal(names(), ['web-1'])
   for (const mode of [0o640, 0o604, 0o620, 0o602]) {
-    chmodSync(owed.path, mode)
+    chmodSync(pending.path, mode)
     assert.equal(names(), [], mode.toString(8))
   }
-  chmodSync(owed.path, 0o600)
+  chmodSync(pending.path, 0o600)
   if (process.geteuid?.() === 0) {
-    chownSync(owed.path, 65534, 0)
+    chownSync(pending.path, 65534, 0)
     assert.equal(names(), [])
-    throwsFault('IO', () => markLetGo(owed))
-    chownSync(owed.path, 0, 0)
+    throwsFault('IO', () => markLetGo(pending))
+    chownSync(pending.path, 0, 0)
   }
   assert.equal(names(), ['web-1'])
-  truncateSync(owed.path, 2 ** 24 + 1)
+  truncateSync(pending.path, 2 ** 24 + 1)
   assert.equal(names(), [])
   remove()
 })
 
 test('a delivery tries again until it is told to stop', async () => {
   const { path, remove } = temporary()
-  const owed = writePendingVerdict(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
+  const pending = writePendingVerdict(path, id, token, { criu: { pid: process.pid, start: 1 }, tasks: [] }, 'held')
   let tries = 0
   const stop = new AbortController()
   const connect = async (): Promise<never> => {
@@ -191,7 +191,7 @@ test('a delivery tries again until it is told to stop', async () => {
     const { Fault } = await import('../../lib/fault.ts')
     throw new Fault('LINK', 'nobody there')
   }
-  const reason = await deliverVerdict(owed, connect, stop.signal).catch((error: Error) => error)
+  const reason = await deliverVerdict(pending, connect, stop.signal).catch((error: Error) => error)
   assert.is((reason as Error).message, 'enough')
   assert.is(tries, 3)
   remove()

@@ -4,7 +4,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
 import { lockMarks } from '../../lib/kernel/process.ts'
-import { openProxyChains, type ProxyChains } from '../../lib/precopy/chains.ts'
+import { ProxyChains } from '../../lib/precopy/chains.ts'
 import type { PreCopyChain } from '../../lib/precopy/send-round.ts'
 import { throwsFault } from '../expect.ts'
 import { eventually } from '../support/run.ts'
@@ -20,7 +20,7 @@ test.after(() => {
 function scene() {
   const over: PreCopyChain[] = []
   const child = spawn('sleep', ['1000'], { stdio: 'ignore' })
-  const [tree, chains] = [child.pid ?? 0, openProxyChains((chain) => over.push(chain))]
+  const [tree, chains] = [child.pid ?? 0, new ProxyChains((chain) => over.push(chain))]
   opened.push(chains)
   let number = 0
   const take = (before: string | undefined = 'r1') => chains.take(tree, before, () => snapshotId(`s${++number}`))
@@ -57,7 +57,7 @@ test('a dump that names another dump before it begins anew', async () => {
   await end()
 })
 
-test('two at once: whoever began last is gone on with, whoever ends first', async () => {
+test('two at once: the one that began last is continued, whichever ends first', async () => {
   const { over, take, end } = scene()
   const slow = take()
   const fast = take()

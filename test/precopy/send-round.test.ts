@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { askCache } from '../../lib/cache/admin.ts'
-import { type PageServer, pageServer } from '../../lib/criu/page-server.ts'
+import { type PageServer, SocketPageServer } from '../../lib/criu/page-server.ts'
 import { SERVE_SOCKET } from '../../lib/criu/serve.ts'
 import { Fault } from '../../lib/fault.ts'
 import { snapshotId } from '../../lib/format/names.ts'
@@ -31,8 +31,8 @@ const PAGES = 3
 async function criu(): Promise<{ server: PageServer; answer: Promise<number> }> {
   const [ours, theirs] = socketPair()
   const record = (command: number, more = {}): Buffer => encodeRecord(layouts.new, { command, type: 1, id: 7, ...more })
-  const server = pageServer(ours, { hasParent: () => false })
-  const talk = async (fd: Fd): Promise<number> => {
+  const server = new SocketPageServer(ours, { hasParent: () => false })
+  const speak = async (fd: Fd): Promise<number> => {
     try {
       await writeAll(fd, record(psCommand.OPEN2))
       await readSome(fd, Buffer.alloc(1))
@@ -46,7 +46,7 @@ async function criu(): Promise<{ server: PageServer; answer: Promise<number> }> 
       closeFd(fd)
     }
   }
-  return { server, answer: talk(theirs) }
+  return { server, answer: speak(theirs) }
 }
 
 /** Takes a source to its end. */
@@ -196,7 +196,7 @@ test('a cache that says nothing: the round fails in time, and criu with it', asy
 })
 
 test('a criu that falls silent at the page server loses its round, before and in the middle of its pages', async () => {
-  // Whoever takes what is here, and says nothing.
+  // A cache that reads and does not answer.
   const target = net.createServer((socket) => socket.on('error', () => {}).resume()).listen(0, '127.0.0.1')
   await once(target, 'listening')
   const { port } = target.address() as net.AddressInfo
@@ -206,12 +206,12 @@ test('a criu that falls silent at the page server loses its round, before and in
     const [ours, theirs] = socketPair()
     const record = encodeRecord(layouts.new, { command: psCommand.OPEN2, type: 1, id: 7 })
     if (begun) await writeAll(theirs, record, { socket: true })
-    const server = pageServer(ours, { hasParent: () => false })
+    const server = new SocketPageServer(ours, { hasParent: () => false })
     const signal = new AbortController().signal
     const options = { connect, tuning: undefined, reserve: 0, timeoutMs: 300, signal }
     const { message } = await rejectsFault('TIMEOUT', sendRound(newChain(snapshotId('silent')), server, options))
     assert.is(message, 'criu sent nothing for 0.3 s')
-    // The answer to what it has said, and then the end.
+    // The answer to what it has sent, and then the end.
     while ((await within(readSome(theirs, Buffer.alloc(64)).catch(() => 0))) > 0);
     closeFd(theirs)
   }

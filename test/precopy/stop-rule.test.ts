@@ -32,7 +32,7 @@ const cases: [what: string, pages: number[], rule: Partial<StopRule>, why: StopR
   ['eight of eight', [8e6, 4e6, 2e6, 1e6, 5e5, 2e5, 1e5, 5e4], {}, 'rounds are used up'],
   ['seven of eight', [8e6, 4e6, 2e6, 1e6, 5e5, 2e5, 1e5], {}, undefined],
   ['one of one', [65_536], { mostRounds: 1 }, 'rounds are used up'],
-  ['50 ms and 100 for the way', [65_536, 10_000], { downtimeGoalMs: 150 }, 'that is short enough'],
+  ['50 ms and 100 for the transfer', [65_536, 10_000], { downtimeGoalMs: 150 }, 'that is short enough'],
   ['a little longer than the goal', [65_536, 10_001], { downtimeGoalMs: 150 }, undefined],
   ['the goal is met at once', [10_000], { downtimeGoalMs: 200 }, 'that is short enough'],
   ['a goal of nothing is never met', [65_536, 300], { downtimeGoalMs: 0 }, undefined],

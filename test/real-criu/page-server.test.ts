@@ -4,7 +4,7 @@ import net from 'node:net'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { pageServer } from '../../lib/criu/page-server.ts'
+import { SocketPageServer } from '../../lib/criu/page-server.ts'
 import { Fault } from '../../lib/fault.ts'
 import { duplicate, type Fd } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
@@ -60,7 +60,7 @@ function withCriu(criu: string, version: string): void {
       try {
         const images = join(path, 'images')
         const { socket, criu: dump } = dumpToUs(criu, started.pid, images)
-        const source = pageServer(socket, none)
+        const source = new SocketPageServer(socket, none)
         const names = await within(writeImages(source, images))
         assert.is(names[0], 'pages-65537.img')
         assert.not.ok(names.includes('inventory.img'))
@@ -87,7 +87,7 @@ function withCriu(criu: string, version: string): void {
       const images = join(path, 'images')
       mkdirSync(images)
       const dump = start(criu, ['dump', '-t', String(started.pid), '-D', images, '-o', 'dump.log', ...to])
-      const source = pageServer(await within(socket), none)
+      const source = new SocketPageServer(await within(socket), none)
       await within(writeImages(source, images))
       await source.answerClose(true)
       const ended = await within(dump.ended)
@@ -105,7 +105,7 @@ function withCriu(criu: string, version: string): void {
     const started = await patternLoad(4).start(path)
     try {
       const refused = dumpToUs(criu, started.pid, join(path, 'refused'))
-      const refusing = pageServer(refused.socket, none)
+      const refusing = new SocketPageServer(refused.socket, none)
       mkdirSync(join(path, 'pages'))
       await within(writeImages(refusing, join(path, 'pages')))
       await refusing.answerClose(false)
@@ -113,7 +113,7 @@ function withCriu(criu: string, version: string): void {
       await started.runsOn()
 
       const cut = dumpToUs(criu, started.pid, join(path, 'cut'))
-      const cutting = pageServer(cut.socket, none)
+      const cutting = new SocketPageServer(cut.socket, none)
       const images = cutting.images[Symbol.asyncIterator]()
       assert.is((await within(images.next())).value?.name, 'pages-65537.img')
       cutting.destroy(new Fault('ABORTED', 'enough'))
@@ -132,7 +132,7 @@ function withCriu(criu: string, version: string): void {
     const started = await patternLoad(16).start(path)
     try {
       const { socket, criu: dump } = dumpToUs(criu, started.pid, join(path, 'images'))
-      const images = pageServer(socket, none).images[Symbol.asyncIterator]()
+      const images = new SocketPageServer(socket, none).images[Symbol.asyncIterator]()
       const body = (await within(images.next())).value?.body
       if (body?.kind !== 'pieces') throw new Error('no pieces')
       const taking = (async () => {
@@ -168,7 +168,7 @@ function withCriu(criu: string, version: string): void {
         assert.is(ended.code, 0, ended.stderr)
 
         const [here, there] = socketPair()
-        const source = pageServer(here, none)
+        const source = new SocketPageServer(here, none)
         const writing = writeImages(source, ours).then(() => source.answerClose(true))
         await replay(there, talk.bytes)
         await within(writing)
