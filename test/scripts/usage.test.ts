@@ -114,13 +114,13 @@ const misuse: [line: string, message: RegExp][] = [
   ['flatten -D x --to-dir y -- -v4', /flatten and criu options do not go together/],
 ]
 
-test('a cache that could never restore says so before a source relies on it, and leaves no socket', async () => {
+test('a cache that could never restore says so before a source relies on it, and leaves nothing', async () => {
   const { path, remove } = temporary()
   const deep = join(path, 'd'.repeat(80 - path.length))
   const ran = await shell(`cache --port 0 -D ${deep} --restore`, { cwd: path, env: { FERRY_CRIU: '/bin/true' } })
   assert.is(ran.code, 2, ran.stderr)
   assert.match(ran.stderr, /^cache: error: [^\n]*path[^\n]*\ncache: hint: [^\n]+\n$/)
-  assert.equal(readdirSync(deep), [])
+  assert.equal(readdirSync(path), [])
   remove()
 })
 
@@ -151,7 +151,7 @@ test('no criu, no process, no directory: said in a line', async () => {
   const forbidden = await shell('proxy --port 9 -D /proc/nowhere')
   assert.is(forbidden.code, 1)
   assert.match(forbidden.stderr, /cannot make the directory/)
-  const long = await shell(`proxy --port 9 -D /tmp/${'x'.repeat(100)}; rmdir /tmp/xxx*; exit 2`)
+  const long = await shell(`proxy --port 9 -D /tmp/${'x'.repeat(100)}`)
   assert.match(long.stderr, /socket path is longer than 107 bytes/)
 })
 
