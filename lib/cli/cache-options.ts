@@ -120,11 +120,12 @@ export function readCacheRequest(values: Values): CacheRequest | undefined {
 }
 
 interface CacheChoice extends Memory {
-  /** `listener`: a descriptor that systemd handed over; else `port`, or neither where only `connection` is heard. */
   host: string
+  /** Undefined: no port to listen on by itself. */
   port: number | undefined
+  /** The descriptor of a listening socket that systemd handed over. */
   listener: number | undefined
-  /** A descriptor: the first connection. */
+  /** The descriptor of the first connection, if it was handed over. */
   connection: number | undefined
   protection: Protection
   directory: string

@@ -1,33 +1,17 @@
 /** The list of what a cache holds, as text or as JSON. */
+import type { Holding, HoldingState } from '../format/holdings.ts'
 import { formatSize } from '../size.ts'
 
-interface Listed {
-  id: string
-  state:
-    | 'arriving'
-    | 'sealed'
-    | 'undecided'
-    | 'restoring'
-    | 'held'
-    | 'owning'
-    | 'retained'
-    | 'leaving'
-    | 'chain'
-    | 'taken'
-  pinned: boolean
-  count: number
-  bytes: number
-  shared: number
-  seconds: number
-}
+/** The parts of a holding that are printed. */
+type Listed = Omit<Holding, 'id'> & { id: string }
 
-/** `total`: what is there, for a list that is cut. */
-interface Stock {
+interface HoldingsList {
+  /** How many there are; `holdings` may be cut. */
   total: number
   holdings: readonly Listed[]
 }
 
-const words: Record<Exclude<Listed['state'], 'chain'>, string> = {
+const words: Record<Exclude<HoldingState, 'chain'>, string> = {
   arriving: 'arriving',
   sealed: 'sealed',
   undecided: 'waits for its verdict',
@@ -42,13 +26,13 @@ const words: Record<Exclude<Listed['state'], 'chain'>, string> = {
 /** The version of the object that `--json` prints. */
 const SCHEMA = 2
 
-/** Prints what a cache holds: a line each, or one JSON object. */
-export function printHoldings(stock: Stock, json: boolean): void {
-  process.stdout.write(json ? `${asJson(stock)}\n` : asText(stock))
+/** Prints the list to stdout: a line for each holding, or one JSON object. */
+export function printHoldings(list: HoldingsList, json: boolean): void {
+  process.stdout.write(json ? `${asJson(list)}\n` : asText(list))
 }
 
-/** A line each. */
-export function asText({ total, holdings }: Stock): string {
+/** A line for each holding, and one that says how many are left out. */
+export function asText({ total, holdings }: HoldingsList): string {
   const rows = holdings.map(({ id, state, pinned, count, bytes, shared, seconds }) => [
     id,
     (state === 'chain' ? `chain of ${many(count, 'round')}` : `${words[state]}, ${many(count, 'image')}`) +
@@ -65,8 +49,8 @@ export function asText({ total, holdings }: Stock): string {
   return lines.map((line) => `${line}\n`).join('')
 }
 
-/** One object, without the end of a line. */
-export function asJson({ total, holdings }: Stock): string {
+/** One JSON object, without a line feed at its end. */
+export function asJson({ total, holdings }: HoldingsList): string {
   const snapshots = holdings.map(({ id, state, pinned, count, bytes, shared, seconds }) => ({
     ...{ id, state, pinned, [state === 'chain' ? 'rounds' : 'images']: count, bytes, shared, seconds },
   }))

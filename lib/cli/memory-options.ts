@@ -1,4 +1,4 @@
-/** Options of every command that keeps images in memory. */
+/** How much memory images may take: for the commands that keep them. */
 import { totalmem } from 'node:os'
 import { Fault } from '../fault.ts'
 import { parseSize } from '../size.ts'
@@ -15,7 +15,7 @@ export const memoryHelp = `      --max-memory SZ  most memory for images (defaul
                        or of our control group)
       --reserve SIZE   allocate this much of it before images come, to avoid page faults`
 
-/** In bytes. */
+/** Bytes. */
 export interface Memory {
   maxMemory: number
   reserve: number
@@ -30,7 +30,10 @@ export function readMemory(values: { 'max-memory'?: string | undefined; reserve?
   throw new Fault('USAGE', `--reserve ${values.reserve} is more than --max-memory`, { hint: 'raise --max-memory' })
 }
 
-/** In a container it is what the container may have; without such a limit that is a number beyond all machines, or 0. */
+/**
+ * Bytes of memory of this machine, or of our control group if that has a limit. Without one `constrainedMemory` is 0, or
+ * larger than any machine.
+ */
 function memoryHere(): number {
   return Math.min(totalmem(), process.constrainedMemory() || totalmem())
 }

@@ -2,7 +2,7 @@ import { commandName } from '../command-name.ts'
 import type { Progress } from '../progress.ts'
 import { formatSize } from '../size.ts'
 
-/** One line of text for people. */
+/** One line of text about a step, for people. */
 export function describeProgress(progress: Progress): string {
   switch (progress.event) {
     case 'listening':
@@ -64,7 +64,7 @@ function amount({ images, ...moved }: { images: number; bytes: number; ms: numbe
   return `${images} images, ${rate(moved)}`
 }
 
-/** Where `--dedup` has spared something. */
+/** What `--dedup` did not send, if that is anything. */
 function spared(bytes = 0): string {
   return bytes === 0 ? '' : `, of which the cache had ${formatSize(bytes)}`
 }
