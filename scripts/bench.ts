@@ -1,4 +1,4 @@
-/** How long a process stands still when it is moved: our way and the ways that a user has without us, in one run. */
+/** Measures how long a process stands still when it is moved: by our ways and by those that a user has without us. */
 import { extname } from 'node:path'
 import { contenders } from '../lib/bench/contenders.ts'
 import { benchLongLinks } from '../lib/bench/long-links.ts'
