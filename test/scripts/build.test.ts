@@ -1,4 +1,4 @@
-import { chmodSync, existsSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs'
+import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -14,9 +14,21 @@ interface Package {
 
 const { version, bin } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as Package
 
-test('npm run build makes plain JavaScript that does the same', async () => {
-  const built = await run('npm', ['run', '--silent', 'build'], { cwd: root })
+// Not in place: other tests run what is built there.
+const { path, remove } = temporary()
+const copy = join(path, 'checkout')
+
+test.before(async () => {
+  for (const name of ['lib', 'scripts', 'package.json', 'tsconfig.json']) {
+    cpSync(join(root, name), join(copy, name), { recursive: true })
+  }
+  symlinkSync(join(root, 'node_modules'), join(copy, 'node_modules'))
+  const built = await run('npm', ['run', '--silent', 'build'], { cwd: copy })
   assert.is(built.code, 0, built.stdout.toString())
+})
+test.after(remove)
+
+test('npm run build makes plain JavaScript that does the same', async () => {
   const names = [
     'criu-dump-to-stdout',
     'criu-flatten',
@@ -27,24 +39,21 @@ test('npm run build makes plain JavaScript that does the same', async () => {
   ]
   assert.equal(Object.keys(bin).sort(), names)
   for (const file of Object.values(bin)) {
-    const said = await run(process.execPath, [join(root, file), '--version'])
+    const said = await run(process.execPath, [join(copy, file), '--version'])
     assert.is(said.stdout.toString(), `${version}\n`, file)
   }
-  const { path, remove } = temporary()
-  const [dump, restore] = ['criu-dump-to-stdout', 'criu-restore-from-socket'].map((name) => join(root, bin[name] ?? ''))
+  const [dump, restore] = ['criu-dump-to-stdout', 'criu-restore-from-socket'].map((name) => join(copy, bin[name] ?? ''))
   const moved = await shell(`node ${dump} --from-dir ${fixtures}/images | node ${restore} --to-dir ${path}/images`)
   assert.is(moved.code, 0, moved.stderr)
   assert.ok(existsSync(join(path, 'images', 'inventory.img')))
-  remove()
 })
 
 test('installed commands call themselves and each other what the user types', async () => {
-  const { path, remove } = temporary()
   mkdirSync(join(path, 'bin'))
   for (const [name, file] of Object.entries(bin)) {
     // As npm installs them.
-    chmodSync(join(root, file), 0o755)
-    symlinkSync(join(root, file), join(path, 'bin', name))
+    chmodSync(join(copy, file), 0o755)
+    symlinkSync(join(copy, file), join(path, 'bin', name))
   }
   const installed = { env: { PATH: `${path}/bin:${process.env.PATH}`, FERRY_CRIU: '/bin/false' }, cwd: path }
   const said = async (line: string): Promise<string> => {
@@ -74,7 +83,6 @@ test('installed commands call themselves and each other what the user types', as
   )
   const detached = await said(`criu-image-cache -d --port 0 -D ${join(path, 'd'.repeat(100))}`)
   assert.match(detached, /^criu-image-cache: error: [^\n]*107 bytes/, 'a daemon that was detached')
-  remove()
 })
 
 test('the names that are installed are those of package.json; others are those of a checkout', () => {
