@@ -100,19 +100,24 @@ async function invoke<Spec extends Options>(
   const plan = command.daemon && readDaemonOptions(values as DaemonValues)
   if (plan?.detach === true && !logger.detached) return detach(plan, command.name, logger, signal)
   const ready = plan && beginLife(plan, logger, notifier(command, logger), signal)
-  const report = reporter(command, values, logger, ready)
+  const tell = reporter(command, values, logger, ready)
+  let started = false
+  const report = (progress: Progress): void => {
+    started ||= progress.event === (command.daemon === undefined ? 'listening' : 'ready')
+    tell(progress)
+  }
   const onStatus = (listener: () => void): void => void process.on('SIGUSR1', listener)
   const removeMade = typeof dir === 'string' && !existsSync(dir) ? () => removeIfEmpty(dir) : () => {}
   try {
     await body({ values, rest: cut < 0 ? [] : argv.slice(cut + 1), report, signal, onStatus })
   } catch (error) {
-    if (!signal.aborted) removeMade()
+    if (!started) removeMade()
     throw error
   }
   return 0
 }
 
-/** A command that fails leaves no work directory behind that it has made. */
+/** A command that cannot start leaves no work directory behind that it has made. */
 function removeIfEmpty(directory: string): void {
   try {
     rmdirSync(directory)
