@@ -1,4 +1,7 @@
-/** The main job, shown: a process that checks its own memory is handed over to another host; without a CRIU, recorded images. */
+/**
+ * Shows the main job: a process that checks its own memory is handed over to another host. Without a CRIU it shows the
+ * way of recorded images.
+ */
 import { readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { findCriu } from '../lib/criu/run.ts'

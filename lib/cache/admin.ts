@@ -3,13 +3,14 @@
  * socket. A snapshot that is the only copy of a process, or may become it, is never dropped here: that takes a verdict.
  */
 
+import { commandName } from '../command-name.ts'
 import { connectWithin } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
 import type { Frame, FrameOf } from '../format/frame.ts'
 import type { Holding, HoldingState } from '../format/holdings.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { request } from '../handover/deliver-verdict.ts'
-import { giveManualVerdict, manualVerdictOf } from '../handover/manual-verdict.ts'
+import { giveManualVerdict } from '../handover/manual-verdict.ts'
 import type { TargetState } from '../handover/state-machine.ts'
 import type { TargetHandover } from '../handover/target.ts'
 import { fdLink } from '../stream/fd-link.ts'
@@ -99,7 +100,7 @@ function pinHolding(id: SnapshotId, pinned: boolean, context: CacheContext): voi
 }
 
 function refusalFor({ id, state, pinned }: Holding, directory: string): string | undefined {
-  if (pinned) return `snapshot ${id} is pinned: cache -D ${directory} --unpin ${id}`
+  if (pinned) return `snapshot ${id} is pinned: ${commandName('cache')} -D ${directory} --unpin ${id}`
   switch (state) {
     case 'arriving':
       return `snapshot ${id} still arrives: its source can end that`
@@ -155,7 +156,13 @@ async function pin(directory: string, id: string, pinned: boolean): Promise<void
 }
 
 /** The options of the command `cache` that ask a running cache for something. */
-type AdminOptions = Parameters<typeof manualVerdictOf>[0] & { ls: boolean; rm?: string; pin?: string; unpin?: string }
+interface AdminOptions {
+  ls: boolean
+  rm?: string | undefined
+  pin?: string | undefined
+  unpin?: string | undefined
+  verdict?: Parameters<typeof giveManualVerdict>[2] | undefined
+}
 
 /**
  * Asks the cache that runs in `directory` what the options ask for. Returns the list for `--ls`, and undefined if the
@@ -164,9 +171,8 @@ type AdminOptions = Parameters<typeof manualVerdictOf>[0] & { ls: boolean; rm?: 
  */
 export async function askCache(
   directory: string,
-  { ls, rm, pin: pinned, unpin, ...verdicts }: AdminOptions,
+  { ls, rm, pin: pinned, unpin, verdict }: AdminOptions,
 ): Promise<FrameOf<'listed'> | 'done' | undefined> {
-  const verdict = manualVerdictOf(verdicts)
   if (ls) return listHoldings(directory)
   if (rm !== undefined) await dropHolding(directory, snapshotId(rm, 'USAGE'))
   else if (pinned !== undefined) await pin(directory, pinned, true)

@@ -2,7 +2,9 @@
  * The hand-overs of one cache, by snapshot. A snapshot is restored by a criu that the cache starts, by a criu that
  * somebody else started on this host, or by a client on another host.
  */
+
 import { timingSafeEqual } from 'node:crypto'
+import { commandName } from '../command-name.ts'
 import type { Gate } from '../criu/action-script.ts'
 import { followRestore, startRestore } from '../criu/restore.ts'
 import { checkCriuOptions } from '../criu/run.ts'
@@ -57,7 +59,7 @@ function unknownHere(id: SnapshotId): Fault {
 
 /** The command that gives a verdict to the cache in `directory`. */
 export function manualCommand(directory: string, id: SnapshotId): string {
-  return `cache -D ${directory} --let-run ${id}, or --drop ${id}`
+  return `${commandName('cache')} -D ${directory} --let-run ${id}, or --drop ${id}`
 }
 
 /** Throws where the socket of a restore could not be created later, when a source relies on it. */

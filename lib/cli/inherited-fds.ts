@@ -1,9 +1,9 @@
-/** Descriptors that this process was given by whoever started it. */
+/** Descriptors that this process has inherited from its starter. */
 import { closeSync, constants, fstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { Fault } from '../fault.ts'
-import { atMostOne, required, wholeNumber } from './parse.ts'
+import { wholeNumber } from './parse.ts'
 
-/** The number of an open descriptor that we were given, not one of the first three. Throws `USAGE`. */
+/** The number of an open descriptor that we inherited, from 3 up. `flag` names the option. Throws `USAGE`. */
 export function inheritedFd(flag: string, text: string): number {
   const fd = wholeNumber(flag, text, 3, 2 ** 20)
   if (isOpen(fd) && !isOfNode(fd)) return fd
@@ -12,7 +12,7 @@ export function inheritedFd(flag: string, text: string): number {
   })
 }
 
-/** The same of one that is to be written to. */
+/** Like `inheritedFd`, for a descriptor that is open for writing. */
 export function inheritedOutput(flag: string, text: string): number {
   const fd = inheritedFd(flag, text)
   const access = flagsOf(fd) & O_ACCMODE
@@ -21,8 +21,9 @@ export function inheritedOutput(flag: string, text: string): number {
 }
 
 /**
- * Closes what we were given and what a program that we start would be given too (Node marks its own descriptors, and the lowest
- * that it was given): a daemon must not hold its starter's pipes and locks.
+ * Closes the descriptors that we inherited and that a program which we start would inherit too, but for `except`: a
+ * daemon must not hold its starter's pipes and locks. Node marks its own descriptors, and the lowest that it inherited,
+ * close-on-exec.
  */
 export function closeInherited(except: readonly number[]): void {
   for (const fd of readdirSync('/proc/self/fd').map(Number)) {
@@ -30,7 +31,7 @@ export function closeInherited(except: readonly number[]): void {
     try {
       if ((flagsOf(fd) & O_CLOEXEC) === 0) closeSync(fd)
     } catch {
-      // It was open only while the directory was read.
+      // It was open only for reading the directory.
     }
   }
 }
@@ -53,7 +54,7 @@ function isOpen(fd: number): boolean {
   }
 }
 
-/** Node's own descriptors have low numbers too: epoll, eventfd, and pipes of which it has both ends. */
+/** Whether it is one of Node's own: epoll, eventfd, or a pipe of which this process has both ends. */
 function isOfNode(fd: number): boolean {
   const what = linkOf(fd)
   if (what.startsWith('anon_inode:')) return true
@@ -70,7 +71,7 @@ function linkOf(fd: number | string): string {
 
 const FIRST_LISTEN_FD = 3
 
-/** What systemd hands over (sd_listen_fds(3)). None if it is meant for another process. Throws `USAGE`. */
+/** The sockets that systemd hands over (sd_listen_fds(3)); none if they are for another process. Throws `USAGE`. */
 export function listenFds(): number[] {
   const { LISTEN_PID, LISTEN_FDS = '' } = process.env
   if (LISTEN_PID !== String(process.pid)) return []
@@ -78,26 +79,11 @@ export function listenFds(): number[] {
   return Array.from({ length: count }, (_, index) => inheritedFd('LISTEN_FDS', String(FIRST_LISTEN_FD + index)))
 }
 
-/** The one listener that systemd hands over, if it does. Throws `USAGE` for more than one. */
+/** The listening socket that systemd hands over, if there is one. Throws `USAGE` for more than one. */
 export function listenFd(): number | undefined {
   const fds = listenFds()
   if (fds.length < 2) return fds[0]
   throw new Fault('USAGE', `LISTEN_FDS hands over ${fds.length} sockets`, {
     hint: 'one ListenStream= in the socket unit',
   })
-}
-
-/** The part of a usage text about where a daemon listens. */
-export const listenHelp = `      --port N         port to listen on; 0: the kernel chooses, and it is printed
-      --address HOST   address to listen on (default: 127.0.0.1)
-                       without --port: the listener that systemd hands over (LISTEN_FDS)
-      --ps-socket FD   the first connection: FD is a socket that is connected to a
-                       client; without --port it is the only one`
-
-/** The port to listen on; none where a listener or the one connection was handed over. Throws `USAGE`. */
-export function listenPort(port: string | undefined, psSocket: string | undefined): number | undefined {
-  const listener = listenFd()
-  atMostOne({ '--port': port, LISTEN_FDS: listener })
-  if (port === undefined && (psSocket !== undefined || listener !== undefined)) return undefined
-  return wholeNumber('--port', required('--port', port, 'as in --port 9997'), 0, 65535)
 }

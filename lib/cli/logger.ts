@@ -1,33 +1,33 @@
 /**
- * Where a command's messages go: to stderr; those of a daemon into its log, if it has one. A daemon that was started with -d
- * also tells whoever started it, until it is ready.
+ * Where a command's messages go: to stderr, or into the log of a daemon that has one. A daemon that was started with
+ * `-d` also sends them to its starter until it is ready.
  */
 import { closeSync, constants, writeSync } from 'node:fs'
 import { Fault } from '../fault.ts'
 import { openOwnFile } from '../kernel/own-file.ts'
 import { inheritedFd } from './inherited-fds.ts'
 
-/** In the environment of a detached daemon: the descriptor that its starter listens on. */
+/** The environment variable of a detached daemon with the descriptor of the socket to its starter. */
 export const STARTER = 'FERRY_STARTER_FD'
-/** What the starter waits for; everything before it is messages. */
+/** Ends the messages to the starter. */
 export const READY = '\0'
 
 export interface Logger {
   /** Whether this process was started by `detach`. */
   readonly detached: boolean
-  /** From now on messages go into the file, with the time. Throws like `openLog`. */
+  /** From now on messages go into the file `path`, with the time. Throws like `openLog`. */
   logTo(path: string): void
-  /** Whole lines. */
+  /** Writes `text`, which is whole lines. */
   say(text: string): void
-  /** What ends the command: on stderr even where there is a log. */
+  /** Writes why the command ends: to stderr also where there is a log. */
   sayLast(text: string): void
-  /** Tells the starter, which hears nothing more. */
+  /** Tells the starter that we are ready, and closes the socket to it. */
   ready(): void
 }
 
 /**
- * The descriptor on which our starter listens, if it does; programs that we start do not inherit its number. Throws
- * `USAGE`.
+ * The descriptor of the socket to our starter, if there is one. It is taken out of the environment, which programs that
+ * we start inherit. Throws `USAGE`.
  */
 export function starterFd(): number | undefined {
   const { [STARTER]: text } = process.env
@@ -35,11 +35,11 @@ export function starterFd(): number | undefined {
   return text === undefined ? undefined : inheritedFd(STARTER, text)
 }
 
-/** `starter`: the descriptor on which whoever detached us listens. */
+/** `starter`: the descriptor of the socket to the process that detached us. */
 export function openLogger(starter?: number): Logger {
   const detached = starter !== undefined
   let log: number | undefined
-  // Who closes our stderr does not want to know; the work goes on.
+  // Where nobody reads our stderr the work goes on.
   process.stderr.on('error', () => {})
 
   function say(text: string): void {
@@ -69,8 +69,8 @@ export function openLogger(starter?: number): Logger {
 }
 
 /**
- * A descriptor that appends to `path`, which is made with mode 0600 if it is missing. Throws `IO`, and `EXISTS` for
- * what is no file of ours.
+ * A descriptor that appends to `path`, which is made with mode 0600 if it is missing. Throws `IO`, and `EXISTS` if
+ * `path` is no file of our own user.
  */
 export function openLog(path: string): number {
   const { O_APPEND, O_CREAT, O_WRONLY } = constants
@@ -85,7 +85,7 @@ export function openLog(path: string): number {
   }
 }
 
-/** A full disk, or a starter that was killed, does not stop a daemon. */
+/** Writes what can be written: neither a full disk nor a starter that was killed stops a daemon. */
 function write(fd: number, text: string): void {
   try {
     writeSync(fd, text)

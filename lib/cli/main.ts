@@ -1,40 +1,34 @@
 /**
- * The one voice of every command: options, help, errors, signals, exit codes.
+ * What all commands have in common: options, help, errors, signals and exit codes.
  *
- * A script gives its name, its usage text, its options and one function; whatever that function throws becomes a line and
- * an exit code here, and nothing else prints.
+ * A script gives its name, its usage text, its options and one function. Whatever that function throws becomes a line
+ * and an exit code here.
  */
 import { setMaxListeners } from 'node:events'
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync, rmdirSync } from 'node:fs'
 import { constants } from 'node:os'
 import { dirname, join } from 'node:path'
-import { type ParseArgsConfig, parseArgs } from 'node:util'
+import { parseArgs } from 'node:util'
 import { setFlagsFromString } from 'node:v8'
 import { Fault } from '../fault.ts'
 import type { Progress, Report } from '../progress.ts'
-import { beginLife, detach, planDaemon } from './daemon.ts'
+import { commonOptions, type Options, type ValuesOf } from './common-options.ts'
+import { beginLife, detach } from './daemon.ts'
+import { type DaemonValues, readDaemonOptions } from './daemon-options.ts'
 import { exitCodes } from './exit-codes.ts'
 import { type Logger, openLogger, starterFd } from './logger.ts'
 import { describeProgress } from './progress-display.ts'
 
-type Options = NonNullable<ParseArgsConfig['options']>
-
-const commonOptions = {
-  help: { type: 'boolean', short: 'h' },
-  version: { type: 'boolean', short: 'V' },
-  verbose: { type: 'boolean', short: 'v' },
-  quiet: { type: 'boolean', short: 'q' },
-} as const satisfies Options
-
 export interface Command<Spec extends Options> {
+  /** What the user calls it. */
   name: string
   usage: string
   options: Spec
-  /** A daemon reports what it does without being asked, and takes `daemonOptions`. `notify` tells systemd its state. */
+  /** Given for a daemon, which reports progress without `--verbose` and takes `daemonOptions`: tells systemd its state. */
   daemon?: { notify: (state: string) => void }
 }
 
-type Values<Spec extends Options> = ReturnType<typeof parseArgs<{ options: Spec & typeof commonOptions }>>['values']
+type Values<Spec extends Options> = ValuesOf<Spec & typeof commonOptions>
 
 export interface Invocation<Spec extends Options> {
   values: Values<Spec>
@@ -43,88 +37,125 @@ export interface Invocation<Spec extends Options> {
   report: Report
   /** Aborted by SIGINT, SIGTERM and SIGHUP. */
   signal: AbortSignal
-  /** Calls back at every SIGUSR1: report your status. For daemons. */
+  /** Calls `listener` at every SIGUSR1: report your status. For daemons. */
   onStatus: (listener: () => void) => void
 }
 
+type Body<Spec extends Options> = (run: Invocation<Spec>) => Promise<void>
+
+/** How long a command may take to end after a signal. Then the process ends. */
+const STOP_MS = 15_000
+
 /**
- * Runs a command and ends the process. Without V8's optimizing compiler: our bytes are moved and summed by the system and by
- * native code, and compiling the rest takes a second thread just while CRIU needs it (proxy, 1 GiB on two cores: 0.84
- * instead of 1.07 s of processor time, frozen for 0.97 instead of 1.15 s, medians of 5).
+ * Runs a command and ends the process.
+ *
+ * V8's optimizing compiler is off: the system and native code move and sum our bytes, and compiling the rest takes a
+ * second thread just while CRIU needs it (proxy, 1 GiB on two cores: 0.84 instead of 1.07 s of processor time, frozen
+ * for 0.97 instead of 1.15 s, medians of 5).
  */
-export function main<Spec extends Options>(
-  command: Command<Spec>,
-  body: (run: Invocation<Spec>) => Promise<void>,
-): void {
+export function main<Spec extends Options>(command: Command<Spec>, body: Body<Spec>): void {
   setFlagsFromString('--no-opt')
-  let voice = openLogger()
+  let logger = openLogger()
   // Without a listener of ours Node would open its debugger.
   if (command.daemon !== undefined) process.on('SIGUSR1', () => {})
   const stop = new AbortController()
-  // Each conversation of a daemon listens while it lasts.
+  // Each connection of a daemon listens while it lasts.
   setMaxListeners(0, stop.signal)
-  let caught: NodeJS.Signals | undefined
+  let caught: number | undefined
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(name, () => {
       if (caught !== undefined) return
-      caught = name
+      const code = 128 + constants.signals[name]
+      caught = code
       stop.abort(new Fault('ABORTED', `stopped by ${name}`))
-      setTimeout(() => process.exit(128 + constants.signals[name]), STOP_MS).unref()
+      setTimeout(() => process.exit(code), STOP_MS).unref()
     })
   }
   const begin = async (): Promise<number> => {
-    voice = openLogger(starterFd())
-    return invoke(command, voice, stop.signal, body)
+    logger = openLogger(starterFd())
+    return invoke(command, logger, stop.signal, body)
   }
   begin().then(
-    (code) => process.exit(code === 0 || caught === undefined ? code : 128 + constants.signals[caught]),
+    (code) => process.exit(code === 0 ? code : (caught ?? code)),
     (error: unknown) => {
-      complain(command, voice, error)
-      process.exit(caught === undefined ? exitCode(error) : 128 + constants.signals[caught])
+      complain(command, logger, error)
+      process.exit(caught ?? exitCode(error))
     },
   )
 }
 
-/** What is still running this long after a signal is given up. */
-const STOP_MS = 15_000
-
+/** Returns the exit code. */
 async function invoke<Spec extends Options>(
   command: Command<Spec>,
-  voice: Logger,
+  logger: Logger,
   signal: AbortSignal,
-  body: (run: Invocation<Spec>) => Promise<void>,
+  body: Body<Spec>,
 ): Promise<number> {
-  const { name, daemon } = command
   const argv = process.argv.slice(2)
   const cut = argv.indexOf('--')
   const values = parse(command, cut < 0 ? argv : argv.slice(0, cut))
-  const common = values as { help?: boolean; version?: boolean; verbose?: boolean; quiet?: boolean }
-  if (common.help === true) return print(command.usage)
-  if (common.version === true) return print(packageVersion())
-  const plan = daemon && planDaemon(values)
-  if (plan?.detach === true && !voice.detached) return detach(plan, name, voice, signal)
-  const tell = (state: string): void => {
+  const { help, version, dir } = values as ValuesOf<typeof commonOptions> & { dir?: unknown }
+  if (help === true) return print(command.usage)
+  if (version === true) return print(packageVersion())
+  const plan = command.daemon && readDaemonOptions(values as DaemonValues)
+  if (plan?.detach === true && !logger.detached) return detach(plan, command.name, logger, signal)
+  const ready = plan && beginLife(plan, logger, notifier(command, logger), signal)
+  const tell = reporter(command, values, logger, ready)
+  let started = false
+  const report = (progress: Progress): void => {
+    started ||= progress.event === (command.daemon === undefined ? 'listening' : 'ready')
+    tell(progress)
+  }
+  const onStatus = (listener: () => void): void => void process.on('SIGUSR1', listener)
+  const removeMade = typeof dir === 'string' && !existsSync(dir) ? () => removeIfEmpty(dir) : () => {}
+  try {
+    await body({ values, rest: cut < 0 ? [] : argv.slice(cut + 1), report, signal, onStatus })
+  } catch (error) {
+    if (!started) removeMade()
+    throw error
+  }
+  return 0
+}
+
+/** A command that cannot start leaves no work directory behind that it has made. */
+function removeIfEmpty(directory: string): void {
+  try {
+    rmdirSync(directory)
+  } catch {}
+}
+
+/** Tells systemd the state of a daemon, and the user if that fails. */
+function notifier(
+  { name, daemon }: Pick<Command<Options>, 'name' | 'daemon'>,
+  logger: Logger,
+): (state: string) => void {
+  return (state) => {
     try {
       daemon?.notify(state)
     } catch (error) {
-      voice.say(`${name}: cannot tell systemd ${state}: ${(error as Error).message}\n`)
+      logger.say(`${name}: cannot tell systemd ${state}: ${(error as Error).message}\n`)
     }
   }
-  const life = plan && beginLife(plan, voice, tell, signal)
-  const talks = common.quiet !== true && (daemon !== undefined || common.verbose === true)
-  const report = (progress: Progress): void => {
+}
+
+/** Reports that are wanted of every command, also with `--quiet`. */
+const always: readonly Progress['event'][] = ['failed', 'status', 'undecided', 'small pipes']
+
+function reporter(
+  { name, daemon }: Pick<Command<Options>, 'name' | 'daemon'>,
+  { quiet, verbose }: ValuesOf<typeof commonOptions>,
+  logger: Logger,
+  ready: (() => void) | undefined,
+): Report {
+  const talks = quiet !== true && (daemon !== undefined || verbose === true)
+  return (progress) => {
     if (progress.event === 'ready') {
-      life?.ready()
+      ready?.()
       return
     }
-    const asked = ['failed', 'status', 'undecided', 'small pipes'].includes(progress.event)
-    if (talks || asked) voice.say(`${name}: ${describeProgress(progress)}\n`)
-    if (progress.event === 'failed')
-      voice.say(hint(name, progress.fault) + causes(name, progress.fault, common.verbose))
+    if (talks || always.includes(progress.event)) logger.say(`${name}: ${describeProgress(progress)}\n`)
+    if (progress.event === 'failed') logger.say(hint(name, progress.fault) + causes(name, progress.fault, verbose))
   }
-  const onStatus = (listener: () => void): void => void process.on('SIGUSR1', listener)
-  await body({ values, rest: cut < 0 ? [] : argv.slice(cut + 1), report, signal, onStatus })
-  return 0
 }
 
 function print(text: string): number {
@@ -148,13 +179,13 @@ function exitCode(error: unknown): number {
   return error instanceof Fault ? exitCodes[error.code] : 1
 }
 
-function complain({ name, daemon }: { name: string; daemon?: unknown }, voice: Logger, error: unknown): void {
-  if (error instanceof Fault && error.code === 'ABORTED' && daemon !== undefined) {
-    voice.sayLast(`${name}: ${error.message}\n`)
-  } else if (error instanceof Fault) {
-    voice.sayLast(`${name}: error: ${error.message}\n${hint(name, error)}`)
+function complain({ name, daemon }: Pick<Command<Options>, 'name' | 'daemon'>, logger: Logger, error: unknown): void {
+  if (!(error instanceof Fault)) {
+    logger.sayLast(`${name}: this is a bug: ${error instanceof Error ? error.stack : String(error)}\n`)
+  } else if (error.code === 'ABORTED' && daemon !== undefined) {
+    logger.sayLast(`${name}: ${error.message}\n`)
   } else {
-    voice.sayLast(`${name}: this is a bug: ${error instanceof Error ? error.stack : String(error)}\n`)
+    logger.sayLast(`${name}: error: ${error.message}\n${hint(name, error)}`)
   }
 }
 
@@ -162,7 +193,7 @@ function hint(name: string, fault: Error): string {
   return fault instanceof Fault && fault.hint !== undefined ? `${name}: hint: ${fault.hint}\n` : ''
 }
 
-/** A line for each error that led to this one, where they are wanted. */
+/** A line for each error that led to this one, if they are wanted. */
 function causes(name: string, fault: Error, wanted = false): string {
   const cause = wanted ? fault.cause : undefined
   return cause instanceof Error ? `${name}: cause: ${cause.message}\n${causes(name, cause, wanted)}` : ''

@@ -1,4 +1,4 @@
-/** Options of every command that keeps images in memory. */
+/** How much memory images may take: for the commands that keep them. */
 import { totalmem } from 'node:os'
 import { Fault } from '../fault.ts'
 import { parseSize } from '../size.ts'
@@ -8,26 +8,32 @@ export const memoryOptions = {
   reserve: { type: 'string' },
 } as const
 
-export const memoryHelp = `      --max-memory SZ  most memory for images (default: 80 % of what this machine,
-                       or our control group, has)
-      --reserve SIZE   so much of it is ready before anything comes: no page faults then`
+/** The part of `totalmem` that images may take if nobody says how much. */
+const SHARE = 0.8
 
-/** In bytes. */
+export const memoryHelp = `      --max-memory SZ  most memory for images (default: ${SHARE * 100} % of the memory of this machine,
+                       or of our control group)
+      --reserve SIZE   allocate this much of it before images come, to avoid page faults`
+
+/** Bytes. */
 export interface Memory {
   maxMemory: number
   reserve: number
 }
 
 /** Throws `USAGE`. */
-export function memoryOf(values: { 'max-memory'?: string | undefined; reserve?: string | undefined }): Memory {
+export function readMemory(values: { 'max-memory'?: string | undefined; reserve?: string | undefined }): Memory {
   const most = values['max-memory']
-  const maxMemory = most === undefined ? Math.floor(memoryHere() * 0.8) : parseSize(most)
+  const maxMemory = most === undefined ? Math.floor(memoryHere() * SHARE) : parseSize(most)
   const reserve = values.reserve === undefined ? 0 : parseSize(values.reserve)
   if (reserve <= maxMemory) return { maxMemory, reserve }
   throw new Fault('USAGE', `--reserve ${values.reserve} is more than --max-memory`, { hint: 'raise --max-memory' })
 }
 
-/** In a container it is what the container may have; without such a limit that is a number beyond all machines, or 0. */
+/**
+ * Bytes of memory of this machine, or of our control group if that has a limit. Without one `constrainedMemory` is 0, or
+ * larger than any machine.
+ */
 function memoryHere(): number {
   return Math.min(totalmem(), process.constrainedMemory() || totalmem())
 }

@@ -8,14 +8,21 @@ export function wholeNumber(flag: string, text: string, least: number, most: num
   throw new Fault('USAGE', `${flag} wants a number from ${least} to ${most}, not ${text}`)
 }
 
-/** A port to listen on, 0 for one that the kernel chooses; undefined if none is asked for. Throws `USAGE`. */
+/** A port to listen on; 0 if the kernel is to choose it, undefined if the option is not given. Throws `USAGE`. */
 export function portOf(flag: string, text: string | undefined): number | undefined {
   return text === undefined ? undefined : wholeNumber(flag, text, 0, 65535)
 }
 
-/** Milliseconds from `--timeout SECONDS`, fractions allowed; `otherwise` if it is not given. Throws `USAGE`. */
-export function timeoutMs(text: string | undefined, otherwise: number): number {
-  if (text === undefined) return otherwise
+/** The pid of a process, as `--tree PID`. Throws `USAGE`. */
+export function readPid(text: string): number {
+  return wholeNumber('--tree', text, 1, HIGHEST_PID)
+}
+
+/** PID_MAX_LIMIT of a 64-bit Linux. */
+const HIGHEST_PID = 2 ** 22
+
+/** Milliseconds from `--timeout SECONDS`, fractions allowed. Throws `USAGE`. */
+export function timeoutMs(text: string): number {
   const seconds = /^\d{1,6}(\.\d+)?$/.test(text) ? Number(text) : Number.NaN
   if (seconds > 0) return Math.max(1, Math.round(seconds * 1000))
   throw new Fault('USAGE', `--timeout wants seconds, not ${text}`)
@@ -42,7 +49,7 @@ export function atMostOne(flags: Record<string, unknown>): void {
   throw new Fault('USAGE', `${given.map(([flag]) => flag).join(' and ')} do not go together`, { hint: 'choose one' })
 }
 
-/** Throws `USAGE` if the flag is given, and one of the others with it. */
+/** Throws `USAGE` if the flag is given together with one of the others. */
 export function noneBeside(flag: string, value: unknown, others: Record<string, unknown>): void {
   for (const [other, given] of Object.entries(others)) atMostOne({ [flag]: value, [other]: given })
 }

@@ -1,14 +1,14 @@
 /**
- * A file that holds our pid while we run. It appears whole (written under another name, then linked), so that whoever
- * finds it can read it, and of two daemons that start at once only one gets it.
+ * A file that holds our pid while we run. It is written under another name and then linked: so nobody reads half of it,
+ * and if two daemons start at the same time only one of them gets it.
  */
 import { closeSync, constants, fstatSync, linkSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { Fault } from '../fault.ts'
 import { openOwnFile } from '../kernel/own-file.ts'
 
 /**
- * Makes the pidfile; the result removes it. A stale one, of a process that is gone, is replaced. Throws `EXISTS` if that
- * process runs or if the file is not a pidfile, `IO` if it cannot be made.
+ * Makes the pidfile `path`; the result removes it. The pidfile of a process that is gone is replaced. Throws `EXISTS` if
+ * its process runs or if `path` is not a pidfile, `IO` if it cannot be made.
  */
 export function holdPidfile(path: string): () => void {
   const own = `${path}.${process.pid}`
@@ -40,7 +40,7 @@ function linked(own: string, path: string): boolean {
   }
 }
 
-/** Takes the file away under a name of ours and looks again: another daemon may have replaced it meanwhile. */
+/** Renames the file to a name of ours and reads it again: another daemon may have replaced it meanwhile. */
 function removeStale(path: string, own: string): void {
   const pid = holder(path)
   if (pid === undefined) return
@@ -67,7 +67,7 @@ function holds(path: string, pid: number): boolean {
   }
 }
 
-/** The pid in the file; undefined if there is no such file. Throws `EXISTS` for what is no pidfile of our own user. */
+/** The pid in the file; undefined if there is none. Throws `EXISTS` if it is not a pidfile of our own user. */
 function holder(path: string): number | undefined {
   let file: number
   try {
@@ -86,7 +86,7 @@ function holder(path: string): number | undefined {
   throw new Fault('EXISTS', `${path} is in the way and is not a pidfile`, { hint: 'choose another --pidfile' })
 }
 
-/** Whether another process has that pid. One that ended and was not waited for (a zombie) does not run. */
+/** Whether another process has that pid and runs; a zombie does not. */
 function runs(pid: number): boolean {
   if (pid === process.pid) return false
   try {

@@ -1,7 +1,8 @@
+import { commandName } from '../command-name.ts'
 import type { Progress } from '../progress.ts'
 import { formatSize } from '../size.ts'
 
-/** One line of text for people. */
+/** One line of text about a step, for people. */
 export function describeProgress(progress: Progress): string {
   switch (progress.event) {
     case 'listening':
@@ -23,7 +24,7 @@ export function describeProgress(progress: Progress): string {
     case 'small pipes':
       return `pipes hold only ${formatSize(progress.bytes)}, and a dump takes up to twice as long: raise fs.pipe-max-size and fs.pipe-user-pages-soft with sysctl, or give CAP_SYS_RESOURCE`
     case 'nothing offered':
-      return 'the cache offers no pages (cache --dedup): all of them are sent'
+      return `the cache offers no pages (${commandName('cache')} --dedup): all of them are sent`
     case 'restored':
       return `restored in ${seconds(progress.ms)}`
     case 'handed over':
@@ -63,7 +64,7 @@ function amount({ images, ...moved }: { images: number; bytes: number; ms: numbe
   return `${images} images, ${rate(moved)}`
 }
 
-/** Where `--dedup` has spared something. */
+/** What `--dedup` did not send, if that is anything. */
 function spared(bytes = 0): string {
   return bytes === 0 ? '' : `, of which the cache had ${formatSize(bytes)}`
 }

@@ -1,4 +1,5 @@
 /** dump-to-stdout --via: a hand-over to the program that a shell command starts, over its stdin and stdout. */
+import { commandName } from '../command-name.ts'
 import { refuseLeaving } from '../criu/run.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
@@ -29,7 +30,7 @@ export async function handOverTree(
   command: string,
   options: HandOverOptions,
 ): Promise<void> {
-  refuseLeaving(criuOptions, '--via', 'for a copy use a pipe: dump-to-stdout -t PID -- -R | ...')
+  refuseLeaving(criuOptions, '--via', `for a copy use a pipe: ${commandName('dump-to-stdout')} -t PID -- -R | ...`)
   await withShellRoute(command, options, async (route) => {
     reportPendingVerdicts(route)
     const { id, until, tuning } = options
@@ -55,7 +56,8 @@ async function withShellRoute(
   work: (route: TargetRoute) => Promise<void>,
 ): Promise<void> {
   const { connect, end } = openShellLinks(command)
-  const settleCommand = (dir: string, id: SnapshotId): string => `dump-to-stdout${dir} --settle ${id} --via COMMAND`
+  const settleCommand = (dir: string, id: SnapshotId): string =>
+    `${commandName('dump-to-stdout')}${dir} --settle ${id} --via COMMAND`
   const route = { directory, connect, settleCommand, storesImages: false, report, signal, timeoutMs }
   await withRoute(route, (opened) => work(opened).finally(end))
 }

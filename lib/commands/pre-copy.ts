@@ -6,6 +6,7 @@
  * at the cache (send-round.ts).
  */
 import { setTimeout } from 'node:timers/promises'
+import { commandName } from '../command-name.ts'
 import { closedGate, writeScript } from '../criu/action-script.ts'
 import { frozenMs } from '../criu/dump-stats.ts'
 import type { IncomingDump } from '../criu/incoming-dump.ts'
@@ -59,7 +60,7 @@ export interface Target {
 export async function preCopy(options: PreCopyOptions, target: Target): Promise<void> {
   const { criuOptions, pid } = options
   checkCriuOptions(criuOptions, ours)
-  refuseLeaving(criuOptions, 'pre-copy', 'for a copy use a proxy: criu dump --stream -R')
+  refuseLeaving(criuOptions, commandName('pre-copy'), 'for a copy use a proxy: criu dump --stream -R')
   if (!isRunning(pid)) throw new Fault('MISSING', `no process ${pid}`, { hint: 'look with: ps -e' })
   const release = lockMarks(pid)
   if (release === undefined) throw copiedAlreadyFault(pid)
@@ -97,7 +98,8 @@ async function withCacheRoute(
   { cache, ...target }: Target,
   work: (route: TargetRoute) => Promise<void>,
 ): Promise<void> {
-  const settleCommand = (dir: string, id: SnapshotId): string => `pre-copy${dir} --settle ${id} --address HOST --port N`
+  const settleCommand = (dir: string, id: SnapshotId): string =>
+    `${commandName('pre-copy')}${dir} --settle ${id} --address HOST --port N`
   const connect = (signal: AbortSignal): Promise<Link> => connectEndpoint(cache, target.timeoutMs, signal)
   await withRoute({ ...target, connect, settleCommand, storesImages: true }, work)
 }

@@ -7,6 +7,7 @@ import type { Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 import pump from 'pump'
 import split from 'split2'
+import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { ownChild } from '../kernel/orphans.ts'
@@ -68,7 +69,7 @@ const refused: Record<string, string> = {
   '--tree': 'name the process before the --',
   '--stream': 'it is ours',
   '--page-server': 'pages travel in the stream already',
-  '--prev-images-dir': 'criu --stream has no incremental dumps; use pre-copy',
+  '--prev-images-dir': `criu --stream has no incremental dumps; use ${commandName('pre-copy')}`,
   '--auto-dedup': 'criu aborts when this meets --stream',
   '--lazy-pages': 'criu --stream cannot serve pages later',
 }

@@ -7,6 +7,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { IncomingDump } from '../criu/incoming-dump.ts'
 import { openDirectory, removeIfEmpty } from '../criu/work-directory.ts'
+import { HOLD_DIRECTORY } from '../defaults.ts'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Report } from '../progress.ts'
@@ -14,7 +15,6 @@ import type { Link } from '../stream/link.ts'
 import { type DeliveredVerdict, deliverAndForget } from './deliver-verdict.ts'
 import { outcomeOf, reportOutcome, tasksRunOnFault } from './outcome.ts'
 import { type HandedOver, type HandoverOptions, handOver } from './source.ts'
-import { HOLD_DIRECTORY } from './standalone-target.ts'
 import { type PendingVerdict, readPendingVerdicts, verdictFor } from './verdict-log.ts'
 
 /** How a command reaches the target, and where it writes verdicts down. */

@@ -3,9 +3,12 @@
  * became of its own. If the link is lost meanwhile the tasks stay held, and the verdict is taken at a socket that is
  * named after the snapshot.
  */
+
 import { setTimeout } from 'node:timers/promises'
+import { commandName } from '../command-name.ts'
 import type { RestoreHold, RunningRestore } from '../criu/restore.ts'
 import { openWorkDir, type PrivateDirectory, removeIfEmpty, type WorkDir } from '../criu/work-directory.ts'
+import { HOLD_DIRECTORY } from '../defaults.ts'
 import { Fault } from '../fault.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
@@ -30,9 +33,6 @@ export interface HandoverOffer {
   /** Sends `sealed`, where that was put off. */
   seal: () => Promise<void>
 }
-
-/** Where held restores have their sockets, unless a work directory is named. */
-export const HOLD_DIRECTORY = '/run/criu-ferry'
 
 /** The name of the socket at which the holder of a snapshot takes its verdict. */
 export function holdSocket(id: SnapshotId): string {
@@ -180,5 +180,5 @@ function notHereFault(): Fault {
 /** The command line by which a person gives the verdict. */
 function manualCommand(directory: string | undefined, id: SnapshotId): string {
   const dir = directory === undefined ? '' : ` -D ${directory}`
-  return `restore-from-socket${dir} --let-run ${id}, or --drop ${id}`
+  return `${commandName('restore-from-socket')}${dir} --let-run ${id}, or --drop ${id}`
 }

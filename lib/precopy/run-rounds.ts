@@ -2,8 +2,10 @@
  * The rounds of a pre-copy: each is a `criu pre-dump` of what changed since the one before, sent as the next layer of
  * one chain.
  */
+
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
+import { commandName } from '../command-name.ts'
 import { frozenMs } from '../criu/dump-stats.ts'
 import { type PageServer, SocketPageServer } from '../criu/page-server.ts'
 import { type CriuRun, explainFailure, startCriu } from '../criu/run.ts'
@@ -115,7 +117,7 @@ export async function explainLayer(error: unknown, run: CriuRun): Promise<unknow
   const cause = await explainFailure(error, run, CRIU_PATIENCE_MS)
   if (!(cause instanceof Fault && NOT_TRACKED.test(cause.message))) return cause
   return new Fault('CRIU', 'this kernel does not track changed pages (CONFIG_MEM_SOFT_DIRTY)', {
-    hint: 'move the process at once: proxy, or dump-to-stdout --via',
+    hint: `move the process at once: ${commandName('proxy')}, or ${commandName('dump-to-stdout')} --via`,
     cause,
   })
 }

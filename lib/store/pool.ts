@@ -8,7 +8,9 @@
  * throws `MEMORY`, and the snapshot that asked is dropped while others stay. Extents that were only made ready ahead
  * give way to images, so an announcement costs nobody else anything, and takes no memory that the machine lacks.
  */
+
 import { getHeapStatistics } from 'node:v8'
+import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
 import { DIGEST_WORDS } from '../format/page-digest.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
@@ -237,7 +239,7 @@ export class Pool {
     while (this.relief()) if (this.#used + bytes <= this.limit) return undefined
     const [used, limit] = [formatSize(this.#used), formatSize(this.limit)]
     throw new Fault('MEMORY', `the memory for images is full: ${used} of ${limit}`, {
-      hint: 'raise --max-memory, or drop a snapshot: cache -D DIR --ls, and --rm ID',
+      hint: `raise --max-memory, or drop a snapshot: ${commandName('cache')} -D DIR --ls, and --rm ID`,
     })
   }
 
@@ -374,6 +376,6 @@ function mapZeros(): Region {
 
 function tooMany(): Fault {
   return new Fault('MEMORY', 'too many images are here at a time', {
-    hint: 'drop a snapshot: cache -D DIR --ls, and --rm ID',
+    hint: `drop a snapshot: ${commandName('cache')} -D DIR --ls, and --rm ID`,
   })
 }

@@ -3,6 +3,7 @@
  * some of its pages are not here. A pre-dump has no process at all. A source that killed its tasks for such a snapshot
  * would have lost them. Images that are not understood are accepted.
  */
+import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
 import { decodeInventory, type Inventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
@@ -59,5 +60,7 @@ function notUnderstood(error: unknown): false {
 }
 
 function incomplete(what: string): Fault {
-  return new Fault('FAILED_DUMP', what, { hint: 'for rounds before a dump: pre-copy, or proxy --page-server-port' })
+  return new Fault('FAILED_DUMP', what, {
+    hint: `for rounds before a dump: ${commandName('pre-copy')}, or ${commandName('proxy')} --page-server-port`,
+  })
 }

@@ -40,10 +40,10 @@ test('exit codes are what is documented', () => {
     '0 done',
     '1 failed',
     '2 wrong command line',
-    '3 link',
+    '3 connection',
     '4 damaged',
     '5 criu',
-    '6 time-out',
+    '6 timed out',
     '128\\+n',
   ]) {
     assert.match(exitCodeHelp, new RegExp(`(^|\\s)${meaning}`))

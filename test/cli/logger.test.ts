@@ -25,14 +25,14 @@ const test = suite('cli/logger')
 test('a log is appended to, each line with the time, and readable by its owner only', () => {
   const { path, remove } = temporary()
   const log = join(path, 'log')
-  const voice = openLogger()
-  voice.logTo(log)
-  voice.say('cache: one\ncache: two\n')
+  const logger = openLogger()
+  logger.logTo(log)
+  logger.say('cache: one\ncache: two\n')
   assert.is(statSync(log).mode & 0o777, 0o600)
   const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z`
   assert.match(readFileSync(log, 'utf8'), new RegExp(`^${stamp} cache: one\n${stamp} cache: two\n$`))
   writeFileSync(log, '')
-  voice.say('three\n')
+  logger.say('three\n')
   assert.match(readFileSync(log, 'utf8'), new RegExp(`^${stamp} three\n$`), 'after the log was cut')
   remove()
 })
@@ -71,10 +71,10 @@ test('a log that is no file of ours is refused at once, and what it leads to sta
 
 test('a log on a full disk loses its lines and stops nobody', async () => {
   const { path, remove } = temporary()
-  const code = `import('./lib/cli/logger.ts').then(({ openVoice }) => {
-    const voice = openVoice()
-    voice.logTo(${JSON.stringify(join(path, 'log'))})
-    voice.say('lost\\n')
+  const code = `import('./lib/cli/logger.ts').then(({ openLogger }) => {
+    const logger = openLogger()
+    logger.logTo(${JSON.stringify(join(path, 'log'))})
+    logger.say('lost\\n')
     process.exit(7)
   })`
   // A limit on files is a disk that is full for this process alone.
@@ -88,11 +88,11 @@ test('a log on a full disk loses its lines and stops nobody', async () => {
 test('the starter hears messages until it hears a zero byte', async () => {
   const [out, into] = makePipe()
   check(fcntl(into, 2, 0), 'fcntl')
-  const voice = openLogger(into)
-  assert.ok(voice.detached)
-  voice.say('one\n')
-  voice.ready()
-  voice.ready()
+  const logger = openLogger(into)
+  assert.ok(logger.detached)
+  logger.say('one\n')
+  logger.ready()
+  logger.ready()
   assert.is((await readToEnd(out)).toString(), `one\n${READY}`)
   closeFd(out)
 })

@@ -2,6 +2,7 @@
 import {
   closeSync,
   existsSync,
+  mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -22,7 +23,7 @@ import { within } from '../expect.ts'
 import { startCache, startProxy } from '../support/daemons.ts'
 import { dumpAll, fakeDump, fakeRestore, readToEnd } from '../support/fake-criu.ts'
 import { notifySocket } from '../support/notify.ts'
-import { eventually, type Ran, type RunOptions, root, run, start, temporary } from '../support/run.ts'
+import { eventually, type Ran, type RunOptions, root, run, shell, start, temporary } from '../support/run.ts'
 import { socketPair } from '../support/sockets.ts'
 import { pattern } from '../support/talk.ts'
 
@@ -554,8 +555,43 @@ test("the README's systemd units are in order", async ({ folder }) => {
   assert.not.match(ran.stderr, /criu-image-cache/)
 })
 
+test('a command that cannot start leaves no directory that it has made, and what was there', async ({ folder }) => {
+  const taken = net.createServer().listen(0, '127.0.0.1').unref()
+  await new Promise((done) => taken.once('listening', done))
+  const { port } = taken.address() as net.AddressInfo
+  const [made, deep] = [join(folder, 'made'), join(folder, 'd'.repeat(85 - folder.length))]
+  writeFileSync(join(folder, 'pid'), String(process.pid))
+  const lines: [line: string, message: RegExp][] = [
+    [`cache --port ${port} -D ${made}`, /EADDRINUSE/],
+    [`cache --port ${port} -D ${made} -d`, /EADDRINUSE/],
+    [`cache --port 0 --address 192.0.2.1 --insecure -D ${made}`, /EADDRNOTAVAIL/],
+    [`cache --port 0 --key-file ${folder}/none -D ${made}`, /none/],
+    [`cache --port 0 --pidfile ${folder}/pid -D ${made}`, /holds the pidfile/],
+    [`cache --port 0 --restore -D ${deep}`, /path/],
+    [`cache --port 0 -D ${deep}${'d'.repeat(20)}`, /107 bytes/],
+    [`proxy --port 9 --page-server-port ${port} -D ${made}`, /EADDRINUSE/],
+    [`proxy --port 9 --key-file ${folder}/none -D ${made}`, /none/],
+    [`restore-from-socket --listen -D ${made}`, /restore-from-socket: error/],
+    [`restore-from-socket --listen -D ${deep}${'d'.repeat(20)}`, /107 bytes/],
+  ]
+  for (const [line, message] of lines) {
+    const ran = await shell(line, { env: { FERRY_CRIU: '/bin/true' } })
+    assert.match(ran.stderr, message, line)
+    assert.ok((ran.code ?? 0) > 0, line)
+    assert.equal(readdirSync(folder), ['pid'], line)
+  }
+  mkdirSync(made)
+  assert.is((await run('cache', ['--port', String(port), '-D', made])).code, 3)
+  assert.equal(readdirSync(made), [], 'a directory that was there stays')
+  const { cache } = await startCache(made)
+  assert.match((await run('cache', ['--port', '0', '-D', made])).stderr, /cache: error/)
+  assert.ok(existsSync(serving(made)))
+  await cache.stop()
+  taken.close()
+})
+
 test('--help of both says the common options, with every one of them', async () => {
-  const { daemonOptions } = await import('../../lib/cli/daemon.ts')
+  const { daemonOptions } = await import('../../lib/cli/daemon-options.ts')
   for (const command of ['proxy', 'cache']) {
     const help = (await run(command, ['--help'])).stdout.toString()
     for (const option of Object.keys(daemonOptions)) assert.match(help, new RegExp(`--${option}\\b`))
