@@ -9,7 +9,7 @@ import type { Holding, HoldingState } from '../format/holdings.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import type { Frame } from '../format/wire.ts'
 import { request } from '../handover/deliver-verdict.ts'
-import { giveManualVerdict, manualVerdictOf } from '../handover/manual-verdict.ts'
+import { giveManualVerdict } from '../handover/manual-verdict.ts'
 import type { TargetState } from '../handover/state-machine.ts'
 import type { TargetHandover } from '../handover/target.ts'
 import { fdLink } from '../stream/fd-link.ts'
@@ -141,7 +141,13 @@ async function pin(directory: string, id: string, pinned: boolean): Promise<void
   if (answer.type !== 'listed' || answer.holdings[0]?.pinned !== pinned) throw unexpected(answer)
 }
 
-type Wishes = Parameters<typeof manualVerdictOf>[0] & { ls: boolean; rm?: string; pin?: string; unpin?: string }
+interface Wishes {
+  ls: boolean
+  rm?: string | undefined
+  pin?: string | undefined
+  unpin?: string | undefined
+  verdict?: Parameters<typeof giveManualVerdict>[2] | undefined
+}
 
 /**
  * Asks the cache that runs in `directory` what the options ask for. Returns a list where that was it, and undefined where they ask for
@@ -150,14 +156,13 @@ type Wishes = Parameters<typeof manualVerdictOf>[0] & { ls: boolean; rm?: string
  */
 export async function askCache(
   directory: string,
-  { ls, rm, pin: pinned, unpin, ...verdicts }: Wishes,
+  { ls, rm, pin: pinned, unpin, verdict }: Wishes,
 ): Promise<Stock | 'done' | undefined> {
-  const said = manualVerdictOf(verdicts)
   if (ls) return listHoldings(directory)
   if (rm !== undefined) await dropHolding(directory, snapshotId(rm, 'USAGE'))
   else if (pinned !== undefined) await pin(directory, pinned, true)
   else if (unpin !== undefined) await pin(directory, unpin, false)
-  else if (said !== undefined) await giveManualVerdict(directory, CACHE_SOCKET, said)
+  else if (verdict !== undefined) await giveManualVerdict(directory, CACHE_SOCKET, verdict)
   else return undefined
   return 'done'
 }

@@ -1,6 +1,8 @@
-/** The options of the benchmark, and its usage text. */
-import { credentialHelp, credentialOptions, localUserHelp, localUserOptions } from './credential-options.ts'
+/** The command line of the benchmark. */
+import type { ValuesOf } from './common-options.ts'
+import { credentialHelp, credentialOptions, type Protection, readCredentials } from './credential-options.ts'
 import { exitCodeHelp } from './exit-codes.ts'
+import { atMostOne, oneOf, wholeMiB, wholeNumber } from './parse.ts'
 
 export const benchOptions = {
   size: { type: 'string', multiple: true },
@@ -8,44 +10,91 @@ export const benchOptions = {
   memory: { type: 'string', default: 'random' },
   tree: { type: 'string', default: '0' },
   only: { type: 'string', multiple: true },
-  json: { type: 'boolean' },
+  json: { type: 'boolean', default: false },
   plot: { type: 'string' },
   place: { type: 'string', default: '/dev/shm' },
   criu: { type: 'string' },
   link: { type: 'string' },
   connections: { type: 'string', default: '1' },
-  'long-links': { type: 'boolean' },
+  'long-links': { type: 'boolean', default: false },
   ...credentialOptions,
-  ...localUserOptions,
 } as const
+
+const DEFAULT_SIZE = '1G'
 
 /** `ways`: a line each. */
 export function benchUsage(ways: readonly { name: string; what: string }[]): string {
+  const { runs, memory, tree, place, connections } = benchOptions
   return `usage: npm run bench -- [OPTIONS]
 
 Moves a process with its memory on this host, again and again, and says how long it
 stood still: through proxy and cache, and by what a user has without them. As root.
 
-      --size SIZE      memory of the process; may be given again (default: 1G)
-      --runs N         of each way, interleaved (default: 5)
-      --memory KIND    random, zero, text or heap, of a node (default: random)
-      --tree N         so many child processes more, of 64 KiB each (default: 0)
+      --size SIZE      memory of the process; may be given again (default: ${DEFAULT_SIZE})
+      --runs N         of each way, interleaved (default: ${runs.default})
+      --memory KIND    random, zero, text or heap, of a node (default: ${memory.default})
+      --tree N         so many child processes more, of 64 KiB each (default: ${tree.default})
       --only WAY       may be given again:
 ${ways.map(({ name, what }) => `                         ${name.padEnd(13)} ${what}`).join('\n')}
       --json           results as JSON
       --plot FILE      a chart as SVG
-      --place DIR      a directory in memory (default: /dev/shm)
+      --place DIR      a directory in memory (default: ${place.default})
       --criu PATH      the criu to use
       --link HOST:PORT instead: how fast a cache there takes what is made up here
-      --connections N  over how many connections (default: 1)
+      --connections N  over how many connections (default: ${connections.default})
       --long-links     instead: the same over links that are simulated here, each with
                        one connection and with four; --size for all of them, as root
   -q, --quiet          no line for each run
   -h, --help           this text               -V, --version
 
-${[`${credentialHelp}\n${localUserHelp}`, exitCodeHelp].join('\n\n')}
+${credentialHelp}
+
+${exitCodeHelp}
 
 example, on two hosts:
   cache --port 9997 -D /run/ferry
   npm run bench -- --link 127.0.0.1:9997 --size 4G`
+}
+
+type BenchJob<Way> =
+  | { kind: 'long-links'; size: number | undefined; place: string }
+  | { kind: 'link'; endpoint: string; connections: number; protection: Protection }
+  | {
+      kind: 'moves'
+      ways: readonly Way[]
+      children: number
+      /** The one that is found if undefined. */
+      criu: string | undefined
+      place: string
+      json: boolean
+      chart: string | undefined
+    }
+
+interface BenchChoice<Kind, Way> {
+  common: { sizes: number[]; kind: Kind; runs: number }
+  job: BenchJob<Way>
+}
+
+/** What is to be measured, of these kinds of memory and these ways. Throws `USAGE`. */
+export function readBenchOptions<Kind extends string, Way extends { name: string }>(
+  values: ValuesOf<typeof benchOptions>,
+  kinds: readonly Kind[],
+  ways: readonly Way[],
+): BenchChoice<Kind, Way> {
+  const { link, only, plot, json, place, criu, 'long-links': long } = values
+  const sizes = (values.size ?? [DEFAULT_SIZE]).map((size) => wholeMiB('--size', size))
+  const kind = oneOf('--memory', values.memory, kinds)
+  const common = { sizes, kind, runs: wholeNumber('--runs', values.runs, 1, 1000) }
+  atMostOne({ '--link': link, '--long-links': long, '--only, --plot or --json': only ?? plot ?? json })
+  if (long) return { common, job: { kind: 'long-links', size: values.size && sizes[0], place } }
+  if (link !== undefined) {
+    const connections = wholeNumber('--connections', values.connections, 1, 16)
+    return { common, job: { kind: 'link', endpoint: link, connections, protection: readCredentials(values) } }
+  }
+  const names = ways.map(({ name }) => name)
+  const chosen = only?.map((name) => oneOf('--only', name, names)) ?? names
+  const children = wholeNumber('--tree', values.tree, 0, 1000)
+  if (children > 0) atMostOne({ '--tree': values.tree, '--memory heap': kind === 'heap' })
+  const moved = ways.filter(({ name }) => chosen.includes(name))
+  return { common, job: { kind: 'moves', ways: moved, children, criu, place, json, chart: plot } }
 }

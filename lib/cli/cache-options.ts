@@ -1,21 +1,63 @@
-/** Options of the cache about what it holds, their usage text, and the list as text. */
+/** The command line of cache. */
 import { Fault } from '../fault.ts'
-import { formatSize } from '../size.ts'
-import { atMostOne } from './parse.ts'
+import { type SnapshotId, snapshotId } from '../format/names.ts'
+import {
+  addressOption,
+  criuHelp,
+  criuOption,
+  daemonCommonHelp,
+  snapshotOption,
+  timeoutOption,
+  type ValuesOf,
+} from './common-options.ts'
+import { credentialHelp, credentialOptions, type Protection, readCredentials } from './credential-options.ts'
+import { daemonHelp, daemonOptions } from './daemon-options.ts'
+import { exitCodeHelp } from './exit-codes.ts'
+import { inheritedFd, listenFd } from './inherited-fds.ts'
+import { manualVerdictHelp, manualVerdictOptions, readManualVerdict } from './manual-verdict-options.ts'
+import { type Memory, memoryHelp, memoryOptions, readMemory } from './memory-options.ts'
+import { atMostOne, required, timeoutMs, wholeNumber } from './parse.ts'
+import { isCriuRemote, wireHelp, wireOption } from './wire-option.ts'
 
-export const holdingsOptions = {
+export const cacheOptions = {
+  port: { type: 'string' },
+  ...addressOption,
+  'ps-socket': { type: 'string' },
+  dir: { type: 'string', short: 'D' },
+  ...snapshotOption,
+  restore: { type: 'boolean', default: false },
+  'release-early': { type: 'boolean', default: false },
+  keep: { type: 'boolean', default: false },
+  dedup: { type: 'boolean', default: false },
   ls: { type: 'boolean', default: false },
   json: { type: 'boolean', default: false },
   rm: { type: 'string' },
   pin: { type: 'string' },
   unpin: { type: 'string' },
-  restore: { type: 'boolean', default: false },
-  'release-early': { type: 'boolean', default: false },
-  keep: { type: 'boolean', default: false },
-  dedup: { type: 'boolean', default: false },
+  ...manualVerdictOptions,
+  ...criuOption,
+  ...timeoutOption,
+  ...memoryOptions,
+  ...wireOption,
+  ...credentialOptions,
+  ...daemonOptions,
 } as const
 
-export const holdingsHelp = `      --restore        restore every process that is handed over, as soon as it is here
+export const cacheUsage = `usage: cache --port N -D DIR [OPTIONS] [-- CRIU OPTIONS]
+       cache -D DIR --ls [--json] | --rm ID | --pin ID | --unpin ID | --let-run ID | --drop ID
+
+The image-cache, a daemon on the target host: keeps the snapshots of proxies in memory
+for criu restore --stream -D DIR and restore-from-socket, which wait for theirs.
+With --action-script DIR/post-restore criu restore takes part in a hand-over.
+
+      --port N         port to listen on; 0: the kernel chooses, and it is printed
+      --address HOST   address to listen on (default: ${cacheOptions.address.default})
+                       without --port: the listener that systemd hands over (LISTEN_FDS)
+      --ps-socket FD   the first connection: FD is a socket that is connected to a
+                       client; without --port it is the only one
+  -D, --dir DIR        made if it is missing; gets streamer-serve.sock, img-cache.sock
+      --snapshot ID    the snapshot that criu restore gets (default: the newest sealed)
+      --restore        restore every process that is handed over, as soon as it is here
       --release-early  give its memory back meanwhile: less memory, but only one try
       --keep           a snapshot whose process runs stays, for more restores of it (--rm
                        drops it). Copies of one process share its identity: pids, host
@@ -27,112 +69,96 @@ export const holdingsHelp = `      --restore        restore every process that i
       --rm ID          have it drop a snapshot or an unfinished chain; not one whose process
                        may be lost with it
       --pin ID         have it keep this one: as --keep does, and when memory runs out
-      --unpin ID       no longer; it is not dropped by that`
+      --unpin ID       no longer; it is not dropped by that
+${manualVerdictHelp}
+${criuHelp}
+      --timeout SEC    how long a restore waits, an idle chain is safe, and a snapshot that
+                       comes or goes may stand still (default: ${cacheOptions.timeout.default})
+${memoryHelp}
+${wireHelp}
+${daemonCommonHelp}
 
-interface StockValues {
+${daemonHelp}
+
+${credentialHelp}
+
+${exitCodeHelp}
+
+example, on the target host:
+  cache --port 9997 -D /run/ferry &
+  criu restore --stream -d -D /run/ferry`
+
+type Values = ValuesOf<typeof cacheOptions>
+
+interface CacheRequest {
+  directory: string
   ls: boolean
   json: boolean
-  rm?: string | undefined
-  pin?: string | undefined
-  unpin?: string | undefined
+  rm: string | undefined
+  pin: string | undefined
+  unpin: string | undefined
+  verdict: ReturnType<typeof readManualVerdict>
+}
+
+/** What the cache that runs in a directory is asked for; undefined where a cache is to be started. Throws `USAGE`. */
+export function readCacheRequest(values: Values): CacheRequest | undefined {
+  const { dir, ls, json, rm, pin, unpin, drop, 'let-run': letRun } = values
+  const directory = required('--dir', dir, 'the directory that criu restore --stream gets as -D')
+  const questions = { '--ls': ls, '--rm': rm, '--pin': pin, '--unpin': unpin, '--let-run': letRun, '--drop': drop }
+  atMostOne(questions)
+  if (json && !ls) throw new Fault('USAGE', '--json is for --ls', { hint: 'add --ls' })
+  const verdict = readManualVerdict(values)
+  const asks = Object.values(questions).some((value) => value !== undefined && value !== false)
+  return asks ? { directory, ls, json, rm, pin, unpin, verdict } : undefined
+}
+
+interface CacheChoice extends Memory {
+  /** `listener`: a descriptor that systemd handed over; else `port`, or neither where only `connection` is heard. */
+  host: string
+  port: number | undefined
+  listener: number | undefined
+  /** A descriptor: the first connection. */
+  connection: number | undefined
+  protection: Protection
+  directory: string
+  id: SnapshotId | undefined
+  timeoutMs: number
   keep: boolean
   dedup: boolean
-  'let-run'?: string | undefined
-  drop?: string | undefined
-  'release-early': boolean
+  releaseEarly: boolean
+  /** Whether it hears the wire of `criu --remote`. */
+  criuRemote: boolean
+  /** Undefined: it restores nothing by itself. `criu`: the one that is found if undefined. */
+  restore: { criu: string | undefined; options: readonly string[] } | undefined
 }
 
-/** What becomes of images that are restored. Throws `USAGE` for options that do not go together. */
-export function checkHoldingsOptions({
-  ls,
-  json,
-  rm,
-  pin,
-  unpin,
-  keep,
-  dedup,
-  drop,
-  'let-run': letRun,
-  'release-early': early,
-}: StockValues) {
-  atMostOne({ '--ls': ls, '--rm': rm, '--pin': pin, '--unpin': unpin, '--let-run': letRun, '--drop': drop })
-  atMostOne({ '--keep': keep, '--release-early': early })
-  if (json && !ls) throw new Fault('USAGE', '--json is for --ls', { hint: 'add --ls' })
-  return { keep, dedup, releaseEarly: early }
+/** The cache that is to be started. `criuOptions`: what follows `--`. Throws `USAGE`. */
+export function readCacheOptions(values: Values, criuOptions: readonly string[]): CacheChoice {
+  const { dir, snapshot, keep, dedup, restore, criu, 'release-early': releaseEarly, 'ps-socket': psSocket } = values
+  const directory = required('--dir', dir, 'the directory that criu restore --stream gets as -D')
+  atMostOne({ '--keep': keep, '--release-early': releaseEarly })
+  if (!restore) atMostOne({ 'a cache without --restore': true, 'criu options': criuOptions.length > 0 })
+  const refused = { '--snapshot': snapshot, '--restore': restore, '--keep': keep, '--release-early': releaseEarly }
+  const listener = listenFd()
+  return {
+    host: values.address,
+    port: readPort(values, listener),
+    listener,
+    connection: psSocket === undefined ? undefined : inheritedFd('--ps-socket', psSocket),
+    protection: readCredentials(values),
+    directory,
+    id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
+    timeoutMs: timeoutMs(values.timeout),
+    ...readMemory(values),
+    ...{ keep, dedup, releaseEarly },
+    criuRemote: isCriuRemote(values, refused),
+    restore: restore ? { criu, options: criuOptions } : undefined,
+  }
 }
 
-interface Listed {
-  id: string
-  state:
-    | 'arriving'
-    | 'sealed'
-    | 'undecided'
-    | 'restoring'
-    | 'held'
-    | 'owning'
-    | 'retained'
-    | 'leaving'
-    | 'chain'
-    | 'taken'
-  pinned: boolean
-  count: number
-  bytes: number
-  shared: number
-  seconds: number
-}
-
-/** `total`: what is there, for a list that is cut. */
-interface Stock {
-  total: number
-  holdings: readonly Listed[]
-}
-
-const words: Record<Exclude<Listed['state'], 'chain'>, string> = {
-  arriving: 'arriving',
-  sealed: 'sealed',
-  undecided: 'waits for its verdict',
-  restoring: 'is being restored',
-  held: 'held until its verdict',
-  owning: 'waits for a restore, its source is gone',
-  retained: 'retained, its process runs',
-  leaving: 'removed, and still read or shared',
-  taken: 'taken by a criu that nobody held',
-}
-
-/** Of the object that `--json` prints. */
-const SCHEMA = 2
-
-/** Prints what a cache holds: a line each, or one JSON object. */
-export function printHoldings(stock: Stock, json: boolean): void {
-  process.stdout.write(json ? `${asJson(stock)}\n` : asText(stock))
-}
-
-/** A line each. */
-export function asText({ total, holdings }: Stock): string {
-  const rows = holdings.map(({ id, state, pinned, count, bytes, shared, seconds }) => [
-    id,
-    (state === 'chain' ? `chain of ${many(count, 'round')}` : `${words[state]}, ${many(count, 'image')}`) +
-      (pinned ? ', pinned' : ''),
-    formatSize(bytes) + (shared > 0 ? ` and ${formatSize(shared)} shared` : ''),
-    `${seconds} s`,
-  ])
-  const width = (column: number): number => Math.max(...rows.map((row) => row[column]?.length ?? 0))
-  const lines = rows.map((row) =>
-    row.map((cell, column) => (column < 3 ? cell.padEnd(width(column)) : cell)).join('  '),
-  )
-  const more = total - holdings.length
-  if (more > 0) lines.push(`and ${more} more`)
-  return lines.map((line) => `${line}\n`).join('')
-}
-
-/** One object, without the end of a line. */
-export function asJson({ total, holdings }: Stock): string {
-  const snapshots = holdings.map(({ id, state, pinned, count, bytes, shared, seconds }) => ({
-    ...{ id, state, pinned, [state === 'chain' ? 'rounds' : 'images']: count, bytes, shared, seconds },
-  }))
-  return JSON.stringify({ version: SCHEMA, total, snapshots })
-}
-
-function many(count: number, what: string): string {
-  return `${count} ${what}${count === 1 ? '' : 's'}`
+/** The port to listen on; none where a listener or the one connection was handed over. */
+function readPort({ port, 'ps-socket': psSocket }: Values, listener: number | undefined): number | undefined {
+  atMostOne({ '--port': port, LISTEN_FDS: listener })
+  if (port === undefined && (psSocket !== undefined || listener !== undefined)) return undefined
+  return wholeNumber('--port', required('--port', port, 'as in --port 9997'), 0, 65535)
 }

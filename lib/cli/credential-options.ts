@@ -1,9 +1,10 @@
-/** The options about who may speak on a TCP link, the same for every command that has such a link. */
+/** Who may be at the other end of a TCP connection: the same for every command that has such a connection. */
 import type { Credentials } from '../credentials.ts'
 import { Fault } from '../fault.ts'
+import type { ValuesOf } from './common-options.ts'
 import { atMostOne, noneBeside, required, wholeNumber } from './parse.ts'
 
-/** CRIU's names, and one of our own. */
+/** The names are CRIU's where CRIU has such an option. */
 export const credentialOptions = {
   tls: { type: 'boolean', default: false },
   'tls-cacert': { type: 'string' },
@@ -13,6 +14,7 @@ export const credentialOptions = {
   'tls-no-cn-verify': { type: 'boolean', default: false },
   'key-file': { type: 'string' },
   insecure: { type: 'boolean', default: false },
+  'allow-uid': { type: 'string', multiple: true },
 } as const
 
 /** The part of the usage text about them. */
@@ -25,38 +27,34 @@ export const credentialHelp = `between hosts, one of these, the same at both end
         --tls-no-cn-verify  the cache's certificate may be for any name
       --key-file FILE  TLS 1.3 with a shared key, mode 0600: 32 to 256 random bytes,
                        as from head -c 32 /dev/urandom
-      --insecure       plain TCP, in a network and between users that you trust`
-
-/** Which users of this host may be at the other end of a loopback connection where nothing has to be proved. */
-export const localUserOptions = { 'allow-uid': { type: 'string', multiple: true } } as const
-
-/** The part of the usage text about them. */
-export const localUserHelp = `      --allow-uid UID  over loopback without --tls or --key-file: the other end may be
+      --insecure       plain TCP, in a network and between users that you trust
+      --allow-uid UID  over loopback without --tls or --key-file: the other end may be
                        this user's too, beside root's and our own; may be given again
                        (an ssh -L is its user's; at the far host, whom it logged in as)`
 
 const HIGHEST_UID = 2 ** 32 - 2
 
-/** Undefined where everybody may (`--insecure`). Throws `USAGE`. */
-export function allowedUids(values: Values & { 'allow-uid'?: string[] | undefined }): number[] | undefined {
-  const { 'allow-uid': uids, insecure, tls, 'key-file': key } = values
-  noneBeside('--allow-uid', uids, { '--insecure': insecure, '--tls': tls, '--key-file': key })
-  return insecure ? undefined : (uids ?? []).map((uid) => wholeNumber('--allow-uid', uid, 0, HIGHEST_UID))
-}
+type Values = ValuesOf<typeof credentialOptions>
 
-interface Values {
-  tls: boolean
-  'tls-cacert'?: string
-  'tls-cert'?: string
-  'tls-key'?: string
-  'tls-cacrl'?: string
-  'tls-no-cn-verify': boolean
-  'key-file'?: string
+export interface Protection {
+  /** What both ends prove; plain TCP if undefined. */
+  credentials: Credentials | undefined
+  /** Users of this host who may be at the other end of plain loopback, beside root and our own; everybody if undefined. */
+  allowUids: number[] | undefined
+  /** Plain TCP may lead to other hosts. */
   insecure: boolean
 }
 
-/** What the options name, or undefined for plain TCP. Throws `USAGE`. */
-export function credentialsOf(values: Values): Credentials | undefined {
+/** Throws `USAGE`. */
+export function readCredentials(values: Values): Protection {
+  const { tls, insecure, 'allow-uid': uids, 'key-file': key } = values
+  const credentials = credentialsOf(values)
+  noneBeside('--allow-uid', uids, { '--insecure': insecure, '--tls': tls, '--key-file': key })
+  const allowUids = insecure ? undefined : (uids ?? []).map((uid) => wholeNumber('--allow-uid', uid, 0, HIGHEST_UID))
+  return { credentials, allowUids, insecure }
+}
+
+function credentialsOf(values: Values): Credentials | undefined {
   const { tls, 'key-file': key, insecure } = values
   atMostOne({ '--tls': tls, '--key-file': key, '--insecure': insecure })
   if (tls) {

@@ -1,77 +1,17 @@
 /**
- * Life as a daemon: detaching, pidfile, log, and telling those who wait that the sockets are ready. The options are those
- * of `criu page-server`, and mean the same.
+ * Life as a daemon: detaching, pidfile, log, and telling those who wait that the sockets are ready.
  *
  * Node cannot fork. `-d` starts the same command line again in a session of its own, with a socket on which that one
  * passes its messages and, when it is ready, a zero byte to whoever started it.
  */
 import { spawn } from 'node:child_process'
-import { closeSync, statSync, writeSync } from 'node:fs'
-import { resolve } from 'node:path'
+import { closeSync, writeSync } from 'node:fs'
 import { Fault } from '../fault.ts'
 import { isPipe, ownNonBlocking } from '../kernel/fd.ts'
-import { closeInherited, inheritedFd, inheritedOutput, listenFds } from './inherited-fds.ts'
+import type { DaemonPlan } from './daemon-options.ts'
+import { closeInherited } from './inherited-fds.ts'
 import { type Logger, openLog, READY, STARTER } from './logger.ts'
 import { holdPidfile } from './pidfile.ts'
-
-/** The options that proxy and cache have in common. */
-export const daemonOptions = {
-  daemon: { type: 'boolean', short: 'd' },
-  pidfile: { type: 'string' },
-  'status-fd': { type: 'string' },
-  'log-file': { type: 'string', short: 'o' },
-  'work-dir': { type: 'string', short: 'W' },
-  'ps-socket': { type: 'string' },
-} as const
-
-/** The part of a daemon's usage text about them. */
-export const daemonHelp = `life as a daemon:
-  -d, --daemon         detach: return 0 when the sockets are ready, else say why not
-      --pidfile FILE   FILE holds the pid until the daemon ends
-      --status-fd FD   FD gets one zero byte when the sockets are ready, and is closed
-  -o, --log-file LOG   append messages to LOG, with the time, and not to stderr
-  -W, --work-dir DIR   where a relative FILE or LOG is (default: the current directory)
-  -v, -v4, --verbose   say the causes of failures as well
-  SIGUSR1 writes a line of status. SIGTERM, SIGINT and SIGHUP end the daemon and give up
-  what is in progress: a dump fails and the process runs on, unless CRIU has already
-  written all images; a restore fails. The exit code is 128+n; a second signal is ignored.
-  systemd: Type=notify (NOTIFY_SOCKET) is served.`
-
-type DaemonValues = { [Name in keyof typeof daemonOptions]?: string | boolean | undefined }
-
-/** What the options ask for, with every path made absolute. */
-export interface DaemonPlan {
-  detach: boolean
-  pidfile: string | undefined
-  log: string | undefined
-  statusFd: number | undefined
-  /** Descriptors that a detached daemon needs as well. */
-  handedOver: number[]
-}
-
-/** Throws `USAGE` for a descriptor that is not open, `MISSING` if there is no such work directory. */
-export function planDaemon(values: DaemonValues): DaemonPlan {
-  const text = (name: keyof DaemonValues): string | undefined => values[name] as string | undefined
-  const fd = (name: 'status-fd' | 'ps-socket', take: typeof inheritedFd): number | undefined => {
-    const given = text(name)
-    return given === undefined ? undefined : take(`--${name}`, given)
-  }
-  const workDir = resolve(text('work-dir') ?? '')
-  if (statSync(workDir, { throwIfNoEntry: false })?.isDirectory() !== true) {
-    throw new Fault('MISSING', `there is no directory ${workDir}`, { hint: 'make it, or choose another -W DIR' })
-  }
-  const inWorkDir = (path: string | undefined): string | undefined =>
-    path === undefined ? undefined : resolve(workDir, path)
-  const statusFd = fd('status-fd', inheritedOutput)
-  const psSocket = fd('ps-socket', inheritedFd)
-  return {
-    detach: values.daemon === true,
-    pidfile: inWorkDir(text('pidfile')),
-    log: inWorkDir(text('log-file')),
-    statusFd,
-    handedOver: [...listenFds(), statusFd, psSocket].filter((each) => each !== undefined),
-  }
-}
 
 export interface Life {
   /** The sockets are there: whoever waits for it is told, once. */

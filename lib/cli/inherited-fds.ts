@@ -1,7 +1,7 @@
 /** Descriptors that this process was given by whoever started it. */
 import { closeSync, constants, fstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { Fault } from '../fault.ts'
-import { atMostOne, required, wholeNumber } from './parse.ts'
+import { wholeNumber } from './parse.ts'
 
 /** The number of an open descriptor that we were given, not one of the first three. Throws `USAGE`. */
 export function inheritedFd(flag: string, text: string): number {
@@ -85,19 +85,4 @@ export function listenFd(): number | undefined {
   throw new Fault('USAGE', `LISTEN_FDS hands over ${fds.length} sockets`, {
     hint: 'one ListenStream= in the socket unit',
   })
-}
-
-/** The part of a usage text about where a daemon listens. */
-export const listenHelp = `      --port N         port to listen on; 0: the kernel chooses, and it is printed
-      --address HOST   address to listen on (default: 127.0.0.1)
-                       without --port: the listener that systemd hands over (LISTEN_FDS)
-      --ps-socket FD   the first connection: FD is a socket that is connected to a
-                       client; without --port it is the only one`
-
-/** The port to listen on; none where a listener or the one connection was handed over. Throws `USAGE`. */
-export function listenPort(port: string | undefined, psSocket: string | undefined): number | undefined {
-  const listener = listenFd()
-  atMostOne({ '--port': port, LISTEN_FDS: listener })
-  if (port === undefined && (psSocket !== undefined || listener !== undefined)) return undefined
-  return wholeNumber('--port', required('--port', port, 'as in --port 9997'), 0, 65535)
 }

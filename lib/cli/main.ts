@@ -8,23 +8,16 @@ import { setMaxListeners } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { constants } from 'node:os'
 import { dirname, join } from 'node:path'
-import { type ParseArgsConfig, parseArgs } from 'node:util'
+import { parseArgs } from 'node:util'
 import { setFlagsFromString } from 'node:v8'
 import { Fault } from '../fault.ts'
 import type { Progress, Report } from '../progress.ts'
-import { beginLife, detach, planDaemon } from './daemon.ts'
+import { commonOptions, type Options, type ValuesOf } from './common-options.ts'
+import { beginLife, detach } from './daemon.ts'
+import { type DaemonValues, readDaemonOptions } from './daemon-options.ts'
 import { exitCodes } from './exit-codes.ts'
 import { type Logger, openLogger, starterFd } from './logger.ts'
 import { describeProgress } from './progress-display.ts'
-
-type Options = NonNullable<ParseArgsConfig['options']>
-
-const commonOptions = {
-  help: { type: 'boolean', short: 'h' },
-  version: { type: 'boolean', short: 'V' },
-  verbose: { type: 'boolean', short: 'v' },
-  quiet: { type: 'boolean', short: 'q' },
-} as const satisfies Options
 
 export interface Command<Spec extends Options> {
   name: string
@@ -34,7 +27,7 @@ export interface Command<Spec extends Options> {
   daemon?: { notify: (state: string) => void }
 }
 
-type Values<Spec extends Options> = ReturnType<typeof parseArgs<{ options: Spec & typeof commonOptions }>>['values']
+type Values<Spec extends Options> = ValuesOf<Spec & typeof commonOptions>
 
 export interface Invocation<Spec extends Options> {
   values: Values<Spec>
@@ -101,7 +94,7 @@ async function invoke<Spec extends Options>(
   const common = values as { help?: boolean; version?: boolean; verbose?: boolean; quiet?: boolean }
   if (common.help === true) return print(command.usage)
   if (common.version === true) return print(packageVersion())
-  const plan = daemon && planDaemon(values)
+  const plan = daemon && readDaemonOptions(values as DaemonValues)
   if (plan?.detach === true && !voice.detached) return detach(plan, name, voice, signal)
   const tell = (state: string): void => {
     try {

@@ -8,7 +8,10 @@ export const memoryOptions = {
   reserve: { type: 'string' },
 } as const
 
-export const memoryHelp = `      --max-memory SZ  most memory for images (default: 80 % of what this machine,
+/** The part of `totalmem` that images may take if nobody says how much. */
+const SHARE = 0.8
+
+export const memoryHelp = `      --max-memory SZ  most memory for images (default: ${SHARE * 100} % of what this machine,
                        or our control group, has)
       --reserve SIZE   so much of it is ready before anything comes: no page faults then`
 
@@ -19,9 +22,9 @@ export interface Memory {
 }
 
 /** Throws `USAGE`. */
-export function memoryOf(values: { 'max-memory'?: string | undefined; reserve?: string | undefined }): Memory {
+export function readMemory(values: { 'max-memory'?: string | undefined; reserve?: string | undefined }): Memory {
   const most = values['max-memory']
-  const maxMemory = most === undefined ? Math.floor(memoryHere() * 0.8) : parseSize(most)
+  const maxMemory = most === undefined ? Math.floor(memoryHere() * SHARE) : parseSize(most)
   const reserve = values.reserve === undefined ? 0 : parseSize(values.reserve)
   if (reserve <= maxMemory) return { maxMemory, reserve }
   throw new Fault('USAGE', `--reserve ${values.reserve} is more than --max-memory`, { hint: 'raise --max-memory' })

@@ -13,9 +13,16 @@ export function portOf(flag: string, text: string | undefined): number | undefin
   return text === undefined ? undefined : wholeNumber(flag, text, 0, 65535)
 }
 
-/** Milliseconds from `--timeout SECONDS`, fractions allowed; `otherwise` if it is not given. Throws `USAGE`. */
-export function timeoutMs(text: string | undefined, otherwise: number): number {
-  if (text === undefined) return otherwise
+/** The pid of a process, as `--tree PID`. Throws `USAGE`. */
+export function readPid(text: string): number {
+  return wholeNumber('--tree', text, 1, HIGHEST_PID)
+}
+
+/** PID_MAX_LIMIT of a 64-bit Linux. */
+const HIGHEST_PID = 2 ** 22
+
+/** Milliseconds from `--timeout SECONDS`, fractions allowed. Throws `USAGE`. */
+export function timeoutMs(text: string): number {
   const seconds = /^\d{1,6}(\.\d+)?$/.test(text) ? Number(text) : Number.NaN
   if (seconds > 0) return Math.max(1, Math.round(seconds * 1000))
   throw new Fault('USAGE', `--timeout wants seconds, not ${text}`)

@@ -1,20 +1,24 @@
-/** Options of the commands that send images. */
+/** How images are put on the link: for the commands that send them. */
 import { Fault } from '../fault.ts'
 import { parseSize } from '../size.ts'
+import type { ValuesOf } from './common-options.ts'
 import { atMostOne, oneOf } from './parse.ts'
 
 export const sendOptions = {
   compress: { type: 'string', default: 'none' },
   'rate-limit': { type: 'string' },
   'no-checksum': { type: 'boolean', default: false },
-  dedup: { type: 'boolean', default: false },
 } as const
 
-export const sendHelp = `      --compress HOW   none (the default), zstd, lz4, or auto: whichever pays on this
+export const sendHelp = `      --compress HOW   ${sendOptions.compress.default} (the default), zstd, lz4, or auto: whichever pays on this
                        link, and none where the link is fast or memory does not shrink
       --rate-limit SZ  send at most SZ bytes a second, as in 50M
-      --no-checksum    compare only sizes: damage goes unnoticed
-      --dedup          leave out pages that the cache has already, if it was started with
+      --no-checksum    compare only sizes: damage goes unnoticed`
+
+/** For the commands that have a cache to ask which pages it has. */
+export const dedupOption = { dedup: { type: 'boolean', default: false } } as const
+
+export const dedupHelp = `      --dedup          leave out pages that the cache has already, if it was started with
                        --dedup: for replicas and restarts on a slow link`
 
 const ways = ['none', 'auto', 'zstd', 'lz4'] as const
@@ -29,19 +33,9 @@ export interface SendChoice {
   dedup: boolean
 }
 
-interface SendingValues {
-  compress: string
-  'rate-limit'?: string | undefined
-  'no-checksum': boolean
-  dedup: boolean
-}
-
-/** `oneWay`: a command whose receiver cannot say what it has. Throws `USAGE`. */
-export function sendChoiceOf(values: SendingValues, oneWay?: string): SendChoice {
-  const { dedup, 'no-checksum': unchecked } = values
-  if (dedup && oneWay !== undefined) {
-    throw new Fault('USAGE', `${oneWay} has no cache to ask which pages it has`, { hint: 'use proxy --dedup' })
-  }
+/** Throws `USAGE`. */
+export function readSendOptions(values: ValuesOf<typeof sendOptions> & { dedup?: boolean }): SendChoice {
+  const { dedup = false, 'no-checksum': unchecked } = values
   atMostOne({ '--dedup': dedup, '--no-checksum': unchecked })
   const way = oneOf('--compress', values.compress, ways)
   const limit = values['rate-limit']

@@ -2,10 +2,10 @@
 
 import { refuseLeaving } from '../criu/run.ts'
 import { openDirectory, removeIfEmpty } from '../criu/work-directory.ts'
+import { HOLD_DIRECTORY } from '../defaults.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { handOverOnce, reportPendingVerdicts, settleVerdict, type TargetRoute } from '../handover/standalone-source.ts'
-import { HOLD_DIRECTORY } from '../handover/standalone-target.ts'
 import { openShellLinks } from '../stream/shell-link.ts'
 import { type DumpOptions, withCriu } from './dump.ts'
 

@@ -1,34 +1,16 @@
-/** A verdict that a person gives, where the source cannot: the options of the commands that hold, and the telling. */
+/** Gives the verdict of a person, where the source cannot give it. */
 import { existsSync, rmSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { connectWithin } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
 import type { Fate, Verdict } from '../format/enums.ts'
-import { type SnapshotId, snapshotId } from '../format/names.ts'
+import type { SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { sendVerdict } from './deliver-verdict.ts'
 import { type RecoveredRestore, recoverRestores } from './recover.ts'
 import { holdSocket } from './standalone-target.ts'
 import { openTargetHandover } from './target.ts'
-
-export const manualVerdictOptions = { 'let-run': { type: 'string' }, drop: { type: 'string' } } as const
-
-/** The part of a usage text about these options. */
-export const manualVerdictHelp = `      --let-run ID     tell the one that holds ID in DIR: its process is gone at the source,
-                       let the copy run. Only if you know it: else there are two
-      --drop ID        the same: it runs on at its source, drop the copy`
-
-/** What these options ask for, if they are given. Throws `USAGE` or `NAME`. */
-export function manualVerdictOf(values: { 'let-run'?: string; drop?: string }) {
-  const { drop, 'let-run': letRun } = values
-  if (drop !== undefined && letRun !== undefined) {
-    throw new Fault('USAGE', '--let-run and --drop do not go together', { hint: 'choose one' })
-  }
-  const id = letRun ?? drop
-  const verdict: Verdict = letRun === undefined ? 'drop' : 'go'
-  return id === undefined ? undefined : { id: snapshotId(id, 'USAGE'), verdict }
-}
 
 /**
  * Gives the verdict to who listens at the socket `name` in `directory`, or, where its holder is gone, to the copy itself. Throws

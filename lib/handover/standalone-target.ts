@@ -5,6 +5,7 @@
 import { setTimeout } from 'node:timers/promises'
 import type { RestoreHold, RunningRestore } from '../criu/restore.ts'
 import { openWorkDir, removeIfEmpty } from '../criu/work-directory.ts'
+import { HOLD_DIRECTORY } from '../defaults.ts'
 import { Fault } from '../fault.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
@@ -35,9 +36,6 @@ export interface HandoverOffer {
   /** Says `sealed`, where that was put off. */
   seal: () => Promise<void>
 }
-
-/** Where held restores have their sockets, unless a work directory is named. */
-export const HOLD_DIRECTORY = '/run/criu-ferry'
 
 /** The name of the socket at which the holder of a snapshot takes its verdict. */
 export function holdSocket(id: SnapshotId): string {

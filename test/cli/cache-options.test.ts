@@ -1,59 +1,64 @@
+import { parseArgs } from 'node:util'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { asJson, asText, checkHoldingsOptions } from '../../lib/cli/cache-options.ts'
+import { cacheOptions, readCacheOptions, readCacheRequest } from '../../lib/cli/cache-options.ts'
 import { throwsFault } from '../expect.ts'
 
 const test = suite('cli/cache-options')
 
-const holdings = [
-  { id: 'web-1', state: 'sealed', pinned: false, count: 12, bytes: 3 * 2 ** 30, shared: 0, seconds: 3600 },
-  { id: 'c', state: 'chain', pinned: true, count: 1, bytes: 0, shared: 0, seconds: 0 },
-  { id: 'db', state: 'undecided', pinned: false, count: 1, bytes: 512, shared: 8192, seconds: 7 },
-] as const
+const values = (line: string) => parseArgs({ args: ['-D', 'x', ...line.split(' ')], options: cacheOptions }).values
+const request = (line: string) => readCacheRequest(values(line))
+const cache = (line: string, criuOptions: string[] = []) => readCacheOptions(values(line), criuOptions)
 
-test('a line each, in columns', () => {
-  assert.is(
-    asText({ total: 5, holdings }),
-    `web-1  sealed, 12 images               3.00 GiB                   3600 s
-c      chain of 1 round, pinned        0 B                        0 s
-db     waits for its verdict, 1 image  512 B and 8.00 KiB shared  7 s
-and 2 more
-`,
-  )
-  assert.is(asText({ total: 0, holdings: [] }), '')
+test('a cache is asked, or is to be started', () => {
+  assert.is(request('--port 0 --keep'), undefined)
+  const { verdict, ...asked } = request('--ls --json') ?? {}
+  assert.is(verdict, undefined)
+  assert.equal(asked, { directory: 'x', ls: true, json: true, rm: undefined, pin: undefined, unpin: undefined })
+  assert.is(request('--rm a')?.rm, 'a')
+  assert.is(request('--pin a')?.pin, 'a')
+  assert.is(request('--unpin a')?.unpin, 'a')
+  assert.equal(request('--let-run a')?.verdict, { id: 'a', verdict: 'go' })
+  assert.equal(request('--drop a')?.verdict, { id: 'a', verdict: 'drop' })
 })
 
-test('one JSON object with its version', () => {
-  assert.equal(JSON.parse(asJson({ total: 3, holdings })), {
-    version: 2,
-    total: 3,
-    snapshots: [
-      { id: 'web-1', state: 'sealed', pinned: false, images: 12, bytes: 3 * 2 ** 30, shared: 0, seconds: 3600 },
-      { id: 'c', state: 'chain', pinned: true, rounds: 1, bytes: 0, shared: 0, seconds: 0 },
-      { id: 'db', state: 'undecided', pinned: false, images: 1, bytes: 512, shared: 8192, seconds: 7 },
-    ],
-  })
-})
-
-test('what does not go together', () => {
-  const none = { ls: false, json: false, keep: false, dedup: false, 'release-early': false }
-  assert.equal(checkHoldingsOptions({ ...none, keep: true }), { keep: true, dedup: false, releaseEarly: false })
-  assert.equal(checkHoldingsOptions({ ...none, 'release-early': true }), {
-    keep: false,
-    dedup: false,
-    releaseEarly: true,
-  })
-  for (const values of [
-    { ls: true, rm: 'x' },
-    { rm: 'x', drop: 'x' },
-    { ls: true, 'let-run': 'x' },
-    { pin: 'x', unpin: 'x' },
-    { pin: 'x', rm: 'x' },
-    { unpin: 'x', ls: true },
-    { json: true },
-    { keep: true, 'release-early': true },
+test('a cache is asked one thing', () => {
+  for (const line of [
+    '--ls --rm x',
+    '--rm x --drop x',
+    '--ls --let-run x',
+    '--let-run x --drop x',
+    '--pin x --unpin x',
+    '--pin x --rm x',
+    '--unpin x --ls',
+    '--json',
   ]) {
-    throwsFault('USAGE', () => checkHoldingsOptions({ ...none, ...values }), JSON.stringify(values))
+    throwsFault('USAGE', () => request(line), line)
+  }
+  throwsFault('USAGE', () => readCacheRequest(parseArgs({ args: ['--ls'], options: cacheOptions }).values))
+})
+
+test('what becomes of images that are restored', () => {
+  const { keep, dedup, releaseEarly } = cache('--port 0 --keep')
+  assert.equal([keep, dedup, releaseEarly], [true, false, false])
+  assert.is(cache('--port 0 --release-early').releaseEarly, true)
+  throwsFault('USAGE', () => cache('--port 0 --keep --release-early'))
+})
+
+test('options for criu are for a cache that restores', () => {
+  assert.equal(cache('--port 0 --restore --criu c', ['-v4']).restore, { criu: 'c', options: ['-v4'] })
+  assert.is(cache('--port 0').restore, undefined)
+  throwsFault('USAGE', () => cache('--port 0', ['-v4']))
+})
+
+test('the wire of criu --remote, and what it cannot do', () => {
+  assert.is(cache('--port 0 --keep').criuRemote, false)
+  assert.is(cache('--port 0 --wire criu-remote').criuRemote, true)
+  throwsFault('USAGE', () => cache('--port 0 --wire criu'))
+  const tls = '--tls --tls-cacert a --tls-cert b --tls-key c'
+  for (const odd of ['--snapshot a', '--restore', '--keep', '--release-early', tls, '--key-file k']) {
+    const { message } = throwsFault('USAGE', () => cache(`--port 0 --wire criu-remote ${odd}`))
+    assert.ok(message.startsWith(`--wire criu-remote and ${odd.split(' ')[0]}`), message)
   }
 })
 

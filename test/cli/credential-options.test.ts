@@ -1,12 +1,14 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { credentialHelp, credentialOptions, credentialsOf } from '../../lib/cli/credential-options.ts'
+import { credentialHelp, credentialOptions, readCredentials } from '../../lib/cli/credential-options.ts'
 import { throwsFault } from '../expect.ts'
 
 const test = suite('cli/credential-options')
 
 const none = { tls: false, 'tls-no-cn-verify': false, insecure: false }
 const files = { 'tls-cacert': 'ca', 'tls-cert': 'cert', 'tls-key': 'key' }
+
+const credentialsOf = (values: Parameters<typeof readCredentials>[0]) => readCredentials(values).credentials
 
 test('plain, certificates, a key', () => {
   assert.is(credentialsOf(none), undefined)
@@ -32,6 +34,17 @@ test('what does not go together, or does nothing, is USAGE', () => {
   ]
   for (const [values, message] of wrong)
     assert.is(throwsFault('USAGE', () => credentialsOf(values), message).message, message)
+})
+
+test('users of this host are told apart only over plain loopback', () => {
+  const users = (values: Partial<Parameters<typeof readCredentials>[0]>) => readCredentials({ ...none, ...values })
+  assert.equal(users({}), { credentials: undefined, allowUids: [], insecure: false })
+  assert.equal(users({ 'allow-uid': ['0', '1000'] }).allowUids, [0, 1000])
+  assert.equal(users({ insecure: true }), { credentials: undefined, allowUids: undefined, insecure: true })
+  for (const uid of ['', '-1', 'nobody', '4294967295']) throwsFault('USAGE', () => users({ 'allow-uid': [uid] }), uid)
+  for (const odd of [{ insecure: true }, { 'key-file': 'k' }, { tls: true, ...files }]) {
+    throwsFault('USAGE', () => users({ 'allow-uid': ['0'], ...odd }), JSON.stringify(odd))
+  }
 })
 
 test('the usage text names every option', () => {

@@ -71,7 +71,7 @@ test('LISTEN_FDS counts only with our own LISTEN_PID', () => {
 test('what a child would be given is closed, but for what it shall have', async () => {
   const { path, remove } = temporary()
   const script = `
-    import { closeInherited } from '${join(import.meta.dirname, '..', '..', 'lib', 'cli', 'inherited.ts')}'
+    import { closeInherited } from '${join(import.meta.dirname, '..', '..', 'lib', 'cli', 'inherited-fds.ts')}'
     import { spawnSync } from 'node:child_process'
     closeInherited([101])
     const { stdout } = spawnSync('ls', ['/proc/self/fd'], { encoding: 'utf8' })

@@ -555,7 +555,7 @@ test("the README's systemd units are in order", async ({ folder }) => {
 })
 
 test('--help of both says the common options, with every one of them', async () => {
-  const { daemonOptions } = await import('../../lib/cli/daemon.ts')
+  const { daemonOptions } = await import('../../lib/cli/daemon-options.ts')
   for (const command of ['proxy', 'cache']) {
     const help = (await run(command, ['--help'])).stdout.toString()
     for (const option of Object.keys(daemonOptions)) assert.match(help, new RegExp(`--${option}\\b`))

@@ -1,0 +1,22 @@
+/** A verdict that a person gives, where the source cannot: for the commands that hold a restored process. */
+import type { Verdict } from '../format/enums.ts'
+import { type SnapshotId, snapshotId } from '../format/names.ts'
+import type { ValuesOf } from './common-options.ts'
+import { atMostOne } from './parse.ts'
+
+export const manualVerdictOptions = { 'let-run': { type: 'string' }, drop: { type: 'string' } } as const
+
+/** The part of a usage text about these options. */
+export const manualVerdictHelp = `      --let-run ID     tell the one that holds ID in DIR: its process is gone at the source,
+                       let the copy run. Only if you know it: else there are two
+      --drop ID        the same: it runs on at its source, drop the copy`
+
+/** The verdict, if one is given. Throws `USAGE`. */
+export function readManualVerdict(
+  values: ValuesOf<typeof manualVerdictOptions>,
+): { id: SnapshotId; verdict: Verdict } | undefined {
+  const { drop, 'let-run': letRun } = values
+  atMostOne({ '--let-run': letRun, '--drop': drop })
+  if (letRun !== undefined) return { id: snapshotId(letRun, 'USAGE'), verdict: 'go' }
+  return drop === undefined ? undefined : { id: snapshotId(drop, 'USAGE'), verdict: 'drop' }
+}
