@@ -13,6 +13,7 @@ import { flattenOptions } from '../lib/cli/flatten-options.ts'
 import { preCopyOptions } from '../lib/cli/pre-copy-options.ts'
 import { proxyOptions } from '../lib/cli/proxy-options.ts'
 import { restoreOptions } from '../lib/cli/restore-options.ts'
+import { holdingStates } from '../lib/format/holdings.ts'
 import { mandoc } from './support/programs.ts'
 import { root } from './support/run.ts'
 
@@ -102,6 +103,12 @@ for (const { name, options } of commands) {
     assert.equal([...sectionsOf(page).keys()], ['NAME', 'SYNOPSIS', ...middle, 'SEE ALSO'])
   })
 }
+
+test('criu-image-cache.1: each state that --json can print', () => {
+  const [, states = ''] = section('criu-image-cache.1', 'OPTIONS').split('.Ss States\n')
+  const described = [...states.matchAll(/^\.It .* Pq Cm (\w+)$/gm)].map(([, state = '']) => state)
+  assert.equal(described.sort(), [...holdingStates].sort())
+})
 
 test('criu-ferry.7: its sections', () => {
   const explained = ['SNAPSHOTS', 'CHAINS', 'HAND-OVER', 'DECIDING BY HAND', 'SECURITY']
