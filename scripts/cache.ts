@@ -4,13 +4,14 @@ import { runCache } from '../lib/cache/server.ts'
 import { cacheOptions, cacheUsage, readCacheOptions, readCacheRequest } from '../lib/cli/cache-options.ts'
 import { printHoldings } from '../lib/cli/holdings-list.ts'
 import { main } from '../lib/cli/main.ts'
+import { commandName } from '../lib/command-name.ts'
 import { findCriu } from '../lib/criu/run.ts'
 import { handleRemoteConnection } from '../lib/criu-remote/cache.ts'
 import { openRemoteRestores } from '../lib/criu-remote/restores.ts'
 import { notify } from '../lib/kernel/notify.ts'
 import { checkNetwork, inheritedEndpoint, inheritedListener } from '../lib/stream/endpoint.ts'
 
-const command = { name: 'cache', usage: cacheUsage, options: cacheOptions, daemon: { notify } }
+const command = { name: commandName('cache'), usage: cacheUsage, options: cacheOptions, daemon: { notify } }
 
 main(command, async ({ values, rest, ...life }) => {
   const request = readCacheRequest(values)

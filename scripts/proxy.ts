@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { main } from '../lib/cli/main.ts'
 import { proxyOptions, proxyUsage, readProxyOptions } from '../lib/cli/proxy-options.ts'
+import { commandName } from '../lib/command-name.ts'
 import { runProxy } from '../lib/commands/proxy.ts'
 import { remoteDelivery } from '../lib/criu-remote/proxy.ts'
 import { notify } from '../lib/kernel/notify.ts'
@@ -8,7 +9,7 @@ import { ferryDelivery } from '../lib/precopy/delivery.ts'
 import { checkNetwork, inheritedEndpoint } from '../lib/stream/endpoint.ts'
 import { tuningOf } from '../lib/stream/tuning.ts'
 
-const command = { name: 'proxy', usage: proxyUsage, options: proxyOptions, daemon: { notify } }
+const command = { name: commandName('proxy'), usage: proxyUsage, options: proxyOptions, daemon: { notify } }
 
 main(command, async ({ values, ...life }) => {
   const { cache: at, insecure, agreed, send, remote, ...place } = readProxyOptions(values)

@@ -1,7 +1,8 @@
 /**
  * Fetches CRIU beside the system's own packages, once, into .criu/ and picks the newest release that works here.
- * `--all` fetches every release that the tests run against, and the other programs that they need. Without root, Debian or a mirror it says so and ends well:
- * everything but the runs with the real CRIU works without.
+ * `--tests` fetches the other programs that `npm test` needs, `--all` every release of CRIU and of Node.js that the tests
+ * run with, and a virtual machine. Without root, Debian or a mirror it says so and ends well: everything but the runs with
+ * the real CRIU works without.
  */
 import { execFileSync, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, rmSync, symlinkSync } from 'node:fs'
@@ -72,4 +73,4 @@ else {
   symlinkSync(chosen, current)
   say(`criu ${version(join(current, 'criu'))} from Debian ${chosen} will be used`)
 }
-if (all) fetchPrograms(say)
+if (all || process.argv.includes('--tests')) fetchPrograms(say, all)

@@ -1,60 +1,110 @@
 /**
- * Runs the tests: every file in a process of its own, in passes (both data paths, every CRIU that was fetched, none). A file
- * that hangs, dies or runs no test has failed. `npm test -- wire` runs what has `wire` in its name, `npm test -- --all` everything, as
- * no word does. Last: `N passed, N failed`.
+ * Runs the tests: every file in a process of its own, several at a time. `npm test` runs what a change breaks first, `npm
+ * test -- --all` everything (both data paths, every CRIU that was fetched, none, two releases of Node.js), and `npm test
+ * -- wire` what has `wire` in its name. A file that hangs, dies or runs no test has failed. Last: `N passed, N failed`.
  */
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { dirname, join, relative } from 'node:path'
+import { availableParallelism, tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
 import { type Task, tasks } from '../test/support/passes.ts'
 
 const root = dirname(import.meta.dirname)
 const LIMIT_MS = 10 * 60_000
+/** Most files wait more than they compute. */
+const AT_A_TIME = 2 * Math.max(1, Math.min(4, availableParallelism()))
+const SLOWEST = 10
 
-let [passed, failed] = [0, 0]
+interface Ran {
+  output: string
+  code: number | null
+}
 
-async function runFile({ file, pass, env, limitMs = LIMIT_MS }: Task): Promise<void> {
-  const path = join(root, 'test', file)
+async function runFile({ file, env, node = process.execPath, limitMs = LIMIT_MS }: Task): Promise<Ran> {
   // Some tests look at what is left in the directory for temporary files: each file has its own.
   const temporary = mkdtempSync(join(tmpdir(), 't-'))
   chmodSync(temporary, 0o1777)
-  const begun = performance.now()
-  const how = { cwd: root, env: { ...process.env, ...env, TMPDIR: temporary } }
-  const child = spawn(process.execPath, ['--import', 'tsx', path], { ...how, stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(node, ['--import', 'tsx', join(root, 'test', file)], {
+    cwd: root,
+    env: { ...process.env, ...env, TMPDIR: temporary },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
   const timer = setTimeout(() => child.kill('SIGKILL'), limitMs)
   let output = ''
   child.stdout.setEncoding('utf8').on('data', (text: string) => (output += text))
   const [code] = (await once(child, 'close')) as [number | null]
   clearTimeout(timer)
   rmSync(temporary, { recursive: true, force: true })
-  const count = (word: string): number => Number(new RegExp(`${word}:\\s+(\\d+)`).exec(output)?.[1] ?? 0)
-  const [total, good] = [count('Total'), count('Passed')]
-  const skipped = output.match(/^skipped: .*$/gm) ?? []
-  // A file in which everything is skipped, with its reason, is in order; one that says nothing is not.
-  const lost = total === 0 && skipped.length === 0
-  const seconds = Math.round((performance.now() - begun) / 1000)
-  const bad = Math.max(total - good, code === 0 && !lost ? 0 : 1)
-  passed += good
-  failed += bad
-  console.log(`${bad === 0 ? 'ok  ' : 'FAIL'} ${relative(root, path)}, ${pass} (${good} of ${total}, ${seconds} s)`)
-  for (const line of output.match(/^(skipped|figures): .*$/gm) ?? []) console.log(`     ${line}`)
-  if (bad > 0) console.log(output, code === null ? 'killed: it took too long' : `exit code ${code}`)
+  return { output, code }
 }
 
-const queue = tasks(process.argv.slice(2))
+interface Score {
+  good: number
+  bad: number
+  total: number
+}
+
+/** A file in which everything is skipped, with its reason, is in order; one that says nothing is not. */
+function scoreOf({ output, code }: Ran): Score {
+  const count = (word: string): number => Number(new RegExp(`${word}:\\s+(\\d+)`).exec(output)?.[1] ?? 0)
+  const [total, good] = [count('Total'), count('Passed')]
+  const lost = total === 0 && !/^skipped: /m.test(output)
+  return { good, total, bad: Math.max(total - good, code === 0 && !lost ? 0 : 1) }
+}
+
+const words = process.argv.slice(2)
+const setup = ['--import', 'tsx', join(root, 'scripts', 'setup.ts'), words.length === 0 ? '--tests' : '--all']
+spawnSync(process.execPath, setup, { cwd: root, stdio: 'inherit' })
+const queue = tasks(words)
+const all = queue.length
 const running = new Set<string>()
+const slowest: { seconds: number; what: string }[] = []
+let [passed, failed, done] = [0, 0, 0]
+
+function tell(task: Task, ran: Ran, seconds: number): void {
+  const { good, bad, total } = scoreOf(ran)
+  passed += good
+  failed += bad
+  done++
+  const what = `test/${task.file}, ${task.pass}`
+  slowest.push({ seconds, what })
+  console.log(`${bad === 0 ? 'ok  ' : 'FAIL'} ${done}/${all} ${what} (${good} of ${total}, ${seconds} s)`)
+  for (const line of ran.output.match(/^(skipped|figures): .*$/gm) ?? []) console.log(`     ${line}`)
+  if (bad > 0) console.log(ran.output, ran.code === null ? 'killed: it took too long' : `exit code ${ran.code}`)
+}
+
 /** Takes the next file that does not run already: some want a port, or a directory, that there is once. */
 async function work(): Promise<void> {
-  const task = queue.find(({ file }) => !running.has(file))
-  if (task === undefined) return
-  queue.splice(queue.indexOf(task), 1)
-  running.add(task.file)
-  await runFile(task)
-  running.delete(task.file)
-  return work()
+  for (;;) {
+    const task = queue.find(({ file }) => !running.has(file))
+    if (task === undefined) return
+    queue.splice(queue.indexOf(task), 1)
+    running.add(task.file)
+    const begun = performance.now()
+    const ran = await runFile(task)
+    running.delete(task.file)
+    tell(task, ran, Math.round((performance.now() - begun) / 1000))
+  }
 }
-await Promise.all([work(), work()])
+
+const minutes = (seconds: number): string => `${Math.max(1, Math.round(seconds / 60))} min`
+const expected = queue.reduce((sum, { seconds }) => sum + seconds, 0) / AT_A_TIME
+const longest = Math.max(0, ...queue.map(({ seconds }) => seconds))
+const passes = [...new Set(queue.map(({ pass }) => pass))]
+console.log(
+  `${all} test files, ${AT_A_TIME} at a time, about ${minutes(Math.max(expected, longest))}: ${passes.join('; ')}`,
+)
+if (words.length === 0) console.log('everything: npm test -- --all')
+
+await Promise.all(Array.from({ length: AT_A_TIME }, work))
+
+slowest.sort((one, other) => other.seconds - one.seconds)
+console.log(
+  `\nslowest: ${slowest
+    .slice(0, SLOWEST)
+    .map(({ seconds, what }) => `${what} ${seconds} s`)
+    .join('; ')}`,
+)
 console.log(`\n${passed} passed, ${failed} failed`)
 process.exitCode = failed === 0 && passed > 0 ? 0 : 1

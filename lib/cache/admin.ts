@@ -3,6 +3,7 @@
  * copy of a process, or may become it, is never dropped here: that takes a verdict.
  */
 
+import { commandName } from '../command-name.ts'
 import { connectWithin } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
 import type { Holding, HoldingState } from '../format/holdings.ts'
@@ -97,7 +98,7 @@ export function pinHolding(id: SnapshotId, pinned: boolean, context: CacheContex
 }
 
 function refusalFor({ id, state, pinned }: Holding, directory: string): string | undefined {
-  if (pinned) return `snapshot ${id} is pinned: cache -D ${directory} --unpin ${id}`
+  if (pinned) return `snapshot ${id} is pinned: ${commandName('cache')} -D ${directory} --unpin ${id}`
   switch (state) {
     case 'arriving':
       return `snapshot ${id} still arrives: its source can end that`

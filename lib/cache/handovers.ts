@@ -1,7 +1,9 @@
 /**
  * The hand-overs of one cache, by snapshot, and who restores them: a criu that the cache starts, or one that somebody else did.
  */
+
 import { timingSafeEqual } from 'node:crypto'
+import { commandName } from '../command-name.ts'
 import type { Gate } from '../criu/action-script.ts'
 import { type HeldTasks, heldTasks } from '../criu/process-tree.ts'
 import { startRestore } from '../criu/restore.ts'
@@ -80,7 +82,7 @@ function unknownHere(id: SnapshotId): Fault {
 
 /** How to give a verdict to the cache in `directory`. */
 export function manualCommand(directory: string, id: SnapshotId): string {
-  return `cache -D ${directory} --let-run ${id}, or --drop ${id}`
+  return `${commandName('cache')} -D ${directory} --let-run ${id}, or --drop ${id}`
 }
 
 /** Throws where the socket of a restore could not be: before a source relies on it. */

@@ -1,4 +1,6 @@
 /** The command line of cache. */
+
+import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import {
@@ -43,37 +45,42 @@ export const cacheOptions = {
   ...daemonOptions,
 } as const
 
-export const cacheUsage = `usage: cache --port N -D DIR [OPTIONS] [-- CRIU OPTIONS]
-       cache -D DIR --ls [--json] | --rm ID | --pin ID | --unpin ID | --let-run ID | --drop ID
+const cache = commandName('cache')
 
-The image-cache, a daemon on the target host: keeps the snapshots of proxies in memory
-for criu restore --stream -D DIR and restore-from-socket, which wait for theirs.
+export const cacheUsage = `usage: ${cache} --port N -D DIR [OPTIONS] [-- CRIU OPTIONS]
+       ${cache} -D DIR --ls [--json] | --rm ID | --pin ID | --unpin ID
+       ${cache} -D DIR --let-run ID | --drop ID
+
+The image-cache, a daemon on the target host. It keeps the snapshots of proxies in memory
+for criu restore --stream -D DIR and ${commandName('restore-from-socket')}, which wait for theirs.
 With --action-script DIR/post-restore criu restore takes part in a hand-over.
 
-      --port N         port to listen on; 0: the kernel chooses, and it is printed
-      --address HOST   address to listen on (default: ${cacheOptions.address.default})
-                       without --port: the listener that systemd hands over (LISTEN_FDS)
-      --ps-socket FD   the first connection: FD is a socket that is connected to a
-                       client; without --port it is the only one
-  -D, --dir DIR        made if it is missing; gets streamer-serve.sock, img-cache.sock
-      --snapshot ID    the snapshot that criu restore gets (default: the newest sealed)
-      --restore        restore every process that is handed over, as soon as it is here
-      --release-early  give its memory back meanwhile: less memory, but only one try
-      --keep           a snapshot whose process runs stays, for more restores of it (--rm
-                       drops it). Copies of one process share its identity: pids, host
-                       name, keys, connections. Give each a pid and a network namespace
-      --dedup          let senders leave out pages that are here, and keep those once. A
+      --port N         the port to listen on; 0: the kernel chooses it, and it is printed.
+                       Without --port: the listener that systemd hands over (LISTEN_FDS)
+      --address HOST   the address to listen on (default: ${cacheOptions.address.default})
+      --ps-socket FD   the first connection: FD is a socket that is connected to a client.
+                       Without --port it is the only one
+  -D, --dir DIR        made if it is missing; gets streamer-serve.sock and img-cache.sock
+      --snapshot ID    the snapshot that criu restore gets (default: the newest sealed one)
+      --restore        restore every process that is handed over, as soon as its images are
+                       here
+      --release-early  free the images while they are restored: less memory, but only one try
+      --keep           keep a snapshot whose process runs, for more restores of it (--rm drops
+                       it). Copies of one process share its identity: pids, host name, keys,
+                       connections. Give each a pid and a network namespace
+      --dedup          let senders leave out pages that are here, and store those once. A
                        sender learns which pages are here: for snapshots of one owner
-      --ls             list what the cache in DIR holds: id, state, memory, age; --json: as
-                       one JSON object
-      --rm ID          have it drop a snapshot or an unfinished chain; not one whose process
-                       may be lost with it
-      --pin ID         have it keep this one: as --keep does, and when memory runs out
-      --unpin ID       no longer; it is not dropped by that
+      --ls             list what the cache in DIR holds: id, state, memory, age
+      --json           print the list as one JSON object
+      --rm ID          drop a snapshot or an unfinished chain, but none whose process may be
+                       lost with it
+      --pin ID         keep this snapshot, as --keep does, also when memory runs out
+      --unpin ID       undo --pin; this does not drop the snapshot
 ${manualVerdictHelp}
 ${criuHelp}
-      --timeout SEC    how long a restore waits, an idle chain is safe, and a snapshot that
-                       comes or goes may stand still (default: ${cacheOptions.timeout.default})
+      --timeout SEC    how long a restore waits for its snapshot, how long an unfinished chain
+                       is kept when memory runs out, and how long a transfer may stand still
+                       (default: ${cacheOptions.timeout.default})
 ${memoryHelp}
 ${wireHelp}
 ${daemonCommonHelp}
@@ -85,7 +92,7 @@ ${credentialHelp}
 ${exitCodeHelp}
 
 example, on the target host:
-  cache --port 9997 -D /run/ferry &
+  ${cache} --port 9997 -D /run/ferry &
   criu restore --stream -d -D /run/ferry`
 
 type Values = ValuesOf<typeof cacheOptions>

@@ -14,20 +14,24 @@ export const commonOptions = {
 } as const satisfies Options
 
 /** For a command that ends by itself. */
-export const commonHelp = `  -v, --verbose        say what happens        -q, --quiet    only errors
-  -h, --help           this text               -V, --version`
+export const commonHelp = `  -v, --verbose        report progress         -q, --quiet    report only errors
+  -h, --help           print this text         -V, --version  print the version`
 
-/** For a daemon, which says what happens without `--verbose`. */
-export const daemonCommonHelp = '  -q, --quiet          only errors     -h, --help   this text     -V, --version'
+/** For a daemon, which reports progress without `--verbose`. */
+export const daemonCommonHelp = `  -v, -v4, --verbose   report also the causes of failures
+  -q, --quiet          report only errors
+  -h, --help           print this text         -V, --version  print the version`
 
 export const criuOption = { criu: { type: 'string' } } as const
-export const criuHelp = '      --criu PATH      which criu (default: $FERRY_CRIU, the fetched one, $PATH)'
+export const criuHelp = `      --criu PATH      the criu to run (default: $FERRY_CRIU, else the one that npm run setup
+                       fetched, else the one in $PATH)`
 
 export const snapshotOption = { snapshot: { type: 'string' } } as const
 /** For a command that makes the snapshot. */
-export const snapshotHelp = '      --snapshot ID    name of the snapshot (default: time, host, random)'
+export const snapshotHelp = `      --snapshot ID    the name of the snapshot (default: made from the time, the host name
+                       and random characters)`
 
-/** Where a cache listens, and where it is looked for. */
+/** Where a cache listens, and where its clients look for it. */
 export const addressOption = { address: { type: 'string', default: '127.0.0.1' } } as const
 
 /** In seconds. */
@@ -35,3 +39,5 @@ export const timeoutOption = { timeout: { type: 'string', default: '60' } } as c
 
 /** For a command that sends to a cache. */
 export const untilOption = { until: { type: 'string', default: 'sealed' } } as const
+export const untilHelp = `      --until WHAT     let the process go when the cache has all images (sealed, the default),
+                       or when the target has restored it and holds it (running)`

@@ -18,19 +18,21 @@ export const credentialOptions = {
 } as const
 
 /** The part of the usage text about them. */
-export const credentialHelp = `between hosts, one of these, the same at both ends:
+export const credentialHelp = `between hosts, use one of these at both ends. Peers that fail to authenticate within
+10 s are disconnected; both ends log it.
       --tls            TLS 1.3 with certificates, in PEM files:
-        --tls-cacert FILE   the CA, which signed both ends' certificates
+        --tls-cacert FILE   the CA that signed the certificates of both ends
         --tls-cert FILE     our certificate
         --tls-key FILE      its private key, mode 0600
         --tls-cacrl FILE    certificates that the CA has revoked
-        --tls-no-cn-verify  the cache's certificate may be for any name
+        --tls-no-cn-verify  accept a certificate of the cache that is for another name
       --key-file FILE  TLS 1.3 with a shared key, mode 0600: 32 to 256 random bytes,
                        as from head -c 32 /dev/urandom
       --insecure       plain TCP, in a network and between users that you trust
-      --allow-uid UID  over loopback without --tls or --key-file: the other end may be
-                       this user's too, beside root's and our own; may be given again
-                       (an ssh -L is its user's; at the far host, whom it logged in as)`
+      --allow-uid UID  on loopback without --tls or --key-file: accept this user at the other
+                       end, besides root and our own user; may be repeated. The end of an
+                       ssh -L belongs to the user who started it, at the far host to the
+                       user it logged in as`
 
 const HIGHEST_UID = 2 ** 32 - 2
 

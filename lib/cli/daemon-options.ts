@@ -15,17 +15,16 @@ export const daemonOptions = {
 } as const
 
 /** The part of a daemon's usage text about them. */
-export const daemonHelp = `life as a daemon:
-  -d, --daemon         detach: return 0 when the sockets are ready, else say why not
-      --pidfile FILE   FILE holds the pid until the daemon ends
-      --status-fd FD   FD gets one zero byte when the sockets are ready, and is closed
-  -o, --log-file LOG   append messages to LOG, with the time, and not to stderr
-  -W, --work-dir DIR   where a relative FILE or LOG is (default: the current directory)
-  -v, -v4, --verbose   say the causes of failures as well
-  SIGUSR1 writes a line of status. SIGTERM, SIGINT and SIGHUP end the daemon and give up
-  what is in progress: a dump fails and the process runs on, unless CRIU has already
-  written all images; a restore fails. The exit code is 128+n; a second signal is ignored.
-  systemd: Type=notify (NOTIFY_SOCKET) is served.`
+export const daemonHelp = `as a daemon:
+  -d, --daemon         detach: exit with 0 when the sockets are ready, else report the error
+      --pidfile FILE   keep the pid in FILE until the daemon ends
+      --status-fd FD   write one zero byte to FD when the sockets are ready, and close it
+  -o, --log-file LOG   append messages to LOG, with the time, instead of writing to stderr
+  -W, --work-dir DIR   take a relative FILE or LOG from DIR (default: the current directory)
+  SIGUSR1 writes a line of status. SIGTERM, SIGINT and SIGHUP end the daemon and abort what
+  is in progress: a dump fails and its process runs on, unless CRIU has already written
+  all images; a restore fails. The exit code is 128+n. A second signal is ignored.
+  systemd: Type=notify is supported (NOTIFY_SOCKET).`
 
 /** `ps-socket` is passed on to a daemon; what it is for, each command says. */
 export type DaemonValues = ValuesOf<typeof daemonOptions> & { 'ps-socket'?: string }

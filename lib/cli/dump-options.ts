@@ -1,4 +1,6 @@
 /** The command line of dump-to-stdout. */
+import { commandName } from '../command-name.ts'
+import { HOLD_DIRECTORY } from '../defaults.ts'
 import { type Until, untils } from '../format/enums.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { commonHelp, criuHelp, criuOption, snapshotHelp, snapshotOption, type ValuesOf } from './common-options.ts'
@@ -26,29 +28,33 @@ const DEFAULT_TARGET_TIMEOUT = '60'
 /** Seconds. Whoever reads stdout may be a person who types a password, while the process is frozen. */
 const DEFAULT_READER_TIMEOUT = '300'
 
-export const dumpUsage = `usage: dump-to-stdout -t PID [--via COMMAND] [OPTIONS] [-- CRIU OPTIONS]
-       dump-to-stdout --listen -D DIR [OPTIONS]
-       dump-to-stdout --from-dir DIR [OPTIONS]
-       dump-to-stdout --settle ID --via COMMAND [-D DIR]
+const [dump, restore] = [commandName('dump-to-stdout'), commandName('restore-from-socket')]
 
-Writes one image stream to stdout: of the process tree PID, which criu dump
-freezes, of a criu dump --stream that somebody else starts, or of a directory
-of images. criu kills the tree once its images are written; it runs on if
-anything fails before that.
+export const dumpUsage = `usage: ${dump} -t PID [--via COMMAND] [OPTIONS] [-- CRIU OPTIONS]
+       ${dump} --listen -D DIR [OPTIONS]
+       ${dump} --from-dir DIR [OPTIONS]
+       ${dump} --settle ID --via COMMAND [-D DIR]
+
+Writes one image stream to stdout: of the process tree PID, which criu dump freezes,
+of a criu dump --stream that you start, or of a directory of images. criu kills the tree
+after all its images are written; if anything fails before that, the tree runs on.
 
   -t, --tree PID       dump this process and its children with criu dump --stream
-      --listen         offer streamer-capture.sock in -D DIR and wait for a criu
-      --from-dir DIR   stream the images that criu dump -D left in DIR, and its parents' pages
-      --via COMMAND    no stdout: hand the process over to a restore-from-socket that
-                       COMMAND starts, and let it go here when it is ready there
-      --until WHAT     with --via: let it go when the target has restored it (running, the
-                       default) or has all images (sealed)
-      --timeout SEC    how long the target may take to agree (default: ${DEFAULT_TARGET_TIMEOUT}); without --via how
-                       long whoever reads may take nothing (default: ${DEFAULT_READER_TIMEOUT}); and how long a
-                       criu may say nothing that has frozen the process
-      --settle ID      tell the target what became of ID, whose dump-to-stdout was killed
-                       or could not reach it
-  -D, --dir DIR        work directory (default: a private temporary one)
+      --listen         create streamer-capture.sock in -D DIR and wait for a criu dump
+      --from-dir DIR   send the images that criu dump -D left in DIR, with the pages that are
+                       in its parents
+      --via COMMAND    instead of writing to stdout, hand the process over to the
+                       ${restore} that COMMAND starts. The process is killed
+                       here only when that is ready
+      --until WHAT     with --via: let the process go when the target has restored it
+                       (${DEFAULT_UNTIL}, the default), or when it has all images (sealed)
+      --timeout SEC    how long criu may be silent while the process is frozen; also how long
+                       the target of --via may take to agree (default: ${DEFAULT_TARGET_TIMEOUT}), or how long
+                       the reader of stdout may read nothing (default: ${DEFAULT_READER_TIMEOUT})
+      --settle ID      tell the target what became of the process of snapshot ID, whose
+                       ${dump} was killed or could not reach the target
+  -D, --dir DIR        work directory (default: a private temporary one; for the verdicts
+                       of --via ${HOLD_DIRECTORY})
 ${snapshotHelp}
 ${criuHelp}
 ${sendHelp}
@@ -57,8 +63,8 @@ ${commonHelp}
 ${exitCodeHelp}
 
 example, on the source host:
-  dump-to-stdout -t $PID | ssh host restore-from-socket --from -
-  dump-to-stdout -t $PID --via 'ssh host restore-from-socket --from -'`
+  ${dump} -t $PID | ssh host ${restore} --from -
+  ${dump} -t $PID --via 'ssh host ${restore} --from -'`
 
 interface TreeJob {
   pid: number
@@ -112,7 +118,7 @@ function readJob(values: ValuesOf<typeof dumpOptions>, criuOptions: readonly str
     required('--dir', dir, 'the directory that criu dump --stream gets as -D')
     return { kind: 'listener' }
   }
-  const job = { pid: readPid(required('--tree', tree, 'dump-to-stdout --help')), criu, criuOptions }
+  const job = { pid: readPid(required('--tree', tree, `${dump} --help`)), criu, criuOptions }
   if (via === undefined) return { kind: 'tree', ...job }
   return { kind: 'hand-over', ...job, command: via, until: oneOf('--until', until ?? DEFAULT_UNTIL, untils) }
 }

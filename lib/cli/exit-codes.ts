@@ -1,6 +1,6 @@
 import type { FaultCode } from '../fault.ts'
 
-/** Exit codes; a signal is 128 + its number. */
+/** The exit code for each code of a `Fault`. A command that a signal ends exits with 128 + its number. */
 export const exitCodes: Record<FaultCode, number> = {
   USAGE: 2,
   LINK: 3,
@@ -25,5 +25,5 @@ export const exitCodes: Record<FaultCode, number> = {
 
 /** The part of every usage text about exit codes. */
 export const exitCodeHelp = `exit codes:
-  0 done and verified   1 failed           2 wrong command line   3 link
-  4 damaged stream      5 criu             6 time-out             128+n signal n`
+  0 done and verified   1 failed        2 wrong command line   3 connection failed
+  4 damaged stream      5 criu failed   6 timed out            128+n ended by signal n`

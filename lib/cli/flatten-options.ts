@@ -1,4 +1,5 @@
 /** The command line of flatten. */
+import { commandName } from '../command-name.ts'
 import { commonHelp, type ValuesOf } from './common-options.ts'
 import { exitCodeHelp } from './exit-codes.ts'
 import { atMostOne, required } from './parse.ts'
@@ -8,21 +9,23 @@ export const flattenOptions = {
   'to-dir': { type: 'string' },
 } as const
 
-export const flattenUsage = `usage: flatten -D DIR --to-dir OUT
+const flatten = commandName('flatten')
+
+export const flattenUsage = `usage: ${flatten} -D DIR --to-dir OUT
 
 Makes one full dump of an incremental one: of the images that criu dump
---prev-images-dir left in DIR, and of those of the earlier rounds, to which the
-link "parent" in DIR leads. OUT is what criu restore -D accepts, without a parent,
-also a criu 4.1 where a newer one made the dump. DIR and its parents stay as they are.
+--prev-images-dir left in DIR, and of those of the earlier rounds, to which the link
+"parent" in DIR leads. criu restore -D accepts OUT, which has no parent; so does criu 4.1
+if a newer criu made the dump. DIR and its parents are not changed.
 
   -D, --dir DIR        the directory of the last dump
-      --to-dir OUT     write the images there; OUT appears when all are complete
+      --to-dir OUT     write the images there; OUT appears when all of them are complete
 ${commonHelp}
 
 ${exitCodeHelp}
 
 example, on the host that has the images:
-  flatten -D rounds/4 --to-dir full && criu restore -D full`
+  ${flatten} -D rounds/4 --to-dir full && criu restore -D full`
 
 /** `criuOptions`: what follows `--`. Throws `USAGE`. */
 export function readFlattenOptions(
@@ -31,6 +34,6 @@ export function readFlattenOptions(
 ): { from: string; to: string } {
   const from = required('--dir', values.dir, 'the directory of the last dump')
   const to = required('--to-dir', values['to-dir'], 'a directory that does not exist yet')
-  atMostOne({ flatten: true, 'criu options': criuOptions.length > 0 })
+  atMostOne({ [flatten]: true, 'criu options': criuOptions.length > 0 })
   return { from, to }
 }

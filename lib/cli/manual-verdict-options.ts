@@ -7,9 +7,9 @@ import { atMostOne } from './parse.ts'
 export const manualVerdictOptions = { 'let-run': { type: 'string' }, drop: { type: 'string' } } as const
 
 /** The part of a usage text about these options. */
-export const manualVerdictHelp = `      --let-run ID     tell the one that holds ID in DIR: its process is gone at the source,
-                       let the copy run. Only if you know it: else there are two
-      --drop ID        the same: it runs on at its source, drop the copy`
+export const manualVerdictHelp = `      --let-run ID     let the copy of snapshot ID that is held in DIR run. Only if you
+                       know that its process is gone at the source: else there are two
+      --drop ID        drop that copy: its process runs on at the source`
 
 /** The verdict, if one is given. Throws `USAGE`. */
 export function readManualVerdict(

@@ -1,4 +1,5 @@
 /** The command line of pre-copy. */
+import { commandName } from '../command-name.ts'
 import { HOLD_DIRECTORY } from '../defaults.ts'
 import { type Until, untils } from '../format/enums.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
@@ -11,6 +12,7 @@ import {
   snapshotHelp,
   snapshotOption,
   timeoutOption,
+  untilHelp,
   untilOption,
   type ValuesOf,
 } from './common-options.ts'
@@ -41,33 +43,29 @@ const MOST_ROUNDS = 1000
 /** A minute is no downtime goal. */
 const LONGEST_GOAL_MS = 60_000
 
-const defaults = {
-  address: preCopyOptions.address.default,
-  floor: preCopyOptions.floor.default,
-  rounds: preCopyOptions['max-rounds'].default,
-  timeout: preCopyOptions.timeout.default,
-}
+const preCopy = commandName('pre-copy')
 
-export const preCopyUsage = `usage: pre-copy -t PID --address HOST --port N [OPTIONS] [-- CRIU OPTIONS]
-       pre-copy --settle ID --address HOST --port N [-D DIR]
+export const preCopyUsage = `usage: ${preCopy} -t PID --address HOST --port N [OPTIONS] [-- CRIU OPTIONS]
+       ${preCopy} --settle ID --address HOST --port N [-D DIR]
 
-Moves the process tree PID to the image-cache at HOST: copies its memory with criu
-pre-dump while it runs, then again what it changed, and so on, and stops it only for
-what is left. Needs a kernel that tracks changed pages (CONFIG_MEM_SOFT_DIRTY).
+Moves the process tree PID to the image-cache at HOST. It copies the memory with criu
+pre-dump while the process runs, then copies again what the process has changed, and so
+on, and freezes the process only for the rest. Needs a kernel that tracks changed pages
+(CONFIG_MEM_SOFT_DIRTY).
 
   -t, --tree PID       the process, with its children
-      --address HOST   where the cache is (default: ${defaults.address})
-      --port N         the cache's port
+      --address HOST   the host of the cache (default: ${preCopyOptions.address.default})
+      --port N         the port of the cache
 rounds go on while each sends at least a tenth less than the one before, until one of:
-      --downtime-goal MS   the freeze that is predicted is that short
-      --floor SIZE         a round sent no more than SIZE (default: ${defaults.floor})
-      --max-rounds N       there were N, 1 to ${MOST_ROUNDS} (default: ${defaults.rounds})
+      --downtime-goal MS   the predicted freeze is at most MS milliseconds
+      --floor SIZE         a round has sent at most SIZE (default: ${preCopyOptions.floor.default})
+      --max-rounds N       N rounds are done, 1 to ${MOST_ROUNDS} (default: ${preCopyOptions['max-rounds'].default})
 
-      --until sealed   let the process go when the cache has it all (the default)
-      --until running  let it go when the target has restored it and holds it
-      --timeout SEC    how long the cache may be out of reach, and may take to agree,
-                       and criu may say nothing (default: ${defaults.timeout})
-      --settle ID      tell the cache what became of the process of an earlier one
+${untilHelp}
+      --timeout SEC    how long the cache may be unreachable or take to agree, and how long
+                       criu may be silent (default: ${preCopyOptions.timeout.default})
+      --settle ID      tell the cache what became of the process of snapshot ID, which an
+                       earlier ${preCopy} handed over
   -D, --dir DIR        where verdicts are kept (default: ${HOLD_DIRECTORY})
 ${snapshotHelp}
 ${criuHelp}
@@ -80,7 +78,7 @@ ${credentialHelp}
 ${exitCodeHelp}
 
 example, on the source host:
-  pre-copy -v -t $PID --port 9997 --downtime-goal 200`
+  ${preCopy} -v -t $PID --port 9997 --downtime-goal 200`
 
 interface StopRuleChoice {
   mostRounds: number
@@ -129,7 +127,7 @@ export function readPreCopyOptions(
     ...common,
     job: {
       kind: 'move',
-      pid: readPid(required('--tree', tree, 'pre-copy --help')),
+      pid: readPid(required('--tree', tree, `${preCopy} --help`)),
       id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
       until: oneOf('--until', values.until, untils),
       send: readSendOptions(values),

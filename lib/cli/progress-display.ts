@@ -1,3 +1,4 @@
+import { commandName } from '../command-name.ts'
 import type { Progress } from '../progress.ts'
 import { formatSize } from '../size.ts'
 
@@ -23,7 +24,7 @@ export function describeProgress(progress: Progress): string {
     case 'small pipes':
       return `pipes hold only ${formatSize(progress.bytes)}, and a dump takes up to twice as long: raise fs.pipe-max-size and fs.pipe-user-pages-soft with sysctl, or give CAP_SYS_RESOURCE`
     case 'nothing offered':
-      return 'the cache offers no pages (cache --dedup): all of them are sent'
+      return `the cache offers no pages (${commandName('cache')} --dedup): all of them are sent`
     case 'restored':
       return `restored in ${seconds(progress.ms)}`
     case 'handed over':

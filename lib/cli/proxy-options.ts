@@ -1,4 +1,5 @@
 /** The command line of proxy. */
+import { commandName } from '../command-name.ts'
 import { type Until, untils } from '../format/enums.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { MOST_CONNECTIONS } from '../format/stripes.ts'
@@ -8,6 +9,7 @@ import {
   snapshotHelp,
   snapshotOption,
   timeoutOption,
+  untilHelp,
   untilOption,
   type ValuesOf,
 } from './common-options.ts'
@@ -40,27 +42,33 @@ export const proxyOptions = {
 
 const DEFAULT_CONNECTIONS = '1'
 
-export const proxyUsage = `usage: proxy --address HOST --port N -D DIR [OPTIONS]
+const proxy = commandName('proxy')
 
-The image-proxy, a daemon on the source host: whoever runs criu dump --stream -D DIR
-here is forwarded to the image-cache at HOST. With --action-script DIR/post-dump
-criu kills the process only when the cache agrees.
+export const proxyUsage = `usage: ${proxy} --address HOST --port N -D DIR [OPTIONS]
 
-      --address HOST, --port N  where the cache is (default: ${proxyOptions.address.default})
+The image-proxy, a daemon on the source host. It forwards what criu dump --stream -D DIR
+dumps here to the image-cache at HOST. With --action-script DIR/post-dump criu kills the
+process only when the cache agrees.
+
+      --address HOST   the host of the cache (default: ${proxyOptions.address.default})
+      --port N         the port of the cache
       --connections N  TCP connections for each snapshot, 1 to ${MOST_CONNECTIONS} (default: ${DEFAULT_CONNECTIONS})
-      --ps-socket FD   instead: a socket that is connected to the cache, for one snapshot
-  -D, --dir DIR        made if it is missing; gets streamer-capture.sock, img-proxy.sock
-      --page-server-port N  also take what criu pre-dump and dump --track-mem send to
-                       --page-server --address 127.0.0.1 --port N: rounds before a dump
+      --ps-socket FD   instead of --port: FD is a socket that is connected to the cache, for
+                       one snapshot
+  -D, --dir DIR        made if it is missing; gets streamer-capture.sock and img-proxy.sock
+      --page-server-port N
+                       also take rounds before a dump, from criu pre-dump and criu dump
+                       --track-mem with --page-server --address 127.0.0.1 --port N;
+                       0: the kernel chooses the port, and it is printed
 ${snapshotHelp}
-      --until WHAT     sealed: let the process go when the cache has it all (the default);
-                       running: when the target has restored it and holds it
-      --timeout SEC    how long the cache may be out of reach, or may take, and how long a
-                       criu may say nothing (default: ${proxyOptions.timeout.default})
+${untilHelp}
+      --timeout SEC    how long the cache may be unreachable or take to agree, and how long
+                       criu may be silent (default: ${proxyOptions.timeout.default})
 ${sendHelp}
 ${dedupHelp}
 ${wireHelp}
-      --max-memory SZ  there: most memory for images that are not sent yet
+      --max-memory SZ  with --wire criu-remote: most memory for images that are not sent yet
+                       (default: as for ${commandName('cache')})
 ${daemonCommonHelp}
 
 ${daemonHelp}
@@ -70,7 +78,7 @@ ${credentialHelp}
 ${exitCodeHelp}
 
 example, on the source host:
-  proxy --address 127.0.0.1 --port 9997 -D /run/ferry &
+  ${proxy} --address 127.0.0.1 --port 9997 -D /run/ferry &
   criu dump --stream -t $PID -D /run/ferry --action-script /run/ferry/post-dump`
 
 type Values = ValuesOf<typeof proxyOptions>

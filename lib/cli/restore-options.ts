@@ -1,4 +1,6 @@
 /** The command line of restore-from-socket. */
+import { commandName } from '../command-name.ts'
+import { HOLD_DIRECTORY } from '../defaults.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { commonHelp, criuHelp, criuOption, snapshotOption, timeoutOption, type ValuesOf } from './common-options.ts'
 import { credentialHelp, credentialOptions, type Protection, readCredentials } from './credential-options.ts'
@@ -20,24 +22,27 @@ export const restoreOptions = {
   ...credentialOptions,
 } as const
 
-export const restoreUsage = `usage: restore-from-socket [--from ENDPOINT] [OPTIONS] [-- CRIU OPTIONS]
-       restore-from-socket [--from ENDPOINT] --listen -D DIR [OPTIONS]
-       restore-from-socket [--from ENDPOINT] --to-dir DIR [OPTIONS]
-       restore-from-socket [-D DIR] --let-run ID | --drop ID
+const restore = commandName('restore-from-socket')
 
-Takes one image stream, verifies it to its end, and only then restores it with
-criu restore --stream -d, offers it to a criu restore --stream that somebody else
-starts, or writes a directory that criu restore -D accepts. A process that is handed
-over (dump-to-stdout --via, or a cache) is held, restored, until its source lets go.
+export const restoreUsage = `usage: ${restore} [--from ENDPOINT] [OPTIONS] [-- CRIU OPTIONS]
+       ${restore} [--from ENDPOINT] --listen -D DIR [OPTIONS]
+       ${restore} [--from ENDPOINT] --to-dir DIR [OPTIONS]
+       ${restore} [-D DIR] --let-run ID | --drop ID
 
-      --from ENDPOINT  ${restoreOptions.from.default} (stdin, the default), HOST:PORT, unix:PATH or fd:N; a cache
-                       is asked for a snapshot, anything else just sends one
-      --snapshot ID    which snapshot of a cache (default: the newest sealed)
-      --listen         offer streamer-serve.sock in -D DIR and wait for a criu
-      --to-dir DIR     write plain images; DIR appears when all is verified
+Takes one image stream, verifies it to its end, and only then restores it with criu
+restore --stream -d, serves it to a criu restore --stream that you start, or writes
+a directory that criu restore -D accepts. A process that is handed over (by a cache or by
+${commandName('dump-to-stdout')} --via) is restored, but does not run until its source has let it go.
+
+      --from ENDPOINT  ${restoreOptions.from.default} (stdin, the default), HOST:PORT, unix:PATH or fd:N. A cache is asked
+                       for a snapshot; any other sender just sends one
+      --snapshot ID    ask a cache for this snapshot (default: the newest sealed one)
+      --listen         create streamer-serve.sock in -D DIR and wait for a criu restore
+      --to-dir DIR     write plain images; DIR appears when all of them are verified
 ${manualVerdictHelp}
-  -D, --dir DIR        work directory (default: a private temporary one)
-      --timeout SEC    how long to wait for a connection and a snapshot (default: ${timeoutOption.timeout.default})
+  -D, --dir DIR        work directory (default: a private temporary one; for processes that
+                       are held ${HOLD_DIRECTORY})
+      --timeout SEC    how long to wait for a connection and for a snapshot (default: ${timeoutOption.timeout.default})
 ${memoryHelp}
 ${criuHelp}
 ${commonHelp}
@@ -47,7 +52,7 @@ ${credentialHelp}
 ${exitCodeHelp}
 
 example, on the target host:
-  restore-from-socket --from 127.0.0.1:9997 -- --tcp-established`
+  ${restore} --from 127.0.0.1:9997 -- --tcp-established`
 
 type RestoreJob =
   /** `criu`: the one that is found if undefined. */

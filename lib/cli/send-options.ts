@@ -10,16 +10,16 @@ export const sendOptions = {
   'no-checksum': { type: 'boolean', default: false },
 } as const
 
-export const sendHelp = `      --compress HOW   ${sendOptions.compress.default} (the default), zstd, lz4, or auto: whichever pays on this
-                       link, and none where the link is fast or memory does not shrink
-      --rate-limit SZ  send at most SZ bytes a second, as in 50M
-      --no-checksum    compare only sizes: damage goes unnoticed`
+export const sendHelp = `      --compress HOW   ${sendOptions.compress.default} (the default), zstd, lz4 or auto. auto picks what is fastest:
+                       none if the link is fast or if the memory does not shrink
+      --rate-limit SZ  send at most SZ bytes per second, as in 50M
+      --no-checksum    compare only sizes: damaged data is not noticed`
 
 /** For the commands that have a cache to ask which pages it has. */
 export const dedupOption = { dedup: { type: 'boolean', default: false } } as const
 
-export const dedupHelp = `      --dedup          leave out pages that the cache has already, if it was started with
-                       --dedup: for replicas and restarts on a slow link`
+export const dedupHelp = `      --dedup          do not send pages that the cache has already, if it was started with
+                       --dedup: for replicas and restarts over a slow link`
 
 const ways = ['none', 'auto', 'zstd', 'lz4'] as const
 const LEAST_RATE = 64 * 2 ** 10

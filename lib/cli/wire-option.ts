@@ -5,8 +5,8 @@ import { noneBeside, oneOf } from './parse.ts'
 
 export const wireOption = { wire: { type: 'string', default: 'ferry' } } as const
 
-export const wireHelp = `      --wire WHAT      ferry: ours (the default); criu-remote: that of the image-proxy and
-                       image-cache of criu --remote, where nobody answers or verifies`
+export const wireHelp = `      --wire WHAT      the protocol between proxy and cache: ${wireOption.wire.default} (the default); criu-remote is
+                       that of criu --remote, which acknowledges and verifies nothing`
 
 const wires = ['ferry', 'criu-remote'] as const
 

@@ -1,5 +1,6 @@
 /** dump-to-stdout --via: a hand-over to what a shell command starts, which is spoken to at its stdin and stdout. */
 
+import { commandName } from '../command-name.ts'
 import { refuseLeaving } from '../criu/run.ts'
 import { openDirectory, removeIfEmpty } from '../criu/work-directory.ts'
 import { HOLD_DIRECTORY } from '../defaults.ts'
@@ -26,7 +27,7 @@ export async function handOverTree(
   command: string,
   options: HandOverOptions,
 ): Promise<void> {
-  refuseLeaving(criuOptions, '--via', 'for a copy use a pipe: dump-to-stdout -t PID -- -R | ...')
+  refuseLeaving(criuOptions, '--via', `for a copy use a pipe: ${commandName('dump-to-stdout')} -t PID -- -R | ...`)
   await withRoute(command, options, async (route) => {
     reportPendingVerdicts(route)
     const { id, until, tuning } = options
@@ -54,7 +55,8 @@ async function withRoute(
   const verdicts = openDirectory(directory ?? HOLD_DIRECTORY)
   const { connect, end } = openShellLinks(command)
   const dir = directory === undefined ? '' : ` -D ${directory}`
-  const settleCommand = (id: SnapshotId): string => `dump-to-stdout${dir} --settle ${id} --via COMMAND`
+  const settleCommand = (id: SnapshotId): string =>
+    `${commandName('dump-to-stdout')}${dir} --settle ${id} --via COMMAND`
   try {
     await work({ verdicts, connect, settleCommand, storesImages: false, report, signal, timeoutMs })
   } finally {

@@ -4,9 +4,11 @@
  * CRIU speaks its page server protocol to us over an inherited socket, so pages go from it to the cache and touch no disk; what
  * little it writes by itself stays in memory (tmpfs). Rounds and the last dump are layers of one chain at the cache (layers.ts).
  */
+
 import { mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
+import { commandName } from '../command-name.ts'
 import { closedGate, writeScript } from '../criu/action-script.ts'
 import type { IncomingDump } from '../criu/incoming-dump.ts'
 import { type PageServer, pageServer } from '../criu/page-server.ts'
@@ -72,7 +74,7 @@ interface Layer {
 export async function preCopy(options: PreCopyOptions, target: Target): Promise<void> {
   const { criuOptions, pid } = options
   checkCriuOptions(criuOptions, ours)
-  refuseLeaving(criuOptions, 'pre-copy', 'for a copy use a proxy: criu dump --stream -R')
+  refuseLeaving(criuOptions, commandName('pre-copy'), 'for a copy use a proxy: criu dump --stream -R')
   if (!isRunning(pid)) throw new Fault('MISSING', `no process ${pid}`, { hint: 'look with: ps -e' })
   const release = lockMarks(pid)
   if (release === undefined) throw copiedAlready(pid)
@@ -111,7 +113,8 @@ async function withRoute(
 ): Promise<void> {
   const verdicts = openDirectory(directory ?? HOLD_DIRECTORY)
   const dir = directory === undefined ? '' : ` -D ${directory}`
-  const settleCommand = (id: SnapshotId): string => `pre-copy${dir} --settle ${id} --address HOST --port N`
+  const settleCommand = (id: SnapshotId): string =>
+    `${commandName('pre-copy')}${dir} --settle ${id} --address HOST --port N`
   const connect = (stop: AbortSignal): Promise<Link> => connectEndpoint(cache, timeoutMs, stop)
   try {
     await work({ verdicts, connect, settleCommand, storesImages: true, report, signal, timeoutMs })
@@ -208,7 +211,7 @@ async function betterOf(error: unknown, { done, kill }: CriuRun): Promise<unknow
   const word = error instanceof Fault && error.code === 'FAILED_DUMP' && cause instanceof Fault ? cause : error
   if (!(word instanceof Fault && NOT_TRACKED.test(word.message))) return word
   return new Fault('CRIU', 'this kernel does not track changed pages (CONFIG_MEM_SOFT_DIRTY)', {
-    hint: 'move the process at once: proxy, or dump-to-stdout --via',
+    hint: `move the process at once: ${commandName('proxy')}, or ${commandName('dump-to-stdout')} --via`,
     cause: word,
   })
 }

@@ -1,6 +1,8 @@
 /** What a criu that somebody else started does, read from its command line. */
+
 import { readdirSync, readlinkSync, realpathSync } from 'node:fs'
 import { isAbsolute, normalize, resolve } from 'node:path'
+import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
 import { linkOf } from '../kernel/loopback.ts'
 import { commandLine } from '../kernel/process.ts'
@@ -62,7 +64,7 @@ export function readCriuCommand(pid: number): CriuCommand | undefined {
 export function incrementalFault(command: CriuCommand | undefined): Fault | undefined {
   if (command?.before === undefined || command.splits) return undefined
   return new Fault('REFUSED', 'criu dumps with --prev-images-dir: pages of the dump before would be missing', {
-    hint: 'dump without it; for rounds before a dump: pre-copy, or proxy --page-server-port',
+    hint: `dump without it; for rounds before a dump: ${commandName('pre-copy')}, or ${commandName('proxy')} --page-server-port`,
   })
 }
 

@@ -13,7 +13,7 @@
  */
 import { Fault } from '../fault.ts'
 import { type ImageName, imageName } from '../format/names.ts'
-import { closeReply, type PageServerEvent, pageServerDecoder } from '../format/page-server.ts'
+import { closeReply, PageServerDecoder, type PageServerEvent } from '../format/page-server.ts'
 import { encodePagemap, type PagemapEntry } from '../format/pagemap.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { read } from '../kernel/libc.ts'
@@ -52,7 +52,7 @@ export function pageServer(socket: Fd, { hasParent }: PageServerOptions): PageSe
   }
 
   async function* events(): AsyncGenerator<PageServerEvent, void, void> {
-    const decoder = pageServerDecoder(hasParent)
+    const decoder = new PageServerDecoder(hasParent)
     try {
       for (;;) {
         if (failure !== undefined) throw failure

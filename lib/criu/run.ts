@@ -1,6 +1,7 @@
 /**
  * Running the criu command: which one, with which options, and what it said when it failed.
  */
+
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { accessSync, constants, existsSync, statSync } from 'node:fs'
@@ -8,6 +9,7 @@ import { delimiter, dirname, join, resolve } from 'node:path'
 import type { Readable } from 'node:stream'
 import pump from 'pump'
 import split from 'split2'
+import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { ownChild } from '../kernel/orphans.ts'
@@ -69,7 +71,7 @@ const refused: Record<string, string> = {
   '--tree': 'name the process before the --',
   '--stream': 'it is ours',
   '--page-server': 'pages travel in the stream already',
-  '--prev-images-dir': 'criu --stream has no incremental dumps; use pre-copy',
+  '--prev-images-dir': `criu --stream has no incremental dumps; use ${commandName('pre-copy')}`,
   '--auto-dedup': 'criu aborts when this meets --stream',
   '--lazy-pages': 'criu --stream cannot serve pages later',
 }

@@ -1,9 +1,9 @@
 /**
- * CRIU's `inventory.img`, as far as it says whether the other images are of a kind that we understand: its magic u32, a size u32, and
- * protobuf with img_version = 1, pre_dump_mode = 9 and, after CRIU 4.3, compress = 15.
+ * CRIU's `inventory.img`, as far as it says whether the other images are of a kind that we understand: its magic u32,
+ * a size u32, and an `inventory_entry`.
  */
-import pb from 'protobufjs/minimal.js'
 import { Fault } from '../fault.ts'
+import { decodeMessage, inventoryEntry } from './criu-messages.ts'
 
 export interface Inventory {
   /** Of a pre-dump: there are pages, and no process. */
@@ -37,22 +37,14 @@ export function decodeInventory(bytes: Buffer): Inventory {
 }
 
 function decodeFields(body: Uint8Array): { version: number; preDumpMode: number; compress: number } {
-  const fields = { version: 0, preDumpMode: 0, compress: 0 }
-  const names = new Map([
-    [1, 'version'],
-    [9, 'preDumpMode'],
-    [15, 'compress'],
-  ] as const)
   try {
-    const reader = pb.Reader.create(body)
-    while (reader.pos < reader.len) {
-      const tag = reader.uint32()
-      const name = names.get((tag >>> 3) as 1 | 9 | 15)
-      if (name !== undefined && (tag & 7) === 0) fields[name] = reader.uint32()
-      else reader.skipType(tag & 7)
-    }
+    const {
+      img_version: version = 0,
+      pre_dump_mode: preDumpMode = 0,
+      compress = 0,
+    } = decodeMessage(inventoryEntry, body)
+    return { version, preDumpMode, compress }
   } catch (cause) {
     throw new Fault('FORMAT', 'a damaged inventory', { cause })
   }
-  return fields
 }

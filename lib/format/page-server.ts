@@ -41,18 +41,6 @@ export type PageServerEvent =
   /** There is no more; CRIU waits for `closeReply`. */
   | { kind: 'close' }
 
-export interface PageServerDecoder {
-  /** Where the next bytes go. */
-  room(): Buffer
-  /**
-   * That many bytes of the room are filled: what they say, to be taken to the end before the next call. Throws `CRIU_PROTOCOL`, or `LIMIT` for
-   * too many entries.
-   */
-  push(bytes: number): Generator<PageServerEvent, void, void>
-  /** The connection has ended. Throws `FAILED_DUMP` unless CLOSE came. */
-  end(): void
-}
-
 interface OpenPagemap {
   name: ImageName
   inParent: boolean
@@ -60,138 +48,160 @@ interface OpenPagemap {
   entries: PagemapEntry[]
 }
 
-/** `hasParent` says whether a pagemap of that name is in the parent, with the pages that CRIU then leaves out. */
-export function pageServerDecoder(
-  hasParent: (name: ImageName) => boolean,
-  mostEntries = MOST_ENTRIES,
-): PageServerDecoder {
-  let layout: Layout | undefined
-  /** The beginning of a record whose end has not come. */
-  const head = Buffer.alloc(layouts.new)
-  let filled = 0
+/** Decodes what one client of the page server sends. It can be fed in pieces of any size. */
+export class PageServerDecoder {
+  readonly #hasParent: (name: ImageName) => boolean
+  readonly #mostEntries: number
+  readonly #nameOf = namer()
+  readonly #seen = new Set<ImageName>()
+  #open: OpenPagemap | undefined
+  #closed = false
+  /** Unknown until the first record has come. */
+  #layout: Layout | undefined
+  /** The beginning of a record whose end has not come, and its length. */
+  readonly #head = Buffer.alloc(layouts.new)
+  #headLength = 0
+  /** Bytes that may belong to a first CLOSE, whose layout cannot be told. */
+  #closeTail = 0
   /** Bytes of pages that are still to come. */
-  let left = 0
-  let closed = false
-  /** Of a first CLOSE, 8 more bytes may belong to it. */
-  let doubtful = 0
-  let open: OpenPagemap | undefined
-  const seen = new Set<ImageName>()
-  const nameOf = namer()
-  /** Pages that are not given away yet, up to `kept`; what was read and not looked at, from `at` to `end`. */
-  const buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES)
-  let kept = 0
-  let at = 0
-  let end = 0
+  #pagesLeft = 0
+  /** First pages that are not given away yet, then bytes that were read and not looked at. */
+  readonly #buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES)
+  #pagesEnd = 0
+  #at = 0
+  #end = 0
 
-  /** The next record; undefined if its end is not there. */
-  function record(): PsRecord | undefined {
-    if (layout !== undefined && filled === 0 && end - at >= layout) {
-      at += layout
-      return decodeRecord(buffer, at - layout, layout)
-    }
-    const had = filled
-    filled += buffer.copy(head, filled, at, Math.min(end, at + (layout ?? layouts.old) - filled))
-    at += filled - had
-    if (filled < (layout ?? layouts.old)) return undefined
-    if (layout === undefined) {
-      layout = layoutOf(head)
-      if (isClose(head.readUInt16LE(0))) {
-        layout = layouts.old
-        doubtful = layouts.new - layouts.old
+  /** `hasParent` says whether a pagemap of that name is in the parent, with the pages that CRIU then leaves out. */
+  constructor(hasParent: (name: ImageName) => boolean, mostEntries = MOST_ENTRIES) {
+    this.#hasParent = hasParent
+    this.#mostEntries = mostEntries
+  }
+
+  /** Where the next bytes go. */
+  room(): Buffer {
+    return this.#buffer.subarray(this.#pagesEnd)
+  }
+
+  /**
+   * Says what the next `bytes` bytes of the room bring. It must be run to its end before the next call. Throws
+   * `CRIU_PROTOCOL`, or `LIMIT` for too many entries.
+   */
+  *push(bytes: number): Generator<PageServerEvent, void, void> {
+    this.#at = this.#pagesEnd
+    this.#end = this.#pagesEnd + bytes
+    if (this.#closed) return this.#checkCloseTail()
+    while (this.#at < this.#end) {
+      if (this.#pagesLeft > 0) {
+        this.#takePages()
+        continue
       }
-      return record()
+      const record = this.#nextRecord()
+      if (record === undefined) break
+      checkCommand(record)
+      const open = this.#open
+      if (open !== undefined && isAdd(record.command) && this.#nameOf(record) === open.name) this.#add(open, record)
+      else yield* this.#obey(record)
     }
-    filled = 0
-    return decodeRecord(head, 0, layout)
+    if (this.#pagesEnd > BUFFER_BYTES - LEAST_ROOM) yield* this.#givePages()
   }
 
-  function afterClose(): void {
-    doubtful -= end - at
-    if (doubtful < 0) throw refused('goes on after CLOSE')
-    at = end
+  /** Checks that the connection may end here. Throws `FAILED_DUMP` unless CLOSE came. */
+  end(): void {
+    if (this.#closed) return
+    const inRecord = this.#headLength > 0 ? ' in the middle of a record' : ''
+    const where = this.#pagesLeft > 0 ? ' in the middle of pages' : inRecord
+    throw new Fault('FAILED_DUMP', `CRIU left the page server${where}, without CLOSE: the dump did not finish`, {
+      hint: "the process was not moved; see the dump's own log",
+    })
   }
 
-  function* keptPages(): Generator<PageServerEvent> {
-    if (kept > 0) yield { kind: 'pages', bytes: buffer.subarray(0, kept) }
-    kept = 0
+  /** Moves pages to those that came before them. */
+  #takePages(): void {
+    const bytes = Math.min(this.#pagesLeft, this.#end - this.#at)
+    if (this.#at > this.#pagesEnd) this.#buffer.copyWithin(this.#pagesEnd, this.#at, this.#at + bytes)
+    this.#pagesEnd += bytes
+    this.#at += bytes
+    this.#pagesLeft -= bytes
   }
 
-  function* complete(): Generator<PageServerEvent> {
-    yield* keptPages()
-    if (open !== undefined) yield { kind: 'complete', entries: open.entries }
-    open = undefined
+  /** Undefined if the end of the record is not there. */
+  #nextRecord(): PsRecord | undefined {
+    if (this.#layout !== undefined && this.#headLength === 0 && this.#end - this.#at >= this.#layout) {
+      this.#at += this.#layout
+      return decodeRecord(this.#buffer, this.#at - this.#layout, this.#layout)
+    }
+    const wanted = (this.#layout ?? layouts.old) - this.#headLength
+    const copied = this.#buffer.copy(this.#head, this.#headLength, this.#at, Math.min(this.#end, this.#at + wanted))
+    this.#headLength += copied
+    this.#at += copied
+    if (copied < wanted) return undefined
+    if (this.#layout === undefined) {
+      this.#layout = layoutOf(this.#head)
+      if (isClose(this.#head.readUInt16LE(0))) {
+        this.#layout = layouts.old
+        this.#closeTail = layouts.new - layouts.old
+      }
+      return this.#nextRecord()
+    }
+    this.#headLength = 0
+    return decodeRecord(this.#head, 0, this.#layout)
   }
 
-  function* opened(name: ImageName, reply: boolean): Generator<PageServerEvent> {
-    if (seen.has(name)) throw refused(`opens ${name} twice`)
-    seen.add(name)
-    const inParent = hasParent(name)
+  *#obey(record: PsRecord): Generator<PageServerEvent> {
+    const { command } = record
+    if (isClose(command)) {
+      this.#closed = true
+      this.#checkCloseTail()
+      yield* this.#complete()
+      return yield { kind: 'close' }
+    }
+    const name = this.#nameOf(record)
+    if (command === psCommand.PARENT) return yield { kind: 'reply', bytes: int32(this.#hasParent(name) ? 1 : 0) }
+    const answered = command === psCommand.OPEN2
+    if (command === psCommand.OPEN || answered) return yield* this.#openPagemap(name, answered)
+    // CRIU's own page server opens what was never opened, too.
+    if (this.#open?.name !== name) yield* this.#openPagemap(name, false)
+    if (this.#open !== undefined) this.#add(this.#open, record)
+  }
+
+  *#openPagemap(name: ImageName, reply: boolean): Generator<PageServerEvent> {
+    if (this.#seen.has(name)) throw refused(`opens ${name} twice`)
+    this.#seen.add(name)
+    const inParent = this.#hasParent(name)
     if (reply) yield { kind: 'reply', bytes: Uint8Array.of(inParent ? 1 : 0) }
-    yield* complete()
-    open = { name, inParent, lastEnd: 0, entries: [] }
+    yield* this.#complete()
+    this.#open = { name, inParent, lastEnd: 0, entries: [] }
     yield { kind: 'open', name }
   }
 
-  function add(to: OpenPagemap, command: number, { vaddr, pages, flags: given }: PsRecord): void {
+  #add(to: OpenPagemap, { command, vaddr, pages, flags: given }: PsRecord): void {
     const legacy = command === psCommand.ADD ? pageFlag.present : pageFlag.parent
     const entry = { vaddr, pages, flags: command === psCommand.ADD_F ? given : legacy }
     const flaw = flawOf(entry) ?? oddityOf(entry, to)
     if (flaw !== undefined) throw refused(`the entry at ${hex(vaddr)} of ${to.name} ${flaw}`)
-    if (to.entries.length >= mostEntries) {
-      throw new Fault('LIMIT', `page server: ${to.name} has more than ${mostEntries} entries`)
+    if (to.entries.length >= this.#mostEntries) {
+      throw new Fault('LIMIT', `page server: ${to.name} has more than ${this.#mostEntries} entries`)
     }
     to.lastEnd = endOfEntry(entry)
     to.entries.push(entry)
-    left = presentPages(entry) * PAGE_BYTES
+    this.#pagesLeft = presentPages(entry) * PAGE_BYTES
   }
 
-  function* obey(said: PsRecord): Generator<PageServerEvent> {
-    const { command } = said
-    if (isClose(command)) {
-      closed = true
-      afterClose()
-      yield* complete()
-      return yield { kind: 'close' }
-    }
-    const name = nameOf(said)
-    if (command === psCommand.PARENT) return yield { kind: 'reply', bytes: int32(hasParent(name) ? 1 : 0) }
-    if (command === psCommand.OPEN || command === psCommand.OPEN2)
-      return yield* opened(name, command === psCommand.OPEN2)
-    // CRIU's own page server opens what was never opened, too.
-    if (open?.name !== name) yield* opened(name, false)
-    if (open !== undefined) add(open, command, said)
+  *#complete(): Generator<PageServerEvent> {
+    yield* this.#givePages()
+    if (this.#open !== undefined) yield { kind: 'complete', entries: this.#open.entries }
+    this.#open = undefined
   }
 
-  return {
-    room: () => buffer.subarray(kept),
-    *push(bytes) {
-      at = kept
-      end = kept + bytes
-      if (closed) return afterClose()
-      while (at < end) {
-        if (left > 0) {
-          const part = Math.min(left, end - at)
-          if (at > kept) buffer.copyWithin(kept, at, at + part)
-          kept += part
-          at += part
-          left -= part
-          continue
-        }
-        const said = record()
-        if (said === undefined) break
-        checkCommand(said)
-        if (open !== undefined && isAdd(said.command) && nameOf(said) === open.name) add(open, said.command, said)
-        else yield* obey(said)
-      }
-      if (kept > BUFFER_BYTES - LEAST_ROOM) yield* keptPages()
-    },
-    end() {
-      if (closed) return
-      const where = left > 0 ? ' in the middle of pages' : filled > 0 ? ' in the middle of a record' : ''
-      throw new Fault('FAILED_DUMP', `CRIU left the page server${where}, without CLOSE: the dump did not finish`, {
-        hint: "the process was not moved; see the dump's own log",
-      })
-    },
+  *#givePages(): Generator<PageServerEvent> {
+    if (this.#pagesEnd > 0) yield { kind: 'pages', bytes: this.#buffer.subarray(0, this.#pagesEnd) }
+    this.#pagesEnd = 0
+  }
+
+  #checkCloseTail(): void {
+    this.#closeTail -= this.#end - this.#at
+    if (this.#closeTail < 0) throw refused('goes on after CLOSE')
+    this.#at = this.#end
   }
 }
 

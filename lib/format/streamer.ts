@@ -2,8 +2,8 @@
  * The messages of `criu --stream` (CRIU 3.15 and later, images/img-streamer.proto): a u32 length in host order, then a
  * protobuf body of one field. There is no magic and no version; which message it is follows from who speaks.
  */
-import pb from 'protobufjs/minimal.js'
 import { Fault } from '../fault.ts'
+import { decodeMessage, encodeMessage, imgStreamerReplyEntry, imgStreamerRequestEntry } from './criu-messages.ts'
 import { type ImageName, imageName, LONGEST_NAME } from './names.ts'
 
 export const LENGTH_BYTES = 4
@@ -19,36 +19,39 @@ export function decodeLength(bytes: Buffer): number {
   return length
 }
 
-/** `img_streamer_request_entry { required string filename = 1; }`. Throws `CRIU_PROTOCOL` or `NAME`. */
+/** An `img_streamer_request_entry`. Throws `CRIU_PROTOCOL` or `NAME`. */
 export function decodeRequest(body: Uint8Array): ImageName {
-  let name: string | undefined
-  try {
-    const reader = pb.Reader.create(body)
-    while (reader.pos < reader.len) {
-      const tag = reader.uint32()
-      if (tag === 10) name = reader.string()
-      else reader.skipType(tag & 7)
-    }
-  } catch (cause) {
-    throw new Fault('CRIU_PROTOCOL', 'a request that is not protobuf', { cause })
-  }
-  if (name === undefined) throw new Fault('CRIU_PROTOCOL', 'a request without a file name')
-  return imageName(name)
+  const { filename } = decoded(imgStreamerRequestEntry, body, 'a request that is not protobuf')
+  if (filename === undefined) throw new Fault('CRIU_PROTOCOL', 'a request without a file name')
+  return imageName(filename)
 }
 
 export function encodeRequest(name: string): Buffer {
-  return framed(pb.Writer.create().uint32(10).string(name).finish())
+  return framed(encodeMessage(imgStreamerRequestEntry, { filename: name }))
 }
 
-/** `img_streamer_reply_entry { required bool exists = 1; }` */
+/** An `img_streamer_reply_entry`. */
 export function encodeReply(exists: boolean): Buffer {
-  return framed(pb.Writer.create().uint32(8).bool(exists).finish())
+  return framed(encodeMessage(imgStreamerReplyEntry, { exists }))
 }
 
 /** Whether the file exists. Throws `CRIU_PROTOCOL`. */
 export function decodeReply(body: Uint8Array): boolean {
-  if (body.length !== 2 || body[0] !== 8) throw new Fault('CRIU_PROTOCOL', 'a reply of another kind')
-  return body[1] !== 0
+  const { exists } = decoded(imgStreamerReplyEntry, body, 'a reply that is not protobuf')
+  if (exists === undefined) throw new Fault('CRIU_PROTOCOL', 'a reply of another kind')
+  return exists
+}
+
+function decoded<Message extends Parameters<typeof decodeMessage>[0]>(
+  message: Message,
+  body: Uint8Array,
+  failure: string,
+): ReturnType<typeof decodeMessage<Message>> {
+  try {
+    return decodeMessage(message, body)
+  } catch (cause) {
+    throw new Fault('CRIU_PROTOCOL', failure, { cause })
+  }
 }
 
 function framed(body: Uint8Array): Buffer {

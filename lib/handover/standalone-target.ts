@@ -2,7 +2,9 @@
  * The target's end of a hand-over outside of a cache: restore-from-socket holds the tasks until its source says what became
  * of its own. If the link is lost meanwhile it holds on, and takes the verdict at a socket by its snapshot's name.
  */
+
 import { setTimeout } from 'node:timers/promises'
+import { commandName } from '../command-name.ts'
 import type { RestoreHold, RunningRestore } from '../criu/restore.ts'
 import { openWorkDir, removeIfEmpty } from '../criu/work-directory.ts'
 import { HOLD_DIRECTORY } from '../defaults.ts'
@@ -123,7 +125,7 @@ function notHere(): Fault {
 
 function byHand(directory: string | undefined, id: SnapshotId): string {
   const dir = directory === undefined ? '' : ` -D ${directory}`
-  return `restore-from-socket${dir} --let-run ${id}, or --drop ${id}`
+  return `${commandName('restore-from-socket')}${dir} --let-run ${id}, or --drop ${id}`
 }
 
 /** Takes verdicts from this host, one after the other. */

@@ -4,9 +4,11 @@
  * Written under a temporary name beside the real one and renamed when everything is verified, files 0600 in a directory
  * 0700: a failed run leaves nothing, and nobody else reads them.
  */
+
 import { closeSync, constants, createReadStream, fstatSync, lstatSync, readdirSync, readFileSync } from 'node:fs'
 import type { FileHandle } from 'node:fs/promises'
 import { join } from 'node:path'
+import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
 import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
 import { MOST_DATA } from '../format/wire.ts'
@@ -71,7 +73,7 @@ export function directorySource(path: string): ImageSource {
   const names = listImages(path)
   if (lstatSync(join(path, PARENT), { throwIfNoEntry: false }) !== undefined) {
     throw new Fault('USAGE', `${path} is an incremental dump: its pages are partly in its parent`, {
-      hint: 'flatten it',
+      hint: `flatten it: ${commandName('flatten')} -D ${path} --to-dir OUT`,
     })
   }
   let failure: Error | undefined

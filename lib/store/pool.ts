@@ -7,7 +7,9 @@
  * sender's appetite too: `take` throws `MEMORY`, and the snapshot that asked is dropped while others stay. What was only made ready
  * ahead gives way to images: an announcement costs nobody else anything, and takes no memory that the machine lacks.
  */
+
 import { getHeapStatistics } from 'node:v8'
+import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
 import { DIGEST_WORDS } from '../format/page-digest.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
@@ -183,7 +185,7 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
     }
     while (pool.relief()) if (used + bytes <= limit) return undefined
     throw new Fault('MEMORY', `the memory for images is full: ${formatSize(used)} of ${formatSize(limit)}`, {
-      hint: 'raise --max-memory, or drop a snapshot: cache -D DIR --ls, and --rm ID',
+      hint: `raise --max-memory, or drop a snapshot: ${commandName('cache')} -D DIR --ls, and --rm ID`,
     })
   }
 
@@ -326,7 +328,7 @@ export function openPool(limit: number, reserve = 0, available = availableMemory
 
 function tooMany(): Fault {
   return new Fault('MEMORY', 'too many images are here at a time', {
-    hint: 'drop a snapshot: cache -D DIR --ls, and --rm ID',
+    hint: `drop a snapshot: ${commandName('cache')} -D DIR --ls, and --rm ID`,
   })
 }
 

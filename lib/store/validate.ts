@@ -2,6 +2,7 @@
  * Whether a snapshot that came by itself can be restored by itself. A dump whose rounds went elsewhere has pages that nobody here has, and a pre-dump has no process: who
  * let the tasks go for one would have lost them. What is not understood is not judged.
  */
+import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
 import { decodeInventory, type Inventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
@@ -58,5 +59,7 @@ function unknown(error: unknown): false {
 }
 
 function incomplete(what: string): Fault {
-  return new Fault('FAILED_DUMP', what, { hint: 'for rounds before a dump: pre-copy, or proxy --page-server-port' })
+  return new Fault('FAILED_DUMP', what, {
+    hint: `for rounds before a dump: ${commandName('pre-copy')}, or ${commandName('proxy')} --page-server-port`,
+  })
 }

@@ -13,12 +13,7 @@ import {
   type PsRecord,
   psCommand,
 } from '../../lib/format/page-record.ts'
-import {
-  closeReply,
-  type PageServerDecoder,
-  type PageServerEvent,
-  pageServerDecoder,
-} from '../../lib/format/page-server.ts'
+import { closeReply, PageServerDecoder, type PageServerEvent } from '../../lib/format/page-server.ts'
 import { PAGE_BYTES, type PagemapEntry, pageFlag } from '../../lib/format/pagemap.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
 import { recordedTalks } from '../support/page-server.ts'
@@ -50,7 +45,7 @@ function* feed(decoder: PageServerDecoder, bytes: Buffer): Generator<PageServerE
 }
 
 function hear(chunks: Iterable<Buffer>, hasParent: () => boolean): Heard[] {
-  const decoder = pageServerDecoder(hasParent)
+  const decoder = new PageServerDecoder(hasParent)
   const heard: Heard[] = []
   let name = ''
   let pieces: Buffer[] = []
@@ -282,7 +277,7 @@ test('nr_pages has 32 bits in one layout and 64 in the other', () => {
 test('entries of one pagemap are limited', () => {
   const said = Array.from({ length: 4 }, (_, n) => added(n * PAGE_BYTES, one))
   for (const entries of [3, 4]) {
-    const decoder = pageServerDecoder(noParent, 3)
+    const decoder = new PageServerDecoder(noParent, 3)
     const take = (): number => [...feed(decoder, talk(layouts.old, open, ...said.slice(0, entries)))].length
     if (entries === 3) take()
     else assert.match(throwsFault('LIMIT', take).message, /pagemap-77.img has more than 3 entries/)
@@ -379,7 +374,7 @@ test('what each CRIU said, cut anywhere', () => {
 })
 
 test('pages are given away in large pieces, and before anything else is said', () => {
-  const decoder = pageServerDecoder(noParent)
+  const decoder = new PageServerDecoder(noParent)
   const singles = Array.from({ length: 600 }, (_, n) => added(0x100000 + 2 * n * PAGE_BYTES, one))
   const large = added(0x10000000, pattern(500 * PAGE_BYTES, 5))
   const bytes = talk(layouts.new, open, ...singles, large, { ...open, id: 78 })
@@ -400,7 +395,7 @@ for (const release of ['411', '421']) {
       gunzipSync(readFileSync(join(fixtures, 'page-server', `vm-${release}-round${round}.${what}.gz`)))
     let before = new Set<string>()
     for (const round of [1, 2, 3]) {
-      const decoder = pageServerDecoder((name) => before.has(name))
+      const decoder = new PageServerDecoder((name) => before.has(name))
       const [answers, names]: [Uint8Array[], Set<string>] = [[], new Set()]
       let holes = 0
       for (const event of feed(decoder, recorded(round, 'bin'))) {

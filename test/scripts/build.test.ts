@@ -1,7 +1,8 @@
-import { existsSync, readFileSync } from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { type CommandName, commandName, isInstalled } from '../../lib/command-name.ts'
 import { fixtures, root, run, shell, temporary } from '../support/run.ts'
 
 const test = suite('scripts/build')
@@ -11,10 +12,11 @@ interface Package {
   bin: Record<string, string>
 }
 
+const { version, bin } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as Package
+
 test('npm run build makes plain JavaScript that does the same', async () => {
   const built = await run('npm', ['run', '--silent', 'build'], { cwd: root })
   assert.is(built.code, 0, built.stdout.toString())
-  const { version, bin } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as Package
   const names = [
     'criu-dump-to-stdout',
     'criu-flatten',
@@ -34,6 +36,56 @@ test('npm run build makes plain JavaScript that does the same', async () => {
   assert.is(moved.code, 0, moved.stderr)
   assert.ok(existsSync(join(path, 'images', 'inventory.img')))
   remove()
+})
+
+test('installed commands call themselves and each other what the user types', async () => {
+  const { path, remove } = temporary()
+  mkdirSync(join(path, 'bin'))
+  for (const [name, file] of Object.entries(bin)) {
+    // As npm installs them.
+    chmodSync(join(root, file), 0o755)
+    symlinkSync(join(root, file), join(path, 'bin', name))
+  }
+  const installed = { env: { PATH: `${path}/bin:${process.env.PATH}`, FERRY_CRIU: '/bin/false' }, cwd: path }
+  const said = async (line: string): Promise<string> => {
+    const ran = await run('bash', ['-c', `PATH=${installed.env.PATH}; ${line}`], installed)
+    return ran.stdout.toString() + ran.stderr
+  }
+  for (const name of Object.keys(bin)) {
+    const help = await said(`${name} --help`)
+    assert.ok(help.startsWith(`usage: ${name} `), help)
+    const [, example = ''] = help.split('example, ')
+    assert.match(example, `${name} `)
+    for (const [, found = ''] of help.matchAll(
+      /(?<![-\w])(dump-to-stdout|restore-from-socket|(pre-copy|cache|proxy|flatten) -)/g,
+    )) {
+      assert.unreachable(`${name} --help says ${found}`)
+    }
+  }
+  assert.is(
+    await said('criu-image-cache --bogus'),
+    "criu-image-cache: error: unknown option '--bogus'\ncriu-image-cache: hint: criu-image-cache --help\n",
+  )
+  // A hint that lib/criu gives names another command.
+  const incremental = await said('criu-dump-to-stdout -t 1 -- --prev-images-dir=x | cat')
+  assert.match(
+    incremental,
+    /^criu-dump-to-stdout: error: [^\n]*\ncriu-dump-to-stdout: hint: [^\n]* use criu-pre-copy\n$/,
+  )
+  const detached = await said(`criu-image-cache -d --port 0 -D ${join(path, 'd'.repeat(100))}`)
+  assert.match(detached, /^criu-image-cache: error: [^\n]*107 bytes/, 'a daemon that was detached')
+  remove()
+})
+
+test('the names that are installed are those of package.json; others are those of a checkout', () => {
+  for (const [name, file] of Object.entries(bin)) {
+    assert.ok(isInstalled(`/usr/local/bin/${name}`), name)
+    assert.not.ok(isInstalled(join(root, file)), file)
+    assert.ok(isInstalled(join('/usr/lib/node_modules/criu-ferry', file)), 'a package manager that makes no links')
+    const short = file.replace(/.*\/|\.js$/g, '') as CommandName
+    assert.is(commandName(short), short)
+  }
+  assert.not.ok(isInstalled(''))
 })
 
 test.run()

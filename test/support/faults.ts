@@ -57,6 +57,22 @@ export interface Seen extends Omit<Row, 'fault'> {
   commands: Record<string, Running>
 }
 
+/** The rows that `npm test` plays; `npm test -- --all` plays all. */
+const important: readonly string[] = [
+  'no fault',
+  'the link is cut before imageEnd and stays so',
+  'the link is cut after ready',
+  'the link is cut before the verdict and stays so: the copy is held until it is told by hand',
+  'a bit flips in data',
+  'the link is silent before the verdict',
+  'criu dump is killed in the middle',
+  'the dump fails when the target has agreed',
+  'the proxy gets SIGKILL when the target is ready',
+  'the cache gets SIGKILL while it holds, and another one is started',
+  'the restore is killed',
+]
+const isQuick = process.env.FERRY_TESTS === 'quick'
+
 const document = join(root, 'RELIABILITY.md')
 const load = patternLoad(8)
 
@@ -76,7 +92,9 @@ export function matrix(
 ): void {
   const table: string[] = []
   const compared: string[] = []
+  let left = 0
   const scene: Matrix['scene'] = (fault, play, moved = load) => {
+    if (isQuick && !important.includes(fault)) return void left++
     test(fault, () =>
       staged(criu, moved, async (stage) => {
         const { commands, ...seen } = await play(stage)
@@ -88,6 +106,7 @@ export function matrix(
   }
   const row: Matrix['row'] = (fault, plan) => scene(fault, (stage) => handOver(stage, plan), plan.load)
   rows({ row, scene })
+  if (left > 0) console.log(`skipped: ${left} rows of the fault matrix: npm test -- --all plays them`)
   test('the table in RELIABILITY.md is what was seen', () => {
     if (process.env.FERRY_RELIABILITY === 'write') write(section, about, table, version)
     const lines = (sectionsOf(readFileSync(document, 'utf8')).get(section) ?? '').split('\n')
@@ -97,7 +116,7 @@ export function matrix(
         `not in RELIABILITY.md: ${start}`,
       )
     }
-    assert.is(lines.filter((line) => line.startsWith('| ')).length, compared.length + 1)
+    assert.is(lines.filter((line) => line.startsWith('| ')).length, compared.length + left + 1)
   })
 }
 

@@ -1,6 +1,6 @@
 /** Programs that tests need and that are not part of a plain system: fetched from Debian, once, beside the system's packages. */
 import { execFileSync } from 'node:child_process'
-import { existsSync, readdirSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { root } from './run.ts'
 
@@ -14,6 +14,10 @@ export const vm = {
   kernel: join(folder('vm'), 'kernel', 'root'),
   busybox: join(folder('vm'), 'busybox', 'root', 'bin', 'busybox'),
 }
+
+/** The newest Node.js that calls itself a long-term release (process.release.lts); a package of npm brings it. */
+const NODE_LTS = `node-linux-${process.arch}@24`
+export const nodeLts = join(folder('node'), 'node_modules', `node-linux-${process.arch}`, 'bin', 'node')
 
 /** What of Linux' modules a virtual machine can need: 300 MB of drivers are for machines that it is not. */
 const keptModules = /\/kernel\/(arch|crypto|fs|lib|net|drivers\/(net\/[a-z]+\.ko|virtio))/
@@ -49,9 +53,13 @@ const machine: Program[] = [
   },
 ]
 
-/** Fetches those that are not there yet, with a line for each; says so if one cannot be had. */
-export function fetchPrograms(say: (text: string) => void): void {
-  for (const { name, what, args, after } of [...programs, ...(process.arch === 'x64' ? machine : [])]) {
+/**
+ * Fetches those that are not there yet, with a line for each; says so if one cannot be had. `everything`: also the
+ * virtual machine and another Node.js.
+ */
+export function fetchPrograms(say: (text: string) => void, everything: boolean): void {
+  const wanted = everything && process.arch === 'x64' ? [...programs, ...machine] : programs
+  for (const { name, what, args, after } of wanted) {
     if (existsSync(folder(name))) continue
     say(`fetching ${what} into .criu/${name} with apt-get (no package is installed)`)
     try {
@@ -60,5 +68,18 @@ export function fetchPrograms(say: (text: string) => void): void {
     } catch {
       say(`could not fetch ${what}`)
     }
+  }
+  if (everything) fetchNode(say)
+}
+
+function fetchNode(say: (text: string) => void): void {
+  if (existsSync(nodeLts)) return
+  say(`fetching ${NODE_LTS} into .criu/node with npm (60 MB)`)
+  try {
+    mkdirSync(folder('node'), { recursive: true })
+    const into = ['--prefix', folder('node'), '--no-save', '--no-audit', '--no-fund']
+    execFileSync('npm', ['install', ...into, NODE_LTS], { stdio: ['ignore', 'ignore', 'inherit'] })
+  } catch {
+    say(`could not fetch ${NODE_LTS}`)
   }
 }
