@@ -1,6 +1,6 @@
 /**
  * What an image-proxy of `criu --remote` says to its image-cache on one TCP connection, which is never answered: a remote_image_entry
- * (remote.ts), the bytes of the image, the next one, up to the end of the stream. PROTOCOL.md describes it.
+ * (remote.ts), the bytes of the image, the next one, up to the end of the stream. docs/protocol/sockets.md describes it.
  *
  * An entry's size is that of the whole image when this transfer is over. Where an image is added to (`O_APPEND`) only what is new follows. The
  * proxies of 2017 say so of every image, which comes to the same: nothing of it is there before.

@@ -1,5 +1,5 @@
 /**
- * `criu --remote`: how a criu of a tree between 2017 and June 2020 talks to us on its own host. PROTOCOL.md has the protocol; this is what its two ends have
+ * `criu --remote`: how a criu of a tree between 2017 and June 2020 talks to us on its own host. docs/protocol/sockets.md has the protocol; this is what its two ends have
  * in common.
  *
  * Every image is a connection of its own, and its first message says what it is for. What follows depends on the client's age: until May 2020

@@ -1,5 +1,5 @@
 /**
- * One stream over several connections (PROTOCOL.md, section 8): the frame with which a connection joins the others, and
+ * One stream over several connections (docs/protocol/wire.md, Several connections): the frame with which a connection joins the others, and
  * the header of each chunk.
  *
  *     join    (18)   token 16 | index u8 | count u8

@@ -3,8 +3,8 @@
  *
  * The source's tasks are frozen, the target's are restored and held; one of them must go on and the other must not,
  * whatever message is lost and whoever is killed. So the source decides, by what really happened to its tasks, and it
- * owes the target that verdict until it is delivered; a target that has said `ready` holds until it learns it. PROTOCOL.md draws
- * both machines; test/handover/state-machine.test.ts walks through every order of events and every loss.
+ * owes the target that verdict until it is delivered; a target that has said `ready` holds until it learns it. docs/protocol/handover.md
+ * draws both machines; test/handover/state-machine.test.ts walks through every order of events and every loss.
  */
 import type { Verdict } from '../format/enums.ts'
 

@@ -1,5 +1,5 @@
 /**
- * The layers of a chain, from a criu that speaks the page server protocol to us, to the cache (PROTOCOL.md).
+ * The layers of a chain, from a criu that speaks the page server protocol to us, to the cache (docs/protocol/wire.md, Chains).
  *
  * Every pre-dump clears the kernel's marks of changed pages, so a chain has one owner, and one that breaks is over: its next round would
  * miss pages, and nobody would notice before the process does.

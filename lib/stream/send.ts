@@ -80,7 +80,7 @@ export interface SendOptions extends Tuning {
 
 /**
  * Images that are under way on the link at a time. CRIU opens hundreds when a tree has many deleted files; the others wait
- * for their turn, read but not sent. A receiver need not take more (PROTOCOL.md).
+ * for their turn, read but not sent. A receiver need not take more (docs/protocol/wire.md, Limits).
  */
 const MOST_UNDER_WAY = 32
 

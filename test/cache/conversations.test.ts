@@ -1,6 +1,6 @@
 /**
  * Conversations with a cache as a stranger may lead them: every frame in every state, and random sequences of right, wrong, repeated
- * and cut ones. A model that is written from PROTOCOL.md says what is taken; what it refuses must be refused, what it takes must be taken, nothing
+ * and cut ones. A model that is written from docs/protocol/wire.md says what is taken; what it refuses must be refused, what it takes must be taken, nothing
  * else may be sealed, and nothing may stay.
  */
 
@@ -131,7 +131,7 @@ function sum(bytes: Uint8Array): bigint {
   return state.finish()
 }
 
-/** PROTOCOL.md, sections 2, 3 and 5: what the first words of a stranger are, and what follows each. */
+/** docs/protocol/wire.md, Frames, Order of frames, Conversations: what the first words of a stranger are, and what follows each. */
 const first: FrameName[] = ['snapshot', 'get', 'handOver', 'verdict', 'resume', 'join']
 const body: FrameName[] = ['image', 'data', 'packed', 'zeros', 'same', 'recall', 'imageEnd', 'snapshotEnd', 'failed']
 

@@ -1,6 +1,6 @@
 /**
  * The first form of `criu --remote`, of a patch of 2015: what one TCP connection carries, as events. No command here speaks it; it is for
- * reading recordings, and PROTOCOL.md describes it.
+ * reading recordings, and docs/protocol/sockets.md describes it.
  *
  *     path       32 bytes    a C string; whatever lay behind its NUL comes along
  *     namespace  32 bytes    the same: the `-D` of the criu that dumped
