@@ -133,4 +133,21 @@ test('each file of lib and test that a document names is there', () => {
   for (const { path, file } of named) assert.ok(existsSync(join(root, file)), `${path} names ${file}`)
 })
 
+test('each limit that a table names is in the file that the table names', () => {
+  let names = 0
+  for (const { path, text } of documents) {
+    for (const row of text.split('\n').filter((line) => line.startsWith('| '))) {
+      const [, , cell = ''] = row.split('|')
+      const files = [...row.matchAll(/`(lib\/[\w./-]+\.ts)`/g)].map(([, file = '']) => file)
+      if (files.length === 0) continue
+      const code = files.map((file) => readFileSync(join(root, file), 'utf8')).join('\n')
+      for (const [, name = ''] of cell.matchAll(/`([A-Za-z_]+)`/g)) {
+        names++
+        assert.match(code, new RegExp(`\\b${name}\\b`), `${path} looks for ${name} in ${files.join(', ')}`)
+      }
+    }
+  }
+  assert.ok(names > 40, `only ${names} were found`)
+})
+
 test.run()
