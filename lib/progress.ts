@@ -20,7 +20,9 @@ export type Progress =
       peers: number
       parked: number
     }
-  /** A snapshot left this host, complete, but for `spared` bytes of pages that the cache had. `ms`: from the first byte. */
+  /**
+   * A snapshot left this host, complete, but for `spared` bytes of pages that the cache had. `ms`: from the first byte.
+   */
   | {
       event: 'sent'
       id: string

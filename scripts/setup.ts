@@ -1,8 +1,8 @@
 /**
  * Fetches CRIU beside the system's own packages, once, into .criu/ and picks the newest release that works here.
- * `--tests` fetches the other programs that `npm test` needs, `--all` every release of CRIU and of Node.js that the tests
- * run with, and a virtual machine. Without root, Debian or a mirror it says so and ends well: everything but the runs with
- * the real CRIU works without.
+ * `--tests` fetches the other programs that `npm test` needs, `--all` every release of CRIU and of Node.js that the
+ * tests run with, and a virtual machine. Without root, Debian or a mirror it says so and ends well: everything but the
+ * runs with the real CRIU works without.
  */
 import { execFileSync, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, rmSync, symlinkSync } from 'node:fs'

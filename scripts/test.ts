@@ -1,7 +1,8 @@
 /**
- * Runs the tests: every file in a process of its own, several at a time. `npm test` runs what a change breaks first, `npm
- * test -- --all` everything (both data paths, every CRIU that was fetched, none, two releases of Node.js), and `npm test
- * -- wire` what has `wire` in its name. A file that hangs, dies or runs no test has failed. Last: `N passed, N failed`.
+ * Runs the tests: every file in a process of its own, several at a time. `npm test` runs what a change breaks first,
+ * `npm test -- --all` everything (both data paths, every CRIU that was fetched, none, two releases of Node.js), and
+ * `npm test -- wire` what has `wire` in its name. A file that hangs, dies or runs no test has failed. Last: `N passed,
+ * N failed`.
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'

@@ -1,4 +1,6 @@
-/** The man pages say what the commands take: options and defaults, exit codes, cross references, examples that parse. */
+/**
+ * The man pages say what the commands take: options and defaults, exit codes, cross references, examples that parse.
+ */
 import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'

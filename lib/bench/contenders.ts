@@ -1,6 +1,6 @@
 /**
- * The ways to move a process on one host, each from the start of criu dump until criu restore has let the tasks run: ours,
- * and what a user has without us. All of them keep images in memory only.
+ * The ways to move a process on one host, each from the start of criu dump until criu restore has let the tasks run:
+ * ours, and what a user has without us. All of them keep images in memory only.
  */
 import { execFileSync } from 'node:child_process'
 import { copyFileSync, readdirSync } from 'node:fs'

@@ -1,4 +1,7 @@
-/** A transfer between two hosts without CRIU: a snapshot that is made up goes to a cache, which seals it and drops it again. */
+/**
+ * A transfer between two hosts without CRIU: a snapshot that is made up goes to a cache, which seals it and drops it
+ * again.
+ */
 import { randomBytes } from 'node:crypto'
 import { Fault } from '../fault.ts'
 import { INVENTORY, imageName, snapshotId } from '../format/names.ts'

@@ -1,6 +1,7 @@
 /**
- * The benchmark: how long a process stands still when it is moved, ours and what a user has without us, on one machine in
- * one run. Figures of another run or another machine are never compared: on shared machines they differ by a factor of two.
+ * The benchmark: how long a process stands still when it is moved, ours and what a user has without us, on one machine
+ * in one run. Figures of another run or another machine are never compared: on shared machines they differ by a factor
+ * of two.
  */
 import { closeSync, constants, ftruncateSync, writeFileSync } from 'node:fs'
 import { openOwnFile } from '../kernel/own-file.ts'

@@ -1,10 +1,11 @@
 /**
- * Two hosts and a long cable between them, made here: two network namespaces without a name, a device in each (`openTun`), and
- * a program that carries their packets (wire-delay.ts). The rate is a token bucket of the kernel (tc tbf) at each end. All of
- * it is gone when its descriptors are closed, whatever ends this process; nothing outside of the namespaces changes.
+ * Two hosts and a long cable between them, made here: two network namespaces without a name, a device in each
+ * (`openTun`), and a program that carries their packets (wire-delay.ts). The rate is a token bucket of the kernel (tc
+ * tbf) at each end. All of it is gone when its descriptors are closed, whatever ends this process; nothing outside of
+ * the namespaces changes.
  *
- * Refused: a relay of bytes. It would end TCP in the middle, and a loss would cost the short round trip to the relay. The kernel's
- * own netem would do what the program does; many kernels are built without it.
+ * Refused: a relay of bytes. It would end TCP in the middle, and a loss would cost the short round trip to the relay.
+ * The kernel's own netem would do what the program does; many kernels are built without it.
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'

@@ -15,8 +15,8 @@ export interface Loaded {
   /** Resolves when the processes that were started here, not their copies, are gone, and their numbers free. */
   gone: Promise<void>
   /**
-   * The copy, which has the same number here or the one that is given, compares its memory, and says for how long it stood
-   * still at most, in seconds. Throws `DIGEST` where the memory is not what it was.
+   * The copy, which has the same number here or the one that is given, compares its memory, and says for how long it
+   * stood still at most, in seconds. Throws `DIGEST` where the memory is not what it was.
    */
   verify(copy?: number): Promise<number>
   kill(): void

@@ -1,7 +1,8 @@
 /**
- * What a long cable does to packets: it holds each back for a time and loses some. A program of its own: it carries them between
- * two devices (`openTun`), descriptors 3 and 4, until its stdin ends, and then says how many. Whole packets of a real
- * TCP pass and nobody in the middle answers them: the round trip, and what a loss costs, are those of the two ends.
+ * What a long cable does to packets: it holds each back for a time and loses some. A program of its own: it carries
+ * them between two devices (`openTun`), descriptors 3 and 4, until its stdin ends, and then says how many. Whole
+ * packets of a real TCP pass and nobody in the middle answers them: the round trip, and what a loss costs, are those of
+ * the two ends.
  *
  * Arguments: milliseconds in each direction; how many of 1,000 packets are lost, in each direction.
  */

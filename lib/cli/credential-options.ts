@@ -41,7 +41,9 @@ type Values = ValuesOf<typeof credentialOptions>
 export interface Protection {
   /** What both ends prove; plain TCP if undefined. */
   credentials: Credentials | undefined
-  /** Users of this host who may be at the other end of plain loopback, beside root and our own; everybody if undefined. */
+  /**
+   * Users of this host who may be at the other end of plain loopback, beside root and our own; everybody if undefined.
+   */
   allowUids: number[] | undefined
   /** Plain TCP may lead to other hosts. */
   insecure: boolean

@@ -1,4 +1,7 @@
-/** Life as a daemon: the options of proxy and cache, with the names and the meaning that they have for `criu page-server`. */
+/**
+ * Life as a daemon: the options of proxy and cache, with the names and the meaning that they have for `criu
+ * page-server`.
+ */
 import { statSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { Fault } from '../fault.ts'

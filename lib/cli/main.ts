@@ -24,7 +24,9 @@ export interface Command<Spec extends Options> {
   name: string
   usage: string
   options: Spec
-  /** Given for a daemon, which reports progress without `--verbose` and takes `daemonOptions`: tells systemd its state. */
+  /**
+   * Given for a daemon, which reports progress without `--verbose` and takes `daemonOptions`: tells systemd its state.
+   */
   daemon?: { notify: (state: string) => void }
 }
 

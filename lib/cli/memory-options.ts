@@ -31,8 +31,8 @@ export function readMemory(values: { 'max-memory'?: string | undefined; reserve?
 }
 
 /**
- * Bytes of memory of this machine, or of our control group if that has a limit. Without one `constrainedMemory` is 0, or
- * larger than any machine.
+ * Bytes of memory of this machine, or of our control group if that has a limit. Without one `constrainedMemory` is 0,
+ * or larger than any machine.
  */
 function memoryHere(): number {
   return Math.min(totalmem(), process.constrainedMemory() || totalmem())

@@ -7,8 +7,8 @@ import { Fault } from '../fault.ts'
 import { openOwnFile } from '../kernel/own-file.ts'
 
 /**
- * Makes the pidfile `path`; the result removes it. The pidfile of a process that is gone is replaced. Throws `EXISTS` if
- * its process runs or if `path` is not a pidfile, `IO` if it cannot be made.
+ * Makes the pidfile `path`; the result removes it. The pidfile of a process that is gone is replaced. Throws `EXISTS`
+ * if its process runs or if `path` is not a pidfile, `IO` if it cannot be made.
  */
 export function holdPidfile(path: string): () => void {
   const own = `${path}.${process.pid}`

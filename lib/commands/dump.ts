@@ -212,7 +212,10 @@ async function fateInTime(tree: WatchedTree, timeoutMs: number): Promise<'dead' 
   }
 }
 
-/** Streams the images of an existing directory, an incremental dump flattened. Throws `MISSING`, `FAILED_DUMP`, `LINK`, `IO`. */
+/**
+ * Streams the images of an existing directory, an incremental dump flattened. Throws `MISSING`, `FAILED_DUMP`, `LINK`,
+ * `IO`.
+ */
 export async function dumpFromDirectory(path: string, link: Link, options: DumpOptions): Promise<void> {
   const chain = chainOf(path)
   checkPagemaps(listImages(path), ` in ${path}`)

@@ -1,7 +1,7 @@
 /**
  * What an image-proxy of `criu --remote` sends to its image-cache on one TCP connection, on which nothing is ever sent
  * back: a remote_image_entry (messages.ts), the bytes of the image, the next entry, up to the end of the stream.
- * PROTOCOL.md describes it.
+ * docs/protocol/sockets.md describes it.
  *
  * The size in an entry is that of the whole image after this transfer. Where an image is appended to (`O_APPEND`) only
  * the new bytes follow. The proxies of 2017 send every image as an append, which comes to the same: there are no bytes

@@ -1,6 +1,6 @@
 /**
  * How a criu with `--remote` (trees between 2017 and June 2020) talks to us on its own host: what the proxy's and the
- * cache's end have in common. PROTOCOL.md describes the protocol.
+ * cache's end have in common. docs/protocol/sockets.md describes the protocol.
  *
  * Every image is a connection of its own, whose first message says what it is for. What follows depends on the client's
  * age. Until May 2020 the bytes of an image are on the socket itself; since then they are in a pipe that the client

@@ -1,9 +1,10 @@
 /**
  * A chain of incremental dumps as one: each page of the newest once, from the newest layer that has it.
  *
- * A layer is the pagemap of one process, or of one shared memory object, in one dump of the chain. Only the newest says which
- * pages there are; a page that it has in its parent is looked up there, and so on down. All entries are in order of their
- * addresses, and so is what is looked up: every layer is read once, from its beginning to its end, and nothing of it is kept.
+ * A layer is the pagemap of one process, or of one shared memory object, in one dump of the chain. Only the newest says
+ * which pages there are; a page that it has in its parent is looked up there, and so on down. All entries are in order
+ * of their addresses, and so is what is looked up: every layer is read once, from its beginning to its end, and nothing
+ * of it is kept.
  */
 import { Fault } from '../fault.ts'
 import { endOfEntry, hex, MOST_PAGES, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from './pagemap.ts'
@@ -22,8 +23,8 @@ interface Layer {
 }
 
 /**
- * The plan of a flattened dump, in order of addresses. `layers`: the newest first. Throws `MISSING` for a page that is in no layer, and
- * whatever the layers throw.
+ * The plan of a flattened dump, in order of addresses. `layers`: the newest first. Throws `MISSING` for a page that is
+ * in no layer, and whatever the layers throw.
  */
 export function planChain(layers: readonly Iterable<PagemapEntry>[]): Generator<PlannedRange> {
   return joined(resolved(layers), (last, next) => last.layer === next.layer)

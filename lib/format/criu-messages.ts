@@ -1,6 +1,6 @@
 /**
- * CRIU's small protobuf messages, by the names and numbers of their fields in CRIU's images/*.proto. Pagemaps, which have
- * millions of entries, are decoded by hand in pagemap.ts.
+ * CRIU's small protobuf messages, by the names and numbers of their fields in CRIU's images/*.proto. Pagemaps, which
+ * have millions of entries, are decoded by hand in pagemap.ts.
  */
 import pb from 'protobufjs/minimal.js'
 

@@ -18,7 +18,10 @@ export type RefusalCode = (typeof refusalCodes)[number]
 export const untils = ['sealed', 'running'] as const
 export type Until = (typeof untils)[number]
 
-/** What became of the source's tasks: they are gone; they run on, and so the target's must not; they run on as was asked for. */
+/**
+ * What became of the source's tasks: they are gone; they run on, and so the target's must not; they run on as was asked
+ * for.
+ */
 export const verdicts = ['go', 'drop', 'copy'] as const
 export type Verdict = (typeof verdicts)[number]
 

@@ -88,14 +88,22 @@ export type Frame =
   | { type: 'reserved'; offset: number }
   /** Which pages does the receiver hold? The sender has the digests of `offset` of them. */
   | { type: 'recall'; offset: number }
-  /** Those of the next pages, of `total` in all (see page-digest.ts). One that `offers` nothing takes no `same` either. */
+  /**
+   * Those of the next pages, of `total` in all (see page-digest.ts). One that `offers` nothing takes no `same` either.
+   */
   | { type: 'recalled'; offers: boolean; total: number; digests: Uint32Array }
-  /** Pages that the receiver has: of what it offered, from this number on, or of this snapshot, from this page of the image on channel `source` on. */
+  /**
+   * Pages that the receiver has: of what it offered, from this number on, or of this snapshot, from this page of the
+   * image on channel `source` on.
+   */
   | { type: 'same'; channel: number; offset: number; source: number; first: number; pages: number }
   /** The first frame of one of several connections that carry one stream, and its answer. */
   | ({ type: 'join' } & Join)
   | { type: 'joined' }
-  /** What a person asks the cache on this host, and its answer: `total` holdings are there, and perhaps not all are listed. */
+  /**
+   * What a person asks the cache on this host, and its answer: `total` holdings are there, and perhaps not all are
+   * listed.
+   */
   | { type: 'list' }
   | { type: 'listed'; total: number; holdings: Holding[] }
   | { type: 'remove'; id: SnapshotId }

@@ -1,4 +1,4 @@
-/** What a cache holds, as its answer to `list` says it. PROTOCOL.md, section 2. Pure. */
+/** What a cache holds, as its answer to `list` says it. docs/protocol/wire.md, Frames. Pure. */
 import { Fault } from '../fault.ts'
 import { enumOf } from './enums.ts'
 import { numbers, readCount, u32 } from './image-list.ts'

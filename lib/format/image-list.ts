@@ -1,4 +1,6 @@
-/** The list of a snapshot's images, which its end frame carries, and the numbers in it. PROTOCOL.md, section 2. */
+/**
+ * The list of a snapshot's images, which its end frame carries, and the numbers in it. docs/protocol/wire.md, Frames.
+ */
 import { Fault } from '../fault.ts'
 import { type ImageName, imageName, LONGEST_NAME } from './names.ts'
 

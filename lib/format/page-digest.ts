@@ -1,9 +1,10 @@
 /**
- * How two ends tell that they have the same page: 4 bytes of XXH64 to find what may be equal, 16 bytes of SHA-256 to know it. XXH64 alone would not do: who can
- * write into a process can make pages of one XXH64. PROTOCOL.md, section 2. Pure.
+ * How two ends tell that they have the same page: 4 bytes of XXH64 to find what may be equal, 16 bytes of SHA-256 to
+ * know it. XXH64 alone would not do: who can write into a process can make pages of one XXH64. docs/protocol/wire.md,
+ * Frames. Pure.
  *
- * SHA-256 of a page takes 2.7 to 3.8 us here with the processor's own instructions, SHA-1 no less, and BLAKE2 twice as much; XXH64 0.5 us. So a
- * page that nobody has costs hardly anything.
+ * SHA-256 of a page takes 2.7 to 3.8 us here with the processor's own instructions, SHA-1 no less, and BLAKE2 twice as
+ * much; XXH64 0.5 us. So a page that nobody has costs hardly anything.
  */
 import { hash } from 'node:crypto'
 import { xxh64 } from '@node-rs/xxhash'

@@ -1,14 +1,16 @@
 /**
- * CRIU's page server: what `criu dump --page-server` and `criu pre-dump --page-server` say on a connection (criu/page-xfer.c).
+ * CRIU's page server: what `criu dump --page-server` and `criu pre-dump --page-server` say on a connection
+ * (criu/page-xfer.c).
  *
  *                      cmd u32   nr_pages    vaddr u64   dst_id u64
  *     to CRIU 4.1.1    0         u32 at 4    at 8        at 16        24 bytes
  *     from CRIU 4.2    0         u64 at 8    at 16       at 24        32 bytes; 4 to 7 are never set, and not always zero
  *
- * In host order. The upper half of cmd has the flags of ADD_F, which are those of a pagemap entry; the pages follow the record if they are
- * present. dst_id is the number of a task or of a shared memory object, times 256, plus a type. Nothing says which layout it is. But
- * bytes 16 to 23 of the first record are a dst_id, whose type is never 0, or an address at which a page begins, whose lowest byte always
- * is; in a first CLOSE both are 0, and there the difference is whether 8 more zero bytes come.
+ * In host order. The upper half of cmd has the flags of ADD_F, which are those of a pagemap entry; the pages follow the
+ * record if they are present. dst_id is the number of a task or of a shared memory object, times 256, plus a type.
+ * Nothing says which layout it is. But bytes 16 to 23 of the first record are a dst_id, whose type is never 0, or an
+ * address at which a page begins, whose lowest byte always is; in a first CLOSE both are 0, and there the difference is
+ * whether 8 more zero bytes come.
  */
 import { Fault } from '../fault.ts'
 import { type ImageName, imageName } from './names.ts'

@@ -1,9 +1,10 @@
 /**
- * The pages of one pagemap where all of them lie in memory: as runs, in columns, because there may be one for every page.
+ * The pages of one pagemap where all of them lie in memory: as runs, in columns, because there may be one for every
+ * page.
  *
- * A layer over the pages below it gives such pages again: each page once, from the newest that has it. So a chain is folded as it
- * grows, one round at a time, and what no round above can need any more is known at once. Where layers are files, lib/format/chain-plan.ts
- * finds the same without holding any of it.
+ * A layer over the pages below it gives such pages again: each page once, from the newest that has it. So a chain is
+ * folded as it grows, one round at a time, and what no round above can need any more is known at once. Where layers are
+ * files, lib/format/chain-plan.ts finds the same without holding any of it.
  */
 import { Fault } from '../fault.ts'
 import { endOfEntry, hex, MOST_PAGES, PAGE_BYTES, type PagemapEntry, pageFlag } from './pagemap.ts'
@@ -73,8 +74,8 @@ function grow(runs: Runs): void {
 }
 
 /**
- * The runs of a pagemap whose pages lie, in order, at these addresses. Those in the parent have no address. Throws `FORMAT`
- * unless there are just as many pages, and what `batches` throws. Yields after each batch.
+ * The runs of a pagemap whose pages lie, in order, at these addresses. Those in the parent have no address. Throws
+ * `FORMAT` unless there are just as many pages, and what `batches` throws. Yields after each batch.
  */
 export function* pageRunsOf(
   batches: Iterable<readonly PagemapEntry[]>,
@@ -120,8 +121,9 @@ function unequal(how: string): Fault {
 }
 
 /**
- * `newer` with what it has in its parent, which is `older`: nothing of it is in a parent any more. `unused` is told of the ranges
- * of `older` that are not in it. Throws `MISSING` for a page that `older` does not have. Yields from time to time.
+ * `newer` with what it has in its parent, which is `older`: nothing of it is in a parent any more. `unused` is told of
+ * the ranges of `older` that are not in it. Throws `MISSING` for a page that `older` does not have. Yields from time to
+ * time.
  */
 export function* overlay(
   newer: Runs,
@@ -201,7 +203,10 @@ export function* entriesOf({ count, vaddr, pages, flags }: Runs): Generator<Page
   if (last !== undefined) yield last
 }
 
-/** Where the bytes of its pages are, in order: neighbours in memory are one, unless there is a multiple of `within` between them. */
+/**
+ * Where the bytes of its pages are, in order: neighbours in memory are one, unless there is a multiple of `within`
+ * between them.
+ */
 export function* rangesOf({ count, pages, address }: Runs, within: number): Generator<Range> {
   let [begin, end] = [0, 0]
   for (let at = 0; at < count; at++) {

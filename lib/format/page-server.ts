@@ -1,7 +1,7 @@
 /**
- * CRIU's page server: what `criu dump --page-server` and `criu pre-dump --page-server` say on one connection, and what they are to be
- * answered. It is told which pages a pagemap has and gets them in the same order, so what comes is nearly the pages image; the records between
- * are taken out.
+ * CRIU's page server: what `criu dump --page-server` and `criu pre-dump --page-server` say on one connection, and what
+ * they are to be answered. It is told which pages a pagemap has and gets them in the same order, so what comes is
+ * nearly the pages image; the records between are taken out.
  */
 import { Fault } from '../fault.ts'
 import type { ImageName } from './names.ts'
@@ -21,8 +21,8 @@ import { endOfEntry, flawOf, hex, PAGE_BYTES, type PagemapEntry, pageFlag, prese
 /** Records for one pagemap, about 60 bytes of memory each; 64 GiB of single pages. */
 export const MOST_ENTRIES = 2 ** 24
 /**
- * Bytes that are read at once at most, and pages that are given away at once. Single pages come in small reads, a record before each: what the
- * records leave is moved together, so that it goes on in few frames and not in one a page.
+ * Bytes that are read at once at most, and pages that are given away at once. Single pages come in small reads, a
+ * record before each: what the records leave is moved together, so that it goes on in few frames and not in one a page.
  */
 const BUFFER_BYTES = 2 ** 20
 /** There is room for this many bytes at least: a UNIX socket hands over about 200 KiB. */

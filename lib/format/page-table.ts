@@ -11,8 +11,8 @@ export interface PageTable {
 
 const FIRST = 1024
 /**
- * Slots that are looked at: half of all slots are free, so more are in a row only where somebody has chosen pages for it, and those are then
- * merely not found.
+ * Slots that are looked at: half of all slots are free, so more are in a row only where somebody has chosen pages for
+ * it, and those are then merely not found.
  */
 const MOST_PROBES = 64
 

@@ -1,13 +1,14 @@
 /**
- * CRIU's pagemap images (`pagemap-N.img`, `pagemap-shmem-N.img`): which pages of a process, or of a shared memory object, are in
- * `pages-N.img`, in the order in which they stand there, and which are in the image of the same name in the parent directory.
+ * CRIU's pagemap images (`pagemap-N.img`, `pagemap-shmem-N.img`): which pages of a process, or of a shared memory
+ * object, are in `pages-N.img`, in the order in which they stand there, and which are in the image of the same name in
+ * the parent directory.
  *
  *     head     common magic u32 | pagemap magic u32
  *     first    size u32 | protobuf: pages_id = 1
  *     entries  size u32 | protobuf: vaddr = 1, nr_pages (u32) = 2, in_parent = 3, flags = 4, nr_pages (u64) = 5
  *
- * CRIU 4.1 and older know only the first nr_pages; 4.2 and newer write 0 there and the count into the second, and read either.
- * What is encoded here has both, so every release reads it. `in_parent` is what there was before flags.
+ * CRIU 4.1 and older know only the first nr_pages; 4.2 and newer write 0 there and the count into the second, and read
+ * either. What is encoded here has both, so every release reads it. `in_parent` is what there was before flags.
  */
 import { Fault } from '../fault.ts'
 
@@ -15,7 +16,10 @@ export const PAGE_BYTES = 4096
 /** Images of nothing but pages. */
 export const pagesPattern = /^pages-\d+\.img$/
 
-/** Every task with memory has an `mm-N.img`. Throws `FAILED_DUMP` where one has no pagemap; `where`: ends the words `there is no pagemap-N.img`. */
+/**
+ * Every task with memory has an `mm-N.img`. Throws `FAILED_DUMP` where one has no pagemap; `where`: ends the words
+ * `there is no pagemap-N.img`.
+ */
 export function checkPagemaps(names: Iterable<string>, where = ''): void {
   const all = new Set(names)
   const lost = [...all].map((name) => name.replace(/^mm-(?=\d+\.img$)/, 'pagemap-')).find((name) => !all.has(name))
@@ -112,7 +116,10 @@ export function pagemapDecoder(): PagemapDecoder {
   }
 }
 
-/** A pagemap that is read on as its entries are asked for: one by one, or those of a chunk together, which takes half the time. */
+/**
+ * A pagemap that is read on as its entries are asked for: one by one, or those of a chunk together, which takes half
+ * the time.
+ */
 export interface ReadPagemap {
   pagesId: number
   entries: Iterable<PagemapEntry>

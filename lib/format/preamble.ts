@@ -1,4 +1,4 @@
-/** The first 24 bytes of each direction: what this is, and which release reads it. PROTOCOL.md, section 1. */
+/** The first 24 bytes of each direction: what this is, and which release reads it. docs/protocol/wire.md, Basics. */
 import { crc32 } from 'node:zlib'
 import { Fault } from '../fault.ts'
 

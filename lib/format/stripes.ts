@@ -1,6 +1,6 @@
 /**
- * One stream over several connections (PROTOCOL.md, section 8): the frame with which a connection joins the others, and
- * the header of each chunk.
+ * One stream over several connections (docs/protocol/wire.md, Several connections): the frame with which a connection
+ * joins the others, and the header of each chunk.
  *
  *     join    (18)   token 16 | index u8 | count u8
  *     chunk   (16)   number u64 | length u32 | crc32 u32 of the twelve bytes before; `length` bytes follow

@@ -1,5 +1,6 @@
 /**
- * The wire: how a snapshot travels between two ends and how it rests in a file. PROTOCOL.md is its specification.
+ * The wire: how a snapshot travels between two ends and how it rests in a file. docs/protocol/wire.md is its
+ * specification.
  *
  *     preamble (24)   magic 8 | version u16 | 0 u16 | required features u32 | optional features u32 | crc32 u32
  *     header   (24)   type u8 | 0 u8 | 0 u16 | channel u32 | offset u64 | length u32 | crc32 u32

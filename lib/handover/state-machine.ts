@@ -3,8 +3,9 @@
  *
  * The source's tasks are frozen, the target's are restored and held. One of the two must go on and the other must not,
  * whatever message is lost and whichever process is killed. So the source decides, by what happened to its tasks, and
- * must deliver that verdict; a target that has said `ready` holds its tasks until it learns the verdict. PROTOCOL.md
- * draws both machines; test/handover/state-machine.test.ts walks through every order of events and every loss.
+ * must deliver that verdict; a target that has said `ready` holds its tasks until it learns the verdict.
+ * docs/protocol/handover.md draws both machines; test/handover/state-machine.test.ts walks through every order of
+ * events and every loss.
  */
 import type { Verdict } from '../format/enums.ts'
 

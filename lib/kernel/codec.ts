@@ -1,9 +1,9 @@
 /**
  * zstd and lz4: the system's own libraries, which apt and dpkg depend on, loaded when they are first used.
  *
- * Compressing is done on libuv's threads, so that CRIU's pipes are read meanwhile; decompressing takes a third of the time, and
- * is done at once. Measured on heaps of node and python, a MiB at a time, on one core: zstd 1 compresses 700 to 800 MiB/s
- * to a sixth or an eighth, lz4 1,100 MiB/s to a third; they decompress 1,800 and 3,500 MiB/s.
+ * Compressing is done on libuv's threads, so that CRIU's pipes are read meanwhile; decompressing takes a third of the
+ * time, and is done at once. Measured on heaps of node and python, a MiB at a time, on one core: zstd 1 compresses 700
+ * to 800 MiB/s to a sixth or an eighth, lz4 1,100 MiB/s to a third; they decompress 1,800 and 3,500 MiB/s.
  */
 import { Fault } from '../fault.ts'
 import { loadLibrary } from './libc.ts'
@@ -12,7 +12,10 @@ export type Codec = 'zstd' | 'lz4'
 
 /** One at a time may be under way. */
 export interface Compressor {
-  /** Resolves with the bytes that `into` holds then, 0 where they do not fit. The buffers must stay as they are until then. */
+  /**
+   * Resolves with the bytes that `into` holds then, 0 where they do not fit. The buffers must stay as they are until
+   * then.
+   */
   aside(from: Uint8Array, into: Uint8Array): Promise<number>
   /** The same at once: for few bytes. */
   now(from: Uint8Array, into: Uint8Array): number
@@ -110,8 +113,8 @@ export function compressor(codec: Codec): Compressor {
 }
 
 /**
- * Fills `into` with what `from` was, whatever `from` holds. Returns whether that was exactly so many bytes. Throws `IO` where the
- * library is not installed.
+ * Fills `into` with what `from` was, whatever `from` holds. Returns whether that was exactly so many bytes. Throws `IO`
+ * where the library is not installed.
  */
 export function decompress(codec: Codec, from: Uint8Array, into: Uint8Array): boolean {
   return load(codec).decompress(from, into) === into.length

@@ -9,7 +9,9 @@ export interface InheritedSocket {
   address: { host: string; port: number } | undefined
 }
 
-/** The descriptor `fd` as a stream socket in that state, ours from now on and non-blocking. Throws `USAGE` if it is not. */
+/**
+ * The descriptor `fd` as a stream socket in that state, ours from now on and non-blocking. Throws `USAGE` if it is not.
+ */
 export function inheritedSocket(fd: number, state: 'connected' | 'listening'): InheritedSocket {
   const hint = `pass a ${state} stream socket on as fd ${fd}`
   const type = option(fd, libc.SO_TYPE)

@@ -137,7 +137,10 @@ export interface PollHandle {
   close(): void
 }
 
-/** libuv's uv_poll. It makes the descriptor non-blocking, which must be open and one that epoll can watch: no regular file. */
+/**
+ * libuv's uv_poll. It makes the descriptor non-blocking, which must be open and one that epoll can watch: no regular
+ * file.
+ */
 export function pollHandle(fd: number, events: PollEvents, callback: PollCallback): PollHandle {
   return koffi.node.poll(fd, events, callback as unknown as (happened: PollEvents) => void) as unknown as PollHandle
 }

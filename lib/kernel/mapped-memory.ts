@@ -16,7 +16,8 @@ export const HUGE_PAGE = 2 * 2 ** 20
 
 /**
  * Maps `bytes` (a multiple of 2 MiB) of private memory, aligned for huge pages and asking for them: what costs is
- * memory that was never touched, see `populate`. It is left out of core dumps and of forked children: it holds other people's memory.
+ * memory that was never touched, see `populate`. It is left out of core dumps and of forked children: it holds other
+ * people's memory.
  */
 export function mapMemory(bytes: number): Region {
   const raw = libc.mmapAnonymous(bytes + HUGE_PAGE)
@@ -30,8 +31,8 @@ export function mapMemory(bytes: number): Region {
 }
 
 /**
- * Faults the memory in, on another thread: page faults on memory that the system has to find and to clear cost 0.3 to 1.6 s a GiB,
- * many times what it takes to fill it. Does nothing before Linux 5.14.
+ * Faults the memory in, on another thread: page faults on memory that the system has to find and to clear cost 0.3 to
+ * 1.6 s a GiB, many times what it takes to fill it. Does nothing before Linux 5.14.
  */
 export async function populate(address: bigint, bytes: number): Promise<void> {
   await libc.madviseAside(address, bytes, libc.MADV_POPULATE_WRITE)
@@ -43,8 +44,9 @@ export function availableMemory(): number {
 }
 
 /**
- * Gives the system back what this process held for work that is over: JavaScript's garbage, and what the C library keeps for the next
- * allocation. Takes some 10 ms. V8 collects what is old when it needs room, and a daemon that is idle needs none.
+ * Gives the system back what this process held for work that is over: JavaScript's garbage, and what the C library
+ * keeps for the next allocation. Takes some 10 ms. V8 collects what is old when it needs room, and a daemon that is
+ * idle needs none.
  */
 export function giveBack(): void {
   setFlagsFromString('--expose-gc')
@@ -54,8 +56,8 @@ export function giveBack(): void {
 }
 
 /**
- * Whether the kernel may put a huge page there. It may otherwise fill up one of which a part was discarded (khugepaged), and the
- * memory would be back. What it cannot note it need not know.
+ * Whether the kernel may put a huge page there. It may otherwise fill up one of which a part was discarded
+ * (khugepaged), and the memory would be back. What it cannot note it need not know.
  */
 export function allowHuge(address: bigint, bytes: number, allowed: boolean): void {
   libc.madvise(address, bytes, allowed ? libc.MADV_HUGEPAGE : libc.MADV_NOHUGEPAGE)

@@ -27,9 +27,9 @@ const IFNAMSIZ = 16
 const LARGE = 3
 
 /**
- * A point-to-point device of this thread's network, gone when it is closed. What it sends is read here, with a header of
- * virtio-net in front, and what is written here it receives. With `large` packets are cut where a real device would cut them.
- * Throws `IO` where there are no such devices.
+ * A point-to-point device of this thread's network, gone when it is closed. What it sends is read here, with a header
+ * of virtio-net in front, and what is written here it receives. With `large` packets are cut where a real device would
+ * cut them. Throws `IO` where there are no such devices.
  */
 export function openTun(name: string, large: boolean): Fd {
   const fd = asFd(check(libc.open(TUN, libc.O_RDWR | libc.O_NONBLOCK | libc.O_CLOEXEC, 0), TUN))

@@ -8,7 +8,9 @@ import { closeFd } from './readiness.ts'
 const MOST_BYTES = 108
 const FAMILY = 2
 
-/** Sends `state` (`READY=1`) to the socket that NOTIFY_SOCKET names, if it does. Throws `IO` or `LINK`, and never waits. */
+/**
+ * Sends `state` (`READY=1`) to the socket that NOTIFY_SOCKET names, if it does. Throws `IO` or `LINK`, and never waits.
+ */
 export function notify(state: string): void {
   const name = process.env.NOTIFY_SOCKET
   if (name === undefined || name === '') return

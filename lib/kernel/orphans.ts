@@ -1,7 +1,7 @@
 /**
- * Orphans. The first process of a pid namespace, as a container's command is, becomes the parent of whoever loses his own: of
- * all that `criu restore -d` leaves behind. Unless it takes note of their ends their numbers stay taken, and CRIU refuses to
- * restore a process that comes back.
+ * Orphans. The first process of a pid namespace, as a container's command is, becomes the parent of whoever loses his
+ * own: of all that `criu restore -d` leaves behind. Unless it takes note of their ends their numbers stay taken, and
+ * CRIU refuses to restore a process that comes back.
  */
 import { WNOHANG, waitpid } from './libc.ts'
 import { childrenOf, startTime } from './process.ts'

@@ -4,8 +4,9 @@ import { EAGAIN, EINTR, MSG_PEEK, recv, SO_RCVLOWAT, SOL_SOCKET, setsockopt } fr
 import { readable } from './readiness.ts'
 
 /**
- * Looks at the first bytes that come, without taking them: waits until there are as many as `into` holds, or no more come. Returns how many
- * there are. The kernel wakes us once for it, however often the peer sends a byte. Throws `LINK`, and what `closeFd` of `fd` rejects with.
+ * Looks at the first bytes that come, without taking them: waits until there are as many as `into` holds, or no more
+ * come. Returns how many there are. The kernel wakes us once for it, however often the peer sends a byte. Throws
+ * `LINK`, and what `closeFd` of `fd` rejects with.
  */
 export async function peek(fd: Fd, into: Uint8Array): Promise<number> {
   lowWater(fd, into.length)

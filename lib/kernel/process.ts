@@ -1,4 +1,7 @@
-/** Processes that are not our children: who they are, and when they end. A pidfd is not fooled by a number that is used again. */
+/**
+ * Processes that are not our children: who they are, and when they end. A pidfd is not fooled by a number that is used
+ * again.
+ */
 import { closeSync, constants, openSync, readdirSync, readFileSync } from 'node:fs'
 import { asFd } from './fd.ts'
 import { flock, LOCK_EX, LOCK_NB, pidfdOpen, pidfdSendSignal, SIGKILL } from './libc.ts'
@@ -57,7 +60,10 @@ export function isRunning(pid: number): boolean {
   }
 }
 
-/** When the process was started, in clock ticks since the boot: with its number, its name for ever. Undefined if it is gone. */
+/**
+ * When the process was started, in clock ticks since the boot: with its number, its name for ever. Undefined if it is
+ * gone.
+ */
 export function startTime(pid: number): number | undefined {
   const stat = procFile(pid, 'stat')
   const [state, ...fields] = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
@@ -103,8 +109,9 @@ export function descendants(pid: number): number[] {
 }
 
 /**
- * The marks of changed pages of the process and its descendants are the caller's until he calls what is returned; undefined where they are another's.
- * Only among those who ask this way: flock(2) of the file by which the marks are cleared, which nobody but the processes' owner can open.
+ * The marks of changed pages of the process and its descendants are the caller's until he calls what is returned;
+ * undefined where they are another's. Only among those who ask this way: flock(2) of the file by which the marks are
+ * cleared, which nobody but the processes' owner can open.
  */
 export function lockMarks(root: number): (() => void) | undefined {
   const locked: number[] = []

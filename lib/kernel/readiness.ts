@@ -55,7 +55,9 @@ export function writable(fd: Fd, inVain = 0): Promise<void> {
   return wait(fd, 'writable', inVain)
 }
 
-/** `happened` resolves when all writers of the pipe `fd` are gone; `forget` ends the wait, and then it never settles. */
+/**
+ * `happened` resolves when all writers of the pipe `fd` are gone; `forget` ends the wait, and then it never settles.
+ */
 export function hungUp(fd: Fd): { happened: Promise<void>; forget: () => void } {
   const happened = wait(fd, 'disconnect', 0)
   const watch = watches.get(fd)

@@ -3,7 +3,9 @@ import { constants, openSync } from 'node:fs'
 import { check } from './fd.ts'
 import { EEXIST, EINVAL, ENOSYS, O_PATH, RENAME_NOREPLACE, renameat2 } from './libc.ts'
 
-/** Opens a directory only to reach its entries by name: this process may not be allowed to list it. Throws as open(2). */
+/**
+ * Opens a directory only to reach its entries by name: this process may not be allowed to list it. Throws as open(2).
+ */
 export function openPath(directory: string): number {
   return openSync(directory, O_PATH | constants.O_DIRECTORY)
 }

@@ -1,10 +1,10 @@
 /**
- * Whose the other end of a TCP connection within this host is. Linux says it of UNIX sockets only (SO_PEERCRED), so the other
- * end's socket is looked up by its two addresses: by sock_diag(7), which costs 10 us however many sockets there are, or
- * in /proc/net/tcp where the kernel has no sock_diag.
+ * Whose the other end of a TCP connection within this host is. Linux says it of UNIX sockets only (SO_PEERCRED), so the
+ * other end's socket is looked up by its two addresses: by sock_diag(7), which costs 10 us however many sockets there
+ * are, or in /proc/net/tcp where the kernel has no sock_diag.
  *
- * A socket whose process has closed it has no inode, and the user that the kernel names then (root, in most releases) means
- * nothing: it is nobody's.
+ * A socket whose process has closed it has no inode, and the user that the kernel names then (root, in most releases)
+ * means nothing: it is nobody's.
  */
 import { readFileSync } from 'node:fs'
 import { isIPv4 } from 'node:net'
@@ -48,13 +48,19 @@ export interface Owner {
 /** It has found somebody: a kernel whose part for TCP (tcp_diag) is a module that cannot be loaded finds nobody. */
 let diagKnows = false
 
-/** Undefined where it is closed, or of another network namespace. Throws an errno where there is no descriptor left to ask with. */
+/**
+ * Undefined where it is closed, or of another network namespace. Throws an errno where there is no descriptor left to
+ * ask with.
+ */
 export function ownerOf(ends: Loopback, look = ownerBySockDiag): Owner | undefined {
   const found = socketAt(ends, look)
   return found === 'none' || found.inode === 0 ? undefined : found
 }
 
-/** The same, with an inode of 0 where no process has it: it is closed, or was not accepted yet. `none` where there is no such socket. */
+/**
+ * The same, with an inode of 0 where no process has it: it is closed, or was not accepted yet. `none` where there is no
+ * such socket.
+ */
 export function socketAt(ends: Loopback, look = ownerBySockDiag): Owner | 'none' {
   const said = look(ends)
   diagKnows ||= said !== undefined && said !== 'none'

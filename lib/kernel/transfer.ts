@@ -20,16 +20,19 @@ export async function readSome(fd: Fd, into: Uint8Array): Promise<number> {
   }
 }
 
-/** Most bytes that a reader of much lets come together before it is woken; and how long it lets them, from when it is a slow link. */
+/**
+ * Most bytes that a reader of much lets come together before it is woken; and how long it lets them, from when it is a
+ * slow link.
+ */
 const HEAP = 256 * 2 ** 10
 const HEAP_MS = 50
 
 /**
- * As `readSome`, for a socket: sleeps until what is wanted has come, a heap of it, or it turns out that it comes slowly. `mark` is
- * what the socket was told last, at first 1.
+ * As `readSome`, for a socket: sleeps until what is wanted has come, a heap of it, or it turns out that it comes
+ * slowly. `mark` is what the socket was told last, at first 1.
  *
- * The sender pays for waking us, on virtual machines dearly: of 1 GiB that it passes on by reference it had 10,000 wake-ups to pay
- * without this and 2,200 with it, 0.63 and 0.43 s of its processor time.
+ * The sender pays for waking us, on virtual machines dearly: of 1 GiB that it passes on by reference it had 10,000
+ * wake-ups to pay without this and 2,200 with it, 0.63 and 0.43 s of its processor time.
  */
 export async function readHeap(fd: Fd, into: Uint8Array, mark: Int32Array): Promise<number> {
   for (let inVain = 0; ; ) {
@@ -94,8 +97,9 @@ export interface Lent {
 }
 
 /**
- * Lends memory to the pipe `to`: one piece behind the other, at most 1024 (UIO_MAXIOV). It must stay as it is until the reader has
- * taken it. `to` must be a write end (`isPipeEnd`): through a read end the same call fills the memory from the pipe.
+ * Lends memory to the pipe `to`: one piece behind the other, at most 1024 (UIO_MAXIOV). It must stay as it is until the
+ * reader has taken it. `to` must be a write end (`isPipeEnd`): through a read end the same call fills the memory from
+ * the pipe.
  */
 export async function vmspliceAll(pieces: readonly Lent[], to: Fd): Promise<void> {
   const iovecs = Buffer.allocUnsafe(pieces.length * IOVEC_BYTES)

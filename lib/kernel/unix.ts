@@ -66,8 +66,9 @@ function refuseUnlessStale(path: string): void {
 }
 
 /**
- * A listening socket at `path`, mode 0600. `prepare` makes what those who connect will look for, and is called when nobody else listens there and before
- * anybody can connect. Throws `EXISTS` if a live listener or something else holds the name, and what `prepare` throws.
+ * A listening socket at `path`, mode 0600. `prepare` makes what those who connect will look for, and is called when
+ * nobody else listens there and before anybody can connect. Throws `EXISTS` if a live listener or something else holds
+ * the name, and what `prepare` throws.
  */
 export function listenUnix(path: string, prepare = (): void => {}): Fd {
   sockaddr(path)
@@ -149,7 +150,10 @@ export function hasNews(socket: Fd): boolean {
   return libc.recv(socket, Buffer.alloc(1), 1, libc.MSG_PEEK) !== -libc.EAGAIN
 }
 
-/** The next connection that says something, whoever is silent before it; the others are closed then, and nobody is heard any more. */
+/**
+ * The next connection that says something, whoever is silent before it; the others are closed then, and nobody is heard
+ * any more.
+ */
 export function acceptSpeaker(listener: Fd): Promise<Fd> {
   return new Promise((resolve, reject) => {
     const silent = new Set<Fd>()
@@ -194,8 +198,8 @@ const CONTROL = CMSG_HEADER + 4 * MOST_FDS
 const MOST_BYTES = 2 ** 10
 
 /**
- * One block for every recvmsg(2), for ever: the kernel gets addresses, which keep nothing alive, and a buffer of our own for
- * each call was seen to be collected between taking its address and the call.
+ * One block for every recvmsg(2), for ever: the kernel gets addresses, which keep nothing alive, and a buffer of our
+ * own for each call was seen to be collected between taking its address and the call.
  */
 const block = Buffer.alloc(MSGHDR + IOVEC + CONTROL + MOST_BYTES)
 const header = block.subarray(0, MSGHDR)
@@ -203,7 +207,10 @@ const iovec = block.subarray(MSGHDR, MSGHDR + IOVEC)
 const control = block.subarray(MSGHDR + IOVEC, MSGHDR + IOVEC + CONTROL)
 const data = block.subarray(MSGHDR + IOVEC + CONTROL)
 
-/** Reads at most `into.length` bytes (and at most 1 KiB) and the descriptors that came with them. 0 bytes at the end of the stream. */
+/**
+ * Reads at most `into.length` bytes (and at most 1 KiB) and the descriptors that came with them. 0 bytes at the end of
+ * the stream.
+ */
 export async function receiveWithFds(socket: Fd, into: Uint8Array): Promise<{ bytes: number; fds: Fd[] }> {
   for (let inVain = 0; ; ) {
     header.fill(0)

@@ -1,5 +1,6 @@
 /**
- * Sends the layers of a chain to the cache, from a criu that speaks the page server protocol to us (PROTOCOL.md).
+ * Sends the layers of a chain to the cache, from a criu that speaks the page server protocol to us
+ * (docs/protocol/wire.md).
  *
  * Every pre-dump clears the kernel's marks of changed pages, so a chain has one owner, and a chain that breaks is over:
  * its next round would miss pages, and only the restored process would notice.

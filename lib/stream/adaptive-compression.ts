@@ -1,10 +1,11 @@
 /**
  * Whether to compress what goes out now, and how: for `--compress auto`. Pure: it is told what happened, and when.
  *
- * Compressing pays where the link is what holds us up, and slower than a codec. So time is cut into short windows. In one in
- * which we mostly waited for the link, the link's rate is what went out; in any other the link is fast enough, as far as
- * anybody can tell. What a codec gains is what it makes of the bytes, but not more than its own speed allows. A link that was
- * slow once is asked again after a while, by sending plainly: while we compress it cannot be seen to be fast.
+ * Compressing pays where the link is what holds us up, and slower than a codec. So time is cut into short windows. In
+ * one in which we mostly waited for the link, the link's rate is what went out; in any other the link is fast enough,
+ * as far as anybody can tell. What a codec gains is what it makes of the bytes, but not more than its own speed allows.
+ * A link that was slow once is asked again after a while, by sending plainly: while we compress it cannot be seen to be
+ * fast.
  */
 import { type CodecName, codecNames } from '../format/enums.ts'
 
@@ -30,11 +31,14 @@ const WINDOW_MS = 25
 /** The part of a window that is spent waiting for a link that holds us up. */
 const HELD_UP = 0.5
 /**
- * In so many windows in a row a link must hold us up before it is believed, and of these the best counts: on a busy host a
- * receiver hesitates, and then is fast again.
+ * In so many windows in a row a link must hold us up before it is believed, and of these the best counts: on a busy
+ * host a receiver hesitates, and then is fast again.
  */
 const BELIEVED = 4
-/** Windows in a row in which compressing won nothing before it is given up: the first have to make up for the time before. */
+/**
+ * Windows in a row in which compressing won nothing before it is given up: the first have to make up for the time
+ * before.
+ */
 const PATIENCE = 4
 /** Bytes of images after which a slow link is asked again; each next time twice as many. */
 const FIRST_TRUST = 128 * MIB

@@ -1,9 +1,10 @@
 /**
  * Images on their way out, compressed: a chunk at a time, up to 1 MiB, as many at a time as there are cores to spare.
  *
- * CRIU's pipe is read into a buffer here, whole pages of zeros are cut out of it, and what is left is compressed on another
- * thread while the next chunk is read. Chunks of an image go out in their order. What does not shrink goes out as it is, and with
- * `auto` so does what a sample says will not, and everything as long as the link is fast (see pace.ts).
+ * CRIU's pipe is read into a buffer here, whole pages of zeros are cut out of it, and what is left is compressed on
+ * another thread while the next chunk is read. Chunks of an image go out in their order. What does not shrink goes out
+ * as it is, and with `auto` so does what a sample says will not, and everything as long as the link is fast (see
+ * pace.ts).
  */
 import { availableParallelism } from 'node:os'
 import type { CodecName } from '../format/enums.ts'
@@ -82,8 +83,8 @@ export function checkCompress(compress: Compress): void {
 }
 
 /**
- * Chunks have at most `most` bytes. Pages that are `known` are not sent; without `compress` the rest goes as it is. Throws `IO` where a library
- * is not installed.
+ * Chunks have at most `most` bytes. Pages that are `known` are not sent; without `compress` the rest goes as it is.
+ * Throws `IO` where a library is not installed.
  */
 export function openPacker(
   compress: Compress | undefined,

@@ -1,4 +1,7 @@
-/** Images as they come in, compressed: back into what they were, straight into the sink's room where that is large enough. */
+/**
+ * Images as they come in, compressed: back into what they were, straight into the sink's room where that is large
+ * enough.
+ */
 import { Fault } from '../fault.ts'
 import type { Frame } from '../format/wire.ts'
 import { decompress } from '../kernel/codec.ts'
@@ -8,8 +11,8 @@ type Packed = Extract<Frame, { type: 'packed' }>
 
 export interface Decompressor {
   /**
-   * Reads the bytes of `frame` and gives `frame.raw` bytes of the image `name` to `into`. Throws `DIGEST` where they are
-   * not so many, `TRUNCATED`, and `IO` where there is no such codec here.
+   * Reads the bytes of `frame` and gives `frame.raw` bytes of the image `name` to `into`. Throws `DIGEST` where they
+   * are not so many, `TRUNCATED`, and `IO` where there is no such codec here.
    */
   unpack(frame: Packed, name: string, into: Room): Promise<void>
 }

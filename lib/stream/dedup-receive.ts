@@ -11,7 +11,10 @@ type Same = Extract<Frame, { type: 'same' }>
 
 /** What a sender may name. */
 export interface Offered {
-  /** Where so many pages lie, from this number on: each in one extent. Throws `FORMAT` for those that were not offered, `MEMORY` where they had to go. */
+  /**
+   * Where so many pages lie, from this number on: each in one extent. Throws `FORMAT` for those that were not offered,
+   * `MEMORY` where they had to go.
+   */
   places(first: number, pages: number): Iterable<[address: number, bytes: number]>
   /** The sender is not silent. */
   used(): void

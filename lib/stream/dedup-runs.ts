@@ -8,7 +8,10 @@ export interface KnownRun extends Run {
   same?: KnownPage
 }
 
-/** The first `bytes` bytes of `raw`, whole pages or the image's end; `number` is the first page's in the image on `channel`. */
+/**
+ * The first `bytes` bytes of `raw`, whole pages or the image's end; `number` is the first page's in the image on
+ * `channel`.
+ */
 export function knownRuns(
   known: DedupSender,
   { raw, words }: { raw: Buffer; words: Int32Array },

@@ -1,7 +1,8 @@
 /**
- * What a sender knows of the pages that its receiver has: the digests that were offered to it, before the tasks are frozen where that can be, and
- * what it has sent itself. A page that nobody has costs one XXH64; SHA-256 is taken only of one that may be known. So of a page that comes twice
- * in one snapshot the second copy is still sent, and all further ones are not.
+ * What a sender knows of the pages that its receiver has: the digests that were offered to it, before the tasks are
+ * frozen where that can be, and what it has sent itself. A page that nobody has costs one XXH64; SHA-256 is taken only
+ * of one that may be known. So of a page that comes twice in one snapshot the second copy is still sent, and all
+ * further ones are not.
  */
 import { Fault } from '../fault.ts'
 import { DIGEST_WORDS, MOST_OFFERED, MOST_RECALLED, OFFERED, strongDigest, weakDigest } from '../format/page-digest.ts'

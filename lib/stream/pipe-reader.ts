@@ -1,13 +1,14 @@
 /**
  * Reading an image out of CRIU's pipe: soon, and by copying.
  *
- * CRIU does not copy the pages of the frozen tasks, it puts references to them into the pipe (vmsplice), and when all images are
- * written it kills the tasks. What is still in a pipe by then changes: the kernel clears the thread id of every dying
- * thread in its memory (CLONE_CHILD_CLEARTID) and updates its rseq area. Measured with CRIU 4.3 on Linux 6.18: of a node
- * with 12 threads 19 words differ between a copy taken at once and the same pipe read after the dump, of an OpenJDK with 22
- * threads 33; the restored threads see themselves as ended. So references are passed on
- * by tee() and splice() only of tasks that stay frozen until the other end has it all (passed.ts); here bytes are copied, and whatever lies in the pipe when CRIU closes its end is read at once, even while the link is blocked.
- * That is at most one pipe's worth of memory for an image.
+ * CRIU does not copy the pages of the frozen tasks, it puts references to them into the pipe (vmsplice), and when all
+ * images are written it kills the tasks. What is still in a pipe by then changes: the kernel clears the thread id of
+ * every dying thread in its memory (CLONE_CHILD_CLEARTID) and updates its rseq area. Measured with CRIU 4.3 on Linux
+ * 6.18: of a node with 12 threads 19 words differ between a copy taken at once and the same pipe read after the dump,
+ * of an OpenJDK with 22 threads 33; the restored threads see themselves as ended. So references are passed on by tee()
+ * and splice() only of tasks that stay frozen until the other end has it all (passed.ts); here bytes are copied, and
+ * whatever lies in the pipe when CRIU closes its end is read at once, even while the link is blocked. That is at most
+ * one pipe's worth of memory for an image.
  */
 import { check, enlargePipe, type Fd, isPipe, setNonBlocking } from '../kernel/fd.ts'
 import { EAGAIN, EINTR, read } from '../kernel/libc.ts'
@@ -36,8 +37,8 @@ const SMALL = 16 * 2 ** 10
 const REST = 64 * 2 ** 10
 
 /**
- * A reader of chunks of at most `most` bytes; the pipe, which it owns, is made as large as allowed, and non-blocking. `begun`: bytes that were read of it
- * already. It may be a socket instead.
+ * A reader of chunks of at most `most` bytes; the pipe, which it owns, is made as large as allowed, and non-blocking.
+ * `begun`: bytes that were read of it already. It may be a socket instead.
  */
 export function pipeReader(pipe: Fd, most: number, begun: Uint8Array = Buffer.alloc(0)): PipeReader {
   setNonBlocking(pipe)

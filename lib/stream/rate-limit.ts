@@ -45,7 +45,9 @@ export function limited(writer: FrameWriter, limit: RateLimit): FrameWriter {
   return writerOver(writer, (outlet) => within(outlet, limit))
 }
 
-/** Waits between frames and never inside of one: there a link that outlives its breaks could not say that it is alive. */
+/**
+ * Waits between frames and never inside of one: there a link that outlives its breaks could not say that it is alive.
+ */
 function within(outlet: Outlet, limit: RateLimit): Outlet {
   const { fillInPlace } = outlet
   let inFrame = false

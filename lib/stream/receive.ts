@@ -42,11 +42,16 @@ export interface ReceiveOptions {
   onAck?: (channel: number, size: number) => Promise<void>
   /** Told that the sender will give a verdict; a receiver without it has no way to take one. */
   onHandOver?: ((until: Until, token: Buffer | undefined) => void) | undefined
-  /** Told, before anything is stored, that this is a part of a chain; may throw. A receiver without it keeps no chains. */
+  /**
+   * Told, before anything is stored, that this is a part of a chain; may throw. A receiver without it keeps no chains.
+   */
   onLayer?: ((layer: Layer) => void) | undefined
   /** Told how many bytes are ready for what the sender announced. */
   onReserved?: (bytes: number) => Promise<void>
-  /** Asked for the digests of pages that may come as `same`: after so many. Resolves when the answer is on the link; never rejects. */
+  /**
+   * Asked for the digests of pages that may come as `same`: after so many. Resolves when the answer is on the link;
+   * never rejects.
+   */
   onRecall?: ((from: number) => Promise<void>) | undefined
   /** What is held of the sender's words and buffers is counted there. */
   memory?: { add(bytes: number): void } | undefined
@@ -78,7 +83,10 @@ export async function receiveSnapshot(
   const { unpack } = decompressor(reader.inlet, options.memory)
   let grown = 0
   let listBytes = EMPTY_LIST_BYTES
-  /** A link that is faster than we are never makes us wait, and few bytes of it make many: others get their turn meanwhile. */
+  /**
+   * A link that is faster than we are never makes us wait, and few bytes of it make many: others get their turn
+   * meanwhile.
+   */
   const breathe = async (bytes: number): Promise<void> => {
     grown += bytes
     if (grown < MOST_AT_ONCE) return

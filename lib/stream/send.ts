@@ -32,7 +32,10 @@ export interface Snapshot {
   bytes: number
 }
 
-/** Describes a complete set of images. Throws `FAILED_DUMP` where inventory.img is missing, which a `round` of a chain does not need. */
+/**
+ * Describes a complete set of images. Throws `FAILED_DUMP` where inventory.img is missing, which a `round` of a chain
+ * does not need.
+ */
 export function summarize(images: ImageEntry[], round = false): Snapshot {
   if (!round && !images.some((image) => image.name === INVENTORY)) throw unfinished()
   const list = digest()
@@ -79,8 +82,8 @@ export interface SendOptions extends Tuning {
 }
 
 /**
- * Images that are under way on the link at a time. CRIU opens hundreds when a tree has many deleted files; the others wait
- * for their turn, read but not sent. A receiver need not take more (PROTOCOL.md).
+ * Images that are under way on the link at a time. CRIU opens hundreds when a tree has many deleted files; the others
+ * wait for their turn, read but not sent. A receiver need not take more (docs/protocol/wire.md, Limits).
  */
 const MOST_UNDER_WAY = 32
 

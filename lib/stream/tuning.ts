@@ -22,7 +22,10 @@ interface Sending {
   dedup: boolean
 }
 
-/** From what a user asks for. Everything that is sent with it shares its rate. Throws `IO` where a library is not installed. */
+/**
+ * From what a user asks for. Everything that is sent with it shares its rate. Throws `IO` where a library is not
+ * installed.
+ */
 export function tuningOf({ compress, rate, unchecked, dedup }: Sending, report: Report = () => {}): Tuning {
   if (compress !== undefined) checkCompress(compress)
   let said = false

@@ -13,7 +13,10 @@ export interface Run {
   zero: boolean
 }
 
-/** The first `bytes` bytes of `raw`, which `words` is a window on, as runs of zeros, of at least so many pages, and of anything else. */
+/**
+ * The first `bytes` bytes of `raw`, which `words` is a window on, as runs of zeros, of at least so many pages, and of
+ * anything else.
+ */
 export function zeroRuns(raw: Buffer, words: Int32Array, bytes: number, least = LEAST_PAGES): Run[] {
   const pages = Math.floor(bytes / PAGE)
   const runs: Run[] = []

@@ -1,7 +1,7 @@
 /**
  * Conversations of an untrusted client with a cache: every frame in every state, and random sequences of right, wrong,
- * repeated and cut frames. A model that is written from PROTOCOL.md tells which frames the cache must take and which it
- * must refuse. Nothing else may be sealed, and nothing may stay in memory.
+ * repeated and cut frames. A model that is written from docs/protocol/wire.md tells which frames the cache must take
+ * and which it must refuse. Nothing else may be sealed, and nothing may stay in memory.
  */
 
 import { randomBytes } from 'node:crypto'
@@ -131,7 +131,10 @@ function sum(bytes: Uint8Array): bigint {
   return state.finish()
 }
 
-/** PROTOCOL.md, sections 2, 3 and 5: the first frames of a client, and the frames of a snapshot. */
+/**
+ * docs/protocol/wire.md, Frames, Order of frames, Conversations: the first frames of a client, and the frames of a
+ * snapshot.
+ */
 const first: FrameName[] = ['snapshot', 'get', 'handOver', 'verdict', 'resume', 'join']
 const body: FrameName[] = ['image', 'data', 'packed', 'zeros', 'same', 'recall', 'imageEnd', 'snapshotEnd', 'failed']
 

@@ -6,7 +6,10 @@ import { onlyFaults, throwsFault } from '../expect.ts'
 
 const test = suite('format/stats')
 
-/** service magic, stats magic, size; field 1 {freezing 300, frozen 150000, memdump 7, memwrite 5, two fields unknown here}. */
+/**
+ * service magic, stats magic, size; field 1 {freezing 300, frozen 150000, memdump 7, memwrite 5, two fields unknown
+ * here}.
+ */
 const STATS = '40591055 06330957 13000000 0a11 08ac02 10f09309 1807 2005 2864 9a060161'
 
 function fromHex(hex: string): Buffer {

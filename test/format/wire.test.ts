@@ -25,7 +25,7 @@ const digest = 0xfedcba9876543210n
 const token = Buffer.from('a0a1a2a3a4a5a6a7a8a9aaabacadaeaf', 'hex')
 const PREAMBLE = '9346455252590d0a 0100 0000 00000000 00000000 f4e3d19a'
 
-/** Made by a program of its own (Python's struct and zlib), from PROTOCOL.md and not from our encoder. */
+/** Made by a program of its own (Python's struct and zlib), from docs/protocol/wire.md and not from our encoder. */
 const pinned: [frame: Frame, hex: string][] = [
   [{ type: 'snapshot', id }, '01000000 00000000 0000000000000000 09000000 41efba17 7765622d31 68898fbb'],
   [

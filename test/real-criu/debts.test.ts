@@ -1,4 +1,7 @@
-/** dump-to-stdout --via and what it owes, with the real CRIU: who holds and who owes may be killed, and every copy can be told. */
+/**
+ * dump-to-stdout --via and what it owes, with the real CRIU: who holds and who owes may be killed, and every copy can
+ * be told.
+ */
 
 import { once } from 'node:events'
 import {

@@ -1,6 +1,6 @@
 /**
- * The fault matrix, with the real CRIU, second part: one of the two ends breaks, is silent, or finds that somebody else was
- * faster.
+ * The fault matrix, with the real CRIU, second part: one of the two ends breaks, is silent, or finds that somebody else
+ * was faster.
  */
 import { once } from 'node:events'
 import { mkdirSync, readdirSync, readFileSync } from 'node:fs'

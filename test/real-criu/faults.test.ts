@@ -1,6 +1,6 @@
 /**
- * The fault matrix, with the real CRIU: after each fault of the link, where is the process, how many copies run, what did every
- * command say, what is left. The rule: one live copy, or a stopped one that is named, and nothing left over.
+ * The fault matrix, with the real CRIU: after each fault of the link, where is the process, how many copies run, what
+ * did every command say, what is left. The rule: one live copy, or a stopped one that is named, and nothing left over.
  */
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'

@@ -1,6 +1,7 @@
 /**
- * What flatten makes, restored by the real CRIU. Where this kernel cannot track changed pages a full dump is made into a chain: pages in
- * all layers, below each an older one that must not come back. That CRIU restores it as it is shows that it is a chain.
+ * What flatten makes, restored by the real CRIU. Where this kernel cannot track changed pages a full dump is made into
+ * a chain: pages in all layers, below each an older one that must not come back. That CRIU restores it as it is shows
+ * that it is a chain.
  */
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'

@@ -1,4 +1,7 @@
-/** Who holds a copy, with the real CRIU: one at a time, under an id of its own, and whoever is killed leaves nothing frozen. */
+/**
+ * Who holds a copy, with the real CRIU: one at a time, under an id of its own, and whoever is killed leaves nothing
+ * frozen.
+ */
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'

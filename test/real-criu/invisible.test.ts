@@ -1,4 +1,7 @@
-/** A criu in a pid namespace that a daemon cannot see: it has no number there, so nobody can hold it or see its tasks die. */
+/**
+ * A criu in a pid namespace that a daemon cannot see: it has no number there, so nobody can hold it or see its tasks
+ * die.
+ */
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'

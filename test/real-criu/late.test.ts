@@ -1,4 +1,7 @@
-/** Dumps that fail late, with all images out, and copies that were asked for: what of them may be restored. Played with the real CRIU. */
+/**
+ * Dumps that fail late, with all images out, and copies that were asked for: what of them may be restored. Played with
+ * the real CRIU.
+ */
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'

@@ -1,4 +1,7 @@
-/** Dumps of a criu that somebody else starts, by the proxy's page server port, with the real CRIU. This kernel may track no changes: then they are full. */
+/**
+ * Dumps of a criu that somebody else starts, by the proxy's page server port, with the real CRIU. This kernel may track
+ * no changes: then they are full.
+ */
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs'
 import net from 'node:net'

@@ -1,4 +1,7 @@
-/** pre-copy from its first round to its end, with the real CRIU for the last dump: this kernel may track no changes, so the rounds are made up. */
+/**
+ * pre-copy from its first round to its end, with the real CRIU for the last dump: this kernel may track no changes, so
+ * the rounds are made up.
+ */
 import { readdirSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'

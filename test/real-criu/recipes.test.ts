@@ -1,4 +1,4 @@
-/** The README's recipes, word for word, and the ways of failing that only the real CRIU has. */
+/** The recipes of README.md and docs/recipes.md, word for word, and the ways of failing that only the real CRIU has. */
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
@@ -47,17 +47,47 @@ async function free(pid: number): Promise<void> {
   await eventually(() => !existsSync(`/proc/${pid}`) || undefined, `the end of ${pid}`)
 }
 
-/** Runs a line of the README with bash. */
+/** Runs a line with bash. */
 async function recipe(line: string, options: RunOptions): Promise<void> {
   const ran = await shell(line, options)
   assert.is(ran.code, 0, `${line}\n${ran.stderr}`)
 }
 
+/** Recipes as lines of shell. */
+const throughSsh = [
+  'dump-to-stdout -t $PID | ssh host restore-from-socket --from -',
+  "dump-to-stdout -t $PID --via 'ssh host restore-from-socket --from -'",
+]
+const intoFile = 'dump-to-stdout -t $PID | zstd -T0 > app.img.zst'
+const fromFile = 'zstd -dc app.img.zst | restore-from-socket --from -'
+const copy = 'dump-to-stdout -t $PID -- -R > app.img'
+const plain = [
+  'host$ cache --port 9997 -D /run/ferry &',
+  'src$ proxy --address host --port 9997 -D /run/ferry &',
+  'src$ criu dump --stream -t $PID -D /run/ferry',
+  'host$ criu restore --stream -d -D /run/ferry',
+]
+const handOver = [
+  'host$ cache --port 9997 -D /run/ferry --restore &',
+  'src$ proxy --address host --port 9997 -D /run/ferry --until running &',
+  'src$ criu dump --stream -t $PID -D /run/ferry --action-script /run/ferry/post-dump',
+]
+
+test('the recipes stand in the documents, word for word', () => {
+  const blocks = (path: string): string[] => readFileSync(join(root, path), 'utf8').split('\n\n')
+  const stands = (path: string, lines: string[]): void =>
+    assert.ok(blocks(path).includes(lines.map((line) => `    ${line}`).join('\n')), `${path}: ${lines.join('\n')}`)
+  for (const path of ['README.md', 'docs/recipes.md']) {
+    for (const line of throughSsh) stands(path, [line])
+    stands(path, plain)
+  }
+  stands('docs/recipes.md', [intoFile, fromFile])
+  stands('docs/recipes.md', handOver)
+  stands('docs/recipes.md', [copy])
+})
+
 function recipes(criu: string): void {
-  for (const line of [
-    'dump-to-stdout -t $PID | ssh host restore-from-socket --from -',
-    "dump-to-stdout -t $PID --via 'ssh host restore-from-socket --from -'",
-  ]) {
+  for (const line of throughSsh) {
     test(line, () =>
       staged(async ({ host, arrived, env, folder }) => {
         const sshd = await startSshd(host)
@@ -73,28 +103,14 @@ function recipes(criu: string): void {
     )
   }
 
-  test('dump-to-stdout -t $PID | zstd -T0 > app.img.zst ; zstd -dc app.img.zst | restore-from-socket --from -', () =>
+  test(`${intoFile} ; ${fromFile}`, () =>
     staged(async ({ load, env, folder }) => {
-      await recipe('dump-to-stdout -t $PID | zstd -T0 > app.img.zst', { env, cwd: folder })
+      await recipe(intoFile, { env, cwd: folder })
       await load.gone
-      await recipe('zstd -dc app.img.zst | restore-from-socket --from -', { env, cwd: folder })
+      await recipe(fromFile, { env, cwd: folder })
       await load.verify()
     }))
 
-  const plain = [
-    'host$ cache --port 9997 -D /run/ferry &',
-    'src$ proxy --address host --port 9997 -D /run/ferry &',
-    'until [ -S /run/ferry/streamer-capture.sock ]; do sleep 0.1; done',
-    'criu dump --stream -t $PID -D /run/ferry || exit',
-    'host$ criu restore --stream -d -D /run/ferry',
-  ]
-  const handOver = [
-    'host$ cache --port 9997 -D /run/ferry --restore &',
-    'src$ proxy --address host --port 9997 -D /run/ferry --until running &',
-    'until [ -S /run/ferry/streamer-capture.sock ]; do sleep 0.1; done',
-    'criu dump --stream -t $PID -D /run/ferry --action-script /run/ferry/post-dump || exit',
-    'sleep 1',
-  ]
   for (const [name, lines] of Object.entries({ 'criu restore --stream': plain, 'cache --restore': handOver }))
     daemonRecipe(name, lines)
 
@@ -111,11 +127,17 @@ function recipes(criu: string): void {
         // `host` is a name for loopback, and `host$` is the second host.
         const path = `PATH=${bin}:${join(root, 'scripts', 'bin')}:$PATH`
         command('host$', `exec ${host.enter.join(' ')} env ${path}`)
-        command('src$', `exec unshare --mount sh -c 'mount --bind ${folder}/hosts /etc/hosts; ${path}; exec "$@"' sh`)
+        const withHosts = `exec unshare --mount sh -c 'mount --bind ${folder}/hosts /etc/hosts; ${path}; exec "$@"' sh`
+        // What criu dumps must be in its own mount namespace.
+        command('src$', `[ "$1" != criu ] || exec "$@"\n${withHosts}`)
+        // This host is the one where the process runs. The proxy must be there before the dump, and the restore of the
+        // cache must have begun before it is stopped.
+        const ready = 'until [ -S /run/ferry/streamer-capture.sock ]; do sleep 0.1; done'
         const lines = [
           `PATH=${bin}:$PATH`,
           `trap 'kill $(jobs -p); wait; rm -f /run/ferry/stats-*; rmdir /run/ferry' EXIT`,
-          ...recipeLines,
+          ...recipeLines.flatMap((line) => (line.startsWith('src$ criu') ? [ready, `${line} || exit`] : [line])),
+          'sleep 1',
         ]
         await recipe(lines.join('\n'), { env, cwd: folder })
         await arrived()
@@ -188,7 +210,7 @@ function recipes(criu: string): void {
 
   test('dump-to-stdout -- -R: the process runs on, and its copy starts where it was copied', () =>
     staged(async ({ load, env, folder, host }) => {
-      const dumped = await shell('dump-to-stdout -t $PID -- -R > app.img', { env, cwd: folder })
+      const dumped = await shell(copy, { env, cwd: folder })
       assert.is(dumped.code, 0, dumped.stderr)
       await load.runsOn()
       load.kill()

@@ -1,6 +1,6 @@
 /**
- * criu --remote and the real CRIU: images that it dumped come by a client of the old protocol, as the chain that they might have been, and it restores them by
- * --stream; and the other way round.
+ * criu --remote and the real CRIU: images that it dumped come by a client of the old protocol, as the chain that they
+ * might have been, and it restores them by --stream; and the other way round.
  */
 import { spawn } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'

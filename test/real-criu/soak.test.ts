@@ -1,6 +1,6 @@
 /**
- * Honest hand-overs beside peers that are silent, slow, refused or send damage: every one succeeds, and what the daemons took
- * for the others comes back. For ten minutes, or as many seconds as FERRY_SOAK_S says.
+ * Honest hand-overs beside peers that are silent, slow, refused or send damage: every one succeeds, and what the
+ * daemons took for the others comes back. For ten minutes, or as many seconds as FERRY_SOAK_S says.
  *
  * How long a process stands still is told and not asserted: it depends on the machine, and on what else it does.
  */

@@ -1,4 +1,6 @@
-/** The benchmark itself: that it moves what it says, verifies it, and leaves nothing. What it measures is not asserted. */
+/**
+ * The benchmark itself: that it moves what it says, verifies it, and leaves nothing. What it measures is not asserted.
+ */
 import { spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync, readlinkSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,5 +1,5 @@
-import { chmodSync, cpSync, existsSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs'
-import { join } from 'node:path'
+import { chmodSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync } from 'node:fs'
+import { dirname, join, normalize } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { type CommandName, commandName, isInstalled } from '../../lib/command-name.ts'
@@ -10,6 +10,26 @@ const test = suite('scripts/build')
 interface Package {
   version: string
   bin: Record<string, string>
+  exports?: unknown
+}
+
+/** The programs and modules that others start or import, as package.json names them. */
+function entriesOf({ bin, exports }: Package): string[] {
+  const named = JSON.stringify([bin, exports ?? {}]).matchAll(/"(?:\.\/)?(dist\/[^"]+\.js)"/g)
+  return [...new Set([...named].map(([, path = '']) => path))]
+}
+
+/** These modules, and what they import of ours. */
+function reachedFrom(entries: readonly string[], folder: string): Set<string> {
+  const reached = new Set(entries)
+  for (const path of reached) {
+    for (const [, name = ''] of readFileSync(join(folder, path), 'utf8').matchAll(
+      /\b(?:from|import)\s*\(?\s*['"](\.[^'"]+)['"]/g,
+    )) {
+      reached.add(normalize(join(dirname(path), name)))
+    }
+  }
+  return reached
 }
 
 const { version, bin } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as Package
@@ -94,6 +114,23 @@ test('the names that are installed are those of package.json; others are those o
     assert.is(commandName(short), short)
   }
   assert.not.ok(isInstalled(''))
+})
+
+test('npm run build compiles what the commands use, and nothing that only tests or the benchmark use', async () => {
+  const { path, remove } = temporary()
+  const config = join(root, 'scripts/tsconfig.build.json')
+  const ran = await run(join(root, 'node_modules/.bin/tsc'), ['-p', config, '--outDir', join(path, 'dist')], {
+    cwd: root,
+  })
+  assert.is(ran.code, 0, ran.stdout.toString())
+  const compiled = readdirSync(path, { recursive: true }).map(String)
+  const onlyTypes = (name: string): boolean =>
+    /^\s*export \{\};\s*$/.test(readFileSync(join(path, name), 'utf8').replace(/\/\*[\s\S]*?\*\//g, ''))
+  const modules = compiled.filter((name) => name.endsWith('.js') && !onlyTypes(name))
+  const reached = reachedFrom(entriesOf(JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as Package), path)
+  assert.equal(modules.sort(), [...reached].sort())
+  assert.not(modules.some((name) => name.includes('bench')))
+  remove()
 })
 
 test.run()

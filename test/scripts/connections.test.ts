@@ -1,4 +1,7 @@
-/** The commands over several connections: they carry one snapshot, break together, and are refused where they do not fit. */
+/**
+ * The commands over several connections: they carry one snapshot, break together, and are refused where they do not
+ * fit.
+ */
 
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'

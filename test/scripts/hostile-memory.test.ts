@@ -1,6 +1,6 @@
 /**
- * Peers that make a cache hold what they never pay for. Whatever they say, and however many they are, it holds no more than its
- * images and a bounded amount, says how much that is, and gives it back when they are gone.
+ * Peers that make a cache hold what they never pay for. Whatever they say, and however many they are, it holds no more
+ * than its images and a bounded amount, says how much that is, and gives it back when they are gone.
  */
 import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'

@@ -1,4 +1,7 @@
-/** Peers that are slow on purpose, other users of this host, and floods of failures: the cache as a command, over loopback. */
+/**
+ * Peers that are slow on purpose, other users of this host, and floods of failures: the cache as a command, over
+ * loopback.
+ */
 import { randomBytes } from 'node:crypto'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'

@@ -1,4 +1,7 @@
-/** criu --remote at both ends of its own wire: dumps by img-proxy.sock, `--wire criu-remote`, an image-cache of that time or ours. */
+/**
+ * criu --remote at both ends of its own wire: dumps by img-proxy.sock, `--wire criu-remote`, an image-cache of that
+ * time or ours.
+ */
 import { spawn } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'

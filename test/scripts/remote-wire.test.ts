@@ -1,4 +1,7 @@
-/** `--wire criu-remote`: our cache with an image-proxy of criu --remote, our proxy with such an image-cache, and both of ours. */
+/**
+ * `--wire criu-remote`: our cache with an image-proxy of criu --remote, our proxy with such an image-cache, and both of
+ * ours.
+ */
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'

@@ -1,4 +1,7 @@
-/** criu --remote by proxy and cache: both daemons as processes, a client written from the protocol, real sockets and pipes. */
+/**
+ * criu --remote by proxy and cache: both daemons as processes, a client written from the protocol, real sockets and
+ * pipes.
+ */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'

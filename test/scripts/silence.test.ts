@@ -1,4 +1,7 @@
-/** Those who connect as a criu does and then say nothing, and a reader that takes nothing: each wait ends, is named, and leaves nothing behind. */
+/**
+ * Those who connect as a criu does and then say nothing, and a reader that takes nothing: each wait ends, is named, and
+ * leaves nothing behind.
+ */
 import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'

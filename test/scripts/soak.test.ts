@@ -1,9 +1,9 @@
 /**
- * Many snapshots through one proxy and one cache: neither may keep a descriptor of what is over. A thousand, or as many as
- * FERRY_SOAK says.
+ * Many snapshots through one proxy and one cache: neither may keep a descriptor of what is over. A thousand, or as many
+ * as FERRY_SOAK says.
  *
- * A cache drops no snapshot, and one with a byte in it holds 2 MiB; so most of these have no bytes, some have, and some fail
- * after bytes were sent, which must come back.
+ * A cache drops no snapshot, and one with a byte in it holds 2 MiB; so most of these have no bytes, some have, and some
+ * fail after bytes were sent, which must come back.
  */
 import { readdirSync, readFileSync } from 'node:fs'
 import { suite } from 'uvu'

@@ -33,7 +33,10 @@ function pagesImage(number: number, bytes: Uint8Array, kind: Given['kind'], step
   return { name: `pages-${number}.img`, bytes, kind, step }
 }
 
-/** Sends to a shelf as a proxy does to a cache: what the receiver answers goes to `known`. Returns the bytes on the link. */
+/**
+ * Sends to a shelf as a proxy does to a cache: what the receiver answers goes to `known`. Returns the bytes on the
+ * link.
+ */
 async function send(
   shelf: Snapshots,
   word: string,

@@ -216,7 +216,7 @@ test('a wrong chunk is a fault, what came before it is right, and all connection
 })
 
 test('a header: its bytes are pinned, every wrong bit is refused, and numbers have a limit', () => {
-  // Python's struct and zlib, from PROTOCOL.md.
+  // Python's struct and zlib, from docs/protocol/wire.md.
   const pinned = Buffer.from('0500000000000000' + '00000200' + 'fdd340d1', 'hex')
   const mine = Buffer.alloc(CHUNK_HEADER_BYTES)
   encodeChunk(mine, { number: 5, length: 2 ** 17 })

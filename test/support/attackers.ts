@@ -1,6 +1,6 @@
 /**
- * Peers of a cache and of its proxies that mean harm, or are broken: many of each kind, who come again and again, each at a bounded
- * rate. All end when they are told to, or by themselves when their time is over.
+ * Peers of a cache and of its proxies that mean harm, or are broken: many of each kind, who come again and again, each
+ * at a bounded rate. All end when they are told to, or by themselves when their time is over.
  */
 import { randomBytes } from 'node:crypto'
 import { once, setMaxListeners } from 'node:events'
@@ -25,7 +25,10 @@ export interface Targets {
 export interface Attack {
   /** How many kinds there are at the cache, and at one proxy. */
   readonly kinds: { cache: number; proxy: number }
-  /** Ends them. Returns how many connections each kind has made, and how many of those of another user were told that they may not speak. */
+  /**
+   * Ends them. Returns how many connections each kind has made, and how many of those of another user were told that
+   * they may not speak.
+   */
   stop(): Promise<{ made: Map<string, number>; toldOff: number }>
 }
 
@@ -36,7 +39,10 @@ interface Kind {
   /** From the end of one connection to the next. */
   pauseMs: number
   at: net.NetConnectOpts
-  /** What it does on one connection, the `turn`th of its kind. It is over when this resolves, or when the other end has closed. */
+  /**
+   * What it does on one connection, the `turn`th of its kind. It is over when this resolves, or when the other end has
+   * closed.
+   */
   act(socket: net.Socket, turn: number): Promise<void>
 }
 
@@ -181,7 +187,10 @@ function kindsAtProxy(socket: string): Kind[] {
 
 /** At the cache, and at the port for pages of each proxy. */
 const OTHER_USER = 'of another user'
-/** Five a second to the first port, the cache's; one to each of the others. Says how many came and how many were told off at the first. */
+/**
+ * Five a second to the first port, the cache's; one to each of the others. Says how many came and how many were told
+ * off at the first.
+ */
 const otherUser = `
   use strict; use IO::Socket::INET; use IO::Select; use Time::HiRes qw(time sleep);
   my ($seconds, @ports) = @ARGV; my ($made, $told) = (0, 0); my $end = time + $seconds;

@@ -4,7 +4,7 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { temporary } from './run.ts'
 
-/** The lines of the README. */
+/** The lines of docs/security.md. */
 export const authorityLine =
   'openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -subj /CN=ferry -keyout ca.key -out ca.pem'
 export const requestLine =

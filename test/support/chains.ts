@@ -1,4 +1,7 @@
-/** Chains of incremental dumps: those that CRIU made in a machine that can track changed pages, and those that we make of a full dump. */
+/**
+ * Chains of incremental dumps: those that CRIU made in a machine that can track changed pages, and those that we make
+ * of a full dump.
+ */
 import { execFileSync } from 'node:child_process'
 import { copyFileSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
@@ -50,7 +53,9 @@ function ownPages(directory: string, name: string): { pages: Map<number, Page>; 
   return { pages, flags }
 }
 
-/** Every page of a dump by its address, looked up one at a time as CRIU does: in the parent where the pagemap says so. */
+/**
+ * Every page of a dump by its address, looked up one at a time as CRIU does: in the parent where the pagemap says so.
+ */
 export function pagesByAddress(directory: string, name: string): Map<number, Page> {
   const { pages } = ownPages(directory, name)
   const waiting = [...pages].filter(([, page]) => page === 'in the parent')
@@ -100,8 +105,9 @@ function chance(seed: number): (below: number) => number {
 }
 
 /**
- * Makes a chain of a full dump, which goes into its last directory, `into/COUNT`: of each pagemap every page goes to one of the
- * directories, in those that come later it is in the parent, and in those before there is another page at its address, or none.
+ * Makes a chain of a full dump, which goes into its last directory, `into/COUNT`: of each pagemap every page goes to
+ * one of the directories, in those that come later it is in the parent, and in those before there is another page at
+ * its address, or none.
  */
 export function splitDump(from: string, into: string, writings: readonly Writing[], seed = 1): string {
   const count = writings.length

@@ -1,6 +1,6 @@
 /**
- * A task that is dying for as long as a test likes: the first of a pid namespace ends only when the last of that namespace is
- * taken away by its parent, who is outside and waits until it is told to.
+ * A task that is dying for as long as a test likes: the first of a pid namespace ends only when the last of that
+ * namespace is taken away by its parent, who is outside and waits until it is told to.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -65,7 +65,9 @@ export async function startDying(): Promise<Dying> {
   }
 }
 
-/** A perl that traces the process `pid`, as criu does while it dumps. PTRACE_SEIZE has another number on other machines. */
+/**
+ * A perl that traces the process `pid`, as criu does while it dumps. PTRACE_SEIZE has another number on other machines.
+ */
 export async function startTracer(pid: number, options = 0): Promise<{ pid: number; end: () => Promise<unknown> }> {
   const code = `syscall(101, 0x4206, ${pid}, 0, ${options}) == 0 or die; $| = 1; print "seized\\n"; sleep 1000`
   const tracer = kept(spawn('perl', ['-e', code], { stdio: ['ignore', 'pipe', 'inherit'] }))

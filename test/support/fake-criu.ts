@@ -1,6 +1,6 @@
 /**
- * A CRIU that does what it is told: the real socket, the real protobuf, the real SCM_RIGHTS, for what the real one cannot
- * be made to do.
+ * A CRIU that does what it is told: the real socket, the real protobuf, the real SCM_RIGHTS, for what the real one
+ * cannot be made to do.
  */
 import { join } from 'node:path'
 import { CAPTURE_SOCKET } from '../../lib/criu/capture.ts'
@@ -159,7 +159,10 @@ export async function readToEnd(fd: Fd): Promise<Buffer> {
   }
 }
 
-/** A criu whose command line says that it dumps what changed since the dump in `before`. It says one word, and waits to be left. */
+/**
+ * A criu whose command line says that it dumps what changed since the dump in `before`. It says one word, and waits to
+ * be left.
+ */
 export async function incrementalCriu(directory: string, before: string): Promise<void> {
   const connects =
     'use IO::Socket::UNIX; $s = IO::Socket::UNIX->new(shift); syswrite $s, "\\r\\0\\0\\0"; sysread $s, $x, 1'

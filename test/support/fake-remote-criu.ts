@@ -1,7 +1,7 @@
 /**
- * A criu with `--remote` that does what it is told, written from the protocol of the trees that had it (2017 to June 2020): one connection an image, each
- * message in one write, blocking as criu is. `pipes` is how the last of them passes images, `socket` the way before May 2020; `words` says FINISH as it was before
- * February 2019.
+ * A criu with `--remote` that does what it is told, written from the protocol of the trees that had it (2017 to June
+ * 2020): one connection an image, each message in one write, blocking as criu is. `pipes` is how the last of them
+ * passes images, `socket` the way before May 2020; `words` says FINISH as it was before February 2019.
  *
  * As a program it is a process of its own with a command line like criu's, for who dumps what is known by process:
  *
@@ -228,7 +228,10 @@ export function imagesOf(directory: string, preDump: boolean): [string, Buffer][
     .map((name) => [name, readFileSync(join(directory, name))])
 }
 
-/** A dump or a pre-dump of what is in `from`, with the list and the parents' pagemaps read as criu does. Returns what it read. */
+/**
+ * A dump or a pre-dump of what is in `from`, with the list and the parents' pagemaps read as criu does. Returns what it
+ * read.
+ */
 export async function dumpRemote(
   criu: FakeRemote,
   from: string,

@@ -1,6 +1,7 @@
 /**
- * The fault matrix: plays a hand-over with one fault in it, and keeps what was seen as a row. RELIABILITY.md is made from the
- * rows: `FERRY_RELIABILITY=write npm test -- faults`. Without that the columns that do not depend on chance are compared with it.
+ * The fault matrix: plays a hand-over with one fault in it, and keeps what was seen as a row. The rows make
+ * docs/reliability.md: `FERRY_RELIABILITY=write npm test -- faults`. Without that variable the columns that do not
+ * depend on chance are compared with it.
  */
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { release } from 'node:os'
@@ -73,7 +74,7 @@ const important: readonly string[] = [
 ]
 const isQuick = process.env.FERRY_TESTS === 'quick'
 
-const document = join(root, 'RELIABILITY.md')
+const document = join(root, 'docs/reliability.md')
 const load = patternLoad(8)
 
 /** Of the proxy and the cache. */
@@ -107,13 +108,13 @@ export function matrix(
   const row: Matrix['row'] = (fault, plan) => scene(fault, (stage) => handOver(stage, plan), plan.load)
   rows({ row, scene })
   if (left > 0) console.log(`skipped: ${left} rows of the fault matrix: npm test -- --all plays them`)
-  test('the table in RELIABILITY.md is what was seen', () => {
+  test('the table in docs/reliability.md is what was seen', () => {
     if (process.env.FERRY_RELIABILITY === 'write') write(section, about, table, version)
     const lines = (sectionsOf(readFileSync(document, 'utf8')).get(section) ?? '').split('\n')
     for (const start of compared) {
       assert.ok(
         lines.some((line) => line.startsWith(start)),
-        `not in RELIABILITY.md: ${start}`,
+        `not in docs/reliability.md: ${start}`,
       )
     }
     assert.is(lines.filter((line) => line.startsWith('| ')).length, compared.length + left + 1)
@@ -193,11 +194,13 @@ function quote(commands: Record<string, Running>): string {
 
 const heading = `# Reliability
 
-What was seen when things broke, with the real CRIU. This page is written by \`test/real-criu/faults.test.ts\` and \`test/real-criu/faults-ends.test.ts\`, which play every
-row in each run of the tests. Where a row says nothing else, a process that checks its memory is dumped by \`criu dump --stream\` with the action script of the
-proxy, \`proxy --until running\` hands it over to \`cache --restore\` in other pid and mount namespaces, and one thing breaks. "here" is the
-process at the source, "there" its copy on the target; ID stands for the name of a snapshot. In every row one copy
-lives, or a stopped one is named, and its memory was whole.
+What was seen when things broke, with the real CRIU. This page is written by
+\`test/real-criu/faults.test.ts\` and \`test/real-criu/faults-ends.test.ts\`, which play every row in
+each complete run of the tests. Where a row says nothing else, a process that checks its memory is
+dumped by \`criu dump --stream\` with the action script of the proxy, \`proxy --until running\` hands it
+over to \`cache --restore\` in other pid and mount namespaces, and one thing breaks. "here" is the
+process at the source, "there" its copy on the target. ID stands for the name of a snapshot. In
+every row one copy lives, or a stopped one is named, and its memory was whole.
 
 `
 

@@ -113,8 +113,8 @@ function counting({ name, sockets = false, command, args, stdin, missing, check 
 }
 
 /**
- * `mib` MiB of a pattern, all of it compared after the restore. With a `pipe` its stdin is one of Node's, a UNIX socket of
- * ours: CRIU has written all pages when it finds that it cannot dump that.
+ * `mib` MiB of a pattern, all of it compared after the restore. With a `pipe` its stdin is one of Node's, a UNIX socket
+ * of ours: CRIU has written all pages when it finds that it cannot dump that.
  */
 export function patternLoad(mib: number, stdin?: 'pipe'): Load {
   return counting({
@@ -148,7 +148,10 @@ export function distinctLoad(mib: number): Load {
   })
 }
 
-/** `mib` MiB, and `shared` MiB that are shared with a child (anonymous), of which `percent` per cent of the pages are written again and again. */
+/**
+ * `mib` MiB, and `shared` MiB that are shared with a child (anonymous), of which `percent` per cent of the pages are
+ * written again and again.
+ */
 export function dirtyingLoad(mib: number, percent: number, shared = 0): Load {
   return counting({
     name: `${mib} MiB, ${percent} % of them written again and again${shared === 0 ? '' : `, and ${shared} MiB that are shared`}`,

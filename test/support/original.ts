@@ -1,6 +1,7 @@
 /**
- * The image-proxy and the image-cache of `criu --remote` as far as TCP goes, written from their protocol: there are no such programs to run.
- * The proxy says what it is told, also what is wrong; the cache reads as the last version did, with one read for a length and one for an entry.
+ * The image-proxy and the image-cache of `criu --remote` as far as TCP goes, written from their protocol: there are no
+ * such programs to run. The proxy says what it is told, also what is wrong; the cache reads as the last version did,
+ * with one read for a length and one for an entry.
  */
 import { once } from 'node:events'
 import net from 'node:net'

@@ -1,4 +1,7 @@
-/** Programs that tests need and that are not part of a plain system: fetched from Debian, once, beside the system's packages. */
+/**
+ * Programs that tests need and that are not part of a plain system: fetched from Debian, once, beside the system's
+ * packages.
+ */
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
@@ -41,7 +44,10 @@ const programs: Program[] = [
   { name: 'sshd', what: 'sshd', args: ['/usr/sbin/sshd', '.', 'openssh-server'] },
   { name: 'mandoc', what: 'mandoc, to check the man pages', args: ['/usr/bin/mandoc', '.', 'mandoc'] },
 ]
-/** The virtual machine. All of it is of Debian 12, also on others: its kernel 6.1 tracks changed pages, and it is the same everywhere. */
+/**
+ * The virtual machine. All of it is of Debian 12, also on others: its kernel 6.1 tracks changed pages, and it is the
+ * same everywhere.
+ */
 const machine: Program[] = [
   { name: 'vm/busybox', what: 'busybox (1 MB)', args: ['-', 'bookworm', 'busybox-static'] },
   { name: 'vm/qemu', what: 'qemu (60 MB)', args: ['/usr/bin/qemu-system-x86_64', 'bookworm', 'qemu-system-x86'] },

@@ -1,13 +1,13 @@
 /**
- * The first form of `criu --remote`, of a patch of 2015: what one TCP connection carries, as events. No command here speaks it; it is for
- * reading recordings, and PROTOCOL.md describes it.
+ * The first form of `criu --remote`, of a patch of 2015: what one TCP connection carries, as events. No command here
+ * speaks it; it is for reading recordings, and docs/protocol/sockets.md describes it.
  *
  *     path       32 bytes    a C string; whatever lay behind its NUL comes along
  *     namespace  32 bytes    the same: the `-D` of the criu that dumped
  *     body                   up to the end of the connection
  *
- * No length and no sum says where a body ends: one that was cut is not to be told from a whole one. A connection either puts an image
- * or gets one; who gets is answered with such a header and then the body.
+ * No length and no sum says where a body ends: one that was cut is not to be told from a whole one. A connection either
+ * puts an image or gets one; who gets is answered with such a header and then the body.
  */
 import { Fault } from '../../lib/fault.ts'
 import { type ImageName, imageName, printable } from '../../lib/format/names.ts'

@@ -1,4 +1,7 @@
-/** A restore that takes one image out of the cache in a directory, and leaves. What else is on its command line is for the cache: our action script. */
+/**
+ * A restore that takes one image out of the cache in a directory, and leaves. What else is on its command line is for
+ * the cache: our action script.
+ */
 import { join } from 'node:path'
 import { SERVE_SOCKET } from '../../lib/criu/serve.ts'
 import { fakeRestore } from './fake-criu.ts'

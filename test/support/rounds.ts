@@ -103,7 +103,10 @@ function sourceOf(directory: string, between?: () => Promise<void>, ready?: Prom
   }
 }
 
-/** Sends one part of a chain, or a plain snapshot, without what the cache has if that is to be `known`, to a cache at that port, and waits until it is sealed, or, as a hand-over, until it is kept. Throws the refusal. */
+/**
+ * Sends one part of a chain, or a plain snapshot, without what the cache has if that is to be `known`, to a cache at
+ * that port, and waits until it is sealed, or, as a hand-over, until it is kept. Throws the refusal.
+ */
 export async function sendPart(
   port: string,
   id: string,
@@ -141,7 +144,10 @@ export async function sendPart(
   }
 }
 
-/** Sends the directories of a chain, the oldest first, each as a round and the newest as the last; with `dedup` returns the bytes that each did without. */
+/**
+ * Sends the directories of a chain, the oldest first, each as a round and the newest as the last; with `dedup` returns
+ * the bytes that each did without.
+ */
 export async function sendChain(
   port: string,
   id: string,

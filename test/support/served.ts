@@ -1,4 +1,7 @@
-/** What a restore gets of an image that was dumped: all of it, but for pagemaps, which say the same for every release of CRIU. */
+/**
+ * What a restore gets of an image that was dumped: all of it, but for pagemaps, which say the same for every release of
+ * CRIU.
+ */
 import { pagemapPattern } from '../../lib/store/directory-chain.ts'
 import { forEveryRelease } from '../../lib/store/pagemap-compat.ts'
 

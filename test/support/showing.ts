@@ -9,9 +9,14 @@ export interface Showing {
   say(text: string): void
   /** Starts what the line says, with that program in the place of its first word, and shows both and what it says. */
   begin(line: string, program?: string): Running
-  /** The same to its end; throws unless that is 0. A criu is heard only if it fails: it mentions what does not matter. */
+  /**
+   * The same to its end; throws unless that is 0. A criu is heard only if it fails: it mentions what does not matter.
+   */
   finish(line: string, program?: string): Promise<void>
-  /** The processes, in whatever pid namespace, that have this word of our folder on their command line; zombies have none. */
+  /**
+   * The processes, in whatever pid namespace, that have this word of our folder on their command line; zombies have
+   * none.
+   */
   processes(word: string): number[]
 }
 

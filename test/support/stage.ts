@@ -96,7 +96,9 @@ export async function staged(criu: string, load: Load, body: (stage: Stage) => P
   }
 }
 
-/** What is to be seen of the load on the target. A task that CRIU holds at post-restore sleeps, and is woken by nothing. */
+/**
+ * What is to be seen of the load on the target. A task that CRIU holds at post-restore sleeps, and is woken by nothing.
+ */
 export async function copyOf({ host, load }: Stage): Promise<'none' | 'held' | 'runs'> {
   const status = (): string => {
     try {

@@ -1,7 +1,7 @@
 /**
- * A virtual machine with Debian's 6.1 kernel, for what this machine's kernel may not have: it tracks changed pages (soft-dirty). There is
- * no disk image: its root is ours, read-only, with directories of its own where a system writes. qemu emulates the processor, so
- * it runs wherever the tests run, five to ten times slower.
+ * A virtual machine with Debian's 6.1 kernel, for what this machine's kernel may not have: it tracks changed pages
+ * (soft-dirty). There is no disk image: its root is ours, read-only, with directories of its own where a system writes.
+ * qemu emulates the processor, so it runs wherever the tests run, five to ten times slower.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -97,7 +97,10 @@ function firstRoot({ command, share }: VmJob): Buffer {
   )
 }
 
-/** Boots a virtual machine, runs a job in it and switches it off. Every line that the job writes is passed to `hear` at once. */
+/**
+ * Boots a virtual machine, runs a job in it and switches it off. Every line that the job writes is passed to `hear` at
+ * once.
+ */
 export async function runInVm(job: VmJob, hear: (line: string) => void = () => {}): Promise<VmRan> {
   const { path, remove } = temporary()
   const kernel = readdirSync(join(vm.kernel, 'boot')).find((name) => name.startsWith('vmlinuz-')) ?? 'vmlinuz'

@@ -125,7 +125,10 @@ export function take(where: Where, id: string | undefined, timeoutMs = 0): Promi
 
 /** Connections that a test made, closed together. */
 export interface Crowd {
-  /** Connects, says `words`, and reads nothing, or throws away what it `reads`. `over` is told when the connection is over. */
+  /**
+   * Connects, says `words`, and reads nothing, or throws away what it `reads`. `over` is told when the connection is
+   * over.
+   */
   join(words: Uint8Array[], how?: { reads?: boolean; over?: () => void }): net.Socket
   readonly sockets: ReadonlySet<net.Socket>
   disperse(): void
@@ -159,7 +162,10 @@ export function crowd({ host = '127.0.0.1', port }: Where): Crowd {
   }
 }
 
-/** Says it again and again until it is sealed. Returns how many times; throws what came last where that takes longer than `limitMs`. */
+/**
+ * Says it again and again until it is sealed. Returns how many times; throws what came last where that takes longer
+ * than `limitMs`.
+ */
 export async function leaveAtLast(
   where: Where,
   id: string,

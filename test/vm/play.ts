@@ -1,4 +1,7 @@
-/** Runs in the virtual machine: play.js CRIU... plays every scenario with every CRIU, and tells how each ended, a line of JSON each. */
+/**
+ * Runs in the virtual machine: play.js CRIU... plays every scenario with every CRIU, and tells how each ended, a line
+ * of JSON each.
+ */
 import { playedWith } from './scenario.ts'
 import { scenarios } from './scenarios.ts'
 

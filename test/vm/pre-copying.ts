@@ -1,4 +1,7 @@
-/** Scenarios of rounds to a cache: by pre-copy, and by criu processes that somebody else starts, through the proxy's page server port. */
+/**
+ * Scenarios of rounds to a cache: by pre-copy, and by criu processes that somebody else starts, through the proxy's
+ * page server port.
+ */
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { formatSize, parseSize } from '../../lib/size.ts'
@@ -64,7 +67,9 @@ async function sentWhole(stage: Stage, port: string): Promise<string> {
   return `, and to the cache for ${frozenMs(directory).toFixed(0)} ms`
 }
 
-/** By pre-copy, to a cache that restores with the CRIU of `target`. `compared`: with a dump of all by the same way, too. */
+/**
+ * By pre-copy, to a cache that restores with the CRIU of `target`. `compared`: with a dump of all by the same way, too.
+ */
 async function byCommand(criu: string, load: Load, target: string, compared = false): Promise<string> {
   let figures = ''
   await staged(criu, load, async (stage) => {
@@ -143,7 +148,10 @@ async function stagedAll(
   else await staged(criu, load, (stage) => stagedAll(criu, others, body, [...stages, stage]))
 }
 
-/** The two at the first proxy have records of another layout. Who takes a page, or a parent, for another's leaves a process with wrong memory. */
+/**
+ * The two at the first proxy have records of another layout. Who takes a page, or a parent, for another's leaves a
+ * process with wrong memory.
+ */
 const many: Scenario = {
   name: 'three trees at once to one cache: two by one proxy (CRIU 4.1, and 4.3 with shared memory), one by another',
   releases: ['sid'],
@@ -210,7 +218,10 @@ async function byPort(
   return figures
 }
 
-/** A dump of another kind clears the kernel's marks: a chain that went on would miss what was written before it, and nobody would notice. */
+/**
+ * A dump of another kind clears the kernel's marks: a chain that went on would miss what was written before it, and
+ * nobody would notice.
+ */
 const broken: Scenario = {
   name: 'a dump of another kind between a round and the dump: the chain is not gone on with; restored by CRIU 4.2',
   releases: ['trixie'],
@@ -242,7 +253,10 @@ const vetoed: Scenario = {
     }),
 }
 
-/** CRIU 4.3 sends only what changed by the stream, too, and its rounds may be anywhere: who killed the process for that had lost it. */
+/**
+ * CRIU 4.3 sends only what changed by the stream, too, and its rounds may be anywhere: who killed the process for that
+ * had lost it.
+ */
 const elsewhere: Scenario = {
   name: 'a dump by the stream whose round went elsewhere: refused, and the process runs on',
   releases: ['experimental'],

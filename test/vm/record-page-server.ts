@@ -1,6 +1,7 @@
 /**
- * Runs in the virtual machine: record-page-server.js OUT CRIU... writes down what criu says to a stock `criu page-server` and is answered, in
- * two pre-dumps and a dump, each with the one before as its parent. The two processes are small, and have no environment.
+ * Runs in the virtual machine: record-page-server.js OUT CRIU... writes down what criu says to a stock `criu
+ * page-server` and is answered, in two pre-dumps and a dump, each with the one before as its parent. The two processes
+ * are small, and have no environment.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
