@@ -5,7 +5,7 @@ import { type SnapshotId, snapshotId } from '../../lib/format/names.ts'
 import { EXTENT, Pool } from '../../lib/store/pool.ts'
 import { type IncomingSnapshot, Snapshots } from '../../lib/store/snapshots.ts'
 import type { LostSnapshot } from '../../lib/store/waiters.ts'
-import { rejectsFault, throwsFault, waits, within } from '../expect.ts'
+import { rejectsFault, throwsFault, turns, waits, within } from '../expect.ts'
 import { entry } from '../stream/snapshots.ts'
 
 const test = suite('store/snapshots')
@@ -96,6 +96,35 @@ test('a verdict that does not come keeps no search from the newest before it', a
   assert.is((await within(newest, 'the newest', 60_000)).id, 'one')
   assert.is((await within(snapshots.find(undefined, LONG))).id, 'one')
   assert.is((await within(snapshots.find(undefined, LONG, undefined, { early: true }))).id, 'two')
+})
+
+test('a timer that fires early does not leave the search for the newest waiting', async () => {
+  const { setTimeout } = globalThis
+  const { now } = performance
+  let clock = 0
+  const timers: { due: number; fire: () => void }[] = []
+  const set = (fire: () => void, ms: number) => {
+    timers.push({ due: clock + ms, fire })
+    return { unref: () => {} }
+  }
+  try {
+    performance.now = () => clock
+    globalThis.setTimeout = set as never
+    const snapshots = new Snapshots(new Pool(8 * EXTENT))
+    ;(await receive(snapshots, one)).seal()
+    ;(await receive(snapshots, two)).seal(true)
+    const newest = snapshots.find(undefined, LONG)
+    const [verdict] = timers
+    assert.is(verdict?.due, 10_000)
+    clock = 9_998
+    verdict?.fire()
+    clock = 10_000
+    for (const { due, fire } of timers.slice(1)) if (due === clock) fire()
+    assert.is((await Promise.race([newest, turns()]))?.id, 'one')
+  } finally {
+    performance.now = now
+    globalThis.setTimeout = setTimeout
+  }
 })
 
 test('nor do snapshots that come one after the other, each without a verdict', async () => {
