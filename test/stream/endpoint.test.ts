@@ -86,7 +86,9 @@ for (const when of ['before Node reports it', 'before its owner is looked up'] a
       assert.ok(tries > 1, `${tries} tries`)
     } finally {
       unsubscribe('net.client.socket', made)
+      const closed = once(child, 'close')
       child.kill()
+      await within(closed)
     }
   })
 }
