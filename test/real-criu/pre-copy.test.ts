@@ -56,7 +56,7 @@ function preCopying(criu: string): void {
   test('a cache that dies between two rounds: the process runs on, and nothing is left', () =>
     staged(criu, load, async (stage) => {
       const { port } = await stage.cache()
-      const copying = preCopy(stage, port, 1, '--timeout', '1')
+      const copying = preCopy(stage, port, 1, '--timeout', '5')
       await copying.says(/round 1:/)
       process.kill(stage.cachePid(), 'SIGKILL')
       assert.is((await copying.ended).code, 3)
