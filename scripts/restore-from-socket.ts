@@ -21,7 +21,7 @@ main(command, async ({ values, rest, report, signal }) => {
   const endpoint = parseEndpoint(from, credentials, allowUids)
   if (endpoint.kind === 'tcp') await checkNetwork(endpoint.host, credentials, insecure)
   const link = await connectEndpoint(endpoint, common.timeoutMs, signal)
-  const options = { ...common, ...(fromStdin && { wayBack: stdoutLink }), report, signal }
+  const options = { ...common, ...(fromStdin && { replyLink: stdoutLink }), report, signal }
   switch (job.kind) {
     case 'tree':
       return restoreTree(criu, job.criuOptions, link, options)

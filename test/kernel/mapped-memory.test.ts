@@ -73,7 +73,7 @@ test('what may not be written can be read, lent and discarded, and ends whoever 
   window[HUGE_PAGE] = 9
   closeFd(out)
   closeFd(into)
-  const path = join(root, 'lib', 'kernel', 'memory.ts')
+  const path = join(root, 'lib', 'kernel', 'mapped-memory.ts')
   const writer = `
 const { allowWriting, mapMemory } = await import(process.argv[1])
 const { address, window } = mapMemory(2 ** 21)
