@@ -114,6 +114,12 @@ test('the files of lib itself import nothing but the error class', () => {
   }
 })
 
+test('only lib/kernel names a function or constant of libc', () => {
+  const importers = [...lib, ...scripts].filter((file) => ownImportsOf(file).includes('lib/kernel/libc.ts'))
+  assert.ok(importers.length > 3)
+  for (const { path } of importers) assert.is(roomOf(path), 'lib/kernel', path)
+})
+
 test('koffi is imported in one file', () => {
   const importers = [...lib, ...scripts, ...tests].filter((file) =>
     importsOf(file).some((name) => /^koffi(\/|$)/.test(name)),
@@ -141,6 +147,60 @@ test('only lib/cli prints', () => {
     [],
   )
   assert.ok(quiet.length > 15)
+})
+
+/** Functions above the limit, by file and name, with the reason. */
+const longFunctions: Record<string, string> = {
+  'lib/format/wire.ts decodeFrame': 'a table: one case for each type of frame',
+}
+const MOST_LINES = 60
+
+/**
+ * The functions and methods of a formatted file: a body ends with the first line that closes it at the head's indent.
+ */
+function functionsIn({ path, text }: SourceFile): { name: string; lines: number }[] {
+  const lines = text.split('\n')
+  const heads = [
+    /^( *)(?:(?:export|default|async) )*function\*? *(\w+)/,
+    /^( *)(?:export )?const (\w+) = (?:async )?(?:<.*>)?\(.*(?:=> \{|\(|\(\{)$/,
+    /^( *)(?:(?:async|static|private|override|get|set) )*\*?([#\w]+|\[Symbol\.\w+\])(?:<.*>)?\(.*(?:\{|\()$/,
+  ]
+  return lines.flatMap((line, at) => {
+    const [, indent = '', name = ''] = heads.map((head) => head.exec(line)).find((found) => found !== null) ?? []
+    if (name === '' || /^(if|for|while|switch|catch|return|await|throw|test)$/.test(name)) return []
+    const closes = (each: string): boolean => each.startsWith(`${indent}}`) || each.startsWith(`${indent})`)
+    const after = (start: number): number => lines.findIndex((each, index) => index > start && closes(each))
+    // Parameters on lines of their own end where a line closes them and opens the body.
+    const opening = /[(<]\{?$/.test(line) ? after(at) : at
+    if (!lines[opening]?.endsWith('{')) return []
+    return [{ name: `${path} ${name}`, lines: after(opening) - at + 1 }]
+  })
+}
+
+test('functions have at most 60 lines, but for those with a reason', () => {
+  const all = [...lib, ...scripts].flatMap(functionsIn)
+  assert.ok(all.length > 500, `only ${all.length} functions were found`)
+  const long = all.filter(({ lines }) => lines > MOST_LINES).map(({ name }) => name)
+  assert.equal(long.sort(), Object.keys(longFunctions).sort())
+  const body = Array.from({ length: MOST_LINES }, () => '  work()')
+  for (const head of ['export async function take(', 'function* take({', 'const take = (', '  static async take(']) {
+    const indent = /^ */.exec(head)?.[0] ?? ''
+    const text = [head, `${indent}  one: string,`, `${indent}${head.endsWith('{') ? '}' : ''}): void {`, ...body]
+    const found = functionsIn({ path: 'lib/a.ts', text: [...text, `${indent}}`].join('\n') })
+    assert.equal(found, [{ name: 'lib/a.ts take', lines: MOST_LINES + 4 }], head)
+  }
+})
+
+test('a line of a comment has at most 120 columns', () => {
+  const isWide = (line: string): boolean => line.length > 120 && /^\s*(\/\*\*|\*|\/\/)/.test(line)
+  const isDrawing = (line: string): boolean => /^\s*\* {5}/.test(line)
+  for (const { path, text } of [...lib, ...scripts, ...tests]) {
+    assert.equal(
+      text.split('\n').filter((line) => isWide(line) && !isDrawing(line)),
+      [],
+      path,
+    )
+  }
 })
 
 test('every test file runs its tests', () => {

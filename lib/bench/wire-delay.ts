@@ -9,7 +9,8 @@
 import { writeSync } from 'node:fs'
 import { setPriority } from 'node:os'
 import { asFd, type Fd } from '../kernel/fd.ts'
-import * as libc from '../kernel/libc.ts'
+import { Poll } from '../kernel/poll.ts'
+import { readNow, writeNow } from '../kernel/transfer.ts'
 
 interface Cable {
   ends: [Fd, Fd]
@@ -45,8 +46,8 @@ function direction(from: Fd, to: Fd, { delay, loss }: Cable, tally: Tally) {
   function take(now: number): void {
     for (let count = 0; count < BURST; count++) {
       if (head + LARGEST_PACKET > QUEUE_BYTES) head = 0
-      const length = libc.read(from, ring.subarray(head, head + LARGEST_PACKET), LARGEST_PACKET)
-      if (length <= 0) return
+      const length = readNow(from, ring.subarray(head, head + LARGEST_PACKET))
+      if (length === undefined || length === 0) return
       const full = held + LARGEST_PACKET > QUEUE_BYTES / 2
       if (full || Math.random() * 1000 < loss) {
         tally.lost++
@@ -63,7 +64,7 @@ function direction(from: Fd, to: Fd, { delay, loss }: Cable, tally: Tally) {
     for (; first < queue.length; first++) {
       const { at, length, due } = queue[first] as Packet
       if (due > now) break
-      libc.write(to, ring.subarray(at, at + length), length)
+      writeNow(to, ring.subarray(at, at + length))
       tally.carried++
       held -= length
     }
@@ -81,20 +82,14 @@ function carry(cable: Cable, until: number): Tally {
   const [near, far] = cable.ends
   const tally = { carried: 0, lost: 0 }
   const ways = [direction(near, far, cable, tally), direction(far, near, cable, tally)]
-  const polled = Buffer.alloc(24)
-  for (const [index, fd] of [near, far, until].entries()) {
-    polled.writeInt32LE(fd, 8 * index)
-    polled.writeInt16LE(libc.POLLIN, 8 * index + 4)
-  }
-  const time = new BigInt64Array(2)
+  const poll = new Poll([near, far, until])
   for (;;) {
     const now = performance.now()
     for (const { take } of ways) take(now)
     const next = Math.min(...ways.map(({ give }) => give(performance.now())))
     const ms = Math.min(LONGEST_WAIT_MS, Math.max(0, next - performance.now()))
-    time[1] = BigInt(Math.round(ms * 1e6))
-    libc.ppoll(polled, 3, time, null)
-    if (polled.readInt16LE(22) !== 0) return tally
+    poll.wait(ms)
+    if (poll.saw(2)) return tally
   }
 }
 

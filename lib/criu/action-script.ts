@@ -26,8 +26,9 @@
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
-import { asFd, check, type Fd } from '../kernel/fd.ts'
-import { flock, LOCK_EX, LOCK_NB, mkfifo, O_CLOEXEC, O_NONBLOCK, O_RDWR, open } from '../kernel/libc.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { makeFifo, openFifo } from '../kernel/fifo.ts'
+import { tryLock } from '../kernel/lock.ts'
 import { startTime } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { readSome } from '../kernel/transfer.ts'
@@ -91,8 +92,8 @@ export function closedGate(directory: string, pid: number, moment: Moment): Gate
   const lock = makeFile(() => openSync(unfinished(path), 'wx', 0o600))
   let fifo: Fd | undefined
   try {
-    check(flock(asFd(lock), LOCK_EX | LOCK_NB), 'flock')
-    check(mkfifo(unfinished(held), 0o600), 'mkfifo')
+    if (!tryLock(lock)) throw new Fault('IO', `cannot lock ${unfinished(path)}`)
+    makeFifo(unfinished(held))
     fifo = openFifo(unfinished(held))
     // The lock comes first: the script knows by the FIFO that there is a gate.
     renameSync(unfinished(path), path)
@@ -104,10 +105,6 @@ export function closedGate(directory: string, pid: number, moment: Moment): Gate
     clean(directory, pid, moment)
     throw error
   }
-}
-
-function openFifo(path: string): Fd {
-  return asFd(check(open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0), 'open'))
 }
 
 /** A gate at which criu still waits, though the holder is gone. */
@@ -136,7 +133,7 @@ export function recoverGates(directory: string, isWanted?: (label: string) => bo
     const label = readFileSync(path, 'utf8')
     if (label === '' || isWanted?.(label) === false) return []
     const lock = openSync(path, 'r')
-    if (flock(asFd(lock), LOCK_EX | LOCK_NB) < 0) {
+    if (!tryLock(lock)) {
       closeSync(lock)
       return []
     }

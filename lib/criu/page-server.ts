@@ -18,9 +18,8 @@ import { type ImageName, imageName } from '../format/names.ts'
 import { closeReply, PageServerDecoder, type PageServerEvent } from '../format/page-server.ts'
 import { encodePagemap, type PagemapEntry } from '../format/pagemap.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { read } from '../kernel/libc.ts'
 import { closeFd } from '../kernel/readiness.ts'
-import { readSome, writeAll } from '../kernel/transfer.ts'
+import { readNow, readSome, writeAll } from '../kernel/transfer.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 
 /** CRIU's own first number: those below it are for the images that the dump writes itself (criu/image.c). */
@@ -66,7 +65,7 @@ export class SocketPageServer implements PageServer {
     if (this.#state !== 'closing') throw new Error('CLOSE has not come, or was answered')
     try {
       // A CLOSE that came alone may leave bytes unread, and closing a TCP socket on them would lose the answer.
-      read(this.#socket, Buffer.alloc(8), 8)
+      readNow(this.#socket, Buffer.alloc(8))
       await writeAll(this.#socket, closeReply(ok), { socket: true })
     } finally {
       this.#shut()

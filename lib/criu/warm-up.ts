@@ -13,7 +13,7 @@ import { encodePagemap, PAGE_BYTES, pageFlag } from '../format/pagemap.ts'
 import { encodeRequest } from '../format/streamer.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
 import { type Fd, makePipe } from '../kernel/fd.ts'
-import { address } from '../kernel/libc.ts'
+import { addressOf } from '../kernel/mapped-memory.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { readSome, writeAll } from '../kernel/transfer.ts'
 import { sendFd, socketPair } from '../kernel/unix.ts'
@@ -113,7 +113,7 @@ function sinkTo(images: Map<ImageName, StoredImage>): ImageSink {
           filled += bytes
         },
         end(entry) {
-          images.set(name, { ...entry, pieces: [{ address: address(window), window: window.subarray(0, filled) }] })
+          images.set(name, { ...entry, pieces: [{ address: addressOf(window), window: window.subarray(0, filled) }] })
         },
       }
     },

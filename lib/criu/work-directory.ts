@@ -15,8 +15,8 @@ import {
 import { tmpdir } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
-import { asFd, type Fd } from '../kernel/fd.ts'
-import { flock, LOCK_EX, LOCK_NB } from '../kernel/libc.ts'
+import type { Fd } from '../kernel/fd.ts'
+import { tryLock } from '../kernel/lock.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { trustedPath } from '../kernel/trusted-path.ts'
 import { connectUnix, listenUnix } from '../kernel/unix.ts'
@@ -75,7 +75,7 @@ function locked(path: string): PrivateDirectory | undefined {
     if (open) closeSync(lock)
     open = false
   }
-  if (flock(asFd(lock), LOCK_EX | LOCK_NB) < 0 || !existsSync(path)) return void release()
+  if (!tryLock(lock) || !existsSync(path)) return void release()
   return {
     path,
     release,

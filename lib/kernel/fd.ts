@@ -1,3 +1,4 @@
+import { fstatSync } from 'node:fs'
 import { Fault } from '../fault.ts'
 import * as libc from './libc.ts'
 
@@ -110,6 +111,18 @@ export function limitUnsent(fd: number, bytes: number): void {
 /** Whether the descriptor is a pipe. */
 export function isPipe(fd: number): boolean {
   return libc.fcntl(fd, libc.F_GETPIPE_SZ, 0) > 0
+}
+
+/** Tells the other end of a socket that no more bytes come. Without effect where that is gone already. */
+export function endWriting(socket: Fd): void {
+  libc.shutdown(socket, libc.SHUT_WR)
+}
+
+/** Writes a file to its disk, and reserves room there for `bytes` bytes more. Throws `IO`. */
+export function settleFile(fd: Fd, bytes: number): void {
+  const reserved = libc.fallocate(fd, libc.FALLOC_FL_KEEP_SIZE, fstatSync(fd).size, bytes)
+  if (reserved !== -libc.EOPNOTSUPP) check(reserved, 'write')
+  check(libc.fsync(fd), 'write')
 }
 
 /** An end of a pipe, by what can be done with it. */

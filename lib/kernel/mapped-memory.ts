@@ -11,6 +11,9 @@ export interface Region {
   window: Uint8Array
 }
 
+/** The address of a buffer, for system calls. The buffer must live as long as the address is used. */
+export const addressOf = libc.address
+
 /** x86-64 and arm64 with 4 KiB pages. */
 export const HUGE_PAGE = 2 * 2 ** 20
 

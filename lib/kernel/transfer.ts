@@ -10,6 +10,17 @@ import { check, type Fd, queued } from './fd.ts'
 import * as libc from './libc.ts'
 import { readable, writable } from './readiness.ts'
 
+/** Reads what is there into `into`. Returns the bytes read, 0 at the end, undefined where there is nothing now. */
+export function readNow(fd: Fd, into: Uint8Array): number | undefined {
+  const got = libc.read(fd, into, into.length)
+  return got === -libc.EAGAIN || got === -libc.EINTR ? undefined : check(got, 'read')
+}
+
+/** Writes what there is room for now, perhaps nothing. What fails is not told: for bytes that may be lost. */
+export function writeNow(fd: Fd, bytes: Uint8Array): void {
+  libc.write(fd, bytes, bytes.length)
+}
+
 /** Reads once into `into`. Returns the bytes read, 0 at the end of the file. */
 export async function readSome(fd: Fd, into: Uint8Array): Promise<number> {
   for (let inVain = 0; ; ) {

@@ -1,8 +1,6 @@
 /** Links over a descriptor: reads and writes are system calls on the memory that the caller gives. */
-import { fstatSync } from 'node:fs'
 import { Fault } from '../fault.ts'
-import { check, enlargePipe, type Fd, isPipe } from '../kernel/fd.ts'
-import { EOPNOTSUPP, FALLOC_FL_KEEP_SIZE, fallocate, fsync, SHUT_WR, shutdown } from '../kernel/libc.ts'
+import { endWriting, enlargePipe, type Fd, isPipe, settleFile } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { readHeap, readSome, spliceAll, writeAll } from '../kernel/transfer.ts'
 import { filling, type Link } from './link.ts'
@@ -31,7 +29,7 @@ export function fdLink(fd: Fd, peer: string, kind: 'socket' | 'pipe' | 'file' = 
         if (kind === 'file') settleFile(fd, bytes)
       }),
       finish: guarded(async () => {
-        if (socket) shutdown(fd, SHUT_WR)
+        if (socket) endWriting(fd)
       }),
     },
     duplex: socket,
@@ -42,11 +40,4 @@ export function fdLink(fd: Fd, peer: string, kind: 'socket' | 'pipe' | 'file' = 
       closeFd(fd, reason)
     },
   }
-}
-
-/** Writes a file to its disk, and reserves room there for `bytes` bytes more. Throws `IO`. */
-function settleFile(fd: Fd, bytes: number): void {
-  const reserved = fallocate(fd, FALLOC_FL_KEEP_SIZE, fstatSync(fd).size, bytes)
-  if (reserved !== -EOPNOTSUPP) check(reserved, 'write')
-  check(fsync(fd), 'write')
 }

@@ -10,9 +10,9 @@
  * whatever lies in the pipe when CRIU closes its end is read at once, even while the link is blocked. That is at most
  * one pipe's worth of memory for an image.
  */
-import { check, enlargePipe, type Fd, isPipe, setNonBlocking } from '../kernel/fd.ts'
-import { EAGAIN, EINTR, read } from '../kernel/libc.ts'
+import { enlargePipe, type Fd, isPipe, setNonBlocking } from '../kernel/fd.ts'
 import { closeFd, hungUp, interrupt, readable } from '../kernel/readiness.ts'
+import { readNow } from '../kernel/transfer.ts'
 
 export interface PipeReader {
   /** The next bytes; none at the end. They are valid until the next call. */
@@ -58,13 +58,13 @@ export function pipeReader(pipe: Fd, most: number, begun: Uint8Array = Buffer.al
 
   /** Reads once into `into`; undefined when there is nothing now. */
   function readOnce(into: Uint8Array): Uint8Array | undefined {
-    const got = read(pipe, into, into.length)
-    if (got === -EAGAIN || got === -EINTR) {
+    const got = readNow(pipe, into)
+    if (got === undefined) {
       inVain++
       return undefined
     }
     inVain = 0
-    if (check(got, 'read') === 0) close()
+    if (got === 0) close()
     return into.subarray(0, got)
   }
 

@@ -7,10 +7,9 @@
  *
  * Measured for 1 GiB: tee() and splice() between pipes 0.01 s each; read(2) into memory 0.19 s.
  */
-import { Fault } from '../fault.ts'
-import { asFd, check, enlargePipe, type Fd, makePipe, queued } from '../kernel/fd.ts'
-import { EINTR, O_CLOEXEC, O_WRONLY, open, SPLICE_F_MOVE, SPLICE_F_NONBLOCK, splice, tee } from '../kernel/libc.ts'
+import { enlargePipe, type Fd, makePipe, queued } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
+import { moveNow, openNull, teeNow } from '../kernel/splice.ts'
 
 /** Two pipes, each as `[read end, write end]`. */
 interface PipePair {
@@ -60,13 +59,16 @@ export class SpliceBuffer {
   take(pipe: Fd, most: number, from: number): number {
     const pair = this.#pair()
     if (pair === undefined) return 0
-    const bytes = tee(pipe, pair.kept[1], most, SPLICE_F_NONBLOCK)
-    // Also when tee() fails: `close` closes the idle pairs.
-    if (bytes <= 0) this.#idle.push(pair)
+    let bytes = 0
+    try {
+      bytes = teeNow(pipe, pair.kept[1], most)
+    } finally {
+      // `close` closes the idle pairs.
+      if (bytes === 0) this.#idle.push(pair)
+    }
     if (bytes === 0) return 0
-    check(bytes, 'tee')
     this.#ranges.push({ ...pair, from, to: from + bytes })
-    move(pipe, pair.unsent[1], bytes)
+    moveNow(pipe, pair.unsent[1], bytes)
     return bytes
   }
 
@@ -85,7 +87,7 @@ export class SpliceBuffer {
     const left = queued(unsent[0])
     if (to - left === position) return unsent[0]
     this.#discard(unsent[0], left)
-    const again = tee(kept[0], unsent[1], to - from, SPLICE_F_NONBLOCK)
+    const again = teeNow(kept[0], unsent[1], to - from)
     if (again !== to - from) throw new Error(`tee: ${again} of ${to - from} bytes`)
     this.#discard(unsent[0], position - from)
     return unsent[0]
@@ -119,8 +121,8 @@ export class SpliceBuffer {
   }
 
   #discard(pipe: Fd, bytes: number): void {
-    this.#devNull ??= asFd(check(open('/dev/null', O_WRONLY | O_CLOEXEC, 0), 'open /dev/null'))
-    move(pipe, this.#devNull, bytes)
+    this.#devNull ??= openNull()
+    moveNow(pipe, this.#devNull, bytes)
   }
 }
 
@@ -143,16 +145,4 @@ function openPair(): PipePair | undefined {
 
 function closePair({ kept, unsent }: PipePair): void {
   for (const end of [...kept, ...unsent]) closeFd(end)
-}
-
-/** Moves `bytes` bytes by reference; they are in the pipe `from`, and there is room for them in `to`. */
-function move(from: Fd, to: Fd, bytes: number): void {
-  for (let left = bytes; left > 0; ) {
-    const moved = splice(from, null, to, null, left, SPLICE_F_MOVE | SPLICE_F_NONBLOCK)
-    if (moved > 0) left -= moved
-    else if (moved !== -EINTR) {
-      check(moved, 'splice')
-      throw new Fault('IO', `splice: ${left} of ${bytes} bytes are missing`)
-    }
-  }
 }
