@@ -18,8 +18,8 @@ import { writeInto } from '../store/piece-writer.ts'
 import type { CriuTimeout } from '../stream/criu-timeout.ts'
 import type { ImageBody, ImageSource } from '../stream/image.ts'
 import type { Outlet } from '../stream/link.ts'
-import { type PipeReader, pipeReader } from '../stream/pipe-reader.ts'
-import { type Snapshot, summarize } from '../stream/send.ts'
+import { PipeReader } from '../stream/pipe-reader.ts'
+import { type Snapshot, summarize } from '../stream/summary.ts'
 import { encodeImageEntry, encodeList } from './cache-wire.ts'
 import { IDS } from './local-wire.ts'
 
@@ -80,7 +80,7 @@ export async function sendDump(
 
   async function fill(writer: MemoryWriter, body: ImageBody): Promise<number> {
     if (body.kind === 'pieces') return fillFromPieces(writer, body.pieces, silence)
-    const reader = pipeReader(body.fd, MOST_SENT, body.begun)
+    const reader = new PipeReader(body.fd, body.begun)
     readers.add(reader)
     let size = 0
     try {

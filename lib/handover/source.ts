@@ -19,12 +19,13 @@ import type { Fate, Until, Verdict } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
 import { openCriuTimeout } from '../stream/criu-timeout.ts'
-import { openDedupSender } from '../stream/dedup-send.ts'
+import { DedupSender } from '../stream/dedup-send.ts'
 import type { FrameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
-import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
+import { type SendOptions, sendSnapshot } from '../stream/send.ts'
 import { resumableLink, singleLink } from '../stream/source-link.ts'
+import type { Snapshot } from '../stream/summary.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import { defer, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 import { tasksRunOn } from './outcome.ts'
@@ -80,7 +81,7 @@ export interface HandoverFailed {
 export async function handOver(criu: IncomingDump, options: HandoverOptions): Promise<HandedOver | HandoverFailed> {
   const { id, until, leaves, gates, directory, connect, layer, timeoutMs, signal } = options
   const { pid, bytes } = criu
-  const known = options.tuning?.dedup && openDedupSender(options.tuning.dedup)
+  const known = options.tuning?.dedup && new DedupSender(options.tuning.dedup)
   const token = randomBytes(TOKEN_BYTES)
   const gate = closedGate(gates, pid, 'post-dump')
   let atGate = false

@@ -18,12 +18,13 @@ import { onFirstImage } from '../handover/source.ts'
 import { readAnswers } from '../handover/target-answers.ts'
 import { listImages, piecesOf } from '../store/directory.ts'
 import { openCriuTimeout } from '../stream/criu-timeout.ts'
-import { openDedupSender } from '../stream/dedup-send.ts'
+import { DedupSender } from '../stream/dedup-send.ts'
 import { accepting, frameReader, frameWriter } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
-import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
+import { type SendOptions, sendSnapshot } from '../stream/send.ts'
 import { singleLink } from '../stream/source-link.ts'
+import type { Snapshot } from '../stream/summary.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import { rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 
@@ -74,7 +75,7 @@ export async function sendRound(chain: PreCopyChain, server: PageServer, options
   if (signal.aborted) outside()
   signal.addEventListener('abort', outside)
   const over = new Fault('ABORTED', 'over')
-  const known = tuning?.dedup && openDedupSender(tuning.dedup)
+  const known = tuning?.dedup && new DedupSender(tuning.dedup)
   const line = singleLink(connect(stop.signal), timeoutMs, stop)
   const silence = openCriuTimeout(timeoutMs, (reason) => {
     stop.abort(reason)

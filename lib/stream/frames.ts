@@ -129,21 +129,8 @@ export function truncated(): Fault {
 /** Writes frames; several writers may share it, each frame goes out whole. */
 export interface FrameWriter {
   send(frame: Frame): Promise<void>
-  /** Whether the outlet takes bytes in place. */
-  readonly inPlace: boolean
   /** Runs `turn` while nobody else writes. */
   exclusive<Result>(turn: (outlet: Outlet) => Promise<Result>): Promise<Result>
-}
-
-/** The same writer, over an outlet that `wrap` makes of its own. */
-export function writerOver(writer: FrameWriter, wrap: (outlet: Outlet) => Outlet): FrameWriter {
-  let wrapped: Outlet | undefined
-  const exclusive: FrameWriter['exclusive'] = (turn) =>
-    writer.exclusive((outlet) => {
-      wrapped ??= wrap(outlet)
-      return turn(wrapped)
-    })
-  return { exclusive, inPlace: writer.inPlace, send: (frame) => exclusive((outlet) => outlet.send(encodeFrame(frame))) }
 }
 
 /** With `started` the outlet has had its preamble. */
@@ -158,7 +145,6 @@ export function frameWriter(outlet: Outlet, started = false): FrameWriter {
   }
   return {
     exclusive,
-    inPlace: outlet.fillInPlace !== undefined,
     send: (frame) => exclusive(() => outlet.send(encodeFrame(frame))),
   }
 }

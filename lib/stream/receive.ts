@@ -24,7 +24,7 @@ import { decompressor, endedIn, fillZeros, type Room } from './decompress.ts'
 import { dedupReceiver, type Filling, type Offered } from './dedup-receive.ts'
 import { accepting, type FrameReader, unexpected } from './frames.ts'
 import type { ImageSink, ImageWriter } from './image.ts'
-import { type Snapshot, summarize } from './send.ts'
+import { type Snapshot, summarize } from './summary.ts'
 
 /** Bytes of images, and as much for each frame as takes about its time, before others get a turn. */
 const MOST_AT_ONCE = 8 * 2 ** 20

@@ -1,6 +1,6 @@
 import type { Report } from '../progress.ts'
 import { type Compress, checkCompress } from './compress.ts'
-import { type RateLimit, rateLimit } from './rate-limit.ts'
+import { RateLimit } from './rate-limit.ts'
 
 /** How images are put on the link. */
 export interface Tuning {
@@ -30,6 +30,6 @@ export function tuningOf({ compress, rate, unchecked, dedup }: Sending, report: 
     if (!said) report({ event: 'nothing offered' })
     said = true
   }
-  const limit = rate === undefined ? undefined : rateLimit(rate)
+  const limit = rate === undefined ? undefined : new RateLimit(rate)
   return { compress, limit, unchecked, ...(dedup && { dedup: unoffered }) }
 }

@@ -13,7 +13,7 @@ import { frameReader, frameWriter, unexpected } from '../../lib/stream/frames.ts
 import type { ImageSink } from '../../lib/stream/image.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { openSession } from '../../lib/stream/open-session.ts'
-import { rateLimit } from '../../lib/stream/rate-limit.ts'
+import { RateLimit } from '../../lib/stream/rate-limit.ts'
 import { receiveSnapshot } from '../../lib/stream/receive.ts'
 import { openReplayBuffer, type ReplayBuffer } from '../../lib/stream/replay-buffer.ts'
 import {
@@ -274,7 +274,7 @@ test('a snapshot that is compressed, with a rate, cut at 24 random places', asyn
     assert.ok(whole.up > 300_000 && whole.up < 500_000, `${whole.up} bytes`)
     const places = fc.sample(fc.nat(whole.up), { seed: 7, numRuns: 12 })
     await together(places, 16, async (up) => {
-      await crosses(images, [cable({ up })], { compress, limit: rateLimit(100_000_000) })
+      await crosses(images, [cable({ up })], { compress, limit: new RateLimit(100_000_000) })
     })
   }
 })
