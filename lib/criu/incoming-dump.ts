@@ -11,7 +11,7 @@ import { hasSpoken, peerPid } from '../kernel/unix.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { rejectAfter } from '../stream/wait.ts'
 import { closedGate } from './action-script.ts'
-import { capture } from './capture.ts'
+import { captureImages } from './capture.ts'
 
 /** What a source of images may wait for. */
 export interface DumpSteps {
@@ -79,7 +79,7 @@ export async function acceptDump(
     pid,
     bytes,
     open: gate.open,
-    images: (handOver) => after(begun, capture(socket, handOver?.complete)),
+    images: (handOver) => after(begun, captureImages(socket, handOver?.complete)),
     remove: gate.remove,
   }
 }

@@ -25,7 +25,7 @@ import { receiveSnapshot } from '../stream/receive.ts'
 import { openTargetLink } from '../stream/resuming-receiver.ts'
 import { sendSnapshot } from '../stream/send.ts'
 import { resumableLink } from '../stream/source-link.ts'
-import { capture } from './capture.ts'
+import { captureImages } from './capture.ts'
 import { serve } from './serve.ts'
 
 /** Some of each: those that fit into one read, and those that do not; one that is written anew. */
@@ -83,7 +83,7 @@ async function sent({ reader, writer }: ReturnType<typeof resumableLink>): Promi
   const [socket, criu] = socketPair()
   const dumping = dump(criu)
   dumping.catch(() => {})
-  await sendSnapshot(writer, snapshotId('rehearsal'), capture(socket), { greeted: true })
+  await sendSnapshot(writer, snapshotId('rehearsal'), captureImages(socket), { greeted: true })
   await dumping
   while ((await (await reader).expect(answers)).type !== 'sealed');
 }

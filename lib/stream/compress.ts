@@ -102,6 +102,11 @@ export class ChunkPacker {
     this.chooser = compress === 'auto' ? new CompressionChooser(LANES, performance.now()) : undefined
   }
 
+  /** Whether anything is to be done with chunks. */
+  get packs(): boolean {
+    return this.#compress !== undefined || this.#known !== undefined
+  }
+
   /** The codec for what goes out now; undefined where it goes as it is. */
   codec(): CodecName | undefined {
     return this.#compress === 'auto' ? this.chooser?.choose(performance.now()) : this.#compress

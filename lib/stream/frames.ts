@@ -129,6 +129,8 @@ export function truncated(): Fault {
 /** Writes frames; several writers may share it, each frame goes out whole. */
 export interface FrameWriter {
   send(frame: Frame): Promise<void>
+  /** Whether the outlet takes bytes in place. */
+  readonly inPlace: boolean
   /** Runs `turn` while nobody else writes. */
   exclusive<Result>(turn: (outlet: Outlet) => Promise<Result>): Promise<Result>
 }
@@ -145,6 +147,7 @@ export function frameWriter(outlet: Outlet, started = false): FrameWriter {
   }
   return {
     exclusive,
+    inPlace: outlet.fillInPlace !== undefined,
     send: (frame) => exclusive(() => outlet.send(encodeFrame(frame))),
   }
 }

@@ -8,9 +8,6 @@ import { type FrameWriter, frameWriter } from './frames.ts'
 import type { Link, Outlet } from './link.ts'
 import { writableLink } from './node-link.ts'
 
-/** Most images are smaller than this, and are read into a small buffer. */
-const SMALL_BYTES = 16 * 2 ** 10
-
 export interface LinkStageOptions {
   /** CRIU is not waited for while the link is. */
   silence?: CriuTimeout | undefined
@@ -22,8 +19,6 @@ export class LinkStage extends Writable {
   readonly #writer: FrameWriter
   readonly #silence: CriuTimeout | undefined
   readonly #finish: () => Promise<void>
-  /** Where bytes of a pipe are read to, if the link takes none in place. */
-  #scratch = Buffer.alloc(0)
   #begun = false
   /** What is being written; never rejects. */
   #writing = Promise.resolve()
@@ -86,24 +81,13 @@ export class LinkStage extends Writable {
 
   #sendPipe(pipe: EncodedPipe): Promise<number> {
     return this.#writer.exclusive(async (outlet) => {
-      const { image, byReference } = pipe.bytes
+      const { image, most, byReference } = pipe.bytes
       const before = image.size
-      if (outlet.fillInPlace === undefined) await this.#copy(outlet, pipe)
-      else if (!byReference || !(await passOn(outlet, pipe))) {
-        await outlet.fillInPlace(HEADER_BYTES, pipe.bytes.most, (room) => pipe.fill(room))
+      if (!byReference || !(await passOn(outlet, pipe))) {
+        await outlet.fillInPlace?.(HEADER_BYTES, most, (room) => pipe.fill(room))
       }
       return image.size - before + HEADER_BYTES
     })
-  }
-
-  async #copy(outlet: Outlet, pipe: EncodedPipe): Promise<void> {
-    const { most } = pipe.bytes
-    if (this.#scratch.length === 0) this.#scratch = Buffer.allocUnsafeSlow(SMALL_BYTES)
-    const filled = pipe.fill(this.#scratch.subarray(0, most))
-    if (filled === undefined) return
-    await outlet.send(filled.head, true)
-    await outlet.send(this.#scratch.subarray(0, filled.bytes))
-    if (filled.bytes === this.#scratch.length && most > filled.bytes) this.#scratch = Buffer.allocUnsafeSlow(most)
   }
 }
 

@@ -35,6 +35,8 @@ export interface PackOptions {
   limit?: RateLimit | undefined
   /** Nobody computes digests of what is in images: only their sizes are compared. */
   unchecked?: boolean
+  /** The stage that writes takes bytes of a pipe out of it, to where the link wants them; else they are read here. */
+  inPlace?: boolean
   /** The tasks stay frozen until the other end has it all: what is not read here may go out by reference. */
   frozen?: boolean
   /** A round of a chain: it needs no inventory.img. */
@@ -232,24 +234,22 @@ export class Pack extends Duplex {
     return this.#options.known?.offers === true && pagesPattern.test(name)
   }
 
-  /** Sends what comes out of a pipe: through a slot where it is packed, else the link takes it out of the pipe. */
   async #sendPipe(image: OutgoingImage, reader: PipeReader): Promise<void> {
+    if (!this.#chunks.packs && !this.#options.inPlace) return this.#copyPipe(image, reader)
     const pipe: PipedBytes = { image, reader, most: this.#most, byReference: this.#byReference }
     let last = Promise.resolve()
     try {
       while (await reader.ready()) {
         this.#stop.signal.throwIfAborted()
         const codec = this.#chunks.codec()
-        const known = this.#looksUp(image)
-        if (codec === undefined && !known) {
+        if (codec === undefined && !this.#looksUp(image)) {
           await reader.whileSending(last)
-          await reader.whileSending(this.#put(new Part([], pipe)))
+          if (this.#options.inPlace) await reader.whileSending(this.#put(new Part([], pipe)))
+          else await this.#copyChunk(image, reader)
           continue
         }
         const slot = await reader.whileSending(this.#slots.take())
-        // Pages are looked up whole.
-        const beyond = known ? image.size % PAGE_BYTES : 0
-        const bytes = fill(slot.raw.subarray(0, beyond === 0 ? this.#most : PAGE_BYTES - beyond), reader)
+        const bytes = this.#fill(slot, image, reader)
         if (bytes === 0) this.#slots.give(slot)
         else {
           last = this.#sendChunk(slot, bytes, image, codec, last)
@@ -259,6 +259,32 @@ export class Pack extends Duplex {
     } finally {
       // A thread may still be at work on a slot.
       await reader.whileSending(last)
+    }
+  }
+
+  /** Sends what comes out of a pipe as it is. */
+  async #copyPipe(image: OutgoingImage, reader: PipeReader): Promise<void> {
+    do {
+      this.#stop.signal.throwIfAborted()
+    } while ((await this.#copyChunk(image, reader)) || (await reader.ready()))
+  }
+
+  /** Sends what is in a pipe now. Returns false where there was nothing. */
+  async #copyChunk(image: OutgoingImage, reader: PipeReader): Promise<boolean> {
+    const bytes = reader.chunk(this.#most)
+    if (bytes.length > 0) await reader.whileSending(this.#sendPlain(image, bytes))
+    return bytes.length > 0
+  }
+
+  /** Reads what is in a pipe into a slot. Returns how many bytes. */
+  #fill({ raw }: Slot, image: OutgoingImage, reader: PipeReader): number {
+    // Pages are looked up whole.
+    const beyond = this.#looksUp(image) ? image.size % PAGE_BYTES : 0
+    const room = raw.subarray(0, beyond === 0 ? this.#most : PAGE_BYTES - beyond)
+    for (let filled = 0; ; ) {
+      const got = filled === room.length ? 0 : reader.take(room.subarray(filled))
+      if (got === 0) return filled
+      filled += got
     }
   }
 
@@ -273,14 +299,16 @@ export class Pack extends Duplex {
 
   async #sendPiece(image: OutgoingImage, bytes: Uint8Array): Promise<void> {
     const codec = this.#chunks.codec()
-    if (codec === undefined && !this.#looksUp(image)) {
-      const { channel } = image
-      const frame = { type: 'data', channel, offset: image.add(bytes), length: bytes.length } as const
-      return this.#put(new Part([{ frame, bytes }]))
-    }
+    if (codec === undefined && !this.#looksUp(image)) return this.#sendPlain(image, bytes)
     const slot = await this.#slots.take()
     slot.raw.set(bytes)
     return this.#sendChunk(slot, bytes.length, image, codec, Promise.resolve())
+  }
+
+  #sendPlain(image: OutgoingImage, bytes: Uint8Array): Promise<void> {
+    const { channel } = image
+    const frame = { type: 'data', channel, offset: image.add(bytes), length: bytes.length } as const
+    return this.#put(new Part([{ frame, bytes }]))
   }
 
   /** Packs the first `bytes` bytes of the slot at once, and sends them after `before`. */
@@ -316,13 +344,4 @@ function endFrame({ images, digest }: Snapshot): FrameOf<'snapshotEnd'> {
 
 function whileSending<Result>(reader: PipeReader | undefined, sending: Promise<Result>): Promise<Result> {
   return reader === undefined ? sending : reader.whileSending(sending)
-}
-
-/** Reads what is in a pipe into `room`. Returns how many bytes. */
-function fill(room: Uint8Array, reader: PipeReader): number {
-  for (let filled = 0; ; ) {
-    const got = filled === room.length ? 0 : reader.take(room.subarray(filled))
-    if (got === 0) return filled
-    filled += got
-  }
 }

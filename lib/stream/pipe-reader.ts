@@ -15,6 +15,8 @@ import { check, enlargePipe, type Fd, isPipe, setNonBlocking } from '../kernel/f
 import { EAGAIN, EINTR, read } from '../kernel/libc.ts'
 import { closeFd, hungUp, interrupt, readable } from '../kernel/readiness.ts'
 
+/** Most images are smaller than this, and get a small buffer. */
+const SMALL_BYTES = 16 * 2 ** 10
 /** What is left in a pipe is read in steps of this many bytes. */
 const STEP_BYTES = 64 * 2 ** 10
 
@@ -24,6 +26,7 @@ export class PipeReader {
   readonly #isPipe: boolean
   /** Bytes that were read before a caller had room for them. */
   readonly #left: Uint8Array[]
+  #scratch = Buffer.alloc(0)
   #open = true
   /** Reads in a row that found nothing. */
   #emptyReads = 0
@@ -58,6 +61,14 @@ export class PipeReader {
     if (part.length < first.length) this.#left[0] = first.subarray(part.length)
     else this.#left.shift()
     return part.length
+  }
+
+  /** Takes up to `most` bytes into a buffer that the next call overwrites; none where there is nothing yet, or no more. */
+  chunk(most: number): Uint8Array {
+    if (this.#scratch.length === 0) this.#scratch = Buffer.allocUnsafeSlow(SMALL_BYTES)
+    const bytes = this.#scratch.subarray(0, this.take(this.#scratch.subarray(0, most)))
+    if (bytes.length === this.#scratch.length && most > bytes.length) this.#scratch = Buffer.allocUnsafeSlow(most)
+    return bytes
   }
 
   /** Awaits `sending`; if CRIU closes its end meanwhile, reads what it left. */

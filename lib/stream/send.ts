@@ -9,7 +9,7 @@ import { runPipeline } from './pipeline.ts'
 import { rateLimit } from './rate-limit.ts'
 import type { Snapshot } from './summary.ts'
 
-export interface SendOptions extends Omit<PackOptions, 'round'>, Omit<FramesOptions, 'id'> {
+export interface SendOptions extends Omit<PackOptions, 'round' | 'inPlace'>, Omit<FramesOptions, 'id'> {
   /** Called as soon as it has failed: what is under way on the link may take longer to end. */
   onFail?: (reason: Error) => void
   /** Stops everything; its reason is thrown. It is ignored when CRIU may let go of the tasks. */
@@ -38,6 +38,7 @@ export async function sendSnapshot(
   const outside = (): void => running.stop(signal?.reason as Error)
   const packed = pack({
     ...options,
+    inPlace: writer.inPlace,
     round: layer?.last === false,
     async onDrained(endBytes) {
       // CRIU may kill the tasks from here on: a signal comes too late.
