@@ -3,56 +3,73 @@ import { Writable } from 'node:stream'
 import { Fault } from '../fault.ts'
 import { HEADER_BYTES } from '../format/wire.ts'
 import type { CriuTimeout } from './criu-timeout.ts'
-import type { EncodedPart, EncodedPipe } from './encode-frames.ts'
+import { type EncodedPart, type EncodedPipe, Frames } from './encode-frames.ts'
 import { type FrameWriter, frameWriter } from './frames.ts'
 import type { Link, Outlet } from './link.ts'
 import { writableLink } from './node-link.ts'
+
+/** How long a link may take what is under way when the pipeline has failed. */
+const GIVE_UP_MS = 5000
 
 export interface LinkStageOptions {
   /** CRIU is not waited for while the link is. */
   silence?: CriuTimeout | undefined
   /** Called when all is written. */
   finish?: () => Promise<void>
+  /** Called when the pipeline has failed and the receiver was told. */
+  close?: () => void
 }
 
 export class LinkStage extends Writable {
   readonly #writer: FrameWriter
-  readonly #silence: CriuTimeout | undefined
-  readonly #finish: () => Promise<void>
-  #begun = false
+  readonly #options: LinkStageOptions
+  /** What the receiver is told first, until anything was written. */
+  #beginning: EncodedPart | undefined
   /** What is being written; never rejects. */
   #writing = Promise.resolve()
+  /** Resolves when nothing of a stage that was destroyed is used any more. */
+  released = Promise.resolve()
 
-  constructor(writer: FrameWriter, { silence, finish = async () => {} }: LinkStageOptions = {}) {
+  constructor(writer: FrameWriter, options: LinkStageOptions = {}) {
     super({ objectMode: true })
     this.#writer = writer
-    this.#silence = silence
-    this.#finish = finish
+    this.#options = options
+    this.once('pipe', (from) => {
+      if (from instanceof Frames) this.#beginning = from.beginning
+    })
   }
 
   override _write(encoded: EncodedPart, _encoding: string, done: (error?: Error | null) => void): void {
-    this.#begun = true
+    this.#beginning = undefined
     const sending = this.#send(encoded)
-    this.#writing = (this.#silence?.during(sending) ?? sending).then(() => done(), done)
+    this.#writing = (this.#options.silence?.during(sending) ?? sending).then(() => done(), done)
   }
 
   override _final(done: (error?: Error | null) => void): void {
-    this.#finish().then(() => done(), done)
+    const { finish = async () => {} } = this.#options
+    finish().then(() => done(), done)
   }
 
-  /**
-   * Tells the receiver why no end comes, after the `beginning` if nothing was written yet. The missing end tells it
-   * enough where the link does not carry this.
-   */
-  async giveUp(reason: unknown, beginning?: EncodedPart): Promise<void> {
-    await this.#writing
-    if (!(reason instanceof Fault) || reason.code === 'LINK') return
-    const code = reason.code === 'ABORTED' || reason.code === 'TIMEOUT' ? reason.code : 'FAILED_DUMP'
+  override _destroy(reason: Error | null, done: (error: Error | null) => void): void {
+    if (!this.writableFinished) this.released = this.#giveUp(reason ?? new Fault('ABORTED', 'the sender was stopped'))
+    done(reason)
+  }
+
+  /** Tells the receiver why no end comes. The missing end tells it enough where the link does not carry this. */
+  async #giveUp(reason: Error): Promise<void> {
+    const { close = () => {} } = this.#options
+    const timer = setTimeout(close, GIVE_UP_MS).unref()
     try {
-      if (!this.#begun && beginning !== undefined) await this.#sendFrames(beginning.frames)
+      await this.#writing
+      if (!(reason instanceof Fault) || reason.code === 'LINK') return
+      const code = reason.code === 'ABORTED' || reason.code === 'TIMEOUT' ? reason.code : 'FAILED_DUMP'
+      if (this.#beginning !== undefined) await this.#sendFrames(this.#beginning.frames)
       await this.#writer.send({ type: 'failed', code, reason: reason.message })
     } catch {
       // The link is gone.
+    } finally {
+      clearTimeout(timer)
+      close()
     }
   }
 
@@ -100,14 +117,12 @@ async function passOn(outlet: Outlet, pipe: EncodedPipe): Promise<boolean> {
 
 /** The last stage of a sender: one snapshot over `to`, which ends with it. */
 export function link(to: Link | Writable): LinkStage {
-  if (to instanceof Writable) {
-    const { outlet } = writableLink(to, 'stream')
-    return new LinkStage(frameWriter(outlet), { finish: outlet.finish })
-  }
-  return new LinkStage(frameWriter(to.outlet), {
+  const { outlet, destroy } = to instanceof Writable ? writableLink(to, 'stream') : to
+  return new LinkStage(frameWriter(outlet), {
+    close: destroy,
     async finish() {
-      await to.outlet.finish()
-      to.destroy()
+      await outlet.finish()
+      if (!(to instanceof Writable)) destroy()
     },
   })
 }

@@ -19,7 +19,7 @@ export interface RunningPipeline {
 /** `onFail` is called as soon as a stage has failed: what is under way on the link may take longer to end. */
 export function runPipeline(stages: Stages, onFail: (reason: Error) => void = () => {}): RunningPipeline {
   const [images, pack] = stages
-  const [frames, link] = stages.slice(-2) as [Frames, LinkStage]
+  const link = stages.at(-1) as LinkStage
   let failure: { reason: Error } | undefined
   let over = false
   const stop = (reason: Error): void => {
@@ -38,8 +38,7 @@ export function runPipeline(stages: Stages, onFail: (reason: Error) => void = ()
     })
     over = true
     if (failure === undefined) return
-    await Promise.all([images.released, pack.released()])
-    await link.giveUp(failure.reason, frames.beginning)
+    await Promise.all([images.released, pack.released(), link.released])
     throw failure.reason
   }
   return { done: run(), stop }

@@ -32,7 +32,9 @@ export async function sendSnapshot(
     source.destroy(signal.reason as Error)
     onFail?.(signal.reason as Error)
     silence?.close()
-    await new LinkStage(writer).giveUp(signal.reason)
+    const stage = new LinkStage(writer).on('error', () => {})
+    stage.destroy(signal.reason as Error)
+    await stage.released
     throw signal.reason
   }
   const outside = (): void => running.stop(signal?.reason as Error)
