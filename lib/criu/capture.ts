@@ -1,10 +1,10 @@
 /**
  * Capture: an image source that is CRIU itself, dumping with `--stream`.
  *
- * CRIU connects once to `streamer-capture.sock` in its images directory (-D). For every image it sends a request with the
- * name and then one dummy byte that carries the read end of a pipe; what comes out of the pipe is the image. There is no
- * reply, and no end but the end of the connection, which looks the same for a dump that succeeded, failed or was killed:
- * that inventory.img came is the only proof (criu/img-streamer.c, 4.1.1).
+ * CRIU connects once to `streamer-capture.sock` in its images directory (-D). For every image it sends a request with
+ * the name and then one dummy byte that carries the read end of a pipe; what comes out of the pipe is the image. There
+ * is no reply, and no end but the end of the connection, which looks the same for a dump that succeeded, failed or was
+ * killed: that inventory.img came is the only proof (criu/img-streamer.c, 4.1.1).
  */
 import { Fault } from '../fault.ts'
 import { decodeLength, decodeRequest, LENGTH_BYTES } from '../format/streamer.ts'

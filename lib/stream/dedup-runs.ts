@@ -9,7 +9,7 @@ export interface KnownRun extends Run {
 }
 
 /**
- * Divides the first `bytes` bytes of `raw`, which are whole pages or the image's end. The first of them is page `number`
+ * Divides the first `bytes` bytes of `raw`, which are whole pages or the image's end. The first page is number `number`
  * of the image on `channel`.
  */
 export function knownRuns(

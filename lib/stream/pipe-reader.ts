@@ -63,7 +63,7 @@ export class PipeReader {
     return part.length
   }
 
-  /** Takes up to `most` bytes into a buffer that the next call overwrites; none where there is nothing yet, or no more. */
+  /** Takes at most `most` bytes into a buffer that the next call overwrites; none where `take` would take none. */
   chunk(most: number): Uint8Array {
     if (this.#scratch.length === 0) this.#scratch = Buffer.allocUnsafeSlow(SMALL_BYTES)
     const bytes = this.#scratch.subarray(0, this.take(this.#scratch.subarray(0, most)))

@@ -10,7 +10,10 @@ import type { Pack } from './pack.ts'
 export type Stages = readonly [ImageStream, Pack, ...Transform[], Frames, LinkStage]
 
 export interface RunningPipeline {
-  /** Resolves when all is on the link. Rejects with the first failure, when the receiver was told and nothing is used any more. */
+  /**
+   * Resolves when all is on the link. Rejects with the first failure, when the receiver was told and nothing is used
+   * any more.
+   */
   done: Promise<void>
   /** Fails with `reason`, if it has not ended. */
   stop(reason: Error): void

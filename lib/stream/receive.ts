@@ -286,8 +286,9 @@ function damaged(
   got: { size: number; digest: bigint },
   announced: { size: number; digest: bigint },
 ): Fault {
-  const sizes = `${got.size} bytes, digest ${hex64(got.digest)}; announced ${announced.size}, ${hex64(announced.digest)}`
-  return new Fault('DIGEST', `image ${name} is damaged: ${sizes}`, {
+  const came = `${got.size} bytes, digest ${hex64(got.digest)}`
+  const said = `announced ${announced.size}, ${hex64(announced.digest)}`
+  return new Fault('DIGEST', `image ${name} is damaged: ${came}; ${said}`, {
     hint: 'the link or a store changed it; send it again',
   })
 }

@@ -22,7 +22,7 @@ interface Sending {
   dedup: boolean
 }
 
-/** The tuning that a user asks for; all that is sent with it shares its rate. Throws `IO` where a library is missing. */
+/** The tuning that a user asks for; all that is sent with it shares its rate. Throws `IO` where a codec is missing. */
 export function tuningOf({ compress, rate, unchecked, dedup }: Sending, report: Report = () => {}): Tuning {
   if (compress !== undefined) checkCompress(compress)
   let said = false
