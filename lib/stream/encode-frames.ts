@@ -6,7 +6,7 @@ import type { SnapshotId } from '../format/names.ts'
 import { encodeFrame, type Layer } from '../format/wire.ts'
 import type { DedupSender } from './dedup-send.ts'
 import type { Filled } from './link.ts'
-import type { OutgoingFrame, Part, PipedBytes } from './part.ts'
+import type { OutgoingFrame, Part, PipedImage } from './part.ts'
 
 export interface FramesOptions {
   id: SnapshotId
@@ -39,21 +39,21 @@ export interface EncodedPart {
 
 /** Frames for bytes that are still in CRIU's pipe: how many come in one is known when they are taken. */
 export class EncodedPipe {
-  readonly bytes: PipedBytes
+  readonly piped: PipedImage
 
-  constructor(bytes: PipedBytes) {
-    this.bytes = bytes
+  constructor(piped: PipedImage) {
+    this.piped = piped
   }
 
   /** The header for the next `bytes` bytes, which go out by reference. */
   head(bytes: number): Uint8Array {
-    const { image } = this.bytes
+    const { image } = this.piped
     return encodeFrame({ type: 'data', channel: image.channel, offset: image.count(bytes), length: bytes })
   }
 
   /** Puts bytes of the pipe into `room`. Returns their header, and undefined where there is nothing in the pipe. */
   fill(room: Uint8Array): Filled | undefined {
-    const { image, reader } = this.bytes
+    const { image, reader } = this.piped
     const bytes = reader.take(room)
     if (bytes === 0) return undefined
     const offset = image.add(room.subarray(0, bytes))

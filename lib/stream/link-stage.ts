@@ -76,7 +76,8 @@ export class LinkStage extends Writable {
   async #send({ frames, pipe, part }: EncodedPart): Promise<void> {
     if (part?.begin() === false) return
     try {
-      const bytes = pipe === undefined ? await this.#sendFrames(frames) : await this.#sendPipe(pipe)
+      if (part !== undefined && pipe !== undefined) part.tap = () => this.#sendPipe(pipe)
+      const bytes = await this.#sendFrames(frames)
       part?.sent(bytes)
     } catch (reason) {
       part?.failed(reason)
@@ -97,20 +98,21 @@ export class LinkStage extends Writable {
   }
 
   #sendPipe(pipe: EncodedPipe): Promise<number> {
-    return this.#writer.exclusive(async (outlet) => {
-      const { image, most, byReference } = pipe.bytes
+    const sending = this.#writer.exclusive(async (outlet) => {
+      const { image, most, byReference } = pipe.piped
       const before = image.size
       if (!byReference || !(await passOn(outlet, pipe))) {
         await outlet.fillInPlace?.(HEADER_BYTES, most, (room) => pipe.fill(room))
       }
       return image.size - before + HEADER_BYTES
     })
+    return this.#options.silence?.during(sending) ?? sending
   }
 }
 
 /** Lets the link take pages by reference. Returns false where it takes none. */
 async function passOn(outlet: Outlet, pipe: EncodedPipe): Promise<boolean> {
-  const { reader, most } = pipe.bytes
+  const { reader, most } = pipe.piped
   const fd = reader.untouched
   return fd !== undefined && ((await outlet.passOn?.(fd, most, (bytes) => pipe.head(bytes))) ?? 0) > 0
 }

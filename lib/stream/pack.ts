@@ -7,7 +7,7 @@
  * that is how the link holds up CRIU. The end of an image carries its digest, the end of the snapshot the list of all.
  * A source that ends without inventory.img is a dump that failed, however tidy it looks: it has no end.
  */
-import { Duplex } from 'node:stream'
+import { Duplex, type Readable } from 'node:stream'
 import { Fault } from '../fault.ts'
 import type { CodecName } from '../format/enums.ts'
 import type { FrameOf } from '../format/frame.ts'
@@ -20,7 +20,7 @@ import { type Chunk, ChunkPacker, type Compress, type Slot, SlotPool } from './c
 import type { CriuTimeout } from './criu-timeout.ts'
 import type { DedupSender } from './dedup-send.ts'
 import type { ImageBody, OpenImage } from './image.ts'
-import { OutgoingImage, Part, type PipedBytes } from './part.ts'
+import { OutgoingImage, Part, type Tap } from './part.ts'
 import { PipeReader } from './pipe-reader.ts'
 import type { RateLimit } from './rate-limit.ts'
 import { semaphore } from './semaphore.ts'
@@ -35,7 +35,7 @@ export interface PackOptions {
   limit?: RateLimit | undefined
   /** Nobody computes digests of what is in images: only their sizes are compared. */
   unchecked?: boolean
-  /** The stage that writes takes bytes of a pipe out of it, to where the link wants them; else they are read here. */
+  /** The link takes bytes out of CRIU's pipes itself, to where it wants them; else they are read here. */
   inPlace?: boolean
   /** The tasks stay frozen until the other end has it all: what is not read here may go out by reference. */
   frozen?: boolean
@@ -66,7 +66,7 @@ export class Pack extends Duplex {
   readonly #slots = new SlotPool()
   /** Bytes in a part. */
   readonly #most: number
-  readonly #byReference: boolean
+  readonly #inPlace: boolean
   /** Aborted when the stage is destroyed. */
   readonly #stop = new AbortController()
   readonly #underWay = semaphore(MOST_UNDER_WAY)
@@ -79,20 +79,26 @@ export class Pack extends Duplex {
   readonly #readers = new Set<PipeReader>()
   /** Parts that are not out. */
   readonly #parts = new Set<Part>()
-  /** When the stages below began to be busy, or last got rid of a part; in ms. */
+  /** The stage above. */
+  #source: Readable | undefined
+  /** How much is on its way to the link, and when that began or the last of it was out, in ms. */
+  #sending = 0
   #busySince = 0
   #snapshot: Snapshot | undefined
 
   /** Throws `IO` where a library for `compress` is not installed. */
   constructor(options: PackOptions) {
     super({ readableObjectMode: true, writableObjectMode: true, writableHighWaterMark: 1 })
-    const { compress, known, limit, unchecked, frozen } = options
+    const { compress, known, limit, inPlace } = options
     this.#options = options
+    this.once('pipe', (source: Readable) => {
+      this.#source = source
+    })
     this.#chunks = new ChunkPacker(compress, known)
     const most = limit?.most ?? MOST_DATA
     this.#most = most - (most % PAGE_BYTES)
-    this.#byReference =
-      unchecked === true && frozen === true && limit === undefined && this.#chunks.chooser === undefined
+    // A rate is kept part by part.
+    this.#inPlace = inPlace === true && limit === undefined
   }
 
   /** What was sent, once the stage has ended. */
@@ -135,6 +141,8 @@ export class Pack extends Duplex {
   override _destroy(reason: Error | null, done: (error: Error | null) => void): void {
     const why = reason ?? new Fault('ABORTED', 'the pipeline was stopped')
     this.#stop.abort(why)
+    // At once: an image that came meanwhile would be written to nobody, and its pipe stay open.
+    if (reason !== null) this.#source?.destroy(reason)
     for (const reader of this.#readers) reader.interrupt(why)
     for (const part of this.#parts) part.giveUp(why)
     // A thread may still be at work on a slot.
@@ -178,20 +186,24 @@ export class Pack extends Duplex {
   /** Gives a part to the next stage. Resolves when it is out. */
   async #put(part: Part): Promise<void> {
     this.#stop.signal.throwIfAborted()
-    const { chooser } = this.#chunks
-    if (this.#parts.size === 0 && chooser !== undefined) this.#busySince = performance.now()
     this.#parts.add(part)
     this.push(part)
     try {
-      const bytes = await part.out
-      if (chooser !== undefined) {
-        const now = performance.now()
-        chooser.sent(bytes, now - this.#busySince)
-        this.#busySince = now
-      }
+      await this.#timed(part.out)
     } finally {
       this.#parts.delete(part)
     }
+  }
+
+  /** Awaits bytes that go to the link, and tells the chooser how long nothing else could. */
+  async #timed(sending: Promise<number>): Promise<void> {
+    const { chooser } = this.#chunks
+    if (chooser === undefined) return void (await sending)
+    if (this.#sending++ === 0) this.#busySince = performance.now()
+    const bytes = await sending.finally(() => this.#sending--)
+    const now = performance.now()
+    chooser.sent(bytes, now - this.#busySince)
+    this.#busySince = now
   }
 
   /** Sends an image from its name to its end, and notes what it was. */
@@ -235,8 +247,8 @@ export class Pack extends Duplex {
   }
 
   async #sendPipe(image: OutgoingImage, reader: PipeReader): Promise<void> {
-    if (!this.#chunks.packs && !this.#options.inPlace) return this.#copyPipe(image, reader)
-    const pipe: PipedBytes = { image, reader, most: this.#most, byReference: this.#byReference }
+    const tap = this.#inPlace ? await this.#tapFor(image, reader) : undefined
+    if (!this.#chunks.packs && tap === undefined) return this.#copyPipe(image, reader)
     let last = Promise.resolve()
     try {
       while (await reader.ready()) {
@@ -244,7 +256,7 @@ export class Pack extends Duplex {
         const codec = this.#chunks.codec()
         if (codec === undefined && !this.#looksUp(image)) {
           await reader.whileSending(last)
-          if (this.#options.inPlace) await reader.whileSending(this.#put(new Part([], pipe)))
+          if (tap !== undefined) await reader.whileSending(this.#timed(tap()))
           else await this.#copyChunk(image, reader)
           continue
         }
@@ -260,6 +272,15 @@ export class Pack extends Duplex {
       // A thread may still be at work on a slot.
       await reader.whileSending(last)
     }
+  }
+
+  /** Asks the link how it takes bytes out of this pipe. */
+  async #tapFor(image: OutgoingImage, reader: PipeReader): Promise<Tap | undefined> {
+    const { unchecked, frozen } = this.#options
+    const byReference = unchecked === true && frozen === true && this.#chunks.chooser === undefined
+    const part = new Part([], { image, reader, most: this.#most, byReference })
+    await reader.whileSending(this.#put(part))
+    return part.tap
   }
 
   /** Sends what comes out of a pipe as it is. */

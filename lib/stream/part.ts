@@ -1,8 +1,9 @@
 /**
  * What goes from `pack` to `frames` in a sender: parts of images, in memory or still in CRIU's pipe.
  *
- * A part lends its memory, or its pipe, to the stages below. Whoever made it waits for `out` before it uses them again,
- * so no byte is copied between stages, and an image has one part under way.
+ * A part lends its memory to the stages below. Whoever made it waits for `out` before it uses that again, so no byte is
+ * copied between stages, and an image has one part under way. Where the link takes bytes in place, an image goes through
+ * the stages once, by reference: the link answers with a tap for its pipe.
  */
 import { type Digest, digest, NO_DIGEST } from '../format/digest.ts'
 import type { Frame } from '../format/frame.ts'
@@ -16,8 +17,8 @@ export interface OutgoingFrame {
   bytes?: Uint8Array | undefined
 }
 
-/** Bytes that are still in CRIU's pipe. The stage that writes to the link takes them out. */
-export interface PipedBytes {
+/** An image whose bytes stay in CRIU's pipe until the link takes them. */
+export interface PipedImage {
   readonly image: OutgoingImage
   readonly reader: PipeReader
   /** Bytes that one frame may have. */
@@ -26,17 +27,22 @@ export interface PipedBytes {
   readonly byReference: boolean
 }
 
+/** Sends what is in the pipe now, in one frame. Returns the bytes on the link. */
+export type Tap = () => Promise<number>
+
 export class Part {
+  /** What goes out in one piece; nothing where `pipe` is given. */
   readonly frames: readonly OutgoingFrame[]
-  readonly pipe: PipedBytes | undefined
+  readonly pipe: PipedImage | undefined
+  /** How the link takes bytes out of `pipe`: it is there when the part is out. */
+  tap: Tap | undefined
   /** Resolves to the bytes on the link when what was lent may be used again. */
   readonly out: Promise<number>
   #begun = false
   #resolve: (bytes: number) => void = () => {}
   #reject: (reason: unknown) => void = () => {}
 
-  /** Frames that go out in one piece, or what is in a pipe. */
-  constructor(frames: readonly OutgoingFrame[], pipe?: PipedBytes) {
+  constructor(frames: readonly OutgoingFrame[], pipe?: PipedImage) {
     this.frames = frames
     this.pipe = pipe
     this.out = new Promise((resolve, reject) => {

@@ -34,11 +34,6 @@ export class RateLimit {
     this.#free = at + bytes / this.#bytesPerMs
     if (at - now >= TICK_MS) await setTimeout(at - now)
   }
-
-  /** These bytes went out with the last turn as well. */
-  more(bytes: number): void {
-    this.#free += bytes / this.#bytesPerMs
-  }
 }
 
 /** Holds parts up, each before it begins. CRIU is not waited for meanwhile. */
@@ -47,14 +42,12 @@ export function rateLimit(limit: RateLimit, silence?: CriuTimeout): Transform {
     objectMode: true,
     transform(part: Part, _encoding, done: TransformCallback) {
       const turn = limit.turn(bytesOf(part))
-      // How many bytes come out of a pipe is known when they are out.
-      if (part.pipe !== undefined) part.out.then((bytes) => limit.more(bytes)).catch(() => {})
       ;(silence?.during(turn) ?? turn).then(() => done(null, part), done)
     },
   })
 }
 
-/** The bytes that a part will take on the link, without those that are still in a pipe. */
+/** The bytes that a part will take on the link. */
 function bytesOf({ frames }: Part): number {
   return frames.reduce((sum, { frame, bytes }) => sum + encodeFrame(frame).length + (bytes?.length ?? 0), 0)
 }

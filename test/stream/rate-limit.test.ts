@@ -1,12 +1,8 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { imageName } from '../../lib/format/names.ts'
-import { makePipe } from '../../lib/kernel/fd.ts'
-import { closeFd } from '../../lib/kernel/readiness.ts'
 import { memorySnapshot } from '../../lib/store/memory.ts'
 import { frameWriter } from '../../lib/stream/frames.ts'
-import { OutgoingImage, Part } from '../../lib/stream/part.ts'
-import { PipeReader } from '../../lib/stream/pipe-reader.ts'
+import { Part } from '../../lib/stream/part.ts'
 import { RateLimit, rateLimit } from '../../lib/stream/rate-limit.ts'
 import { sendSnapshot } from '../../lib/stream/send.ts'
 import { within } from '../expect.ts'
@@ -68,35 +64,20 @@ for (const compress of [undefined, 'lz4'] as const) {
   })
 }
 
-test('a part waits before it begins; what is in a pipe counts when it is out', async () => {
+test('a part waits before it begins, for all its bytes', async () => {
   const events: string[] = []
   class Recorded extends RateLimit {
     override async turn(bytes: number): Promise<void> {
       events.push(`turn ${bytes}`)
     }
-    override more(bytes: number): void {
-      events.push(`more ${bytes}`)
-    }
   }
   const stage = rateLimit(new Recorded(MIB))
-  const [out, into] = makePipe()
-  const pipe = {
-    image: new OutgoingImage(1, imageName('a.img'), true, () => {}),
-    reader: new PipeReader(out),
-    most: MIB,
-    byReference: false,
-  }
+  stage.on('data', (part: Part) => events.push(`${part.frames.length} frames`))
   const data = { type: 'data', channel: 1, offset: 0, length: 700 } as const
-  stage.on('data', (part: Part) => {
-    events.push(`${part.frames.length} frames`)
-    part.sent(999)
-  })
   stage.write(new Part([{ frame: { type: 'got', offset: 1 } }, { frame: data, bytes: Buffer.alloc(700) }]))
-  stage.write(new Part([], pipe))
+  stage.write(new Part([{ frame: { type: 'unchecked' } }]))
   await new Promise((resolve) => stage.end(resolve))
-  assert.equal(events, ['turn 752', '2 frames', 'turn 0', '0 frames', 'more 999'])
-  pipe.reader.close()
-  closeFd(into)
+  assert.equal(events, ['turn 752', '2 frames', 'turn 28', '1 frames'])
 })
 
 test.run()
