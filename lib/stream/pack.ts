@@ -16,6 +16,7 @@ import { INVENTORY } from '../format/names.ts'
 import { PAGE_BYTES, pagesPattern } from '../format/pagemap.ts'
 import { encodeFrame, MOST_DATA } from '../format/wire.ts'
 import { closeFd } from '../kernel/readiness.ts'
+import type { CompressionChooser } from './adaptive-compression.ts'
 import { type Chunk, ChunkPacker, type Compress, type Slot, SlotPool } from './compress.ts'
 import type { CriuTimeout } from './criu-timeout.ts'
 import type { DedupSender } from './dedup-send.ts'
@@ -196,9 +197,12 @@ export class Pack extends Duplex {
   }
 
   /** Awaits bytes that go to the link, and tells the chooser how long nothing else could. */
-  async #timed(sending: Promise<number>): Promise<void> {
+  #timed(sending: Promise<number>): Promise<unknown> {
     const { chooser } = this.#chunks
-    if (chooser === undefined) return void (await sending)
+    return chooser === undefined ? sending : this.#meter(sending, chooser)
+  }
+
+  async #meter(sending: Promise<number>, chooser: CompressionChooser): Promise<void> {
     if (this.#sending++ === 0) this.#busySince = performance.now()
     const bytes = await sending.finally(() => this.#sending--)
     const now = performance.now()
