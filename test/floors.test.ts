@@ -36,14 +36,16 @@ function ownImportsOf(file: SourceFile): string[] {
   return importsOf(file).filter((name) => name.includes('/') && name.endsWith('.ts'))
 }
 
-/** `lib/format` for its files, `lib` for the files of lib itself. */
+/** `lib/format` for its files, `lib` for the files of lib itself; the package's interface is a room of its own. */
 function roomOf(path: string): string {
+  if (path === 'lib/index.ts') return path
   const [top = '', folder = '', file] = path.split('/')
   return top !== 'lib' || file === undefined ? top : `lib/${folder}`
 }
 
 /** The rooms of each floor, from the top. An import points to a lower floor, or stays in its room. */
 const floors: readonly (readonly string[])[] = [
+  ['lib/index.ts'],
   ['lib/commands'],
   ['lib/criu-remote'],
   ['lib/cache', 'lib/precopy', 'lib/bench'],
@@ -162,8 +164,8 @@ function functionsIn({ path, text }: SourceFile): { name: string; lines: number 
   const lines = text.split('\n')
   const heads = [
     /^( *)(?:(?:export|default|async) )*function\*? *(\w+)/,
-    /^( *)(?:export )?const (\w+) = (?:async )?(?:<.*>)?\(.*(?:=> \{|\(|\(\{)$/,
-    /^( *)(?:(?:async|static|private|override|get|set) )*\*?([#\w]+|\[Symbol\.\w+\])(?:<.*>)?\(.*(?:\{|\()$/,
+    /^( *)(?:export )?const (\w+) = (?:async )?(?:<.*>)?\((?:\{?|.*=> \{)$/,
+    /^( *)(?:(?:async|static|private|override|get|set) )*\*?([#\w]+|\[Symbol\.\w+\])(?:<.*>)?\((?:\{?|.*\{)$/,
   ]
   return lines.flatMap((line, at) => {
     const [, indent = '', name = ''] = heads.map((head) => head.exec(line)).find((found) => found !== null) ?? []

@@ -8,7 +8,7 @@
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { closedGate, writeScript } from '../criu/action-script.ts'
-import { CAPTURE_SOCKET, capture } from '../criu/capture.ts'
+import { CAPTURE_SOCKET, captureImages } from '../criu/capture.ts'
 import { incrementalFault, readCriuCommand } from '../criu/command-line.ts'
 import { frozenMs } from '../criu/dump-stats.ts'
 import { acceptDump, type IncomingDump } from '../criu/incoming-dump.ts'
@@ -18,7 +18,6 @@ import { reportSmallPipes } from '../criu/small-pipes.ts'
 import { openWorkDir, temporaryDirectory, type WorkDir } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
-import { checkPagemaps } from '../format/pagemap.ts'
 import { tasksRunOnFault } from '../handover/outcome.ts'
 import { onFirstImage, unseenTasksFault } from '../handover/source.ts'
 import type { Fd } from '../kernel/fd.ts'
@@ -26,14 +25,19 @@ import { isRunning } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { acceptSpeaker, acceptUnix, peerPid } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
-import { directorySource, listImages } from '../store/directory.ts'
-import { chainOf, chainSource } from '../store/directory-chain.ts'
+import { directory } from '../store/directory-stage.ts'
 import { openCriuTimeout } from '../stream/criu-timeout.ts'
+import { frames } from '../stream/encode-frames.ts'
 import { frameWriter } from '../stream/frames.ts'
 import type { ImageSource } from '../stream/image.ts'
 import type { Link, Outlet } from '../stream/link.ts'
+import { link } from '../stream/link-stage.ts'
+import { pack } from '../stream/pack.ts'
+import { runPipeline } from '../stream/pipeline.ts'
+import { rateLimit } from '../stream/rate-limit.ts'
 import { type SendOptions, sendSnapshot } from '../stream/send.ts'
 import { sendSteadily } from '../stream/source-link.ts'
+import type { Snapshot } from '../stream/summary.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import { defer, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 
@@ -170,7 +174,7 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
     }
     const written = defer<void>()
     const fate = written.promise.then(() => fateInTime(tree as WatchedTree, options.timeoutMs))
-    const source = capture(
+    const source = captureImages(
       socket,
       fate.then(() => {}),
     )
@@ -213,28 +217,47 @@ async function fateInTime(tree: WatchedTree, timeoutMs: number): Promise<'dead' 
 }
 
 /**
- * Streams the images of an existing directory, an incremental dump flattened. Throws `MISSING`, `FAILED_DUMP`, `LINK`,
- * `IO`.
+ * Streams the images of an existing directory, an incremental dump flattened. Throws `MISSING`, `FAILED_DUMP`, `LINK`
+ * or `IO`.
  */
-export async function dumpFromDirectory(path: string, link: Link, options: DumpOptions): Promise<void> {
-  const chain = chainOf(path)
-  checkPagemaps(listImages(path), ` in ${path}`)
-  await send(chain.length === 1 ? directorySource(path) : chainSource(chain), link, options)
+export async function dumpFromDirectory(path: string, to: Link, options: DumpOptions): Promise<void> {
+  const { id, tuning = {}, report, signal } = options
+  const begun = performance.now()
+  const packed = pack(tuning)
+  const { done, stop } = runPipeline([
+    directory(path),
+    packed,
+    ...(tuning.limit === undefined ? [] : [rateLimit(tuning.limit)]),
+    frames({ id, ...tuning }),
+    link(to),
+  ])
+  const cut = (): void => cutOff(to, stop, signal.reason as Error)
+  signal.addEventListener('abort', cut)
+  if (signal.aborted) cut()
+  await done.finally(() => signal.removeEventListener('abort', cut))
+  reportSent(report, id, packed.snapshot, begun)
+}
+
+/** A reader that has stopped reading must not hold up the end. */
+function cutOff(to: Link, stop: (reason: Error) => void, reason: Error): void {
+  stop(reason)
+  to.destroy(reason)
+}
+
+function reportSent(report: Report, id: SnapshotId, { images, bytes }: Snapshot, begun: number): void {
+  const ms = performance.now() - begun
+  report({ event: 'sent', id, images: images.length, bytes, ms, verified: false })
 }
 
 async function send(
   source: ImageSource,
-  link: Link,
+  to: Link,
   { id, tuning, timeoutMs, report, signal }: DumpOptions,
   { frozen = false, ...more }: Pick<SendOptions, 'reserve' | 'onDrained' | 'confirm'> & { frozen?: boolean } = {},
 ): Promise<void> {
   const begun = performance.now()
   const [stop, stuck] = [new AbortController(), new AbortController()]
-  // A reader that has stopped reading must not hold up the end.
-  const cut = (reason: Error): void => {
-    stop.abort(reason)
-    link.destroy(reason)
-  }
+  const cut = (reason: Error): void => cutOff(to, (why) => stop.abort(why), reason)
   const signalled = (): void => cut(signal.reason as Error)
   stuck.signal.addEventListener('abort', () => cut(stuck.signal.reason as Error))
   signal.addEventListener('abort', signalled)
@@ -255,18 +278,17 @@ async function send(
   const outlet: Outlet = {
     send: (bytes, follows) =>
       waits
-        ? sendSteadily(link.outlet, bytes, follows, timeoutMs, 'whoever reads stdout', stuck)
-        : link.outlet.send(bytes, follows),
-    settle: link.outlet.settle,
-    finish: link.outlet.finish,
+        ? sendSteadily(to.outlet, bytes, follows, timeoutMs, 'whoever reads stdout', stuck)
+        : to.outlet.send(bytes, follows),
+    settle: to.outlet.settle,
+    finish: to.outlet.finish,
   }
   const options = { signal: stop.signal, silence, ...tuning, ...more, onDrained }
   try {
     const sent = await sendSnapshot(frameWriter(outlet), id, source, options)
-    await link.outlet.finish()
-    link.destroy()
-    const ms = performance.now() - begun
-    report({ event: 'sent', id, images: sent.images.length, bytes: sent.bytes, ms, verified: false })
+    await to.outlet.finish()
+    to.destroy()
+    reportSent(report, id, sent, begun)
   } finally {
     signal.removeEventListener('abort', signalled)
     silence?.close()

@@ -18,8 +18,8 @@ import { type MemoryWriter, type StoredImage, writeInto } from '../store/stored-
 import type { CriuTimeout } from '../stream/criu-timeout.ts'
 import type { ImageBody, ImageSource, OpenImage } from '../stream/image.ts'
 import type { Outlet } from '../stream/link.ts'
-import { type PipeReader, pipeReader } from '../stream/pipe-reader.ts'
-import { type Snapshot, summarize } from '../stream/send.ts'
+import { PipeReader } from '../stream/pipe-reader.ts'
+import { type Snapshot, summarize } from '../stream/summary.ts'
 import { encodeImageEntry, encodeList } from './cache-wire.ts'
 import { IDS } from './local-wire.ts'
 
@@ -162,7 +162,7 @@ class DumpSender {
   async #readPipe(writer: MemoryWriter, { fd, begun }: Extract<ImageBody, { kind: 'pipe' }>): Promise<number> {
     const { silence } = this.#options
     const { signal } = this.#stop
-    const reader = pipeReader(fd, MOST_SENT, begun)
+    const reader = new PipeReader(fd, begun)
     this.#readers.add(reader)
     let size = 0
     try {

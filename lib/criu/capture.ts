@@ -18,57 +18,69 @@ export const CAPTURE_SOCKET = 'streamer-capture.sock'
 /**
  * The images that the CRIU at the other end of `socket` dumps. The socket is closed at the end: when CRIU has closed
  * it, or when `complete` has resolved (CRIU waits at post-dump, with the socket open) and nothing more is there to be
- * read.
+ * read. `images` throws `CRIU_PROTOCOL` and `NAME`.
  */
-export function capture(socket: Fd, complete?: Promise<void>): ImageSource {
-  let failure: Error | undefined
-  let started = false
-  let waiting = false
-  let last = false
-  complete?.then(
-    () => {
-      last = true
-      if (waiting) interrupt(socket, new Fault('ABORTED', 'complete'))
-    },
-    () => {},
-  )
-  /** Whether another request comes. */
-  async function another(): Promise<boolean> {
-    for (let inVain = 0; ; ) {
-      if (failure !== undefined) throw failure
-      if (hasNews(socket)) return true
-      if (last) return false
-      waiting = true
-      await readable(socket, inVain++).catch((reason: unknown) => {
-        if (!last) throw reason
-      })
-      waiting = false
-    }
+export function captureImages(socket: Fd, complete?: Promise<void>): ImageSource {
+  return new Capture(socket, complete)
+}
+
+class Capture implements ImageSource {
+  readonly images: AsyncIterable<OpenImage>
+  readonly #socket: Fd
+  /** Why it was destroyed. */
+  #failure: Error | undefined
+  /** `images` is being read, and closes the socket. */
+  #started = false
+  #waiting = false
+  /** CRIU has written all: what is not in the socket now does not come. */
+  #complete = false
+
+  constructor(socket: Fd, complete: Promise<void> | undefined) {
+    this.#socket = socket
+    this.images = this.#read()
+    complete?.then(
+      () => {
+        this.#complete = true
+        if (this.#waiting) interrupt(socket, new Fault('ABORTED', 'complete'))
+      },
+      () => {},
+    )
   }
 
-  async function* images(): AsyncGenerator<OpenImage> {
-    if (failure !== undefined) throw failure
-    started = true
+  destroy(reason: Error): void {
+    if (this.#failure !== undefined) return
+    this.#failure = reason
+    if (this.#started) interrupt(this.#socket, reason)
+    else closeFd(this.#socket)
+  }
+
+  async *#read(): AsyncGenerator<OpenImage> {
+    if (this.#failure !== undefined) throw this.#failure
+    this.#started = true
     try {
-      for (;;) {
-        if (!(await another())) return
-        const request = await readRequest(socket)
+      while (await this.#hasRequest()) {
+        const request = await readRequest(this.#socket)
         if (request === undefined) return
-        const fd = await readPipe(socket, 'read')
+        const fd = await readPipe(this.#socket, 'read')
         yield { name: request, body: { kind: 'pipe', fd } }
       }
     } finally {
-      closeFd(socket)
+      closeFd(this.#socket)
     }
   }
-  return {
-    images: images(),
-    destroy(reason) {
-      if (failure !== undefined) return
-      failure = reason
-      if (started) interrupt(socket, reason)
-      else closeFd(socket)
-    },
+
+  /** Waits for a request, or the end of the connection. Returns false where CRIU is complete and nothing is there. */
+  async #hasRequest(): Promise<boolean> {
+    for (let waits = 0; ; waits++) {
+      if (this.#failure !== undefined) throw this.#failure
+      if (hasNews(this.#socket)) return true
+      if (this.#complete) return false
+      this.#waiting = true
+      await readable(this.#socket, waits).catch((reason: unknown) => {
+        if (!this.#complete) throw reason
+      })
+      this.#waiting = false
+    }
   }
 }
 

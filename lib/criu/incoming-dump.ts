@@ -11,7 +11,7 @@ import { hasSpoken, peerPid } from '../kernel/unix.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { rejectAfter } from '../stream/wait.ts'
 import { closedGate } from './action-script.ts'
-import { capture } from './capture.ts'
+import { captureImages } from './capture.ts'
 
 /** What an image source waits for, and tells, during a hand-over. */
 export interface DumpSteps {
@@ -80,7 +80,7 @@ export async function acceptDump(
     pid,
     bytes,
     open: gate.open,
-    images: (steps) => after(begun, capture(socket, steps?.complete)),
+    images: (steps) => after(begun, captureImages(socket, steps?.complete)),
     remove: gate.remove,
   }
 }

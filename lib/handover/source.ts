@@ -19,11 +19,12 @@ import type { Fate, Until, Verdict } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { TOKEN_BYTES } from '../format/wire.ts'
 import { type CriuTimeout, openCriuTimeout } from '../stream/criu-timeout.ts'
-import { type DedupSender, openDedupSender } from '../stream/dedup-send.ts'
+import { DedupSender } from '../stream/dedup-send.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
-import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
+import { type SendOptions, sendSnapshot } from '../stream/send.ts'
 import { resumableLink, type SourceLink, singleLink } from '../stream/source-link.ts'
+import type { Snapshot } from '../stream/summary.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import { defer, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 import { tasksRunOnFault } from './outcome.ts'
@@ -149,7 +150,7 @@ class SourceHandover {
     const { id, until, gates, connect, resumes, tuning, timeoutMs } = options
     this.#criu = criu
     this.#options = options
-    this.#dedup = tuning?.dedup && openDedupSender(tuning.dedup)
+    this.#dedup = tuning?.dedup && new DedupSender(tuning.dedup)
     this.#byReference = tuning?.unchecked === true && resumes === true && criu.bytes !== undefined
     this.#gate = closedGate(gates, criu.pid, 'post-dump')
     this.#held = this.#gate.held.then(() => {

@@ -19,12 +19,13 @@ import { onFirstImage } from '../handover/source.ts'
 import { readAnswers, whenSealed } from '../handover/target-answers.ts'
 import { listImages, piecesOf } from '../store/directory.ts'
 import { openCriuTimeout } from '../stream/criu-timeout.ts'
-import { openDedupSender } from '../stream/dedup-send.ts'
+import { DedupSender } from '../stream/dedup-send.ts'
 import { accepting } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
-import { type SendOptions, type Snapshot, sendSnapshot } from '../stream/send.ts'
+import { type SendOptions, sendSnapshot } from '../stream/send.ts'
 import { singleLink } from '../stream/source-link.ts'
+import type { Snapshot } from '../stream/summary.ts'
 import type { Tuning } from '../stream/tuning.ts'
 import { rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 
@@ -72,7 +73,7 @@ export async function sendRound(chain: PreCopyChain, server: PageServer, options
   const { connect, tuning, reserve, timeoutMs } = options
   const stop = new AbortController()
   const signal = AbortSignal.any([options.signal, stop.signal])
-  const dedup = tuning?.dedup && openDedupSender(tuning.dedup)
+  const dedup = tuning?.dedup && new DedupSender(tuning.dedup)
   const link = singleLink(connect(signal), timeoutMs, stop)
   const silence = openCriuTimeout(timeoutMs, (reason) => {
     stop.abort(reason)

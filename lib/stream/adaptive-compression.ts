@@ -1,26 +1,16 @@
 /**
- * Whether to compress what goes out now, and how: for `--compress auto`. Pure: it is told what happened, and when.
+ * Decides for `--compress auto` whether to compress what goes out now, and how. Pure: it is told what happened, and
+ * when.
  *
- * Compressing pays where the link is what holds us up, and slower than a codec. So time is cut into short windows. In
- * one in which we mostly waited for the link, the link's rate is what went out; in any other the link is fast enough,
- * as far as anybody can tell. What a codec gains is what it makes of the bytes, but not more than its own speed allows.
- * A link that was slow once is asked again after a while, by sending plainly: while we compress it cannot be seen to be
- * fast.
+ * Compressing pays where the link holds us up and is slower than a codec. So time is cut into short windows. In a
+ * window in which we mostly waited for the link, the link's rate is what went out; in any other the link is fast
+ * enough, as far as anybody can tell. A codec gains what it makes of the bytes, but not more than its own speed allows.
+ * A link that was slow once is tried again after a while, by sending without compression: while we compress, it cannot
+ * be seen to be fast.
  */
 import { type CodecName, codecNames } from '../format/enums.ts'
 
-export interface CompressionChooser {
-  /** `bytes` went out, and for `ms` nothing else could. */
-  sent(bytes: number, ms: number): void
-  /** So many bytes of images were taken from the source. */
-  taken(bytes: number): void
-  /** `raw` bytes of an image became `packed` bytes, in `ms`. */
-  packed(codec: CodecName, raw: number, packed: number, ms: number): void
-  /** With what to compress now; undefined for not at all. */
-  choose(now: number): CodecName | undefined
-}
-
-/** What one core does, in bytes a ms, and what part of them is left. */
+/** What one core compresses, in bytes a ms, and what part of them is left. */
 export interface Skill {
   rate: number
   left: number
@@ -28,35 +18,32 @@ export interface Skill {
 
 const MIB = 2 ** 20
 const WINDOW_MS = 25
-/** The part of a window that is spent waiting for a link that holds us up. */
+/** A link holds us up if at least this part of a window is spent waiting for it. */
 const HELD_UP = 0.5
 /**
- * In so many windows in a row a link must hold us up before it is believed, and of these the best counts: on a busy
- * host a receiver hesitates, and then is fast again.
+ * A link must hold us up in so many windows in a row before it counts as slow, and the best of them is its rate: on a
+ * busy host a receiver hesitates, and then is fast again.
  */
 const BELIEVED = 4
-/**
- * Windows in a row in which compressing won nothing before it is given up: the first have to make up for the time
- * before.
- */
+/** Compressing is given up after so many windows in a row that won nothing: the first make up for the time before. */
 const PATIENCE = 4
-/** Bytes of images after which a slow link is asked again; each next time twice as many. */
+/** A slow link is tried again after so many bytes of images; each next time after twice as many. */
 const FIRST_TRUST = 128 * MIB
-/** A link that is no faster than it was, by this, is as it was. */
+/** A link is as it was unless it is faster than before by this factor. */
 const AS_BEFORE = 1.5
-/** A codec must be faster than the link by this: it takes processor time from CRIU. */
+/** A codec must be faster than the link by this factor: it takes processor time from CRIU. */
 const FASTER = 2
-/** What a codec must gain. */
+/** A codec must gain this factor to be worth it. */
 const WORTH = 1.2
-/** How much a new measurement counts against the old ones. */
+/** The weight of a new measurement against the old ones. */
 const NEWER = 0.25
-/** Before anything is measured: what heaps come to on a busy machine, so that nothing is begun in vain. */
+/** Assumed before anything is measured: what heaps come to on a busy machine, so that no codec is tried in vain. */
 const untried: Record<CodecName, Skill> = {
   zstd: { rate: (350 * MIB) / 1000, left: 0.25 },
   lz4: { rate: (500 * MIB) / 1000, left: 0.4 },
 }
 
-/** The codec that gains most over a link of `link` bytes a ms, if one is worth it. */
+/** The codec that gains most over a link of `link` bytes a ms with `lanes` cores, if one is worth it. */
 export function best(link: number, skills: Record<CodecName, Skill>, lanes: number): CodecName | undefined {
   let found: CodecName | undefined
   let most = WORTH
@@ -70,69 +57,88 @@ export function best(link: number, skills: Record<CodecName, Skill>, lanes: numb
   return found
 }
 
-/** `lanes` chunks are compressed at a time. */
-export function openCompressionChooser(lanes: number, begin: number): CompressionChooser {
-  const skills = { zstd: { ...untried.zstd }, lz4: { ...untried.lz4 } }
-  let choice: CodecName | undefined
-  /** Bytes a ms, where it holds us up. */
-  let link: number | undefined
-  /** The link's rate in the last windows, bytes a ms, each of which it held us up in. */
-  let heldUp: number[] = []
-  /** What it was before it was asked again: then one window is enough. */
-  let before = 0
-  let unseen = 0
-  let vain = 0
-  let trust = FIRST_TRUST
-  let [from, out, raw, waited] = [begin, 0, 0, 0]
+/** Learns how fast the link and the codecs are, and says with what to compress. Times are in ms. */
+export class CompressionChooser {
+  /** Chunks that are compressed at a time. */
+  readonly #lanes: number
+  readonly #skills = { zstd: { ...untried.zstd }, lz4: { ...untried.lz4 } }
+  #choice: CodecName | undefined
+  /** The link's rate, bytes a ms, where it holds us up. */
+  #link: number | undefined
+  /** The link's rate in the last windows, bytes a ms, if it held us up in each of them. */
+  #heldUp: number[] = []
+  /** What the rate was before the link was tried again: then one window is enough. */
+  #before = 0
+  /** Bytes of images since the link was last seen to hold us up. */
+  #unseen = 0
+  /** Windows in a row in which compressing won nothing. */
+  #vain = 0
+  /** Bytes of images after which a slow link is tried again. */
+  #trust = FIRST_TRUST
+  /** The window: when it began, bytes that went out, bytes of images that were taken, and ms waited for the link. */
+  #window: { from: number; out: number; raw: number; waited: number }
 
-  function slow(rate: number): void {
-    heldUp = [...heldUp, rate].slice(-BELIEVED)
-    if (rate <= AS_BEFORE * before) {
-      heldUp = Array.from({ length: BELIEVED }, () => rate)
-      before = 0
+  constructor(lanes: number, now: number) {
+    this.#lanes = lanes
+    this.#window = { from: now, out: 0, raw: 0, waited: 0 }
+  }
+
+  /** `bytes` went out, and for `ms` nothing else could. */
+  sent(bytes: number, ms: number): void {
+    this.#window.out += bytes
+    this.#window.waited += ms
+  }
+
+  /** `bytes` bytes of images were taken from the source. */
+  taken(bytes: number): void {
+    this.#window.raw += bytes
+  }
+
+  /** `raw` bytes of an image became `packed` bytes, in `ms`. */
+  packed(codec: CodecName, raw: number, packed: number, ms: number): void {
+    drift(this.#skills[codec], { rate: raw / Math.max(ms, 0.01), left: packed / raw })
+  }
+
+  /** The codec to compress with now; undefined for none. */
+  choose(now: number): CodecName | undefined {
+    const { from, out, raw, waited } = this.#window
+    const ms = now - from
+    if (ms < WINDOW_MS) return this.#choice
+    if (waited >= ms * HELD_UP) this.#slow(out / ms)
+    else this.#fast(raw / ms)
+    this.#choice = this.#link === undefined ? undefined : best(this.#link, this.#skills, this.#lanes)
+    this.#window = { from: now, out: 0, raw: 0, waited: 0 }
+    return this.#choice
+  }
+
+  /** The link held us up in this window. */
+  #slow(rate: number): void {
+    this.#heldUp = [...this.#heldUp, rate].slice(-BELIEVED)
+    if (rate <= AS_BEFORE * this.#before) {
+      this.#heldUp = Array.from({ length: BELIEVED }, () => rate)
+      this.#before = 0
     }
-    if (heldUp.length === BELIEVED) link = Math.max(...heldUp)
-    unseen = 0
-    vain = 0
-    if (choice !== undefined) return
+    if (this.#heldUp.length === BELIEVED) this.#link = Math.max(...this.#heldUp)
+    this.#unseen = 0
+    this.#vain = 0
+    if (this.#choice !== undefined) return
     // What did not pay once may pay later: other memory, other work on this host.
-    for (const codec of codecNames) drift(skills[codec], untried[codec])
+    for (const codec of codecNames) drift(this.#skills[codec], untried[codec])
   }
 
-  function fast(rate: number): void {
-    if (choice !== undefined && link !== undefined) {
-      unseen += raw
-      vain = rate < WORTH * link ? vain + 1 : 0
-      if (unseen < trust && vain < PATIENCE) return
-      before = unseen < trust ? 0 : link
-      if (unseen >= trust) trust *= 2
-    } else before = 0
-    link = undefined
-    heldUp = []
-    unseen = 0
-    vain = 0
-  }
-
-  return {
-    sent(bytes, ms) {
-      out += bytes
-      waited += ms
-    },
-    taken(bytes) {
-      raw += bytes
-    },
-    packed(codec, from, packed, ms) {
-      drift(skills[codec], { rate: from / Math.max(ms, 0.01), left: packed / from })
-    },
-    choose(now) {
-      const ms = now - from
-      if (ms < WINDOW_MS) return choice
-      if (waited >= ms * HELD_UP) slow(out / ms)
-      else fast(raw / ms)
-      choice = link === undefined ? undefined : best(link, skills, lanes)
-      ;[from, out, raw, waited] = [now, 0, 0, 0]
-      return choice
-    },
+  /** The link did not hold us up in this window. */
+  #fast(rate: number): void {
+    if (this.#choice !== undefined && this.#link !== undefined) {
+      this.#unseen += this.#window.raw
+      this.#vain = rate < WORTH * this.#link ? this.#vain + 1 : 0
+      if (this.#unseen < this.#trust && this.#vain < PATIENCE) return
+      this.#before = this.#unseen < this.#trust ? 0 : this.#link
+      if (this.#unseen >= this.#trust) this.#trust *= 2
+    } else this.#before = 0
+    this.#link = undefined
+    this.#heldUp = []
+    this.#unseen = 0
+    this.#vain = 0
   }
 }
 

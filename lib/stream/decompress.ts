@@ -1,7 +1,4 @@
-/**
- * Images as they come in, compressed: back into what they were, straight into the sink's room where that is large
- * enough.
- */
+/** Decompresses what comes in, straight into the sink's room where that is large enough. */
 import { Fault } from '../fault.ts'
 import type { Frame } from '../format/wire.ts'
 import { decompress } from '../kernel/codec.ts'
@@ -12,7 +9,7 @@ type Packed = Extract<Frame, { type: 'packed' }>
 export interface Decompressor {
   /**
    * Reads the bytes of `frame` and gives `frame.raw` bytes of the image `name` to `into`. Throws `DIGEST` where they
-   * are not so many, `TRUNCATED`, and `IO` where there is no such codec here.
+   * do not become so many, `TRUNCATED` where the stream ends, and `IO` where this host lacks the codec.
    */
   unpack(frame: Packed, name: string, into: Room): Promise<void>
 }
@@ -24,9 +21,9 @@ export interface Room {
   wrote(bytes: Uint8Array): Promise<void>
 }
 
-/** `memory`: what its buffers take is counted there. */
+/** `memory` counts what its buffers take. */
 export function decompressor(inlet: Pick<Inlet, 'fill'>, memory?: { add(bytes: number): void }): Decompressor {
-  // As large as what came so far.
+  // Each grows to the largest chunk that came.
   let packed = Buffer.alloc(0)
   let raw = Buffer.alloc(0)
   const larger = (old: typeof packed, bytes: number): typeof packed => {
@@ -74,6 +71,7 @@ export async function fillZeros(bytes: number, into: Room): Promise<void> {
   }
 }
 
+/** The fault of a stream that ends in the image `name`. */
 export function endedIn(name: string): Fault {
   return new Fault('TRUNCATED', `the stream ended in image ${name}`, {
     hint: 'the sender was stopped or the link was cut',

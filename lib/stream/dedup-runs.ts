@@ -1,16 +1,16 @@
-/** A chunk of an image of pages as runs: of zeros, of pages that the receiver has, and of what must be sent. */
+/** Divides a chunk of pages into runs of zeros, of pages that the receiver has, and of pages that must be sent. */
 import { MOST_SAME } from '../format/page-digest.ts'
 import type { DedupSender, KnownPage } from './dedup-send.ts'
 import { PAGE, type Run, zeroRuns } from './zero-pages.ts'
 
 export interface KnownRun extends Run {
-  /** The receiver has it. */
+  /** Where the receiver has it. */
   same?: KnownPage
 }
 
 /**
- * The first `bytes` bytes of `raw`, whole pages or the image's end; `number` is the first page's in the image on
- * `channel`.
+ * Divides the first `bytes` bytes of `raw`, which are whole pages or the image's end. The first page is number `number`
+ * of the image on `channel`.
  */
 export function knownRuns(
   known: DedupSender,

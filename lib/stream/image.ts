@@ -5,9 +5,9 @@ import type { Condition } from './condition.ts'
 
 /** What an image is made of: a pipe (or a socket) that CRIU fills, or pieces of memory. */
 export type ImageBody =
-  /** `begun`: what was read of it already. */
+  /** `begun`: bytes that were read of the image already. */
   | { kind: 'pipe'; fd: Fd; begun?: Uint8Array }
-  /** `meanwhile`: they come while other images do, which do not wait for their end. */
+  /** `meanwhile`: other images come at the same time, and do not wait for the end of this one. */
   | { kind: 'pieces'; pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array>; meanwhile?: boolean }
 
 /** One image as it is opened. Several may be open at a time. */
@@ -21,13 +21,13 @@ export interface ImageSource {
   readonly images: AsyncIterable<OpenImage>
   /** Stops the source; `images` throws `reason`. */
   destroy(reason: Error): void
-  /** Tells when something has come of images that are not open yet. */
+  /** Notified when CRIU has sent something of images that are not open yet. */
   readonly news?: Condition | undefined
 }
 
 /** Takes the images of one snapshot. */
 export interface ImageSink {
-  /** About this many bytes will come. Returns how many are ready for them; what is missing is not an error. */
+  /** About `bytes` bytes will come. Returns how many are ready for them; fewer are not an error. */
   reserve?(bytes: number): Promise<number>
   /** Throws `MEMORY`, `EXISTS` or `IO`. */
   open(name: ImageName): ImageWriter | Promise<ImageWriter>
@@ -41,16 +41,16 @@ export interface ImageWriter {
   wrote(bytes: number): void | Promise<void>
   /** The image is complete and its contents are what the sender announced. */
   end(entry: ImageEntry): void | Promise<void>
-  /** Where pages need not be written that lie here already. */
+  /** Takes pages that lie here already, and need not be written. */
   readonly shared?: SharedPages
 }
 
-/** An image of pages, some of which are elsewhere as well. Between whole pages. */
+/** An image of pages, some of which it shares with others. Called between whole pages. */
 export interface SharedPages {
-  /** Where a page of this image lies, and how many lie behind it; undefined for one that has not come. */
+  /** Where a page of this image lies, and how many lie there in a row; undefined for one that has not come. */
   run(page: number): [address: number, pages: number] | undefined
-  /** The pages at this address, all in one extent, come next. Returns them. Throws `MEMORY`. */
+  /** The next pages are those at `address`, all in one extent. Returns their bytes. Throws `MEMORY`. */
   take(address: number, pages: number): Uint8Array
-  /** So many pages of zeros come next. Yields them. */
+  /** The next `pages` pages are zeros. Yields their bytes. */
   zeros(pages: number): Iterable<Uint8Array>
 }

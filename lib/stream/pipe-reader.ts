@@ -1,128 +1,115 @@
 /**
  * Reading an image out of CRIU's pipe: soon, and by copying.
  *
- * CRIU does not copy the pages of the frozen tasks, it puts references to them into the pipe (vmsplice), and when all
+ * CRIU does not copy the pages of the frozen tasks: it puts references to them into the pipe (vmsplice), and when all
  * images are written it kills the tasks. What is still in a pipe by then changes: the kernel clears the thread id of
  * every dying thread in its memory (CLONE_CHILD_CLEARTID) and updates its rseq area. Measured with CRIU 4.3 on Linux
  * 6.18: of a node with 12 threads 19 words differ between a copy taken at once and the same pipe read after the dump,
- * of an OpenJDK with 22 threads 33; the restored threads see themselves as ended. So references are passed on by tee()
- * and splice() only of tasks that stay frozen until the other end has it all (passed.ts); here bytes are copied, and
- * whatever lies in the pipe when CRIU closes its end is read at once, even while the link is blocked. That is at most
- * one pipe's worth of memory for an image.
+ * of an OpenJDK with 22 threads 33; the restored threads see themselves as ended.
+ *
+ * So references are passed on by tee() and splice() only of tasks that stay frozen until the other end has it all
+ * (splice-buffer.ts). Here bytes are copied, and whatever lies in the pipe when CRIU closes its end is read at once,
+ * even while the link is blocked. That is at most one pipe's worth of memory for an image.
  */
 import { enlargePipe, type Fd, isPipe, setNonBlocking } from '../kernel/fd.ts'
 import { closeFd, hungUp, interrupt, readable } from '../kernel/readiness.ts'
 import { readNow } from '../kernel/transfer.ts'
 
-export interface PipeReader {
-  /** The next bytes; none at the end. They are valid until the next call. */
-  next(): Promise<Uint8Array>
-  /** Resolves when there is something to be taken, or the end. Returns false at the end. */
-  ready(): Promise<boolean>
-  /** The pipe, if the next bytes are still in it. */
-  readonly untouched: Fd | undefined
-  /** Puts bytes that are there into `room`. Returns how many: none where there is nothing yet, or no more. */
-  take(room: Uint8Array): number
-  /** Awaits `sending`; if CRIU closes its end meanwhile, reads what it left. */
-  whileSending<Result>(sending: Promise<Result>): Promise<Result>
-  /** Rejects a `next` that waits. */
-  interrupt(reason: Error): void
-  /** Closes the pipe, which happens by itself at its end. */
-  close(): void
-}
-
 /** Most images are smaller than this, and get a small buffer. */
-const SMALL = 16 * 2 ** 10
+const SMALL_BYTES = 16 * 2 ** 10
 /** What is left in a pipe is read in steps of this many bytes. */
-const REST = 64 * 2 ** 10
+const STEP_BYTES = 64 * 2 ** 10
 
-/**
- * A reader of chunks of at most `most` bytes; the pipe, which it owns, is made as large as allowed, and non-blocking.
- * `begun`: bytes that were read of it already. It may be a socket instead.
- */
-export function pipeReader(pipe: Fd, most: number, begun: Uint8Array = Buffer.alloc(0)): PipeReader {
-  setNonBlocking(pipe)
-  const real = isPipe(pipe)
-  if (real) enlargePipe(pipe)
-  let scratch = Buffer.allocUnsafeSlow(0)
-  const left: Uint8Array[] = []
-  for (let at = 0; at < begun.length; at += most) left.push(begun.subarray(at, at + most))
-  let open = true
-  /** Times in a row that nothing was there. */
-  let inVain = 0
+/** Reads one image and owns its pipe, which may be a socket instead. */
+export class PipeReader {
+  readonly #fd: Fd
+  readonly #isPipe: boolean
+  /** Bytes that were read before a caller had room for them. */
+  readonly #left: Uint8Array[]
+  #scratch = Buffer.alloc(0)
+  #open = true
+  /** Reads in a row that found nothing. */
+  #emptyReads = 0
 
-  function close(): void {
-    if (open) closeFd(pipe)
-    open = false
+  /** Makes the pipe as large as allowed, and non-blocking. `begun`: bytes that were read of the image already. */
+  constructor(fd: Fd, begun: Uint8Array = Buffer.alloc(0)) {
+    this.#fd = fd
+    this.#left = begun.length > 0 ? [begun] : []
+    setNonBlocking(fd)
+    this.#isPipe = isPipe(fd)
+    if (this.#isPipe) enlargePipe(fd)
   }
 
-  /** Reads once into `into`; undefined when there is nothing now. */
-  function readOnce(into: Uint8Array): Uint8Array | undefined {
-    const got = readNow(pipe, into)
-    if (got === undefined) {
-      inVain++
-      return undefined
+  /** Resolves when there is something to take, or at the end. Returns false at the end. */
+  async ready(): Promise<boolean> {
+    if (this.#left.length > 0 || !this.#open) return this.#left.length > 0
+    await readable(this.#fd, this.#emptyReads)
+    return true
+  }
+
+  /** The pipe, if the next bytes are still in it. */
+  get untouched(): Fd | undefined {
+    return this.#open && this.#isPipe && this.#left.length === 0 ? this.#fd : undefined
+  }
+
+  /** Puts bytes that are there into `room`. Returns how many: 0 where there is nothing yet, or no more. */
+  take(room: Uint8Array): number {
+    const first = this.#left[0]
+    if (first === undefined) return this.#open ? (this.#read(room) ?? 0) : 0
+    const part = first.subarray(0, room.length)
+    room.set(part)
+    if (part.length < first.length) this.#left[0] = first.subarray(part.length)
+    else this.#left.shift()
+    return part.length
+  }
+
+  /** Takes at most `most` bytes into a buffer that the next call overwrites; none where `take` would take none. */
+  chunk(most: number): Uint8Array {
+    if (this.#scratch.length === 0) this.#scratch = Buffer.allocUnsafeSlow(SMALL_BYTES)
+    const bytes = this.#scratch.subarray(0, this.take(this.#scratch.subarray(0, most)))
+    if (bytes.length === this.#scratch.length && most > bytes.length) this.#scratch = Buffer.allocUnsafeSlow(most)
+    return bytes
+  }
+
+  /** Awaits `sending`; if CRIU closes its end meanwhile, reads what it left. */
+  async whileSending<Result>(sending: Promise<Result>): Promise<Result> {
+    if (!this.#open) return sending
+    const hangUp = hungUp(this.#fd)
+    hangUp.happened.then(() => this.#readRest()).catch(() => {})
+    try {
+      return await sending
+    } finally {
+      hangUp.forget()
     }
-    inVain = 0
-    if (got === 0) close()
-    return into.subarray(0, got)
   }
 
-  /** Into buffers of its own: the link is still sending the last one. */
-  function takeRest(): void {
-    while (open) {
-      const bytes = readOnce(Buffer.allocUnsafeSlow(REST))
-      if (bytes === undefined) return
-      if (bytes.length > 0) left.push(bytes.length < REST / 2 ? Buffer.from(bytes) : bytes)
+  /** Rejects a `ready` that waits. */
+  interrupt(reason: Error): void {
+    if (this.#open) interrupt(this.#fd, reason)
+  }
+
+  /** Closes the pipe, which happens by itself at its end. */
+  close(): void {
+    if (this.#open) closeFd(this.#fd)
+    this.#open = false
+  }
+
+  /** Reads once. Returns how many bytes, 0 at the end, undefined where nothing is there now. */
+  #read(into: Uint8Array): number | undefined {
+    const got = readNow(this.#fd, into)
+    this.#emptyReads = got === undefined ? this.#emptyReads + 1 : 0
+    if (got === 0) this.close()
+    return got
+  }
+
+  /** Reads into buffers of its own: the link may still be sending what was taken last. */
+  #readRest(): void {
+    while (this.#open) {
+      const buffer = Buffer.allocUnsafeSlow(STEP_BYTES)
+      const got = this.#read(buffer)
+      if (got === undefined) return
+      const bytes = buffer.subarray(0, got)
+      if (got > 0) this.#left.push(got < STEP_BYTES / 2 ? Buffer.from(bytes) : bytes)
     }
-  }
-
-  return {
-    async next() {
-      for (;;) {
-        const waiting = left.shift()
-        if (waiting !== undefined) return waiting
-        if (!open) return scratch.subarray(0, 0)
-        if (scratch.length === 0) scratch = Buffer.allocUnsafeSlow(SMALL)
-        const bytes = readOnce(scratch)
-        if (bytes === undefined) {
-          await readable(pipe, inVain)
-          continue
-        }
-        if (bytes.length === SMALL && most > SMALL) scratch = Buffer.allocUnsafeSlow(most)
-        return bytes
-      }
-    },
-    async ready() {
-      if (left.length > 0 || !open) return left.length > 0
-      await readable(pipe, inVain)
-      return true
-    },
-    get untouched() {
-      return open && real && left.length === 0 ? pipe : undefined
-    },
-    take(room) {
-      const first = left[0]
-      if (first === undefined) return open ? (readOnce(room)?.length ?? 0) : 0
-      const part = first.subarray(0, room.length)
-      room.set(part)
-      if (part.length < first.length) left[0] = first.subarray(part.length)
-      else left.shift()
-      return part.length
-    },
-    async whileSending(sending) {
-      if (!open) return sending
-      const hangUp = hungUp(pipe)
-      hangUp.happened.then(takeRest).catch(() => {})
-      try {
-        return await sending
-      } finally {
-        hangUp.forget()
-      }
-    },
-    interrupt(reason) {
-      if (open) interrupt(pipe, reason)
-    },
-    close,
   }
 }

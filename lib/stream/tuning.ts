@@ -1,16 +1,16 @@
 import type { Report } from '../progress.ts'
 import { type Compress, checkCompress } from './compress.ts'
-import { type RateLimit, rateLimit } from './rate-limit.ts'
+import { RateLimit } from './rate-limit.ts'
 
 /** How images are put on the link. */
 export interface Tuning {
-  /** As they are if undefined. */
+  /** Images go out as they are if undefined. */
   compress?: Compress | undefined
-  /** As fast as the link is if undefined. */
+  /** Images go out as fast as the link takes them if undefined. */
   limit?: RateLimit | undefined
   /** Nobody computes digests of what is in images: only their sizes are compared. */
   unchecked?: boolean
-  /** What a receiver has already is not sent, where it says what it has; else this is called. */
+  /** Pages that the receiver says it has are not sent. Called where it says nothing. */
   dedup?: (() => void) | undefined
 }
 
@@ -22,10 +22,7 @@ interface Sending {
   dedup: boolean
 }
 
-/**
- * From what a user asks for. Everything that is sent with it shares its rate. Throws `IO` where a library is not
- * installed.
- */
+/** The tuning that a user asks for; all that is sent with it shares its rate. Throws `IO` where a codec is missing. */
 export function tuningOf({ compress, rate, unchecked, dedup }: Sending, report: Report = () => {}): Tuning {
   if (compress !== undefined) checkCompress(compress)
   let said = false
@@ -33,6 +30,6 @@ export function tuningOf({ compress, rate, unchecked, dedup }: Sending, report: 
     if (!said) report({ event: 'nothing offered' })
     said = true
   }
-  const limit = rate === undefined ? undefined : rateLimit(rate)
+  const limit = rate === undefined ? undefined : new RateLimit(rate)
   return { compress, limit, unchecked, ...(dedup && { dedup: unoffered }) }
 }

@@ -1,4 +1,4 @@
-/** Pages of zeros in a chunk of an image. */
+/** Finds pages of zeros in a chunk of an image. */
 
 export const PAGE = 4096
 const WORDS = PAGE / 4
@@ -14,8 +14,8 @@ export interface Run {
 }
 
 /**
- * The first `bytes` bytes of `raw`, which `words` is a window on, as runs of zeros, of at least so many pages, and of
- * anything else.
+ * Divides the first `bytes` bytes of `raw` into runs of zeros, each of at least `least` pages, and of anything else.
+ * `words` is a window on `raw`.
  */
 export function zeroRuns(raw: Buffer, words: Int32Array, bytes: number, least = LEAST_PAGES): Run[] {
   const pages = Math.floor(bytes / PAGE)
@@ -34,7 +34,7 @@ export function zeroRuns(raw: Buffer, words: Int32Array, bytes: number, least = 
   return runs
 }
 
-/** Some words first: most pages are told by one. */
+/** Looks at some words first: in most pages one of them tells. */
 function isZero(raw: Buffer, words: Int32Array, page: number): boolean {
   const at = page * WORDS
   if (words[at] !== 0 || words[at + WORDS / 2] !== 0 || words[at + WORDS - 1] !== 0) return false

@@ -13,7 +13,7 @@ import { sendFd, socketPair } from '../../lib/kernel/unix.ts'
 import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { Pool } from '../../lib/store/pool.ts'
 import { type StoredImage, writeInto } from '../../lib/store/stored-image.ts'
-import { pipeReader } from '../../lib/stream/pipe-reader.ts'
+import { PipeReader } from '../../lib/stream/pipe-reader.ts'
 import { rejectsFault, waits, within } from '../expect.ts'
 import { strangeFds } from '../kernel/fds.ts'
 import { readToEnd } from '../support/fake-criu.ts'
@@ -48,11 +48,12 @@ test('an image of more than 2 GiB is received to its end (the original of 3.3 co
     for (let left = LARGE; left > 0; left -= block.length) await writeAll(into, block.subarray(0, left))
     closeFd(into)
   })()
+  const room = Buffer.alloc(2 ** 20)
   let bytes = 0
   for await (const { body } of images.images) {
     if (body.kind !== 'pipe') throw new Error('it is kept')
-    const reader = pipeReader(body.fd, 2 ** 20, body.begun)
-    for (let got = await reader.next(); got.length > 0; got = await reader.next()) bytes += got.length
+    const reader = new PipeReader(body.fd, body.begun)
+    while (await reader.ready()) bytes += reader.take(room)
   }
   await writing
   assert.is(bytes, LARGE)

@@ -2,7 +2,7 @@
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { CAPTURE_SOCKET, capture } from '../../lib/criu/capture.ts'
+import { CAPTURE_SOCKET, captureImages } from '../../lib/criu/capture.ts'
 import { openSplitDumps, type SplitDumps } from '../../lib/criu/split-dump.ts'
 import { openWorkDir, type WorkDir } from '../../lib/criu/work-directory.ts'
 import { Fault } from '../../lib/fault.ts'
@@ -15,7 +15,8 @@ import { acceptUnix, socketPair } from '../../lib/kernel/unix.ts'
 import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSource } from '../../lib/stream/image.ts'
-import { type Snapshot, sendSnapshot } from '../../lib/stream/send.ts'
+import { sendSnapshot } from '../../lib/stream/send.ts'
+import type { Snapshot } from '../../lib/stream/summary.ts'
 import { reasonOf, rejectsFault, turns, within } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
 import { contents, id, pipeLinks, pool, receive } from '../stream/snapshots.ts'
@@ -82,7 +83,7 @@ function add(vaddr: number, pages: number): Buffer {
 /** What a criu that streams is to the proxy, joined with its pages. */
 function joinedWith({ splits, streamed }: Context): { source: ImageSource; end(): void } {
   const half = splits.stream(PID)
-  const images = (): ImageSource => capture(streamed)
+  const images = (): ImageSource => captureImages(streamed)
   const criu = half.join({ pid: PID, bytes: undefined, open() {}, remove() {}, images })
   return { source: criu.images(), end: half.end }
 }

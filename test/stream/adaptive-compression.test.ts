@@ -2,7 +2,7 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { CodecName } from '../../lib/format/enums.ts'
-import { best, openCompressionChooser, type Skill } from '../../lib/stream/adaptive-compression.ts'
+import { best, CompressionChooser, type Skill } from '../../lib/stream/adaptive-compression.ts'
 
 const test = suite('stream/adaptive-compression')
 
@@ -42,7 +42,7 @@ interface World {
 
 /** Sends over a link that takes 8 MiB before it holds anybody up. Returns how long it took, and what was compressed. */
 function transfer({ link, source, skills, mib }: World, auto: boolean) {
-  const pace = openCompressionChooser(1, 0)
+  const pace = new CompressionChooser(1, 0)
   let [now, backlog, packed] = [0, 0, 0]
   const pass = (ms: number): void => {
     backlog = Math.max(0, backlog - perMs(link(now)) * ms)
@@ -121,7 +121,7 @@ test('a source that is slower than the link leaves it alone', () => {
 
 /** Time in windows of 25 ms, each with a rate in MiB a second. */
 function windows() {
-  const pace = openCompressionChooser(1, 0)
+  const pace = new CompressionChooser(1, 0)
   let now = 0
   const next = (rate: number, ms: number): CodecName | undefined => {
     pace.taken(perMs(rate) * 25)

@@ -13,7 +13,7 @@ import type { MemorySnapshot } from '../../lib/store/memory.ts'
 import { Pool } from '../../lib/store/pool.ts'
 import { Snapshots } from '../../lib/store/snapshots.ts'
 import type { Compress } from '../../lib/stream/compress.ts'
-import { type DedupSender, openDedupSender } from '../../lib/stream/dedup-send.ts'
+import { DedupSender } from '../../lib/stream/dedup-send.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { Outlet } from '../../lib/stream/link.ts'
 import { receiveSnapshot } from '../../lib/stream/receive.ts'
@@ -53,7 +53,7 @@ async function send(
     },
   }
   const id = snapshotId(word)
-  const known = openDedupSender(() => {})
+  const known = new DedupSender(() => {})
   const arriving = shelf.receive(id)
   const reader = frameReader(to.inlet)
   const receiving = (async () => {
@@ -171,11 +171,11 @@ const answer = (total: number, pages: number, offers = true): Extract<Frame, { t
 
 test('an offer that cannot be is refused; garbage in one that can be does no harm', () => {
   const asked = (): DedupSender => {
-    const known = openDedupSender(() => {})
-    known.ask({ send: async () => {}, inPlace: false, exclusive: async () => Promise.reject(new Error('unused')) })
+    const known = new DedupSender(() => {})
+    known.ask(() => {})
     return known
   }
-  throwsFault('FORMAT', () => openDedupSender(() => {}).take(answer(0, 0)), 'nobody asked')
+  throwsFault('FORMAT', () => new DedupSender(() => {}).take(answer(0, 0)), 'nobody asked')
   for (const [total, given] of [
     [3, 2],
     [2, 3],
@@ -194,8 +194,8 @@ test('an offer that cannot be is refused; garbage in one that can be does no har
   garbage.take(answer(5000, 5000))
   assert.is(garbage.find(page(1), 1, 0), undefined)
   let unoffered = 0
-  const none = openDedupSender(() => unoffered++)
-  none.ask({ send: async () => {}, inPlace: false, exclusive: async () => Promise.reject(new Error('unused')) })
+  const none = new DedupSender(() => unoffered++)
+  none.ask(() => {})
   none.take(answer(0, 0, false))
   assert.equal([none.offers, unoffered], [false, 1])
 })

@@ -2,8 +2,8 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { frameWriter } from '../../lib/stream/frames.ts'
-import type { Outlet } from '../../lib/stream/link.ts'
-import { limited, type RateLimit, rateLimit } from '../../lib/stream/rate-limit.ts'
+import { Part } from '../../lib/stream/part.ts'
+import { RateLimit, rateLimit } from '../../lib/stream/rate-limit.ts'
 import { sendSnapshot } from '../../lib/stream/send.ts'
 import { within } from '../expect.ts'
 import { contents, id, image, pipeLinks, pool, receive, sourceOf } from './snapshots.ts'
@@ -12,13 +12,13 @@ const test = suite('stream/rate-limit')
 const MIB = 2 ** 20
 
 test('a frame is as large as what goes out in a twentieth of a second, within bounds', () => {
-  assert.is(rateLimit(1000).most, 16_384)
-  assert.is(rateLimit(2_000_000).most, 100_000)
-  assert.is(rateLimit(10 ** 12).most, MIB)
+  assert.is(new RateLimit(1000).most, 16_384)
+  assert.is(new RateLimit(2_000_000).most, 100_000)
+  assert.is(new RateLimit(10 ** 12).most, MIB)
 })
 
 test('turns come no faster than the rate, for all who share it', async () => {
-  const limit = rateLimit(MIB)
+  const limit = new RateLimit(MIB)
   const begun = performance.now()
   const one = async (): Promise<void> => {
     for (let turn = 0; turn < 8; turn++) await limit.turn(16_384)
@@ -29,7 +29,7 @@ test('turns come no faster than the rate, for all who share it', async () => {
 })
 
 test('time that was not used is not saved up', async () => {
-  const limit = rateLimit(MIB)
+  const limit = new RateLimit(MIB)
   await limit.turn(1)
   await new Promise((resolve) => setTimeout(resolve, 300))
   const begun = performance.now()
@@ -43,7 +43,7 @@ for (const compress of [undefined, 'lz4'] as const) {
     const { from, to } = pipeLinks()
     const sink = new MemorySnapshot(pool)
     const lengths: number[] = []
-    const limit = rateLimit(4 * MIB)
+    const limit = new RateLimit(4 * MIB)
     const begun = performance.now()
     const sending = sendSnapshot(frameWriter(from.outlet), id, sourceOf(images), { limit, compress }).then(() =>
       from.destroy(),
@@ -64,35 +64,20 @@ for (const compress of [undefined, 'lz4'] as const) {
   })
 }
 
-test('a frame that has begun is not held up', async () => {
+test('a part waits before it begins, for all its bytes', async () => {
   const events: string[] = []
-  const limit: RateLimit = {
-    most: MIB,
-    async turn(bytes) {
+  class Recorded extends RateLimit {
+    override async turn(bytes: number): Promise<void> {
       events.push(`turn ${bytes}`)
-    },
-    more: (bytes) => void events.push(`more ${bytes}`),
+    }
   }
-  const outlet: Outlet = {
-    async send(bytes) {
-      events.push(`send ${bytes.length}`)
-    },
-    async fillInPlace(_headBytes, _most, fill) {
-      events.push(`fill ${fill(Buffer.alloc(9))?.bytes}`)
-    },
-    settle: async () => {},
-    finish: async () => {},
-  }
-  const writer = limited(frameWriter(outlet, true), limit)
-  await writer.send({ type: 'got', offset: 1 })
-  await writer.exclusive(async (within) => {
-    await within.send(Buffer.alloc(24), true)
-    await within.send(Buffer.alloc(700))
-    await within.fillInPlace?.(24, 9, () => ({ head: Buffer.alloc(24), bytes: 9 }))
-    await within.fillInPlace?.(24, 9, () => undefined)
-  })
-  const plain = ['turn 28', 'send 28', 'turn 24', 'send 24', 'more 700', 'send 700']
-  assert.equal(events, [...plain, 'turn 0', 'more 33', 'fill 9', 'turn 0', 'fill undefined'])
+  const stage = rateLimit(new Recorded(MIB))
+  stage.on('data', (part: Part) => events.push(`${part.frames.length} frames`))
+  const data = { type: 'data', channel: 1, offset: 0, length: 700 } as const
+  stage.write(new Part([{ frame: { type: 'got', offset: 1 } }, { frame: data, bytes: Buffer.alloc(700) }]))
+  stage.write(new Part([{ frame: { type: 'unchecked' } }]))
+  await new Promise((resolve) => stage.end(resolve))
+  assert.equal(events, ['turn 752', '2 frames', 'turn 28', '1 frames'])
 })
 
 test.run()

@@ -17,7 +17,8 @@ import type { ImageSource } from '../../lib/stream/image.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { writableLink } from '../../lib/stream/node-link.ts'
 import { receiveSnapshot } from '../../lib/stream/receive.ts'
-import { type SendOptions, type Snapshot, sendSnapshot, summarize } from '../../lib/stream/send.ts'
+import { type SendOptions, sendSnapshot } from '../../lib/stream/send.ts'
+import { type Snapshot, summarize } from '../../lib/stream/summary.ts'
 import { onlyFaults, reasonOf, rejectsFault, turns, within } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
 import { anyFrame } from '../support/any-frame.ts'
@@ -697,6 +698,7 @@ test('a round ends without an inventory, at both ends; the last does not', async
       if (greeted) void writer.send({ type: 'snapshot', id })
       const layer = { under: 0, last, token }
       const sending = sendSnapshot(writer, id, sourceOf(images), { layer, greeted })
+      sending.catch(() => {})
       const heard: unknown[] = []
       const reader = frameReader(to.inlet)
       await reader.expect(anyFrame)

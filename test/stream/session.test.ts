@@ -12,7 +12,7 @@ import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { frameReader, frameWriter, unexpected } from '../../lib/stream/frames.ts'
 import type { ImageSink } from '../../lib/stream/image.ts'
 import type { Link } from '../../lib/stream/link.ts'
-import { rateLimit } from '../../lib/stream/rate-limit.ts'
+import { RateLimit } from '../../lib/stream/rate-limit.ts'
 import { receiveSnapshot } from '../../lib/stream/receive.ts'
 import {
   openTargetLink,
@@ -234,7 +234,7 @@ test('a compressed snapshot with a rate limit arrives, cut at 24 random places',
     assert.ok(whole.up > 300_000 && whole.up < 500_000, `${whole.up} bytes`)
     const places = fc.sample(fc.nat(whole.up), { seed: 7, numRuns: 12 })
     await together(places, 16, async (up) => {
-      await crosses(images, [cable({ up })], { compress, limit: rateLimit(100_000_000) })
+      await crosses(images, [cable({ up })], { compress, limit: new RateLimit(100_000_000) })
     })
   }
 })

@@ -17,7 +17,7 @@ import type { ImageSink, ImageSource, OpenImage } from '../../lib/stream/image.t
 import type { Inlet, Link } from '../../lib/stream/link.ts'
 import { duplexLink, readableLink } from '../../lib/stream/node-link.ts'
 import { expectEnd, receiveSnapshot } from '../../lib/stream/receive.ts'
-import type { Snapshot } from '../../lib/stream/send.ts'
+import type { Snapshot } from '../../lib/stream/summary.ts'
 import { anyFrame } from '../support/any-frame.ts'
 
 export const id: SnapshotId = snapshotId('s1')

@@ -9,7 +9,7 @@ import { encodePagemap, PAGE_BYTES, type PagemapEntry, pageFlag, readPagemap } f
 import type { Layer } from '../../lib/format/wire.ts'
 import type { MemorySnapshot } from '../../lib/store/memory.ts'
 import { writeInto } from '../../lib/store/stored-image.ts'
-import { type DedupSender, openDedupSender } from '../../lib/stream/dedup-send.ts'
+import { DedupSender } from '../../lib/stream/dedup-send.ts'
 import { connectEndpoint } from '../../lib/stream/endpoint.ts'
 import { frameReader, frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSource, OpenImage } from '../../lib/stream/image.ts'
@@ -157,7 +157,7 @@ export async function sendChain(
 ): Promise<number[]> {
   const spared: number[] = []
   for (const [under, directory] of directories.entries()) {
-    const known = dedup ? openDedupSender(() => {}) : undefined
+    const known = dedup ? new DedupSender(() => {}) : undefined
     const layer = { under, last: under === directories.length - 1, token }
     await sendPart(port, id, directory, layer, undefined, between, known)
     spared.push(known?.spared ?? 0)

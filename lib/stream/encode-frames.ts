@@ -1,0 +1,99 @@
+/** The stage `frames`: what the receiver is told first, then the parts of images as the frames of the wire. */
+import { Transform, type TransformCallback } from 'node:stream'
+import type { Until } from '../format/enums.ts'
+import type { Frame } from '../format/frame.ts'
+import type { SnapshotId } from '../format/names.ts'
+import { encodeFrame, type Layer } from '../format/wire.ts'
+import type { DedupSender } from './dedup-send.ts'
+import type { Filled } from './link.ts'
+import type { OutgoingFrame, Part, PipedImage } from './part.ts'
+
+export interface FramesOptions {
+  id: SnapshotId
+  /** It is a hand-over: the receiver is told how far we wait, and that a verdict follows. */
+  until?: Until | undefined
+  /** The receiver has been told the id and `until` already (see resuming-sender.ts). */
+  greeted?: boolean
+  /** The snapshot is a part of a chain: a round, or the full dump at its end. */
+  layer?: Layer | undefined
+  /** Nobody computes digests: only the sizes of images are compared. Must be what `pack` was told. */
+  unchecked?: boolean
+  /** About how many bytes will come: the receiver is told before the first image. */
+  reserve?: number | undefined
+  /** Asks the receiver which pages it has. */
+  known?: DedupSender | undefined
+}
+
+interface EncodedFrame {
+  head: Uint8Array
+  bytes: Uint8Array | undefined
+}
+
+/** What `frames` gives to `link`. */
+export interface EncodedPart {
+  readonly frames: readonly EncodedFrame[]
+  readonly pipe?: EncodedPipe | undefined
+  /** What the frames were made of; undefined for those that are of no image. */
+  readonly part?: Part
+}
+
+/** Frames for bytes that are still in CRIU's pipe: how many come in one is known when they are taken. */
+export class EncodedPipe {
+  readonly piped: PipedImage
+
+  constructor(piped: PipedImage) {
+    this.piped = piped
+  }
+
+  /** The header for the next `bytes` bytes, which go out by reference. */
+  head(bytes: number): Uint8Array {
+    const { image } = this.piped
+    return encodeFrame({ type: 'data', channel: image.channel, offset: image.count(bytes), length: bytes })
+  }
+
+  /** Puts bytes of the pipe into `room`. Returns their header, and undefined where there is nothing in the pipe. */
+  fill(room: Uint8Array): Filled | undefined {
+    const { image, reader } = this.piped
+    const bytes = reader.take(room)
+    if (bytes === 0) return undefined
+    const offset = image.add(room.subarray(0, bytes))
+    return { head: encodeFrame({ type: 'data', channel: image.channel, offset, length: bytes }), bytes }
+  }
+}
+
+export class Frames extends Transform {
+  /** What the receiver is told first. */
+  readonly beginning: EncodedPart
+
+  constructor(options: FramesOptions) {
+    super({ objectMode: true })
+    this.beginning = { frames: beginning(options).map((frame) => encoded({ frame })) }
+    if (this.beginning.frames.length > 0) this.push(this.beginning)
+    options.known?.ask((frame) => this.push({ frames: [encoded({ frame })] } satisfies EncodedPart))
+  }
+
+  override _transform(part: Part, _encoding: string, done: TransformCallback): void {
+    const { frames, pipe } = part
+    const made: EncodedPart = { frames: frames.map(encoded), pipe: pipe && new EncodedPipe(pipe), part }
+    done(null, made)
+  }
+}
+
+function beginning({ id, until, greeted, layer, unchecked, reserve }: FramesOptions): Frame[] {
+  const first: Frame[] = []
+  if (!greeted) first.push({ type: 'snapshot', id })
+  if (!greeted && until !== undefined) first.push({ type: 'handOver', until })
+  if (layer !== undefined) first.push({ type: 'layer', ...layer })
+  if (unchecked) first.push({ type: 'unchecked' })
+  if (reserve !== undefined) first.push({ type: 'reserve', offset: reserve })
+  return first
+}
+
+function encoded({ frame, bytes }: OutgoingFrame): EncodedFrame {
+  return { head: encodeFrame(frame), bytes }
+}
+
+/** Makes frames of parts. The end of the snapshot is the last part that `pack` gives. */
+export function frames(options: FramesOptions): Frames {
+  return new Frames(options)
+}
