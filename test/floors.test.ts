@@ -9,7 +9,7 @@ const test = suite('floors')
 const root = dirname(import.meta.dirname)
 
 interface SourceFile {
-  /** From the root of the repository: `lib/format/wire.ts`. */
+  /** From the root of the repository: `lib/format/frame.ts`. */
   path: string
   text: string
 }
@@ -153,7 +153,7 @@ test('only lib/cli prints', () => {
 
 /** Functions above the limit, by file and name, with the reason. */
 const longFunctions: Record<string, string> = {
-  'lib/format/wire.ts decodeFrame': 'a table: one case for each type of frame',
+  'lib/format/frame.ts decodeFrame': 'a table: one case for each type of frame',
 }
 const MOST_LINES = 60
 

@@ -6,6 +6,7 @@ import { execFileSync } from 'node:child_process'
 import { copyFileSync, readdirSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
+import { type Commands, ours } from './ours.ts'
 import {
   type Contender,
   type Course,
@@ -17,8 +18,7 @@ import {
   restoreOf,
   seconds,
   succeeded,
-} from './course.ts'
-import { type Commands, ours } from './ours.ts'
+} from './workload.ts'
 
 /** Restores from a directory what was dumped into another one, since `begun`. */
 async function restored(course: Course, source: string, target: string, begun: number): Promise<Figures> {

@@ -4,8 +4,8 @@
  */
 import { randomBytes } from 'node:crypto'
 import { Fault } from '../fault.ts'
+import { TOKEN_BYTES } from '../format/frame.ts'
 import { INVENTORY, imageName, snapshotId } from '../format/names.ts'
-import { TOKEN_BYTES } from '../format/wire.ts'
 import { accepting } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'

@@ -3,6 +3,7 @@ import type { ChildProcess } from 'node:child_process'
 import { watch } from 'node:fs'
 import { join } from 'node:path'
 import { descendants } from '../kernel/process.ts'
+import { cpuSeconds, peakBytes, residentBytes } from './machine.ts'
 import {
   type Contender,
   type Course,
@@ -14,8 +15,7 @@ import {
   restoreOf,
   says,
   seconds,
-} from './course.ts'
-import { cpuSeconds, peakBytes, residentBytes } from './machine.ts'
+} from './workload.ts'
 
 /** How our commands are run. */
 export interface Commands {

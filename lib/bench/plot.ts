@@ -1,6 +1,6 @@
 /** A bar chart of the time that the process stood still, as SVG: a bar is a median, the line through it the spread. */
 import { formatSize } from '../size.ts'
-import { type Lane, median } from './race.ts'
+import { type Lane, median } from './interleaved-runs.ts'
 
 const BAR = 18
 const GAP = 8

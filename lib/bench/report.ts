@@ -9,13 +9,13 @@ import { formatSize } from '../size.ts'
 import { connectMany } from '../stream/connection-groups.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
 import type { Link } from '../stream/link.ts'
-import type { Contender } from './course.ts'
+import { median, race } from './interleaved-runs.ts'
 import { runLink } from './link-speed.ts'
 import { describeMachine } from './machine.ts'
 import { plot } from './plot.ts'
-import { median, race } from './race.ts'
 import { describe, remarks, table } from './table.ts'
 import type { Kind } from './target-process.ts'
+import type { Contender } from './workload.ts'
 
 export interface BenchOptions {
   /** Bytes, multiples of 1 MiB. */

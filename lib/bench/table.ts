@@ -1,7 +1,7 @@
 /** Results as people read them. */
 import { formatSize } from '../size.ts'
+import { type Lane, median, type Result } from './interleaved-runs.ts'
 import type { Machine } from './machine.ts'
-import { type Lane, median, type Result } from './race.ts'
 
 type Figure = keyof Result
 

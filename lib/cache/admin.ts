@@ -6,7 +6,7 @@
 import { commandName } from '../command-name.ts'
 import { connectWithin } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
-import type { Frame, FrameOf } from '../format/frame.ts'
+import type { Frame, FrameOf } from '../format/frame-types.ts'
 import type { Holding, HoldingState } from '../format/holdings.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { request } from '../handover/deliver-verdict.ts'

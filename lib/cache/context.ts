@@ -8,7 +8,7 @@ import type { ConnectionGroups } from '../stream/connection-groups.ts'
 import type { FrameReader, FrameWriter } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
 import type { TargetLink } from '../stream/resuming-receiver.ts'
-import type { Connection } from './connections.ts'
+import type { Connection } from './connection-limit.ts'
 import type { FailureLog } from './failure-log.ts'
 import type { CacheRestoreOptions, Handovers } from './handovers.ts'
 

@@ -5,10 +5,10 @@
  */
 import type net from 'node:net'
 import type { Fault } from '../fault.ts'
-import type { Frame } from '../format/frame.ts'
+import { encodeFrame } from '../format/frame.ts'
+import type { Frame } from '../format/frame-types.ts'
 import { encodePreamble } from '../format/preamble.ts'
 import { refusalOf } from '../format/refusal.ts'
-import { encodeFrame } from '../format/wire.ts'
 import type { FrameWriter } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
 

@@ -11,9 +11,9 @@
  * all.
  */
 import { Fault } from '../fault.ts'
+import { MOST_ROUNDS } from '../format/frame.ts'
 import { LARGEST_IMAGE, MOST_IMAGES } from '../format/image-list.ts'
 import { type ImageName, printable } from '../format/names.ts'
-import { MOST_ROUNDS } from '../format/wire.ts'
 import {
   decodeIds,
   decodeRemoteImage,

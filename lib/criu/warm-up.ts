@@ -8,10 +8,10 @@
  */
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
+import { TOKEN_BYTES } from '../format/frame.ts'
 import { type ImageName, INVENTORY, imageName, snapshotId } from '../format/names.ts'
 import { encodePagemap, PAGE_BYTES, pageFlag } from '../format/pagemap.ts'
 import { encodeRequest } from '../format/streamer.ts'
-import { TOKEN_BYTES } from '../format/wire.ts'
 import { type Fd, makePipe } from '../kernel/fd.ts'
 import { addressOf } from '../kernel/mapped-memory.ts'
 import { closeFd } from '../kernel/readiness.ts'

@@ -2,9 +2,9 @@
 import { setTimeout } from 'node:timers/promises'
 import { Fault, type FaultCode } from '../fault.ts'
 import type { Fate, Verdict } from '../format/enums.ts'
-import type { Frame } from '../format/frame.ts'
+import { NO_TOKEN } from '../format/frame.ts'
+import type { Frame } from '../format/frame-types.ts'
 import type { SnapshotId } from '../format/names.ts'
-import { NO_TOKEN } from '../format/wire.ts'
 import type { Report } from '../progress.ts'
 import {
   accepting,

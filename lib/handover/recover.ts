@@ -6,8 +6,8 @@
 import { type OrphanedGate, recoverGates } from '../criu/action-script.ts'
 import { type FollowedRestore, followRestore } from '../criu/restore.ts'
 import { abandoned, type PrivateDirectory, privateDirectory } from '../criu/work-directory.ts'
+import { NO_TOKEN } from '../format/frame.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
-import { NO_TOKEN } from '../format/wire.ts'
 import { openProcess } from '../kernel/process.ts'
 
 /** The prefix of the directories of our own restores. */

@@ -12,6 +12,7 @@ import { closeSync, existsSync, lstatSync, readlinkSync, readSync, realpathSync,
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { type PlannedRange, planChain, plannedEntries } from '../format/chain-plan.ts'
+import { MOST_DATA } from '../format/frame.ts'
 import { decodeInventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
 import {
@@ -22,7 +23,6 @@ import {
   presentPages,
   readPagemap,
 } from '../format/pagemap.ts'
-import { MOST_DATA } from '../format/wire.ts'
 import type { ImageBody, ImageSource } from '../stream/image.ts'
 import { ioFault, listImages, openImage, PARENT, piecesOf, readImage, unreadable } from './directory.ts'
 

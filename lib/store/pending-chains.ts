@@ -4,8 +4,8 @@
  */
 import { timingSafeEqual } from 'node:crypto'
 import { Fault } from '../fault.ts'
+import type { Layer } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
-import type { Layer } from '../format/wire.ts'
 import { ChainMemory } from './chain-memory.ts'
 import { MemorySnapshot } from './memory.ts'
 import type { Pool } from './pool.ts'

@@ -8,9 +8,9 @@
  * names it.
  */
 import { Fault } from '../fault.ts'
+import type { Layer } from '../format/frame.ts'
 import type { HoldingState } from '../format/holdings.ts'
 import type { ImageName, SnapshotId } from '../format/names.ts'
-import type { Layer } from '../format/wire.ts'
 import { dropped } from './accounting.ts'
 import { DedupIndex, type DedupOffer } from './dedup-index.ts'
 import { MemorySnapshot } from './memory.ts'

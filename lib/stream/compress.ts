@@ -7,12 +7,12 @@
  */
 import { availableParallelism } from 'node:os'
 import type { CodecName } from '../format/enums.ts'
-import { MOST_DATA } from '../format/wire.ts'
+import { MOST_DATA } from '../format/frame.ts'
 import { type Compressor, compressor } from '../kernel/codec.ts'
 import { CompressionChooser } from './adaptive-compression.ts'
 import { type KnownRun, knownRuns } from './dedup-runs.ts'
 import type { DedupSender } from './dedup-send.ts'
-import type { OutgoingFrame, OutgoingImage } from './part.ts'
+import type { OutgoingFrame, OutgoingImage } from './image-part.ts'
 import { PAGE, type Run, zeroRuns } from './zero-pages.ts'
 
 export type Compress = 'auto' | CodecName

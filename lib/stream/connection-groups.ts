@@ -1,9 +1,9 @@
 /** Several connections join into one link: the sender connects them, and the cache collects them. */
 import { randomBytes } from 'node:crypto'
 import { Fault } from '../fault.ts'
+import { encodeFrame } from '../format/frame.ts'
 import { encodePreamble } from '../format/preamble.ts'
 import { JOIN_TOKEN_BYTES, type Join } from '../format/stripes.ts'
-import { encodeFrame } from '../format/wire.ts'
 import { connectEndpoint, type Endpoint } from './endpoint.ts'
 import { accepting, frameReader } from './frames.ts'
 import type { Link } from './link.ts'

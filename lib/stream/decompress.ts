@@ -1,6 +1,6 @@
 /** Decompresses what comes in, straight into the sink's room where that is large enough. */
 import { Fault } from '../fault.ts'
-import type { Frame } from '../format/wire.ts'
+import type { Frame } from '../format/frame.ts'
 import { decompress } from '../kernel/codec.ts'
 import type { Inlet } from './link.ts'
 

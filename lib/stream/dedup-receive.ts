@@ -1,9 +1,9 @@
 /** Pages that are not sent again: the receiver has them, in what it offered or in this snapshot, or they are zeros. */
 import { Fault } from '../fault.ts'
 import type { Digest } from '../format/digest.ts'
+import type { Frame } from '../format/frame.ts'
 import { OFFERED } from '../format/page-digest.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
-import type { Frame } from '../format/wire.ts'
 import { unexpected } from './frames.ts'
 import type { ImageWriter, SharedPages } from './image.ts'
 

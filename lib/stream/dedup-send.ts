@@ -4,9 +4,9 @@
  * one that may be known. So the second copy of a page in one snapshot is still sent, and all further ones are not.
  */
 import { Fault } from '../fault.ts'
+import type { Frame } from '../format/frame.ts'
 import { DIGEST_WORDS, MOST_OFFERED, MOST_RECALLED, OFFERED, strongDigest, weakDigest } from '../format/page-digest.ts'
 import { openPageTable } from '../format/page-table.ts'
-import type { Frame } from '../format/wire.ts'
 import { defer } from './wait.ts'
 
 type Recalled = Extract<Frame, { type: 'recalled' }>

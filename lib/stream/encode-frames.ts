@@ -1,12 +1,12 @@
 /** The stage `frames`: what the receiver is told first, then the parts of images as the frames of the wire. */
 import { Transform, type TransformCallback } from 'node:stream'
 import type { Until } from '../format/enums.ts'
-import type { Frame } from '../format/frame.ts'
+import { encodeFrame, type Layer } from '../format/frame.ts'
+import type { Frame } from '../format/frame-types.ts'
 import type { SnapshotId } from '../format/names.ts'
-import { encodeFrame, type Layer } from '../format/wire.ts'
 import type { DedupSender } from './dedup-send.ts'
+import type { OutgoingFrame, Part, PipedImage } from './image-part.ts'
 import type { Filled } from './link.ts'
-import type { OutgoingFrame, Part, PipedImage } from './part.ts'
 
 export interface FramesOptions {
   id: SnapshotId

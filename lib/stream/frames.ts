@@ -1,8 +1,8 @@
 /** Frames over a link: one reader and one writer, which several may share. */
 import { Fault } from '../fault.ts'
-import type { Frame, FrameName, FrameOf } from '../format/frame.ts'
+import { decodeFrame, decodeHeader, encodeFrame, HEADER_BYTES, headBytes } from '../format/frame.ts'
+import type { Frame, FrameName, FrameOf } from '../format/frame-types.ts'
 import { checkPreamble, encodePreamble, PREAMBLE_BYTES } from '../format/preamble.ts'
-import { decodeFrame, decodeHeader, encodeFrame, HEADER_BYTES, headBytes } from '../format/wire.ts'
 import type { Inlet, Outlet } from './link.ts'
 
 /** Reads frames one by one. After a `data` or `packed` frame its bytes are the next that the inlet gives. */

@@ -1,7 +1,7 @@
 /** The stage `link`: frames go out, each whole, by the fastest way that the link has. */
 import { Writable } from 'node:stream'
 import { Fault } from '../fault.ts'
-import { HEADER_BYTES } from '../format/wire.ts'
+import { HEADER_BYTES } from '../format/frame.ts'
 import type { CriuTimeout } from './criu-timeout.ts'
 import { type EncodedPart, type EncodedPipe, Frames } from './encode-frames.ts'
 import { type FrameWriter, frameWriter } from './frames.ts'

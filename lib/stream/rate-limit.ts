@@ -1,9 +1,9 @@
 /** The stage `rateLimit`: bytes go out evenly, a little at a time, for all links that share a limit. */
 import { Transform, type TransformCallback } from 'node:stream'
 import { setTimeout } from 'node:timers/promises'
-import { encodeFrame, MOST_DATA } from '../format/wire.ts'
+import { encodeFrame, MOST_DATA } from '../format/frame.ts'
 import type { CriuTimeout } from './criu-timeout.ts'
-import type { Part } from './part.ts'
+import type { Part } from './image-part.ts'
 
 /** What was not used is made up for within this time. */
 const BEHIND_MS = 50

@@ -9,7 +9,8 @@ import { setImmediate as yieldToOthers } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { digest, hex64, NO_DIGEST } from '../format/digest.ts'
 import type { Until } from '../format/enums.ts'
-import type { FrameOf } from '../format/frame.ts'
+import type { Layer } from '../format/frame.ts'
+import type { FrameOf } from '../format/frame-types.ts'
 import {
   EMPTY_LIST_BYTES,
   encodeImageList,
@@ -20,7 +21,6 @@ import {
 } from '../format/image-list.ts'
 import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
-import type { Layer } from '../format/wire.ts'
 import { type Decompressor, decompressor, endedIn, fillZeros, type Room } from './decompress.ts'
 import { DedupReceiver, type IncomingImage, type Offered } from './dedup-receive.ts'
 import { accepting, type FrameReader, unexpected } from './frames.ts'

@@ -3,7 +3,7 @@
  */
 import { timingSafeEqual } from 'node:crypto'
 import { Fault } from '../fault.ts'
-import { encodeFrame, type Frame, TOKEN_BYTES } from '../format/wire.ts'
+import { encodeFrame, type Frame, TOKEN_BYTES } from '../format/frame.ts'
 import type { Link } from './link.ts'
 import { ResumableSession } from './session.ts'
 

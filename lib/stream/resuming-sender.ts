@@ -1,9 +1,9 @@
 /** The sender's side of a conversation that outlives its links (see session.ts): it connects, and connects again. */
 import { Fault } from '../fault.ts'
 import type { Until } from '../format/enums.ts'
+import { encodeFrame } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { encodePreamble } from '../format/preamble.ts'
-import { encodeFrame } from '../format/wire.ts'
 import { accepting, frameReader } from './frames.ts'
 import type { Link } from './link.ts'
 import { takeReplayMemory } from './replay-buffer.ts'

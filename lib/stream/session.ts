@@ -13,7 +13,7 @@
  */
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
-import { encodeFrame, HEADER_BYTES } from '../format/wire.ts'
+import { encodeFrame, HEADER_BYTES } from '../format/frame.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { openCondition } from './condition.ts'
 import { type Filled, filling, type Link } from './link.ts'

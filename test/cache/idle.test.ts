@@ -1,7 +1,7 @@
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { Connections } from '../../lib/cache/connections.ts'
+import { Connections } from '../../lib/cache/connection-limit.ts'
 import { openIdleTimer } from '../../lib/cache/idle.ts'
 
 const test = suite('cache/idle')

@@ -6,7 +6,7 @@ import { readdirSync, readFileSync, readlinkSync, symlinkSync, writeFileSync } f
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import type { Lane } from '../../lib/bench/race.ts'
+import type { Lane } from '../../lib/bench/interleaved-runs.ts'
 import { cannotSimulate, linkKinds } from '../../lib/bench/simulated.ts'
 import { real } from '../support/criu.ts'
 import { startCache } from '../support/daemons.ts'

@@ -2,10 +2,10 @@
 
 import { Readable, Transform } from 'node:stream'
 import { digest } from '../../lib/format/digest.ts'
+import { encodeFrame, type Frame } from '../../lib/format/frame.ts'
 import { encodeImageList, type ImageEntry } from '../../lib/format/image-list.ts'
 import { type ImageName, imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
 import { encodePreamble } from '../../lib/format/preamble.ts'
-import { encodeFrame, type Frame } from '../../lib/format/wire.ts'
 import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { writeAll } from '../../lib/kernel/transfer.ts'

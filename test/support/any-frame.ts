@@ -1,4 +1,4 @@
-import { type FrameName, frameType } from '../../lib/format/frame.ts'
+import { type FrameName, frameType } from '../../lib/format/frame-types.ts'
 import { accepting } from '../../lib/stream/frames.ts'
 
 /** For a reader that takes whatever comes. */

@@ -1,7 +1,7 @@
 /** A link that does what it is told: between a proxy and a cache, it cuts, flips or stalls at a frame. */
 import net from 'node:net'
+import { frameType, HEADER_BYTES } from '../../lib/format/frame.ts'
 import { PREAMBLE_BYTES } from '../../lib/format/preamble.ts'
-import { frameType, HEADER_BYTES } from '../../lib/format/wire.ts'
 
 type FrameName = keyof typeof frameType
 

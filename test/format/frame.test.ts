@@ -2,9 +2,6 @@ import { crc32 } from 'node:zlib'
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { encodeImageList, LARGEST_IMAGE, MOST_IMAGES } from '../../lib/format/image-list.ts'
-import { type ImageName, imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
-import { checkPreamble, encodePreamble, PREAMBLE_BYTES } from '../../lib/format/preamble.ts'
 import {
   decodeFrame,
   decodeHeader,
@@ -15,10 +12,13 @@ import {
   headBytes,
   MOST_DATA,
   NO_TOKEN,
-} from '../../lib/format/wire.ts'
+} from '../../lib/format/frame.ts'
+import { encodeImageList, LARGEST_IMAGE, MOST_IMAGES } from '../../lib/format/image-list.ts'
+import { type ImageName, imageName, type SnapshotId, snapshotId } from '../../lib/format/names.ts'
+import { checkPreamble, encodePreamble, PREAMBLE_BYTES } from '../../lib/format/preamble.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
 
-const test = suite('format/wire')
+const test = suite('format/frame')
 
 const id = snapshotId('web-1')
 const digest = 0xfedcba9876543210n

@@ -1,7 +1,7 @@
 /** Serves one connection to the cache: reads its first frame, and calls the code that deals with it. */
 
 import type { Fault } from '../fault.ts'
-import type { FrameOf } from '../format/frame.ts'
+import type { FrameOf } from '../format/frame-types.ts'
 import { asFault } from '../format/refusal.ts'
 import { accepting, frameReader, frameWriter, unexpected } from '../stream/frames.ts'
 import { metered } from '../stream/metered.ts'

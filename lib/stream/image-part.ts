@@ -6,7 +6,7 @@
  * through the stages once, by reference: the link answers with a tap for its pipe.
  */
 import { type Digest, digest, NO_DIGEST } from '../format/digest.ts'
-import type { Frame } from '../format/frame.ts'
+import type { Frame } from '../format/frame-types.ts'
 import type { ImageEntry } from '../format/image-list.ts'
 import type { ImageName } from '../format/names.ts'
 import type { PipeReader } from './pipe-reader.ts'

@@ -1,11 +1,11 @@
 import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Connection, Connections } from '../../lib/cache/connections.ts'
+import { type Connection, Connections } from '../../lib/cache/connection-limit.ts'
 import type { Fault } from '../../lib/fault.ts'
 import { throwsFault, within } from '../expect.ts'
 
-const test = suite('cache/connections')
+const test = suite('cache/connection-limit')
 
 /** A table that notes which connection was closed, and why. */
 function table(most: number, silentMs = 60_000, stillMs = 0) {

@@ -2,8 +2,8 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { openChildren } from './children.ts'
-import type { Contender, Figures } from './course.ts'
 import { type Kind, type Loaded, startMemory } from './target-process.ts'
+import type { Contender, Figures } from './workload.ts'
 
 export interface RaceOptions {
   criu: string
