@@ -28,7 +28,7 @@ const CONNECT_MS = 10_000
 interface Run {
   connections: number
   seconds: number
-  /** Of both ends, the cable's program not counted. */
+  /** Processor time of both ends; the program of the simulated link is not counted. */
   cpu: number
 }
 

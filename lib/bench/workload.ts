@@ -8,7 +8,7 @@ import type { Children } from './children.ts'
 
 export interface Course {
   criu: string
-  /** Of the process that is moved. */
+  /** The process that is moved. */
   pid: number
   gone: Promise<void>
   /** On a file system in memory; removed by the caller. */
@@ -21,7 +21,7 @@ export interface Course {
 export interface Figures {
   /** From the start of criu dump until criu restore has let the tasks run. */
   total: number
-  /** That CRIU says the tasks were frozen. */
+  /** How long the tasks were frozen, as CRIU says. */
   frozen: number
   proxyCpu?: number
   cacheCpu?: number

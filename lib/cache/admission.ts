@@ -8,7 +8,7 @@ import { Fault } from '../fault.ts'
 import { isLoopback, type Loopback, ownerOf } from '../kernel/tcp-owner.ts'
 
 export interface Admission {
-  /** Whose share of the connections it counts to: a user of this host, or an address. */
+  /** The user of this host, or the address, to whose share of the connections it counts. */
   origin: string
   /** Why the connection is refused; undefined if it is admitted. */
   refusal: Fault | undefined

@@ -11,7 +11,7 @@ import { endOfEntry, hex, MOST_PAGES, PAGE_BYTES, type PagemapEntry, pageFlag, p
 
 /** Consecutive pages that stand in one layer's pages image, one behind the other; or that no image has (lazy ones). */
 export interface PlannedRange extends PagemapEntry {
-  /** Whose pages image: 0 is the newest. */
+  /** The layer whose pages image has them: 0 is the newest. */
   layer: number
   /** How many pages stand before them in that image. */
   offset: number

@@ -20,7 +20,7 @@ export function digest(): Digest {
   }
 }
 
-/** Of what nobody checks: 0. */
+/** The digest of bytes that nobody checks: 0. */
 export const NO_DIGEST: Digest = { update: () => {}, finish: () => 0n }
 
 /** `0123456789abcdef`: the form of digests in messages. */

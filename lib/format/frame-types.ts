@@ -89,7 +89,8 @@ export type Frame =
   /** Which pages does the receiver hold? The sender has the digests of `offset` of them. */
   | { type: 'recall'; offset: number }
   /**
-   * Those of the next pages, of `total` in all (see page-digest.ts). One that `offers` nothing takes no `same` either.
+   * The digests of the next pages, of `total` in all (see page-digest.ts). A receiver that `offers` nothing takes no
+   * `same` either.
    */
   | { type: 'recalled'; offers: boolean; total: number; digests: Uint32Array }
   /**

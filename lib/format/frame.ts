@@ -28,7 +28,7 @@ export const MOST_DATA = 2 ** 20
 const PACKED_HEAD = 1 + 4 + CRC_BYTES
 /** What a sender must show to go on after its link broke; it chose the token itself. */
 export const TOKEN_BYTES = 16
-/** Of a hand-over that has none. */
+/** Stands for the token of a hand-over that has none. */
 export const NO_TOKEN = Buffer.alloc(TOKEN_BYTES)
 /** What a timer of Node holds: 24 days. */
 const LONGEST_TIMEOUT_MS = 2 ** 31 - 1

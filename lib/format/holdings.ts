@@ -34,9 +34,9 @@ export interface Holding {
   pinned: boolean
   /** Rounds of a chain, else images. */
   count: number
-  /** Of memory that it brought, and that is still here. */
+  /** Bytes of memory that came with it and are still here. */
   bytes: number
-  /** That it needs of others' memory, or more than once of its own: counted there. */
+  /** Bytes that it needs of the memory of others, where they are counted, or more than once of its own. */
   shared: number
   /** Since it was sealed, or began to arrive, or last grew. */
   seconds: number

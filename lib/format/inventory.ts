@@ -6,7 +6,7 @@ import { Fault } from '../fault.ts'
 import { decodeMessage, inventoryEntry } from './criu-messages.ts'
 
 export interface Inventory {
-  /** Of a pre-dump: there are pages, and no process. */
+  /** The images are those of a pre-dump: there are pages, and no process. */
   preDump: boolean
 }
 

@@ -43,11 +43,11 @@ const MOST_PID = 2 ** 22
 /** One record, as it is on the wire. */
 export interface PsRecord {
   command: number
-  /** Of ADD_F: those of a pagemap entry. */
+  /** The flags of ADD_F are those of a pagemap entry. */
   flags: number
   pages: number
   vaddr: number
-  /** Of dst_id; 0 where there is none. */
+  /** The type in dst_id; 0 where there is none. */
   type: number
   /** The number of the task, or of the shared memory object. */
   id: number
@@ -79,7 +79,7 @@ export function decodeRecord(bytes: Buffer, at: number, layout: Layout): PsRecor
   }
 }
 
-/** Of a first record that is no CLOSE. */
+/** The layout of a connection, told from its first record, which must not be a CLOSE. */
 export function layoutOf(first: Buffer): Layout {
   return first.readUInt8(layouts.old - 8) === 0 ? layouts.new : layouts.old
 }

@@ -15,7 +15,7 @@ export interface Runs {
   vaddr: Float64Array
   pages: Float64Array
   flags: Uint8Array
-  /** Of the first page's bytes; 0 where there are none. */
+  /** Where the bytes of the first page lie; 0 where there are none. */
   address: Float64Array
   charge: Charge
 }

@@ -16,7 +16,7 @@ const FIRST = 1024
  */
 const MOST_PROBES = 64
 
-/** Of at most `most` pages. It takes 12 bytes a page, and up to twice that. */
+/** A table of at most `most` pages. It takes 12 bytes a page, and up to twice that. */
 export function openPageTable(most: number): PageTable {
   let weaks = new Uint32Array(FIRST)
   /** Numbers plus one; 0 is free. */

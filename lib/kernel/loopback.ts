@@ -3,8 +3,8 @@ import { readdirSync, readlinkSync } from 'node:fs'
 import { type Loopback, ownerOf } from './tcp-owner.ts'
 
 /**
- * Who has the other end open: a process, and those of its children that inherited it. None where it is of another user
- * than `uids`, is gone, or is of another network namespace.
+ * The processes that have the other end open: one, and those of its children that inherited it. None where it is of
+ * another user than `uids`, is gone, or is of another network namespace.
  */
 export function loopbackPeers(ends: Loopback, uids: readonly (number | undefined)[]): number[] {
   const owner = ownerOf(ends)

@@ -20,7 +20,7 @@ export function enterNetwork(network: Fd): void {
 }
 
 const TUN = '/dev/net/tun'
-/** Of `struct ifreq`: a name, and flags. */
+/** The size of a `struct ifreq`: a name, and flags. */
 const IFREQ_BYTES = 40
 const IFNAMSIZ = 16
 /** TUN_F_CSUM, TUN_F_TSO4: packets of up to 64 KiB come whole, with what is to be done to them. */

@@ -8,10 +8,10 @@
  * One wait per direction and descriptor. Close through `closeFd`, so that a waiter is released and no number is
  * reused under it.
  *
- * Who waits for one direction is woken by news of that direction alone, so that being woken and finding nothing is
- * odd: a caller counts how often that happened in a row and says it when it waits again. After a few times the next
- * wait takes a millisecond at least, and after a thousand it is an error. Without that end a descriptor of which the
- * kernel says what is not so would keep this thread busy for ever, deaf to everybody else.
+ * A caller that waits for one direction is woken by events of that direction alone, so that being woken and finding
+ * nothing is odd: a caller counts how often that happened in a row and says it when it waits again. After a few times
+ * the next wait takes a millisecond at least, and after a thousand it is an error. Without that end a descriptor of
+ * which the kernel says what is not so would keep this thread busy for ever, deaf to everybody else.
  */
 import { Fault } from '../fault.ts'
 import type { Fd } from './fd.ts'

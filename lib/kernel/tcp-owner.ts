@@ -1,5 +1,6 @@
 /**
- * Whose the other end of a TCP connection within this host is. Linux says it of UNIX sockets only (SO_PEERCRED), so the
+ * Finds the user who has the other end of a TCP connection within this host. Linux tells it of UNIX sockets only
+ * (SO_PEERCRED), so the
  * other end's socket is looked up by its two addresses: by sock_diag(7), which costs 10 us however many sockets there
  * are, or in /proc/net/tcp where the kernel has no sock_diag.
  *
@@ -40,7 +41,7 @@ export interface End {
 
 /** The socket at the other end. */
 export interface Owner {
-  /** Of the process that made the socket, as seen from our user namespace. */
+  /** The user of the process that made the socket, as seen from our user namespace. */
   uid: number
   inode: number
 }

@@ -1,6 +1,6 @@
 /**
- * Whose the listener at the other end of a plain TCP connection is. On loopback any user may listen where a cache is
- * expected, and would be sent the memory of root's processes: so nothing is sent before its owner is known.
+ * Checks which user listens at the other end of a plain TCP connection. On loopback any user may listen where a cache
+ * is expected, and would be sent the memory of root's processes: so nothing is sent before its owner is known.
  */
 import type net from 'node:net'
 import { Fault } from '../fault.ts'
