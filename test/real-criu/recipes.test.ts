@@ -63,13 +63,13 @@ const fromFile = 'zstd -dc app.img.zst | restore-from-socket --from -'
 const copy = 'dump-to-stdout -t $PID -- -R > app.img'
 const plain = [
   'host$ cache --port 9997 -D /run/ferry &',
-  'src$ proxy --address host --port 9997 -D /run/ferry &',
+  'src$ proxy --port 9997 -D /run/ferry &',
   'src$ criu dump --stream -t $PID -D /run/ferry',
   'host$ criu restore --stream -d -D /run/ferry',
 ]
 const handOver = [
   'host$ cache --port 9997 -D /run/ferry --restore &',
-  'src$ proxy --address host --port 9997 -D /run/ferry --until running &',
+  'src$ proxy --port 9997 -D /run/ferry --until running &',
   'src$ criu dump --stream -t $PID -D /run/ferry --action-script /run/ferry/post-dump',
 ]
 
@@ -123,13 +123,10 @@ function recipes(criu: string): void {
           writeFileSync(join(bin, name), `#!/bin/sh\n${line} "$@"\n`, { mode: 0o755 })
         mkdirSync(bin)
         symlinkSync(criu, join(bin, 'criu'))
-        writeFileSync(join(folder, 'hosts'), '127.0.0.1 localhost host\n')
-        // `host` is a name for loopback, and `host$` is the second host.
+        // `host$` is the second host; both have the same loopback, as through the tunnel.
         const path = `PATH=${bin}:${join(root, 'scripts', 'bin')}:$PATH`
         command('host$', `exec ${host.enter.join(' ')} env ${path}`)
-        const withHosts = `exec unshare --mount sh -c 'mount --bind ${folder}/hosts /etc/hosts; ${path}; exec "$@"' sh`
-        // What criu dumps must be in its own mount namespace.
-        command('src$', `[ "$1" != criu ] || exec "$@"\n${withHosts}`)
+        command('src$', `exec env ${path}`)
         // This host is the one where the process runs. The proxy must be there before the dump, and the restore of the
         // cache must have begun before it is stopped.
         const ready = 'until [ -S /run/ferry/streamer-capture.sock ]; do sleep 0.1; done'
