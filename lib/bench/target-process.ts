@@ -50,9 +50,11 @@ export async function startMemory(options: MemoryOptions): Promise<Loaded> {
   const { bytes, kind, children = 0, folder, fixtures = FIXTURES } = options
   const log = join(folder, 'memory.log')
   const mib = bytes / 2 ** 20
+  // CRIU cannot dump the io_uring of Node.js 24: the tests name another one.
+  const node = process.env.FERRY_LOAD_NODE ?? process.execPath
   const [program, ...args] =
     kind === 'heap'
-      ? [process.execPath, `--max-old-space-size=${2 * mib + 256}`, join(fixtures, 'memory.mjs'), `${mib}`, log]
+      ? [node, `--max-old-space-size=${2 * mib + 256}`, join(fixtures, 'memory.mjs'), `${mib}`, log]
       : ['perl', join(fixtures, 'memory.pl'), `${mib}`, kind, log, `${children}`]
   const child = spawn(program, args, { cwd: folder, detached: true, stdio: 'ignore' })
   const ended = new Promise<void>((resolve) => void child.once('exit', () => resolve()))

@@ -5,12 +5,13 @@
  * and an exit code here.
  */
 import { setMaxListeners } from 'node:events'
-import { existsSync, readFileSync, rmdirSync } from 'node:fs'
+import { readFileSync, rmdirSync } from 'node:fs'
 import { constants } from 'node:os'
 import { dirname, join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { setFlagsFromString } from 'node:v8'
 import { Fault } from '../fault.ts'
+import { takeMade } from '../made-directories.ts'
 import type { Progress, Report } from '../progress.ts'
 import { commonOptions, type Options, type ValuesOf } from './common-options.ts'
 import { beginLife, detach } from './daemon.ts'
@@ -96,7 +97,7 @@ async function invoke<Spec extends Options>(
   const argv = process.argv.slice(2)
   const cut = argv.indexOf('--')
   const values = parse(command, cut < 0 ? argv : argv.slice(0, cut))
-  const { help, version, dir } = values as ValuesOf<typeof commonOptions> & { dir?: unknown }
+  const { help, version } = values as ValuesOf<typeof commonOptions>
   if (help === true) return print(command.usage)
   if (version === true) return print(packageVersion())
   const plan = command.daemon && readDaemonOptions(values as DaemonValues)
@@ -109,17 +110,16 @@ async function invoke<Spec extends Options>(
     tell(progress)
   }
   const onStatus = (listener: () => void): void => void process.on('SIGUSR1', listener)
-  const removeMade = typeof dir === 'string' && !existsSync(dir) ? () => removeIfEmpty(dir) : () => {}
   try {
     await body({ values, rest: cut < 0 ? [] : argv.slice(cut + 1), report, signal, onStatus })
   } catch (error) {
-    if (!started) removeMade()
+    if (!started) for (const directory of takeMade()) removeIfEmpty(directory)
     throw error
   }
   return 0
 }
 
-/** A command that cannot start leaves no work directory behind that it has made. */
+/** A command that cannot start leaves no directory behind that it has made. */
 function removeIfEmpty(directory: string): void {
   try {
     rmdirSync(directory)

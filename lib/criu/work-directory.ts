@@ -20,6 +20,7 @@ import { tryLock } from '../kernel/lock.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { trustedPath } from '../kernel/trusted-path.ts'
 import { connectUnix, listenUnix } from '../kernel/unix.ts'
+import { noteMade } from '../made-directories.ts'
 
 /** A directory with one socket for CRIU in it. */
 export interface WorkDir {
@@ -166,6 +167,7 @@ export function openDirectory(path: string): string {
   const directory = join(trustedPath(dirname(wanted), { parent: true, otherwise }), basename(wanted))
   try {
     mkdirSync(directory, { mode: 0o700 })
+    noteMade(directory)
   } catch (cause) {
     if (statSync(directory, { throwIfNoEntry: false })?.isDirectory() !== true) {
       throw new Fault('IO', `cannot make the directory ${directory} (${(cause as NodeJS.ErrnoException).code})`, {

@@ -26,7 +26,7 @@ import { type SendOptions, sendSnapshot } from '../stream/send.ts'
 import { resumableLink, type SourceLink, singleLink } from '../stream/source-link.ts'
 import type { Snapshot } from '../stream/summary.ts'
 import type { Tuning } from '../stream/tuning.ts'
-import { defer, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
+import { abortWith, defer, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 import { tasksRunOnFault } from './outcome.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './state-machine.ts'
 import { readAnswers, type TargetAnswers, whenSealed } from './target-answers.ts'
@@ -112,11 +112,11 @@ class SourceHandover {
   #isHeld = false
   /** criu runs our action script: it kills no task before the gate opens. */
   readonly #waitsForUs: boolean
-  /** Aborted by what fails here. */
+  /** Aborted by what fails here, and by the caller's signal. */
   readonly #stop = new AbortController()
-  /** Aborted with `#stop`, or with the caller's signal. */
-  readonly #signal: AbortSignal
-  /** Rejects when `#signal` is aborted. */
+  /** Stops listening to the caller's signal. */
+  readonly #release: () => void
+  /** Rejects when `#stop` is aborted. */
   readonly #stopped: Promise<never>
   readonly #criuTimeout: CriuTimeout
   /** Finds the pages that the target has. */
@@ -158,8 +158,8 @@ class SourceHandover {
     })
     this.#held.catch(() => {})
     this.#waitsForUs = runsScript(criu.pid, join(gates, 'post-dump'))
-    const signal = AbortSignal.any([options.signal, this.#stop.signal])
-    this.#signal = signal
+    const { signal } = this.#stop
+    this.#release = abortWith(this.#stop, options.signal)
     this.#stopped = rejectWhenAborted(signal)
     this.#stopped.catch(() => globalThis.setTimeout(() => this.#cutIfStuck(), GRACE_MS).unref())
     this.#criuTimeout = openCriuTimeout(timeoutMs, (reason) => this.#onSilence(reason))
@@ -189,7 +189,7 @@ class SourceHandover {
   /** A link that does not move must not hold up the end, nor CRIU. */
   #cutIfStuck(): void {
     this.#stuck = this.#sending
-    if (this.#stuck) this.#link.cut(this.#signal.reason as Error)
+    if (this.#stuck) this.#link.cut(this.#stop.signal.reason as Error)
   }
 
   #onSilence(reason: Fault): void {
@@ -204,7 +204,7 @@ class SourceHandover {
 
   /** Waits for `work`. Throws `TIMEOUT`, which says `what`, and the signal's reason. */
   #inTime<Result>(work: Promise<Result>, what: string): Promise<Result> {
-    return Promise.race([work, rejectAfter(this.#options.timeoutMs, what, this.#signal), this.#stopped])
+    return Promise.race([work, rejectAfter(this.#options.timeoutMs, what, this.#stop.signal), this.#stopped])
   }
 
   /** Lets a criu that waits for us freeze the tasks when the target has memory ready. */
@@ -239,7 +239,7 @@ class SourceHandover {
         ...tuning,
         silence: this.#criuTimeout,
         onDrained: async () => onWritten(),
-        signal: this.#signal,
+        signal: this.#stop.signal,
         onFail: (reason) => this.#stop.abort(reason),
         until,
         reserve: this.#criu.bytes,
@@ -347,6 +347,7 @@ class SourceHandover {
   }
 
   #close(): void {
+    this.#release()
     this.#stop.abort(new Fault('ABORTED', 'over'))
     this.#criuTimeout.close()
     this.#link.destroy()

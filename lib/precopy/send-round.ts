@@ -27,7 +27,7 @@ import { type SendOptions, sendSnapshot } from '../stream/send.ts'
 import { singleLink } from '../stream/source-link.ts'
 import type { Snapshot } from '../stream/summary.ts'
 import type { Tuning } from '../stream/tuning.ts'
-import { rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
+import { abortWith, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 
 /** The state of one chain: the rounds that the cache has, and the pagemaps that CRIU asks about. */
 export interface PreCopyChain {
@@ -72,7 +72,8 @@ export interface SentRound {
 export async function sendRound(chain: PreCopyChain, server: PageServer, options: RoundOptions): Promise<SentRound> {
   const { connect, tuning, reserve, timeoutMs } = options
   const stop = new AbortController()
-  const signal = AbortSignal.any([options.signal, stop.signal])
+  const { signal } = stop
+  const release = abortWith(stop, options.signal)
   const dedup = tuning?.dedup && new DedupSender(tuning.dedup)
   const link = singleLink(connect(signal), timeoutMs, stop)
   const silence = openCriuTimeout(timeoutMs, (reason) => {
@@ -112,6 +113,7 @@ export async function sendRound(chain: PreCopyChain, server: PageServer, options
     server.destroy(error as Error)
     throw error
   } finally {
+    release()
     silence.close()
     stop.abort(new Fault('ABORTED', 'over'))
     link.destroy()

@@ -260,6 +260,8 @@ export class Pack extends Duplex {
         const codec = this.#chunks.codec()
         if (codec === undefined && !this.#looksUp(image)) {
           await reader.whileSending(last)
+          // `failed` may be on its way: no frame may follow it.
+          this.#stop.signal.throwIfAborted()
           if (tap !== undefined) await reader.whileSending(this.#timed(tap()))
           else await this.#copyChunk(image, reader)
           continue

@@ -1,5 +1,6 @@
 /** Life as a daemon, through the real commands. */
 import {
+  chmodSync,
   closeSync,
   existsSync,
   mkdirSync,
@@ -7,6 +8,7 @@ import {
   readdirSync,
   readFileSync,
   readlinkSync,
+  rmSync,
   statSync,
   writeFileSync,
 } from 'node:fs'
@@ -577,6 +579,13 @@ test('a command that cannot start leaves no directory that it has made, and what
     assert.ok((ran.code ?? 0) > 0, line)
     assert.equal(readdirSync(folder), ['pid'], line)
   }
+  // One that another user could change is refused, and stays: it was not made here.
+  mkdirSync(join(folder, 'theirs'), { mode: 0o777 })
+  chmodSync(join(folder, 'theirs'), 0o777)
+  mkdirSync(join(folder, 'theirs', 'empty'))
+  assert.is((await run('cache', ['--port', '0', '-D', join(folder, 'theirs', 'empty')])).code, 2)
+  assert.ok(existsSync(join(folder, 'theirs', 'empty')))
+  rmSync(join(folder, 'theirs'), { recursive: true })
   mkdirSync(made)
   assert.is((await run('cache', ['--port', String(port), '-D', made])).code, 3)
   assert.equal(readdirSync(made), [], 'a directory that was there stays')

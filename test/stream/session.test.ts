@@ -200,7 +200,7 @@ test('a larger snapshot arrives, cut at 200 random places', async () => {
   const places = Array.from({ length: 200 }, (_, n) => Math.floor(((n + Math.random()) / 200) * 2_500_000))
   await together(places, 4, async (up) => {
     const used = await crosses(large, [cable({ up, room: 2 ** 16 + (up % 2 ** 20) })])
-    assert.is(used.length, 2, `cut at ${up}`)
+    assert.ok(used.length >= 2, `cut at ${up}`)
   })
 })
 
