@@ -1,11 +1,15 @@
 /** Descriptors as tests need them: counted, connected, read to the end. */
 import { closeSync, constants, openSync, readdirSync, readlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { check, type Fd } from '../../lib/kernel/fd.ts'
 import { mkfifo, O_ACCMODE, O_PATH } from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { acceptUnix, connectUnix, listenUnix, socketPair as pairOfSockets } from '../../lib/kernel/unix.ts'
 import { temporary } from '../support/run.ts'
+
+// Node.js 24 may still close the files of the modules that it has loaded.
+for (let last = -1; last !== openFds(); await setTimeout(20)) last = openFds()
 
 /** How many descriptors this process has. */
 export function openFds(): number {
