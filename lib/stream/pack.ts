@@ -57,7 +57,7 @@ export interface PackOptions {
 
 /**
  * Images that are under way at a time. CRIU opens hundreds when a tree has many deleted files; the others wait, read
- * but not sent. A receiver need not take more (PROTOCOL.md).
+ * but not sent. A receiver need not take more (docs/protocol/wire.md).
  */
 const MOST_UNDER_WAY = 32
 
