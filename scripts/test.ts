@@ -1,8 +1,11 @@
 /**
  * Runs the tests: every file in a process of its own, several at a time. `npm test` runs what a change breaks first,
  * `npm test -- --all` everything (both data paths, every CRIU that was fetched, none, two releases of Node.js), and
- * `npm test -- wire` what has `wire` in its name. A file that hangs, dies or runs no test has failed. Last: `N passed,
- * N failed`.
+ * `npm test -- wire` what has `wire` in its name. A file that hangs, dies or runs no test has failed.
+ *
+ * A file that fails beside others is run once more, alone: a machine that other people load makes what waits for a
+ * process late. What both runs said is printed in full, and a file that passed only alone is named at the end as
+ * unstable. Last: `N passed, N failed`.
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
@@ -16,6 +19,7 @@ const LIMIT_MS = 10 * 60_000
 /** Most files wait more than they compute; more at a time would make what is timed fail. */
 const AT_A_TIME = Math.min(8, availableParallelism() + 1)
 const SLOWEST = 10
+const REASON_LINES = 12
 
 interface Ran {
   output: string
@@ -70,18 +74,46 @@ const queue = tasks(words)
 const all = queue.length
 const running = new Set<string>()
 const slowest: { seconds: number; what: string }[] = []
+/** What has failed, told once more at the end: the middle of a long output is what gets lost. */
+const failures: string[] = []
+const again: Task[] = []
 let [passed, failed, done] = [0, 0, 0]
 
-function tell(task: Task, ran: Ran, seconds: number): void {
-  const { good, bad, total } = scoreOf(ran)
+/** Runs a file and tells how it went: `where` says what comes before its name. Returns what it has passed and failed. */
+async function runAndTell(task: Task, where: () => string): Promise<Score> {
+  const begun = performance.now()
+  const ran = await runFile(task)
+  const seconds = Math.round((performance.now() - begun) / 1000)
+  const score = scoreOf(ran)
+  const what = nameOf(task)
+  slowest.push({ seconds, what })
+  console.log(`${score.bad === 0 ? 'ok  ' : 'FAIL'} ${where()} ${what} (${score.good} of ${score.total}, ${seconds} s)`)
+  for (const line of ran.output.match(/^(skipped|figures): .*$/gm) ?? []) console.log(`     ${line}`)
+  if (score.bad > 0) {
+    const end = ran.code === null ? 'killed: it took too long' : `exit code ${ran.code}`
+    console.log(ran.output, end)
+    failures.push(`${what}: ${end}${reasonsOf(ran.output)}`)
+  }
+  return score
+}
+
+function nameOf({ file, pass }: Task): string {
+  return `test/${file}, ${pass}`
+}
+
+function count({ good, bad }: Score): void {
   passed += good
   failed += bad
-  done++
-  const what = `test/${task.file}, ${task.pass}`
-  slowest.push({ seconds, what })
-  console.log(`${bad === 0 ? 'ok  ' : 'FAIL'} ${done}/${all} ${what} (${good} of ${total}, ${seconds} s)`)
-  for (const line of ran.output.match(/^(skipped|figures): .*$/gm) ?? []) console.log(`     ${line}`)
-  if (bad > 0) console.log(ran.output, ran.code === null ? 'killed: it took too long' : `exit code ${ran.code}`)
+}
+
+/** The lines that uvu writes of what failed: the test, and the message below it. */
+function reasonsOf(output: string): string {
+  const lines = output.split('\n')
+  const starts = lines.flatMap((line, index) => (/^\s*FAIL\s/.test(line) ? [index] : []))
+  return starts
+    .flatMap((start) => lines.slice(start, start + REASON_LINES))
+    .map((line) => `\n  ${line}`)
+    .join('')
 }
 
 /** Takes the next file that does not run already: some want a port, or a directory, that there is once. */
@@ -91,11 +123,22 @@ async function work(): Promise<void> {
     if (task === undefined) return
     queue.splice(queue.indexOf(task), 1)
     running.add(task.file)
-    const begun = performance.now()
-    const ran = await runFile(task)
+    const score = await runAndTell(task, () => `${++done}/${all}`)
     running.delete(task.file)
-    tell(task, ran, Math.round((performance.now() - begun) / 1000))
+    if (score.bad > 0) again.push(task)
+    else count(score)
   }
+}
+
+/** Runs what has failed beside others once more, one file at a time. */
+async function runAgain(): Promise<string[]> {
+  const unstable: string[] = []
+  for (const task of again) {
+    const score = await runAndTell(task, () => 'alone')
+    count(score)
+    if (score.bad === 0) unstable.push(nameOf(task))
+  }
+  return unstable
 }
 
 const minutes = (seconds: number): string => `${Math.max(1, Math.round(seconds / 60))} min`
@@ -108,6 +151,7 @@ console.log(
 if (words.length === 0) console.log('everything: npm test -- --all')
 
 await Promise.all(Array.from({ length: AT_A_TIME }, work))
+const unstable = await runAgain()
 
 slowest.sort((one, other) => other.seconds - one.seconds)
 console.log(
@@ -116,5 +160,7 @@ console.log(
     .map(({ seconds, what }) => `${what} ${seconds} s`)
     .join('; ')}`,
 )
+for (const failure of failures) console.log(`\nfailed: ${failure}`)
+for (const what of unstable) console.log(`\nunstable: ${what}: it failed beside others and passed alone`)
 console.log(`\n${passed} passed, ${failed} failed`)
 process.exitCode = failed === 0 && passed > 0 ? 0 : 1

@@ -1,6 +1,7 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, openSync } from 'node:fs'
+import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { openPagePort } from '../../lib/criu/page-server-port.ts'
@@ -9,13 +10,16 @@ import { within } from '../expect.ts'
 
 const test = suite('criu/page-server-port')
 
-/** Takes away all descriptors of this process but one. */
-function allButOne(): () => void {
+/** Takes away all descriptors of this process but one. What has just ended gives some back for a moment. */
+async function allButOne(): Promise<() => void> {
   spawnSync('prlimit', ['--pid', String(process.pid), '--nofile=256:'])
   const taken: number[] = []
-  try {
-    for (;;) taken.push(openSync('/dev/null', 'r'))
-  } catch {}
+  for (let before = -1; taken.length > before; await setTimeout(200)) {
+    before = taken.length
+    try {
+      for (;;) taken.push(openSync('/dev/null', 'r'))
+    } catch {}
+  }
   closeSync(taken.pop() as number)
   return () => taken.forEach(closeSync)
 }
@@ -34,7 +38,7 @@ test('a client that connects when there are no descriptors left is disconnected,
     await within(once(client.stdout, 'data'), 'the end of the connection')
     return refusals.at(-1)
   }
-  const give = allButOne()
+  const give = await allButOne()
   const fault = await come().finally(give)
   assert.is(fault?.message, 'cannot see who connected to the page server port (EMFILE)')
   assert.is((await come())?.code, 'REFUSED')
