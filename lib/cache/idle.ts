@@ -15,7 +15,7 @@ export interface IdleOptions {
 }
 
 /** Calls `onIdle` once for each time that the daemon has become idle. */
-export function openIdleTimer(onIdle: () => void, { least = 100, ms = 5000 }: IdleOptions = {}): IdleTimer {
+export function openIdleTimer(onIdle: () => unknown, { least = 100, ms = 5000 }: IdleOptions = {}): IdleTimer {
   let present = 0
   /** Connections since it was idle last. */
   let total = 0

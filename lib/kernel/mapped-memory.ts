@@ -1,6 +1,5 @@
+import { Session } from 'node:inspector'
 import { freemem } from 'node:os'
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import { Fault } from '../fault.ts'
 import * as libc from './libc.ts'
 
@@ -50,12 +49,16 @@ export function availableMemory(): number {
  * Gives the system back what this process held for work that is over: JavaScript's garbage, and what the C library
  * keeps for the next allocation. Takes some 10 ms. V8 collects what is old when it needs room, and a daemon that is
  * idle needs none.
+ *
+ * The collection is the one that V8's inspector runs (HeapProfiler.collectGarbage), for that one reduces memory. After
+ * `gc()` the new space stays as large as it was, 30 MiB, where nothing was allocated in the last 5 s.
  */
-export function giveBack(): void {
-  setFlagsFromString('--expose-gc')
-  const collect = runInNewContext('gc') as () => void
-  collect()
+export async function giveBack(): Promise<void> {
+  const session = new Session()
+  session.connect()
+  await new Promise((resolve) => session.post('HeapProfiler.collectGarbage', resolve))
   libc.mallocTrim(0)
+  session.disconnect()
 }
 
 /**

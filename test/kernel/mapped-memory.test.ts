@@ -1,16 +1,19 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { getHeapSpaceStatistics } from 'node:v8'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
-import { allowWriting, discard, HUGE_PAGE, mapMemory } from '../../lib/kernel/mapped-memory.ts'
+import { allowWriting, discard, giveBack, HUGE_PAGE, mapMemory } from '../../lib/kernel/mapped-memory.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { vmspliceAll } from '../../lib/kernel/transfer.ts'
 import { throwsFault } from '../expect.ts'
-import { root, run } from '../support/run.ts'
+import { eventually, root, run } from '../support/run.ts'
 
 const test = suite('kernel/mapped-memory')
+
+const MIB = 2 ** 20
 
 test('a region is aligned for huge pages, reads zeros and is writable to its last byte', () => {
   const region = mapMemory(2 * HUGE_PAGE)
@@ -100,6 +103,18 @@ test('other people’s memory is left out of core dumps and of forked children',
 
 test('more than there can be is MEMORY', () => {
   assert.match(throwsFault('MEMORY', () => mapMemory(2 ** 50)).message, 'ENOMEM')
+})
+
+/** What V8 holds for new objects, bytes. */
+function newSpace(): number {
+  return getHeapSpaceStatistics().find(({ space_name }) => space_name === 'new_space')?.physical_space_size ?? 0
+}
+
+test('what V8 took for new objects is given back', async () => {
+  const allocate = (): object[] => Array.from({ length: 500_000 }, (_, number) => ({ number }))
+  await eventually(() => (allocate().length > 0 && newSpace() > 12 * MIB) || undefined, 'a large new space')
+  await giveBack()
+  assert.ok(newSpace() < 4 * MIB, `V8 has kept ${newSpace()} bytes`)
 })
 
 test.run()
