@@ -276,9 +276,9 @@ test('a cache that dies fails the dump; the proxy goes on', () =>
     const criu = dump()
     const pipe = criu.open('pages-1.img')
     await writeAll(pipe, pattern(100_000))
-    await cache.stop('SIGKILL')
     // More than is kept for a link: CRIU waits for us, and we do not wait for it.
     const writing = writeAll(pipe, pattern(20_000_000)).catch((reason: Error) => reason)
+    await cache.stop('SIGKILL')
     await proxy.says(/failed: (the target closed the link|.*went away|cannot connect)/)
     assert.instance(await writing, Error)
     closeFd(pipe)
