@@ -10,13 +10,12 @@ import type { Frame, FrameOf } from '../format/frame-types.ts'
 import type { Holding, HoldingState } from '../format/holdings.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { request } from '../handover/deliver-verdict.ts'
-import { giveManualVerdict } from '../handover/manual-verdict.ts'
+import { giveManualVerdict, manualCommand } from '../handover/manual-verdict.ts'
 import type { TargetState } from '../handover/state-machine.ts'
 import type { TargetHandover } from '../handover/target.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { unexpected } from '../stream/frames.ts'
 import { CACHE_SOCKET, type CacheContext } from './context.ts'
-import { manualCommand } from './handovers.ts'
 
 /** The state in the list of a snapshot whose hand-over is in this state. */
 const listedState: Record<TargetState, HoldingState> = {
@@ -106,7 +105,7 @@ function refusalFor({ id, state, pinned }: Holding, directory: string): string |
       return `snapshot ${id} still arrives: its source can end that`
     case 'undecided':
     case 'held':
-      return `the verdict of snapshot ${id} is not known: ${manualCommand(directory, id)}`
+      return `the verdict of snapshot ${id} is not known: ${manualCommand('cache', directory, id)}`
     case 'restoring':
       return `snapshot ${id} is being restored, and may be the only copy of its process`
     case 'owning':

@@ -4,7 +4,6 @@
  */
 
 import { timingSafeEqual } from 'node:crypto'
-import { commandName } from '../command-name.ts'
 import type { Gate } from '../criu/action-script.ts'
 import { followRestore, startRestore } from '../criu/restore.ts'
 import { checkCriuOptions } from '../criu/run.ts'
@@ -15,6 +14,7 @@ import type { Fate, Verdict } from '../format/enums.ts'
 import { NO_TOKEN } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { asFault } from '../format/refusal.ts'
+import { manualCommand } from '../handover/manual-verdict.ts'
 import { reportOutcome } from '../handover/outcome.ts'
 import { type RecoveredRestore, recoverRestores, restoreDirectory, restoreLabel } from '../handover/recover.ts'
 import { TargetHandover } from '../handover/target.ts'
@@ -55,11 +55,6 @@ export interface CacheRestoreOptions {
 
 function unknownHere(id: SnapshotId): Fault {
   return new Fault('MISSING', `no snapshot ${id} waits for a verdict here`)
-}
-
-/** The command that gives a verdict to the cache in `directory`. */
-export function manualCommand(directory: string, id: SnapshotId): string {
-  return `${commandName('cache')} -D ${directory} --let-run ${id}, or --drop ${id}`
 }
 
 /** Throws where the socket of a restore could not be created later, when a source relies on it. */
@@ -234,6 +229,12 @@ export class Handovers {
     return fate
   }
 
+  /** Reports that a person may have to give the verdict. */
+  reportUndecided(id: SnapshotId): void {
+    const { directory, report } = this.#options
+    report({ event: 'undecided', id, how: manualCommand('cache', directory, id) })
+  }
+
   #expect(id: SnapshotId): TargetHandover {
     const handover = this.#handovers.get(id)
     if (handover === undefined) throw unknownHere(id)
@@ -264,18 +265,12 @@ export class Handovers {
     handover.restoreFailed(reason)
   }
 
-  #reportUndecided(id: SnapshotId): void {
-    const { directory, report } = this.#options
-    report({ event: 'undecided', id, how: manualCommand(directory, id) })
-  }
-
-  async #adopt({ id, token, held, ended, remove }: RecoveredRestore): Promise<void> {
+  async #adopt({ id, token, held, finish }: RecoveredRestore): Promise<void> {
     const handover = this.add(id, token)
     handover.restore()
     handover.restored(held)
-    this.#reportUndecided(id)
-    await ended
-    remove()
+    this.reportUndecided(id)
+    await finish()
   }
 
   async #start(handover: TargetHandover, criu: string, criuOptions: readonly string[]): Promise<void> {
@@ -292,7 +287,7 @@ export class Handovers {
     const stop = new AbortController()
     const stopped = (): void => {
       if (handover.state === 'restoring') stop.abort(signal.reason)
-      else this.#reportUndecided(id)
+      else this.reportUndecided(id)
     }
     signal.addEventListener('abort', stopped)
     try {

@@ -17,7 +17,6 @@ import type { Snapshot } from '../stream/summary.ts'
 import { defer } from '../stream/wait.ts'
 import type { CacheContext, Peer } from './context.ts'
 import { linger, refusedFrame } from './graceful-close.ts'
-import { manualCommand } from './handovers.ts'
 
 /** What a source may send when its snapshot is sealed. */
 const lastFrames = accepting('verdict', 'failed')
@@ -121,7 +120,7 @@ async function awaitVerdict(
   handover: TargetHandover,
   digest: bigint,
   { reader, writer, link }: Peer,
-  { handovers, options: { directory, report } }: CacheContext,
+  { handovers }: CacheContext,
 ): Promise<void> {
   const { id } = handover
   handover.watcher = {
@@ -148,7 +147,7 @@ async function awaitVerdict(
     await linger(link)
   } finally {
     handover.watcher = undefined
-    if (!settled.includes(handover.state)) report({ event: 'undecided', id, how: manualCommand(directory, id) })
+    if (!settled.includes(handover.state)) handovers.reportUndecided(id)
   }
 }
 

@@ -289,12 +289,9 @@ class SourceHandover {
    * Pages that were passed on by reference are unchanged if the target has them all while the tasks are still frozen.
    */
   async #checkStillFrozen(images: number): Promise<void> {
-    const end = async (): Promise<never> => {
-      await this.#tree?.fate
-      throw changedFault()
-    }
+    const ended = this.#tree?.fate.then(() => Promise.reject(changedFault()))
     const taken = Promise.all([this.#taken(images), this.#held])
-    await this.#inTime(Promise.race([taken, end()]), 'criu did not come to its post-dump')
+    await this.#inTime(Promise.race([taken, ended]), 'criu did not come to its post-dump')
     if (this.#tree?.frozen() !== true) throw changedFault()
   }
 
@@ -326,7 +323,8 @@ class SourceHandover {
       this.#refusal.catch((reason: unknown) => reason),
       setTimeout(this.#stuck ? 0 : ANSWER_MS, undefined, { ref: false }),
     ])
-    const reason = isLink(error) ? refusalOr(error, await lastWord) : error
+    const isLink = error instanceof Fault && error.code === 'LINK'
+    const reason = isLink ? refusalOr(error, await lastWord) : error
     this.#options.onFailed?.(reason as Error)
     // Closing the link with unread acks would reset it before the target has read that the dump failed.
     await lastWord
@@ -383,10 +381,6 @@ function changedFault(): Fault {
   return new Fault('CRIU', 'the tasks did not stay frozen while their pages were passed on', {
     hint: 'dump again; without --no-checksum pages are copied at once',
   })
-}
-
-function isLink(error: unknown): boolean {
-  return error instanceof Fault && error.code === 'LINK'
 }
 
 /** The target's refusal, if it has sent one before it closed the link: it says more than our broken write. */

@@ -5,7 +5,6 @@
  */
 
 import { setTimeout } from 'node:timers/promises'
-import { commandName } from '../command-name.ts'
 import type { RestoreHold, RunningRestore } from '../criu/restore.ts'
 import { openWorkDir, type PrivateDirectory, removeIfEmpty, type WorkDir } from '../criu/work-directory.ts'
 import { HOLD_DIRECTORY } from '../defaults.ts'
@@ -21,6 +20,7 @@ import { accepting, type FrameReader, type FrameWriter, unexpected } from '../st
 import type { Link } from '../stream/link.ts'
 import { defer } from '../stream/wait.ts'
 import { overLink } from './deliver-verdict.ts'
+import { holdSocket, manualCommand } from './manual-verdict.ts'
 import { restoreDirectory, restoreLabel } from './recover.ts'
 import { type ImagesOutcome, TargetHandover } from './target.ts'
 
@@ -32,11 +32,6 @@ export interface HandoverOffer {
   writer: FrameWriter
   /** Sends `sealed`, where that was put off. */
   seal: () => Promise<void>
-}
-
-/** The name of the socket at which the holder of a snapshot takes its verdict. */
-export function holdSocket(id: SnapshotId): string {
-  return `${id}.sock`
 }
 
 const verdicts = accepting('verdict')
@@ -169,16 +164,11 @@ export class RestoreHolder {
 
   #reportUndecided(): void {
     const { id } = this.#offer
-    this.#options.report({ event: 'undecided', id, how: manualCommand(this.#options.directory, id) })
+    const { directory, report } = this.#options
+    report({ event: 'undecided', id, how: manualCommand('restore-from-socket', directory, id) })
   }
 }
 
 function notHereFault(): Fault {
   return new Fault('ABORTED', 'the source keeps the process: nothing of it runs here')
-}
-
-/** The command line by which a person gives the verdict. */
-function manualCommand(directory: string | undefined, id: SnapshotId): string {
-  const dir = directory === undefined ? '' : ` -D ${directory}`
-  return `${commandName('restore-from-socket')}${dir} --let-run ${id}, or --drop ${id}`
 }
