@@ -133,27 +133,6 @@ export async function answerAdmin(frame: FrameOf<'list' | 'remove' | 'pin'>, con
   return { type: 'listed', total: all.length, holdings: all }
 }
 
-async function ask(directory: string, frame: Frame): Promise<Frame> {
-  const socket = connectWithin(directory, CACHE_SOCKET, `no cache runs in ${directory}`)
-  return request(fdLink(socket, 'the cache', 'socket'), frame)
-}
-
-async function listHoldings(directory: string): Promise<FrameOf<'listed'>> {
-  const answer = await ask(directory, { type: 'list' })
-  if (answer.type !== 'listed') throw unexpected(answer)
-  return answer
-}
-
-async function dropHolding(directory: string, id: SnapshotId): Promise<void> {
-  const answer = await ask(directory, { type: 'remove', id })
-  if (answer.type !== 'fate' || answer.fate !== 'dropped') throw unexpected(answer)
-}
-
-async function pin(directory: string, id: string, pinned: boolean): Promise<void> {
-  const answer = await ask(directory, { type: 'pin', id: snapshotId(id, 'USAGE'), pinned })
-  if (answer.type !== 'listed' || answer.holdings[0]?.pinned !== pinned) throw unexpected(answer)
-}
-
 /** The options of the command `cache` that ask a running cache for something. */
 interface AdminOptions {
   ls: boolean
@@ -163,6 +142,11 @@ interface AdminOptions {
   verdict?: Parameters<typeof giveManualVerdict>[2] | undefined
 }
 
+async function ask(directory: string, frame: Frame): Promise<Frame> {
+  const socket = connectWithin(directory, CACHE_SOCKET, `no cache runs in ${directory}`)
+  return request(fdLink(socket, 'the cache', 'socket'), frame)
+}
+
 /**
  * Asks the cache that runs in `directory` what the options ask for. Returns the list for `--ls`, and undefined if the
  * options ask for nothing: then the command is to run a cache. Throws what `connectWithin`, `removeHolding`,
@@ -170,13 +154,22 @@ interface AdminOptions {
  */
 export async function askCache(
   directory: string,
-  { ls, rm, pin: pinned, unpin, verdict }: AdminOptions,
+  { ls, rm, pin, unpin, verdict }: AdminOptions,
 ): Promise<FrameOf<'listed'> | 'done' | undefined> {
-  if (ls) return listHoldings(directory)
-  if (rm !== undefined) await dropHolding(directory, snapshotId(rm, 'USAGE'))
-  else if (pinned !== undefined) await pin(directory, pinned, true)
-  else if (unpin !== undefined) await pin(directory, unpin, false)
-  else if (verdict !== undefined) await giveManualVerdict(directory, CACHE_SOCKET, verdict)
+  const toPin = pin ?? unpin
+  if (ls) {
+    const answer = await ask(directory, { type: 'list' })
+    if (answer.type !== 'listed') throw unexpected(answer)
+    return answer
+  }
+  if (rm !== undefined) {
+    const answer = await ask(directory, { type: 'remove', id: snapshotId(rm, 'USAGE') })
+    if (answer.type !== 'fate' || answer.fate !== 'dropped') throw unexpected(answer)
+  } else if (toPin !== undefined) {
+    const pinned = pin !== undefined
+    const answer = await ask(directory, { type: 'pin', id: snapshotId(toPin, 'USAGE'), pinned })
+    if (answer.type !== 'listed' || answer.holdings[0]?.pinned !== pinned) throw unexpected(answer)
+  } else if (verdict !== undefined) await giveManualVerdict(directory, CACHE_SOCKET, verdict)
   else return undefined
   return 'done'
 }

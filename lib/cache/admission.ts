@@ -31,10 +31,8 @@ export function admissionOf(ends: Ends, uids: readonly number[] | undefined): Ad
     ours: { address: localAddress, port: localPort },
   })
   const origin = uid === undefined ? 'users who have gone' : `user ${uid}`
-  if (uids === undefined || (uid !== undefined && [0, process.geteuid?.(), ...uids].includes(uid))) {
-    return { origin, refusal: undefined }
-  }
-  return { origin, refusal: refused(uid) }
+  const isAdmitted = uids === undefined || (uid !== undefined && [0, process.geteuid?.(), ...uids].includes(uid))
+  return { origin, refusal: isAdmitted ? undefined : refused(uid) }
 }
 
 /** Undefined where the owner cannot be seen: the client has gone, or we have no descriptor left for the look-up. */

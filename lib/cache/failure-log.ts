@@ -4,6 +4,7 @@
  * peer can fill the disk with it.
  */
 import { Fault } from '../fault.ts'
+import { asFault } from '../format/refusal.ts'
 import type { Report } from '../progress.ts'
 
 export interface FailureLog {
@@ -40,8 +41,7 @@ export function openFailureLog(report: Report, mostLines = 1): FailureLog {
         // This line is the only one of the next second.
         Object.assign(tally, { reported: mostLines, counted: 0 })
         const what = `${counted} more ${counted === 1 ? 'connection' : 'connections'} of ${origin}`
-        const hint = last instanceof Fault ? last.hint : undefined
-        const code = last instanceof Fault ? last.code : 'IO'
+        const { code, hint } = asFault(last)
         report({ event: 'failed', what, fault: new Fault(code, `the last one: ${last.message}`, hint ? { hint } : {}) })
       }
     }

@@ -7,15 +7,11 @@ export interface IdleTimer {
   left(): void
 }
 
-export interface IdleOptions {
-  /** After fewer connections than this there is nothing worth returning. */
-  least?: number
-  /** How long there must have been no connection, ms. */
-  ms?: number
-}
-
-/** Calls `onIdle` once for each time that the daemon has become idle. */
-export function openIdleTimer(onIdle: () => void, { least = 100, ms = 5000 }: IdleOptions = {}): IdleTimer {
+/**
+ * Calls `onIdle` once for each time that the daemon has become idle. `least`: after fewer connections than this there
+ * is nothing worth returning. `ms`: how long there must have been no connection.
+ */
+export function openIdleTimer(onIdle: () => void, { least = 100, ms = 5000 } = {}): IdleTimer {
   let present = 0
   /** Connections since it was idle last. */
   let total = 0
