@@ -29,12 +29,15 @@ const listedState: Record<TargetState, HoldingState> = {
   dropped: 'sealed',
 }
 
+/** States in which there are restored tasks that wait for a verdict, or a restore is at work. */
+const withTasks: readonly TargetState[] = ['restoring', 'holding', 'reviving']
+
 /** Everything that is held here, the oldest first; also a held restore whose images an earlier cache had. */
 function holdings({ snapshots, handovers }: Pick<CacheContext, 'snapshots' | 'handovers'>): Holding[] {
   const now = performance.now()
   const { all } = snapshots
   const stored = new Set(all.map(({ id }) => id))
-  const copies = handovers.all.filter(({ id, state }) => !stored.has(id) && hasTasks(state))
+  const copies = handovers.all.filter(({ id, state }) => !stored.has(id) && withTasks.includes(state))
   return [
     ...all.map(({ id, state, count, sink, since }) => ({
       ...{ id, count, bytes: sink.held, shared: sink.shared, seconds: (now - since) / 1000 },
@@ -51,11 +54,6 @@ function holdings({ snapshots, handovers }: Pick<CacheContext, 'snapshots' | 'ha
 function stateOf(handover: TargetHandover | undefined): HoldingState {
   if (handover === undefined) return 'sealed'
   return handover.taken && handover.state === 'owning' ? 'taken' : listedState[handover.state]
-}
-
-/** Whether there are restored tasks that wait for a verdict, or a restore is at work. */
-function hasTasks(state: TargetState): boolean {
-  return state === 'restoring' || state === 'holding' || state === 'reviving'
 }
 
 /**
@@ -98,25 +96,23 @@ function pinHolding(id: SnapshotId, pinned: boolean, context: CacheContext): voi
   snapshots.pinned.add(id)
 }
 
+/** Why it must not be dropped; undefined if it may. */
 function refusalFor({ id, state, pinned }: Holding, directory: string): string | undefined {
   if (pinned) return `snapshot ${id} is pinned: ${commandName('cache')} -D ${directory} --unpin ${id}`
-  switch (state) {
-    case 'arriving':
-      return `snapshot ${id} still arrives: its source can end that`
-    case 'undecided':
-    case 'held':
-      return `the verdict of snapshot ${id} is not known: ${manualCommand('cache', directory, id)}`
-    case 'restoring':
-      return `snapshot ${id} is being restored, and may be the only copy of its process`
-    case 'owning':
-      return `the source of snapshot ${id} is gone, and these images are its process: restore it`
-    case 'sealed':
-    case 'retained':
-    case 'taken':
-    case 'leaving':
-    case 'chain':
-      return undefined
+  const undecided = `the verdict of snapshot ${id} is not known: ${manualCommand('cache', directory, id)}`
+  const reasons: Record<HoldingState, string | undefined> = {
+    arriving: `snapshot ${id} still arrives: its source can end that`,
+    undecided,
+    held: undecided,
+    restoring: `snapshot ${id} is being restored, and may be the only copy of its process`,
+    owning: `the source of snapshot ${id} is gone, and these images are its process: restore it`,
+    sealed: undefined,
+    retained: undefined,
+    taken: undefined,
+    leaving: undefined,
+    chain: undefined,
   }
+  return reasons[state]
 }
 
 /** Carries out a request of an operator, and returns the answer. Throws `MISSING` and `REFUSED`. */

@@ -1,17 +1,10 @@
 /** Notices when a daemon becomes idle after much work: it may then return memory that this work made it take. */
 
-export interface IdleTimer {
-  /** A connection or a task has begun. */
-  came(): void
-  /** It is over. */
-  left(): void
-}
-
 /**
  * Calls `onIdle` once for each time that the daemon has become idle. `least`: after fewer connections than this there
  * is nothing worth returning. `ms`: how long there must have been no connection.
  */
-export function openIdleTimer(onIdle: () => void, { least = 100, ms = 5000 } = {}): IdleTimer {
+export function openIdleTimer(onIdle: () => void, { least = 100, ms = 5000 } = {}) {
   let present = 0
   /** Connections since it was idle last. */
   let total = 0
@@ -23,14 +16,18 @@ export function openIdleTimer(onIdle: () => void, { least = 100, ms = 5000 } = {
   }
 
   return {
-    came() {
+    /** A connection or a task has begun. */
+    came(): void {
       present++
       total++
       clearTimeout(timer)
     },
-    left() {
+    /** It is over. */
+    left(): void {
       present--
       if (present === 0 && total >= least) timer = setTimeout(becomeIdle, ms).unref()
     },
   }
 }
+
+export type IdleTimer = ReturnType<typeof openIdleTimer>

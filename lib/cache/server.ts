@@ -62,7 +62,6 @@ export async function runCache(options: CacheOptions): Promise<never> {
 }
 
 class CacheServer {
-  readonly #options: CacheOptions
   readonly #work: WorkDir
   readonly #connections = new Connections({
     most: MOST_LINKS,
@@ -75,12 +74,11 @@ class CacheServer {
   constructor(work: WorkDir, options: CacheOptions) {
     reapOrphans()
     this.#work = work
-    this.#options = options
     const { report } = options
     this.#pool = new Pool(options.maxMemory, options.reserve)
     const peerMemory = openPeerMemory(this.#pool)
     peerMemory.relief = () => this.#connections.relieve(true)
-    const snapshots = this.#openSnapshots()
+    const snapshots = this.#openSnapshots(options)
     this.#context = {
       snapshots,
       handovers: new Handovers(snapshots, options),
@@ -97,7 +95,8 @@ class CacheServer {
   }
 
   async run(): Promise<never> {
-    const { report, signal, openRestores, first, port } = this.#options
+    const { options } = this.#context
+    const { report, signal, openRestores, first, port } = options
     const server = this.#createServer()
     const own = openWorkDir(this.#work.path, CACHE_SOCKET)
     const script = join(this.#work.path, SCRIPT)
@@ -105,8 +104,8 @@ class CacheServer {
     const otherRestores = openRestores?.(script, this.#context)
     try {
       if (port !== undefined) {
-        const number = await listen(server, { ...this.#options, port })
-        report({ event: 'listening', at: `${this.#options.host}:${number}` })
+        const number = await listen(server, { ...options, port })
+        report({ event: 'listening', at: `${options.host}:${number}` })
       }
       report({ event: 'listening', at: join(this.#work.path, SERVE_SOCKET) })
       signal.addEventListener('abort', () => {
@@ -114,7 +113,7 @@ class CacheServer {
         own.remove(signal.reason as Error)
         otherRestores?.close()
       })
-      this.#options.onStatus?.(() => this.#reportStatus())
+      options.onStatus?.(() => this.#reportStatus())
       if (first !== undefined) this.#serve(first, 'whoever started us').enter('holding')
       report({ event: 'ready' })
       await Promise.all([
@@ -135,8 +134,7 @@ class CacheServer {
     }
   }
 
-  #openSnapshots(): Snapshots {
-    const { timeoutMs, dedup, report } = this.#options
+  #openSnapshots({ timeoutMs, dedup, report }: CacheOptions): Snapshots {
     return new Snapshots(this.#pool, {
       relieve: () => this.#connections.relieve(false),
       idleMs: timeoutMs,
@@ -149,7 +147,7 @@ class CacheServer {
   }
 
   #createServer(): net.Server {
-    const { credentials } = this.#options
+    const { credentials } = this.#context.options
     const makeLink = linkMaker(credentials)
     const keepAlive = { keepAlive: true, keepAliveInitialDelay: 10_000 }
     const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true, ...keepAlive })
@@ -158,7 +156,7 @@ class CacheServer {
 
   /** Serves a TCP connection, if its client is admitted and proves its credentials. */
   async #connected(socket: net.Socket, makeLink: ReturnType<typeof linkMaker>): Promise<void> {
-    const { credentials, allowUids, handler } = this.#options
+    const { credentials, allowUids, handler } = this.#context.options
     const { earlyFailures } = this.#context
     const what = peerOf(socket)
     const { origin, refusal } = admissionOf(socket, credentials === undefined ? allowUids : undefined)
@@ -182,7 +180,7 @@ class CacheServer {
   /** Adds a link to the table of connections and serves it. `count`: the sockets that carry it. */
   #serve(link: Link, origin: string, more: Partial<ConnectionPolicy> = {}, count = 1): Connection {
     // The cache's own socket speaks our wire in any case.
-    const handle = more.trusted ? handleConnection : (this.#options.handler ?? handleConnection)
+    const handle = more.trusted ? handleConnection : (this.#context.options.handler ?? handleConnection)
     const targetLink = openTargetLink(link)
     const connection = this.#connections.add(origin, (reason) => targetLink.link.destroy(reason), count)
     void handle(targetLink, this.#context, { connection, origin, ...more }).finally(() => connection.leave())

@@ -11,17 +11,15 @@ import { HOLD_DIRECTORY } from '../defaults.ts'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Report } from '../progress.ts'
-import type { Link } from '../stream/link.ts'
-import { type DeliveredVerdict, deliverAndForget } from './deliver-verdict.ts'
+import { type DeliveredVerdict, type DeliverOptions, deliverAndForget } from './deliver-verdict.ts'
 import { outcomeOf, reportOutcome, tasksRunOnFault } from './outcome.ts'
 import { type HandoverOptions, handOver } from './source.ts'
 import { type PendingVerdict, readPendingVerdicts, verdictFor } from './verdict-log.ts'
 
 /** How a command reaches the target, and where it writes verdicts down. */
-export interface RouteOptions {
+export interface RouteOptions extends Pick<DeliverOptions, 'connect' | 'report'> {
   /** The directory of the verdicts; `HOLD_DIRECTORY`, which goes when it is empty, if undefined. */
   directory: string | undefined
-  connect: (signal: AbortSignal) => Promise<Link>
   /**
    * The command line by which a user has a verdict delivered. `dir`: the option that names the directory, if it was
    * named.
@@ -29,7 +27,6 @@ export interface RouteOptions {
   settleCommand: (dir: string, id: SnapshotId) => string
   /** The target stores images that nobody has restored yet. */
   storesImages: boolean
-  report: Report
   /** How long the target may take, from the last image to its answer. */
   timeoutMs: number
   signal: AbortSignal
@@ -65,8 +62,7 @@ export async function handOverOnce(
   const begun = performance.now()
   const end = await handOver(criu, { ...options, leaves: false, directory, connect, timeoutMs, signal })
   if ('reason' in end) {
-    const moved = end.pending !== undefined && (await settleFailed(end.pending, route))
-    if (moved) return
+    if (end.pending !== undefined && (await settleFailed(end.pending, route))) return
     throw end.reason
   }
   const { snapshot, verdict, fate, pending } = end
@@ -114,14 +110,14 @@ const CRIU_PATIENCE_MS = 10_000
 const HURRY_MS = 2000
 
 async function deliverInTime(pending: PendingVerdict, route: TargetRoute): Promise<DeliveredVerdict> {
-  const { connect, signal, timeoutMs, report } = route
+  const { signal, timeoutMs } = route
   const late = new AbortController()
   const timers = [setTimeout(() => late.abort(), timeoutMs)]
   const onSignal = (): void => void timers.push(setTimeout(() => late.abort(), HURRY_MS))
   if (signal.aborted) onSignal()
   else signal.addEventListener('abort', onSignal, { once: true })
   try {
-    return await deliverAndForget(pending, { connect, report, signal: late.signal })
+    return await deliverAndForget(pending, { ...route, signal: late.signal })
   } catch (error) {
     throw late.signal.aborted ? undeliveredFault(pending, route) : error
   } finally {

@@ -10,7 +10,6 @@ import { openWorkDir, type PrivateDirectory, removeIfEmpty, type WorkDir } from 
 import { HOLD_DIRECTORY } from '../defaults.ts'
 import { Fault } from '../fault.ts'
 import type { Until } from '../format/enums.ts'
-import type { Frame } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { refusalOf } from '../format/refusal.ts'
 import { acceptUnix } from '../kernel/unix.ts'
@@ -30,8 +29,8 @@ export interface HandoverOffer {
   until: Until
   reader: FrameReader
   writer: FrameWriter
-  /** Sends `sealed`, where that was put off. */
-  seal: () => Promise<void>
+  /** Tells the source that the tasks are held: by `ready`, or by `sealed`, which was put off then. */
+  agree: () => Promise<void>
 }
 
 const verdicts = accepting('verdict')
@@ -69,7 +68,7 @@ export class RestoreHolder {
     this.#options = options
     this.#handover = new TargetHandover(offer.id, this.#outcome.resolve)
     this.#handover.watcher = {
-      ready: () => this.#sayReady(),
+      ready: () => void offer.agree().catch(() => {}),
       refused: (fault) => this.#refuse(fault),
       settled() {},
     }
@@ -149,17 +148,9 @@ export class RestoreHolder {
     if (state !== 'running' && state !== 'reviving') this.#stop.abort(reason)
   }
 
-  #sayReady(): void {
-    if (this.#offer.until === 'sealed') this.#offer.seal().catch(() => {})
-    else this.#say({ type: 'ready' })
-  }
-
   #refuse(fault: Fault): void {
-    this.#say({ type: 'refused', code: refusalOf(fault), reason: fault.message })
-  }
-
-  #say(frame: Frame): void {
-    this.#offer.writer.send(frame).catch(() => {})
+    const { writer } = this.#offer
+    writer.send({ type: 'refused', code: refusalOf(fault), reason: fault.message }).catch(() => {})
   }
 
   #reportUndecided(): void {
