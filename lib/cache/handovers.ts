@@ -217,7 +217,7 @@ export class Handovers {
     } catch (fault) {
       report({ event: 'failed', what: `the hand-over of ${id}`, fault: fault as Fault })
     }
-    handover.watcher?.settled()
+    handover.watcher?.settled?.()
     return fate
   }
 

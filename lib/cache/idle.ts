@@ -10,11 +10,6 @@ export function openIdleTimer(onIdle: () => void, { least = 100, ms = 5000 } = {
   let total = 0
   let timer: NodeJS.Timeout | undefined
 
-  function becomeIdle(): void {
-    total = 0
-    onIdle()
-  }
-
   return {
     /** A connection or a task has begun. */
     came(): void {
@@ -25,7 +20,11 @@ export function openIdleTimer(onIdle: () => void, { least = 100, ms = 5000 } = {
     /** It is over. */
     left(): void {
       present--
-      if (present === 0 && total >= least) timer = setTimeout(becomeIdle, ms).unref()
+      if (present > 0 || total < least) return
+      timer = setTimeout(() => {
+        total = 0
+        onIdle()
+      }, ms).unref()
     },
   }
 }

@@ -29,7 +29,7 @@ import type { Tuning } from '../stream/tuning.ts'
 import { abortWith, defer, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 import { tasksRunOnFault } from './outcome.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './state-machine.ts'
-import { readAnswers, type TargetAnswers, whenSealed } from './target-answers.ts'
+import { readAnswers, type TargetAnswers } from './target-answers.ts'
 import {
   forgetVerdict,
   markLetGo,
@@ -299,7 +299,7 @@ class SourceHandover {
   async #agree(snapshot: Snapshot): Promise<void> {
     const { until } = this.#options
     const answers = await this.#answers
-    const agreed = whenSealed(answers, snapshot).then(() => (until === 'running' ? answers.ready : undefined))
+    const agreed = answers.whenSealed(snapshot).then(() => (until === 'running' ? answers.ready : undefined))
     await this.#inTime(agreed, `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`)
   }
 

@@ -70,7 +70,6 @@ export class RestoreHolder {
     this.#handover.watcher = {
       ready: () => void offer.agree().catch(() => {}),
       refused: (fault) => this.#refuse(fault),
-      settled() {},
     }
     this.#control = openWorkDir(options.directory ?? HOLD_DIRECTORY, holdSocket(offer.id))
     this.#secret = restoreDirectory(this.#control.path)

@@ -49,8 +49,12 @@ export function readAnswers(reader: FrameReader, greeted: boolean, dedup?: Dedup
     async taken(images: number): Promise<void> {
       while (acks < images) await answered.wait()
     },
-    /** The digest of what it has sealed. */
-    sealed: sealed.promise,
+    /** Resolves when the target has sealed what was sent. Throws `DIGEST` where it has sealed something else. */
+    async whenSealed(sent: { digest: bigint }): Promise<void> {
+      const digest = await sealed.promise
+      if (digest === sent.digest) return
+      throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
+    },
     ready: ready.promise,
     fate: fate.promise,
     reserved: reserved.promise,
@@ -60,10 +64,3 @@ export function readAnswers(reader: FrameReader, greeted: boolean, dedup?: Dedup
 }
 
 export type TargetAnswers = ReturnType<typeof readAnswers>
-
-/** Resolves when the target has sealed what was sent. Throws `DIGEST` where it has sealed something else. */
-export async function whenSealed({ sealed }: TargetAnswers, sent: { digest: bigint }): Promise<void> {
-  const digest = await sealed
-  if (digest === sent.digest) return
-  throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
-}

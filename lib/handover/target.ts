@@ -14,7 +14,7 @@ export interface SourceWatcher {
   ready(): void
   refused(reason: Fault): void
   /** The verdict came, perhaps over another link. */
-  settled(): void
+  settled?(): void
 }
 
 /** What becomes of the images: the tasks run, or must not; or the images are an archive like any other. */
