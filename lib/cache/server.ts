@@ -74,11 +74,19 @@ class CacheServer {
   constructor(work: WorkDir, options: CacheOptions) {
     reapOrphans()
     this.#work = work
-    const { report } = options
+    const { report, timeoutMs, dedup } = options
     this.#pool = new Pool(options.maxMemory, options.reserve)
     const peerMemory = openPeerMemory(this.#pool)
     peerMemory.relief = () => this.#connections.relieve(true)
-    const snapshots = this.#openSnapshots(options)
+    const snapshots = new Snapshots(this.#pool, {
+      relieve: () => this.#connections.relieve(false),
+      idleMs: timeoutMs,
+      dedup,
+      onDropped(id, idleMs) {
+        const fault = new Fault('MEMORY', `no round came for ${(idleMs / 1000).toFixed(1)} s, and memory was needed`)
+        report({ event: 'failed', what: `the unfinished chain ${id}`, fault })
+      },
+    })
     this.#context = {
       snapshots,
       handovers: new Handovers(snapshots, options),
@@ -132,18 +140,6 @@ class CacheServer {
       this.#context.failures.close()
       this.#context.earlyFailures.close()
     }
-  }
-
-  #openSnapshots({ timeoutMs, dedup, report }: CacheOptions): Snapshots {
-    return new Snapshots(this.#pool, {
-      relieve: () => this.#connections.relieve(false),
-      idleMs: timeoutMs,
-      dedup,
-      onDropped(id, idleMs) {
-        const fault = new Fault('MEMORY', `no round came for ${(idleMs / 1000).toFixed(1)} s, and memory was needed`)
-        report({ event: 'failed', what: `the unfinished chain ${id}`, fault })
-      },
-    })
   }
 
   #createServer(): net.Server {
