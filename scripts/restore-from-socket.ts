@@ -6,8 +6,7 @@ import { commandName } from '../lib/command-name.ts'
 import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/commands/restore.ts'
 import { findCriu } from '../lib/criu/run.ts'
 import { HOLD_DIRECTORY } from '../lib/defaults.ts'
-import { giveManualVerdict } from '../lib/handover/manual-verdict.ts'
-import { holdSocket } from '../lib/handover/standalone-target.ts'
+import { giveManualVerdict, holdSocket } from '../lib/handover/manual-verdict.ts'
 import { checkNetwork, connectEndpoint, parseEndpoint, stdoutLink } from '../lib/stream/endpoint.ts'
 
 const command = { name: commandName('restore-from-socket'), usage: restoreUsage, options: restoreOptions }

@@ -10,13 +10,12 @@ import type { Frame, FrameOf } from '../format/frame-types.ts'
 import type { Holding, HoldingState } from '../format/holdings.ts'
 import { type SnapshotId, snapshotId } from '../format/names.ts'
 import { request } from '../handover/deliver-verdict.ts'
-import { giveManualVerdict } from '../handover/manual-verdict.ts'
+import { giveManualVerdict, manualCommand } from '../handover/manual-verdict.ts'
 import type { TargetState } from '../handover/state-machine.ts'
 import type { TargetHandover } from '../handover/target.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { unexpected } from '../stream/frames.ts'
 import { CACHE_SOCKET, type CacheContext } from './context.ts'
-import { manualCommand } from './handovers.ts'
 
 /** The state in the list of a snapshot whose hand-over is in this state. */
 const listedState: Record<TargetState, HoldingState> = {
@@ -30,12 +29,15 @@ const listedState: Record<TargetState, HoldingState> = {
   dropped: 'sealed',
 }
 
+/** States in which there are restored tasks that wait for a verdict, or a restore is at work. */
+const withTasks: readonly TargetState[] = ['restoring', 'holding', 'reviving']
+
 /** Everything that is held here, the oldest first; also a held restore whose images an earlier cache had. */
 function holdings({ snapshots, handovers }: Pick<CacheContext, 'snapshots' | 'handovers'>): Holding[] {
   const now = performance.now()
   const { all } = snapshots
   const stored = new Set(all.map(({ id }) => id))
-  const copies = handovers.all.filter(({ id, state }) => !stored.has(id) && hasTasks(state))
+  const copies = handovers.all.filter(({ id, state }) => !stored.has(id) && withTasks.includes(state))
   return [
     ...all.map(({ id, state, count, sink, since }) => ({
       ...{ id, count, bytes: sink.held, shared: sink.shared, seconds: (now - since) / 1000 },
@@ -52,11 +54,6 @@ function holdings({ snapshots, handovers }: Pick<CacheContext, 'snapshots' | 'ha
 function stateOf(handover: TargetHandover | undefined): HoldingState {
   if (handover === undefined) return 'sealed'
   return handover.taken && handover.state === 'owning' ? 'taken' : listedState[handover.state]
-}
-
-/** Whether there are restored tasks that wait for a verdict, or a restore is at work. */
-function hasTasks(state: TargetState): boolean {
-  return state === 'restoring' || state === 'holding' || state === 'reviving'
 }
 
 /**
@@ -99,25 +96,23 @@ function pinHolding(id: SnapshotId, pinned: boolean, context: CacheContext): voi
   snapshots.pinned.add(id)
 }
 
+/** Why it must not be dropped; undefined if it may. */
 function refusalFor({ id, state, pinned }: Holding, directory: string): string | undefined {
   if (pinned) return `snapshot ${id} is pinned: ${commandName('cache')} -D ${directory} --unpin ${id}`
-  switch (state) {
-    case 'arriving':
-      return `snapshot ${id} still arrives: its source can end that`
-    case 'undecided':
-    case 'held':
-      return `the verdict of snapshot ${id} is not known: ${manualCommand(directory, id)}`
-    case 'restoring':
-      return `snapshot ${id} is being restored, and may be the only copy of its process`
-    case 'owning':
-      return `the source of snapshot ${id} is gone, and these images are its process: restore it`
-    case 'sealed':
-    case 'retained':
-    case 'taken':
-    case 'leaving':
-    case 'chain':
-      return undefined
+  const undecided = `the verdict of snapshot ${id} is not known: ${manualCommand('cache', directory, id)}`
+  const reasons: Record<HoldingState, string | undefined> = {
+    arriving: `snapshot ${id} still arrives: its source can end that`,
+    undecided,
+    held: undecided,
+    restoring: `snapshot ${id} is being restored, and may be the only copy of its process`,
+    owning: `the source of snapshot ${id} is gone, and these images are its process: restore it`,
+    sealed: undefined,
+    retained: undefined,
+    taken: undefined,
+    leaving: undefined,
+    chain: undefined,
   }
+  return reasons[state]
 }
 
 /** Carries out a request of an operator, and returns the answer. Throws `MISSING` and `REFUSED`. */
@@ -134,27 +129,6 @@ export async function answerAdmin(frame: FrameOf<'list' | 'remove' | 'pin'>, con
   return { type: 'listed', total: all.length, holdings: all }
 }
 
-async function ask(directory: string, frame: Frame): Promise<Frame> {
-  const socket = connectWithin(directory, CACHE_SOCKET, `no cache runs in ${directory}`)
-  return request(fdLink(socket, 'the cache', 'socket'), frame)
-}
-
-async function listHoldings(directory: string): Promise<FrameOf<'listed'>> {
-  const answer = await ask(directory, { type: 'list' })
-  if (answer.type !== 'listed') throw unexpected(answer)
-  return answer
-}
-
-async function dropHolding(directory: string, id: SnapshotId): Promise<void> {
-  const answer = await ask(directory, { type: 'remove', id })
-  if (answer.type !== 'fate' || answer.fate !== 'dropped') throw unexpected(answer)
-}
-
-async function pin(directory: string, id: string, pinned: boolean): Promise<void> {
-  const answer = await ask(directory, { type: 'pin', id: snapshotId(id, 'USAGE'), pinned })
-  if (answer.type !== 'listed' || answer.holdings[0]?.pinned !== pinned) throw unexpected(answer)
-}
-
 /** The options of the command `cache` that ask a running cache for something. */
 interface AdminOptions {
   ls: boolean
@@ -164,6 +138,11 @@ interface AdminOptions {
   verdict?: Parameters<typeof giveManualVerdict>[2] | undefined
 }
 
+async function ask(directory: string, frame: Frame): Promise<Frame> {
+  const socket = connectWithin(directory, CACHE_SOCKET, `no cache runs in ${directory}`)
+  return request(fdLink(socket, 'the cache', 'socket'), frame)
+}
+
 /**
  * Asks the cache that runs in `directory` what the options ask for. Returns the list for `--ls`, and undefined if the
  * options ask for nothing: then the command is to run a cache. Throws what `connectWithin`, `removeHolding`,
@@ -171,13 +150,22 @@ interface AdminOptions {
  */
 export async function askCache(
   directory: string,
-  { ls, rm, pin: pinned, unpin, verdict }: AdminOptions,
+  { ls, rm, pin, unpin, verdict }: AdminOptions,
 ): Promise<FrameOf<'listed'> | 'done' | undefined> {
-  if (ls) return listHoldings(directory)
-  if (rm !== undefined) await dropHolding(directory, snapshotId(rm, 'USAGE'))
-  else if (pinned !== undefined) await pin(directory, pinned, true)
-  else if (unpin !== undefined) await pin(directory, unpin, false)
-  else if (verdict !== undefined) await giveManualVerdict(directory, CACHE_SOCKET, verdict)
+  const toPin = pin ?? unpin
+  if (ls) {
+    const answer = await ask(directory, { type: 'list' })
+    if (answer.type !== 'listed') throw unexpected(answer)
+    return answer
+  }
+  if (rm !== undefined) {
+    const answer = await ask(directory, { type: 'remove', id: snapshotId(rm, 'USAGE') })
+    if (answer.type !== 'fate' || answer.fate !== 'dropped') throw unexpected(answer)
+  } else if (toPin !== undefined) {
+    const pinned = pin !== undefined
+    const answer = await ask(directory, { type: 'pin', id: snapshotId(toPin, 'USAGE'), pinned })
+    if (answer.type !== 'listed' || answer.holdings[0]?.pinned !== pinned) throw unexpected(answer)
+  } else if (verdict !== undefined) await giveManualVerdict(directory, CACHE_SOCKET, verdict)
   else return undefined
   return 'done'
 }

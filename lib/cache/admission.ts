@@ -26,15 +26,11 @@ export function admissionOf(ends: Ends, uids: readonly number[] | undefined): Ad
   const { remoteAddress = '', remotePort = 0, localAddress = '', localPort = 0 } = ends
   const isLocal = isLoopback(remoteAddress) || isLoopback(localAddress)
   if (uids === undefined && !isLocal) return { origin: originOf(remoteAddress), refusal: undefined }
-  const uid = uidOf({
-    theirs: { address: remoteAddress, port: remotePort },
-    ours: { address: localAddress, port: localPort },
-  })
+  const theirs = { address: remoteAddress, port: remotePort }
+  const uid = uidOf({ theirs, ours: { address: localAddress, port: localPort } })
   const origin = uid === undefined ? 'users who have gone' : `user ${uid}`
-  if (uids === undefined || (uid !== undefined && [0, process.geteuid?.(), ...uids].includes(uid))) {
-    return { origin, refusal: undefined }
-  }
-  return { origin, refusal: refused(uid) }
+  const isAdmitted = uids === undefined || (uid !== undefined && [0, process.geteuid?.(), ...uids].includes(uid))
+  return { origin, refusal: isAdmitted ? undefined : refused(uid) }
 }
 
 /** Undefined where the owner cannot be seen: the client has gone, or we have no descriptor left for the look-up. */

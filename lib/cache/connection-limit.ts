@@ -79,20 +79,20 @@ const CHECK_MS = 250
 const LAST_WORD_MS = 500
 
 export class Connections {
-  readonly #limits: Required<Omit<ConnectionLimits, 'quiet'>>
-  readonly #quiet: IdleTimer | undefined
+  readonly #limits: ConnectionLimits & { stillMs: number; waitedMs: number }
   readonly #entries = new Set<Entry>()
   /** Runs while there are connections. */
   #timer: NodeJS.Timeout | undefined
 
-  constructor({ most, silentMs, stillMs = STILL_MS, waitedMs = WAITED_MS, quiet }: ConnectionLimits) {
-    this.#limits = { most, silentMs, stillMs, waitedMs }
-    this.#quiet = quiet
+  constructor(limits: ConnectionLimits) {
+    this.#limits = { stillMs: STILL_MS, waitedMs: WAITED_MS, ...limits }
   }
 
   /** Connections that have sent no frame yet, and all others. A striped link counts as many as it has sockets. */
   get counts(): { silent: number; answered: number } {
-    return { silent: this.#count(isSilent), answered: this.#count(isAnswered) }
+    const counts = { silent: 0, answered: 0 }
+    for (const entry of this.#entries) counts[isSilent(entry) ? 'silent' : 'answered'] += entry.count
+    return counts
   }
 
   /**
@@ -104,13 +104,13 @@ export class Connections {
     const [phase, since] = ['silent', performance.now()] as const
     const counters = { phase, limitMs: silentMs, since, bytes: 0 }
     const entry: Entry = { origin, count, ...counters, close, sendReason: undefined, releases: [] }
-    while (this.#count(isSilent) + count > most) {
+    while (this.counts.silent + count > most) {
       const oldest = this.#candidate(isSilent)
       if (oldest === undefined) break
       this.#drop(oldest, new Fault('LIMIT', 'the client said nothing, and others came'))
     }
     this.#entries.add(entry)
-    this.#quiet?.came()
+    this.#limits.quiet?.came()
     this.#timer ??= setInterval(() => this.#closeStill(), CHECK_MS).unref()
     return {
       onClose: (release) => void entry.releases.push(release),
@@ -149,16 +149,10 @@ export class Connections {
 
   #enter(entry: Entry, phase: Phase, limitMs: number): void {
     const { most } = this.#limits
-    while (isSilent(entry) && this.#count(isAnswered) + entry.count > most) {
+    while (isSilent(entry) && this.counts.answered + entry.count > most) {
       if (!this.relieve(true)) throw new Fault('LIMIT', `${most} connections are answered already`)
     }
     Object.assign(entry, { phase, limitMs, since: performance.now(), bytes: 0 })
-  }
-
-  #count(matches: (entry: Entry) => boolean): number {
-    let count = 0
-    for (const entry of this.#entries) if (matches(entry)) count += entry.count
-    return count
   }
 
   /** The connection to close: of the origin that has most of those that match, the one whose `since` is the oldest. */
@@ -183,7 +177,7 @@ export class Connections {
       clearInterval(this.#timer)
       this.#timer = undefined
     }
-    this.#quiet?.left()
+    this.#limits.quiet?.left()
     for (const release of entry.releases.splice(0)) release()
   }
 
@@ -215,8 +209,4 @@ export class Connections {
 
 function isSilent({ phase }: Entry): boolean {
   return phase === 'silent'
-}
-
-function isAnswered({ phase }: Entry): boolean {
-  return phase !== 'silent'
 }

@@ -73,19 +73,6 @@ export interface CacheContext {
   earlyFailures: FailureLog
 }
 
-/** The client at the other end of one connection. */
-export interface Peer {
-  /** The link that a sender may resume over another connection. */
-  targetLink: TargetLink
-  /** The same link; what passes is counted for the connection. */
-  link: Link
-  connection: Connection
-  reader: FrameReader
-  writer: FrameWriter
-  /** Memory that is held for the peer beside images. */
-  memory: Account
-}
-
 export interface ConnectionPolicy {
   /** Its entry in the table of connections. */
   connection: Connection
@@ -95,4 +82,16 @@ export interface ConnectionPolicy {
   trusted?: boolean
   /** It is a striped link already. */
   joined?: boolean
+}
+
+/** The client at the other end of one connection. */
+export interface Peer extends ConnectionPolicy {
+  /** The link that a sender may resume over another connection. */
+  targetLink: TargetLink
+  /** The same link; what passes is counted for the connection. */
+  link: Link
+  reader: FrameReader
+  writer: FrameWriter
+  /** Memory that is held for the peer beside images. */
+  memory: Account
 }

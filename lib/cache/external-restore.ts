@@ -10,7 +10,6 @@ import { peerPid } from '../kernel/unix.ts'
 import type { SealedSnapshot } from '../store/snapshots.ts'
 import type { Piece } from '../store/stored-image.ts'
 import type { CacheContext } from './context.ts'
-import type { AdmittedRestore } from './handovers.ts'
 
 /**
  * What the cache keeps for one such restore. A criu that runs our action script is held by a gate, and so may have its
@@ -20,10 +19,11 @@ export class ExternalRestore {
   /** Undefined where the criu cannot be seen from here. */
   readonly criu: Process | undefined
   readonly #context: CacheContext
-  #gate: Gate | undefined
-  #admitted: AdmittedRestore | undefined
   /** The snapshot that it gets, once it is chosen. */
-  #found: SealedSnapshot | undefined
+  found: SealedSnapshot | undefined
+  /** To be called when the criu takes no more images. Resolves when it is known whether its tasks run. */
+  finish = async (): Promise<void> => {}
+  #gate: Gate | undefined
   #release = (): void => {}
   /** By performance.now(): when it got its snapshot. */
   #begun = performance.now()
@@ -31,10 +31,6 @@ export class ExternalRestore {
   constructor(pid: number, context: CacheContext) {
     this.criu = openProcess(pid)
     this.#context = context
-  }
-
-  get found(): SealedSnapshot | undefined {
-    return this.#found
   }
 
   get canBeHeld(): boolean {
@@ -57,23 +53,18 @@ export class ExternalRestore {
     handovers.refuseIfRunning(options.id)
     if (!snapshots.has(options.id)) options.report({ event: 'waiting', what: options.id ?? what })
     const found = await find(this.canBeHeld)
-    this.#admitted = handovers.admit(found.id, this.#gate, this.criu)
-    this.#found = found
+    this.finish = handovers.admit(found.id, this.#gate, this.criu)
+    this.found = found
     this.#release = found.use()
     this.#begun = performance.now()
     return found
-  }
-
-  /** To be called when the criu takes no more images. Resolves when it is known whether its tasks run. */
-  async finish(): Promise<void> {
-    await this.#admitted?.finish()
   }
 
   /** Reports what the criu got, if it got a snapshot. */
   reportServed({ images, bytes }: Served): void {
     const { report } = this.#context.options
     const ms = performance.now() - this.#begun
-    if (this.#found !== undefined) report({ event: 'served', id: this.#found.id, images: images.length, bytes, ms })
+    if (this.found !== undefined) report({ event: 'served', id: this.found.id, images: images.length, bytes, ms })
   }
 
   close(): void {

@@ -4,14 +4,8 @@
  * peer can fill the disk with it.
  */
 import { Fault } from '../fault.ts'
+import { asFault } from '../format/refusal.ts'
 import type { Report } from '../progress.ts'
-
-export interface FailureLog {
-  /** `origin`: failures of one user or address are counted together. `what`: what failed, for the line in the log. */
-  tell(origin: string, what: string, fault: Error): void
-  /** Reports the counts that are not reported yet. */
-  close(): void
-}
 
 const SECOND_MS = 1000
 /** Origins that are told apart; all others are counted as one. */
@@ -28,7 +22,7 @@ interface Tally {
 }
 
 /** Writes at most `mostLines` lines a second for each origin. */
-export function openFailureLog(report: Report, mostLines = 1): FailureLog {
+export function openFailureLog(report: Report, mostLines = 1) {
   const tallies = new Map<string, Tally>()
   let timer: NodeJS.Timeout | undefined
 
@@ -40,8 +34,7 @@ export function openFailureLog(report: Report, mostLines = 1): FailureLog {
         // This line is the only one of the next second.
         Object.assign(tally, { reported: mostLines, counted: 0 })
         const what = `${counted} more ${counted === 1 ? 'connection' : 'connections'} of ${origin}`
-        const hint = last instanceof Fault ? last.hint : undefined
-        const code = last instanceof Fault ? last.code : 'IO'
+        const { code, hint } = asFault(last)
         report({ event: 'failed', what, fault: new Fault(code, `the last one: ${last.message}`, hint ? { hint } : {}) })
       }
     }
@@ -54,7 +47,8 @@ export function openFailureLog(report: Report, mostLines = 1): FailureLog {
   }
 
   return {
-    tell(origin, what, fault) {
+    /** `origin`: failures of one user or address are counted together. `what`: what failed, for the line in the log. */
+    tell(origin: string, what: string, fault: Error): void {
       const key = tallies.has(origin) || tallies.size < MOST_ORIGINS ? origin : OTHERS
       const tally = tallies.get(key) ?? { reported: 0, counted: 0, last: fault }
       tallies.set(key, tally)
@@ -67,9 +61,12 @@ export function openFailureLog(report: Report, mostLines = 1): FailureLog {
       tally.counted++
       tally.last = fault
     },
-    close() {
+    /** Reports the counts that are not reported yet. */
+    close(): void {
       reportCounts()
       stop()
     },
   }
 }
+
+export type FailureLog = ReturnType<typeof openFailureLog>

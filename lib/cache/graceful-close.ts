@@ -43,8 +43,8 @@ export async function linger(link: Link, send = (): Promise<void> => link.outlet
 }
 
 /** Refuses a TCP connection before anything of it is read: sends the reason and closes it, after at most 5 s. */
-export async function refuseSocket(socket: net.Socket, { message: reason }: Fault): Promise<void> {
-  const frames: Frame[] = [{ type: 'hello' }, { type: 'refused', code: 'REFUSED', reason }]
+export async function refuseSocket(socket: net.Socket, fault: Fault): Promise<void> {
+  const frames: Frame[] = [{ type: 'hello' }, refusedFrame(fault)]
   const closed = new Promise<void>((resolve) => void socket.once('close', () => resolve()))
   const timer = setTimeout(() => socket.destroy(), LINGER_MS)
   socket.on('error', () => {})

@@ -26,7 +26,7 @@ export async function handleConnection(
   context: CacheContext,
   policy: ConnectionPolicy,
 ): Promise<void> {
-  const { connection, origin, trusted = false } = policy
+  const { connection, origin, trusted } = policy
   const memory = context.peerMemory.open()
   connection.onClose(() => memory.close())
   const link = metered(targetLink.link, connection.moved)
@@ -48,7 +48,7 @@ export async function handleConnection(
     // A resumed link goes on in the entry of its first connection.
     if (frame.type !== 'resume') connection.enter('waiting')
     if (frame.type === 'snapshot' || frame.type === 'resume') what = `snapshot ${frame.id}`
-    await dispatch(frame, { targetLink, link, connection, reader, writer, memory }, context, policy)
+    await dispatch(frame, { ...policy, targetLink, link, reader, writer, memory }, context)
   } catch (error) {
     const fault = asFault(error)
     failures.tell(origin, what, closed ?? fault)
@@ -59,14 +59,9 @@ export async function handleConnection(
   }
 }
 
-async function dispatch(
-  frame: FirstFrame,
-  peer: Peer,
-  context: CacheContext,
-  { origin, trusted = false, joined = false }: ConnectionPolicy,
-): Promise<void> {
+async function dispatch(frame: FirstFrame, peer: Peer, context: CacheContext): Promise<void> {
   const { handovers, resumable, groups } = context
-  const { targetLink, reader, writer } = peer
+  const { targetLink, reader, writer, origin, trusted, joined } = peer
   switch (frame.type) {
     case 'snapshot':
       return receive(frame.id, peer, context)

@@ -4,7 +4,6 @@
  */
 
 import { timingSafeEqual } from 'node:crypto'
-import { commandName } from '../command-name.ts'
 import type { Gate } from '../criu/action-script.ts'
 import { followRestore, startRestore } from '../criu/restore.ts'
 import { checkCriuOptions } from '../criu/run.ts'
@@ -15,20 +14,15 @@ import type { Fate, Verdict } from '../format/enums.ts'
 import { NO_TOKEN } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { asFault } from '../format/refusal.ts'
+import { manualCommand } from '../handover/manual-verdict.ts'
 import { reportOutcome } from '../handover/outcome.ts'
 import { type RecoveredRestore, recoverRestores, restoreDirectory, restoreLabel } from '../handover/recover.ts'
-import { TargetHandover } from '../handover/target.ts'
+import { type ImagesOutcome, TargetHandover } from '../handover/target.ts'
 import type { Process } from '../kernel/process.ts'
 import type { Report } from '../progress.ts'
 import type { Snapshots } from '../store/snapshots.ts'
 import { accepting, type FrameReader, type FrameWriter } from '../stream/frames.ts'
 import { defer } from '../stream/wait.ts'
-
-/** A restore by a criu that somebody else started. */
-export interface AdmittedRestore {
-  /** To be called when CRIU has closed its socket. Resolves when it is known whether the tasks run. */
-  finish(): Promise<void>
-}
 
 /** A restore by a client on another host. */
 export interface RemoteRestore {
@@ -57,11 +51,6 @@ function unknownHere(id: SnapshotId): Fault {
   return new Fault('MISSING', `no snapshot ${id} waits for a verdict here`)
 }
 
-/** The command that gives a verdict to the cache in `directory`. */
-export function manualCommand(directory: string, id: SnapshotId): string {
-  return `${commandName('cache')} -D ${directory} --let-run ${id}, or --drop ${id}`
-}
-
 /** Throws where the socket of a restore could not be created later, when a source relies on it. */
 function checkRestoreDirectory(directory: string): void {
   const secret = restoreDirectory(directory)
@@ -83,8 +72,6 @@ export class Handovers {
   readonly #options: CacheRestoreOptions
   /** Every hand-over that is open, and the last ones that are over; the oldest first. */
   readonly #handovers = new Map<SnapshotId, TargetHandover>()
-  /** What a verdict on another link must show; `NO_TOKEN` where no other link may give one. */
-  readonly #tokens = new Map<SnapshotId, Buffer>()
 
   /**
    * Throws `USAGE` for criu options that a restore here cannot have, and `IO` where a restore could not get its socket.
@@ -111,13 +98,13 @@ export class Handovers {
    */
   add(id: SnapshotId, token: Buffer = NO_TOKEN): TargetHandover {
     const snapshots = this.#snapshots
-    this.#tokens.set(id, token)
-    const handover = new TargetHandover(id, (outcome) => {
+    const onSettled = (outcome: ImagesOutcome): void => {
       if (outcome === 'copied') snapshots.decide(id, true)
       else if (outcome === 'running' && (this.#options.keep || snapshots.pinned.has(id))) snapshots.decide(id, false)
       else snapshots.remove(id)
       this.#forgetOldest()
-    })
+    }
+    const handover = new TargetHandover(id, onSettled, token)
     this.#handovers.set(id, handover)
     return handover
   }
@@ -156,19 +143,21 @@ export class Handovers {
 
   /**
    * Lets a criu that somebody else started restore the snapshot; `gate` holds it until the verdict. Without a gate it
-   * cannot be seen whether its tasks run, so the images stay. Throws `EXISTS` where another restore is at work.
+   * cannot be seen whether its tasks run, so the images stay. Throws `EXISTS` where another restore is at work. The
+   * returned function is to be called when CRIU has closed its socket; it resolves when it is known whether the tasks
+   * run.
    */
-  admit(id: SnapshotId, gate: Gate | undefined, criu: Process | undefined): AdmittedRestore {
-    const handover = this.#handovers.get(id)
-    if (handover === undefined || this.#isPlain(handover)) {
+  admit(id: SnapshotId, gate?: Gate, criu?: Process): () => Promise<void> {
+    const handover = this.#withVerdict(id)
+    if (handover === undefined) {
       gate?.held.then(() => gate.open()).catch(() => {})
-      return { finish: async () => void (gate && (await criu?.ended)) }
+      return async () => void (gate && (await criu?.ended))
     }
-    if (gate !== undefined) gate.label(this.#label(id))
+    gate?.label(restoreLabel(id, handover.token))
     handover.restore()
     if (gate === undefined) {
       handover.taken = true
-      return { finish: async () => handover.restoreFailed(new Fault('CRIU', 'not held')) }
+      return async () => handover.restoreFailed(new Fault('CRIU', 'not held'))
     }
     const followed = followRestore(gate, criu ?? { pid: 0, ended: Promise.resolve() })
     const atGate = (): void => {
@@ -176,11 +165,9 @@ export class Handovers {
       handover.restored(followed)
     }
     gate.held.then(atGate).catch(() => {})
-    return {
-      finish: async () => {
-        if (!(await followed.runs))
-          this.#restoreFailed(handover, new Fault('CRIU', `the criu that restored ${id} failed`))
-      },
+    return async () => {
+      if (!(await followed.runs))
+        this.#restoreFailed(handover, new Fault('CRIU', `the criu that restored ${id} failed`))
     }
   }
 
@@ -189,8 +176,8 @@ export class Handovers {
    * snapshot without a hand-over, or whose hand-over is over. Throws `EXISTS` where another restore is at work.
    */
   remote(id: SnapshotId, writer: FrameWriter): RemoteRestore | undefined {
-    const handover = this.#handovers.get(id)
-    if (handover === undefined || this.#isPlain(handover)) return undefined
+    const handover = this.#withVerdict(id)
+    if (handover === undefined) return undefined
     handover.restore()
     const runs = defer<boolean>()
     const send = (verdict: Verdict) => () =>
@@ -214,7 +201,7 @@ export class Handovers {
 
   /** Throws `MISSING` unless the token is that of the hand-over: the same fault as for an unknown snapshot. */
   checkToken(id: SnapshotId, token: Buffer): void {
-    const own = this.#tokens.get(id) ?? NO_TOKEN
+    const own = this.#handovers.get(id)?.token ?? NO_TOKEN
     if (!own.equals(NO_TOKEN) && own.length === token.length && timingSafeEqual(own, token)) return
     throw unknownHere(id)
   }
@@ -230,8 +217,14 @@ export class Handovers {
     } catch (fault) {
       report({ event: 'failed', what: `the hand-over of ${id}`, fault: fault as Fault })
     }
-    handover.watcher?.settled()
+    handover.watcher?.settled?.()
     return fate
+  }
+
+  /** Reports that a person may have to give the verdict. */
+  reportUndecided(id: SnapshotId): void {
+    const { directory, report } = this.#options
+    report({ event: 'undecided', id, how: manualCommand('cache', directory, id) })
   }
 
   #expect(id: SnapshotId): TargetHandover {
@@ -240,13 +233,14 @@ export class Handovers {
     return handover
   }
 
-  #label(id: SnapshotId): string {
-    return restoreLabel(id, this.#tokens.get(id))
-  }
-
-  /** Whether its images are like those of any other snapshot: nothing depends on who restores them. */
-  #isPlain({ id, state }: TargetHandover): boolean {
-    return state === 'dropped' || (state === 'running' && this.#snapshots.has(id))
+  /**
+   * The hand-over that a restore of the snapshot takes part in; undefined where its images are like those of any other
+   * snapshot, and nothing depends on who restores them.
+   */
+  #withVerdict(id: SnapshotId): TargetHandover | undefined {
+    const handover = this.#handovers.get(id)
+    const isOver = handover?.state === 'dropped' || (handover?.state === 'running' && this.#snapshots.has(id))
+    return isOver ? undefined : handover
   }
 
   #forgetOldest(): void {
@@ -254,7 +248,6 @@ export class Handovers {
       if (this.#handovers.size <= MOST_REMEMBERED) return
       if (state !== 'running' && state !== 'dropped') continue
       this.#handovers.delete(id)
-      this.#tokens.delete(id)
     }
   }
 
@@ -264,18 +257,12 @@ export class Handovers {
     handover.restoreFailed(reason)
   }
 
-  #reportUndecided(id: SnapshotId): void {
-    const { directory, report } = this.#options
-    report({ event: 'undecided', id, how: manualCommand(directory, id) })
-  }
-
-  async #adopt({ id, token, held, ended, remove }: RecoveredRestore): Promise<void> {
+  async #adopt({ id, token, held, finish }: RecoveredRestore): Promise<void> {
     const handover = this.add(id, token)
     handover.restore()
     handover.restored(held)
-    this.#reportUndecided(id)
-    await ended
-    remove()
+    this.reportUndecided(id)
+    await finish()
   }
 
   async #start(handover: TargetHandover, criu: string, criuOptions: readonly string[]): Promise<void> {
@@ -292,7 +279,7 @@ export class Handovers {
     const stop = new AbortController()
     const stopped = (): void => {
       if (handover.state === 'restoring') stop.abort(signal.reason)
-      else this.#reportUndecided(id)
+      else this.reportUndecided(id)
     }
     signal.addEventListener('abort', stopped)
     try {
@@ -301,7 +288,7 @@ export class Handovers {
       const found = await this.#snapshots.find(id, 0, undefined, { early: true })
       release = found.use()
       const restore = startRestore(criu, criuOptions, found.images, work, {
-        hold: { label: this.#label(id), gates: work.path },
+        hold: { label: restoreLabel(id, handover.token), gates: work.path },
         signal: stop.signal,
         ...(releaseEarly && { onTaken: (piece) => found.release(piece) }),
       })

@@ -3,7 +3,6 @@ import { setImmediate as yieldToOthers } from 'node:timers/promises'
 import { warmUp } from '../criu/warm-up.ts'
 import { Fault } from '../fault.ts'
 import { digestWords } from '../format/digest.ts'
-import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { LONGEST_RECALLED } from '../format/page-digest.ts'
 import type { TargetState } from '../handover/state-machine.ts'
@@ -17,7 +16,6 @@ import type { Snapshot } from '../stream/summary.ts'
 import { defer } from '../stream/wait.ts'
 import type { CacheContext, Peer } from './context.ts'
 import { linger, refusedFrame } from './graceful-close.ts'
-import { manualCommand } from './handovers.ts'
 
 /** What a source may send when its snapshot is sealed. */
 const lastFrames = accepting('verdict', 'failed')
@@ -39,25 +37,18 @@ const SETTLED_MS = 1000
  */
 export async function receive(id: SnapshotId, peer: Peer, context: CacheContext): Promise<void> {
   const { writer, connection } = peer
-  const { digest, until } = await receiveImages(id, peer, context)
+  const { digest, handover } = await receiveImages(id, peer, context)
   connection.enter('waiting')
-  const handover = context.handovers.get(id)
-  if (handover === undefined || until === undefined) return writer.send({ type: 'sealed', digest })
+  if (handover === undefined) return writer.send({ type: 'sealed', digest })
   await awaitVerdict(handover, digest, peer, context)
 }
 
-/** What receiving made known, beside the images. */
-interface Received {
-  digest: bigint
-  /** How far the source waits for us, if it hands over a process. */
-  until: Until | undefined
-}
-
+/** Returns the digest of the snapshot, and its hand-over if the source hands over a process. */
 async function receiveImages(
   id: SnapshotId,
   { targetLink, link, connection, reader, writer, memory }: Peer,
   { snapshots, handovers, options, resumable, incomingRounds }: CacheContext,
-): Promise<Received> {
+): Promise<{ digest: bigint; handover: TargetHandover | undefined }> {
   const { report, timeoutMs } = options
   const begun = performance.now()
   handovers.refuseIfOpen(id)
@@ -66,7 +57,7 @@ async function receiveImages(
   connection.enter('moving', timeoutMs)
   const over = defer<void>()
   let round: number | undefined
-  let until: Until | undefined
+  let handsOver = false
   let token: Buffer | undefined
   try {
     const snapshot = await receiveSnapshot(reader, warmingUp(incoming), {
@@ -78,8 +69,8 @@ async function receiveImages(
       onRecall: (from) => answerRecall(incoming, from, { writer, memory }).catch((error: Error) => link.destroy(error)),
       onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
       onReserved: (offset) => writer.send({ type: 'reserved', offset }),
-      onHandOver(wanted, shown) {
-        until = wanted
+      onHandOver(_until, shown) {
+        handsOver = true
         token = shown
         if (token === undefined) return
         targetLink.outlive(token, timeoutMs, memory)
@@ -96,10 +87,10 @@ async function receiveImages(
       },
     })
     await incoming.complete()
-    if (until !== undefined) handovers.add(id, token)
-    incoming.seal(until !== undefined)
+    const handover = handsOver ? handovers.add(id, token) : undefined
+    incoming.seal(handover !== undefined)
     reportSealed(report, id, snapshot, begun, round)
-    return { digest: snapshot.digest, until }
+    return { digest: snapshot.digest, handover }
   } finally {
     incoming.drop()
     if (incomingRounds.get(id)?.link === link) incomingRounds.delete(id)
@@ -121,7 +112,7 @@ async function awaitVerdict(
   handover: TargetHandover,
   digest: bigint,
   { reader, writer, link }: Peer,
-  { handovers, options: { directory, report } }: CacheContext,
+  { handovers }: CacheContext,
 ): Promise<void> {
   const { id } = handover
   handover.watcher = {
@@ -148,7 +139,7 @@ async function awaitVerdict(
     await linger(link)
   } finally {
     handover.watcher = undefined
-    if (!settled.includes(handover.state)) report({ event: 'undecided', id, how: manualCommand(directory, id) })
+    if (!settled.includes(handover.state)) handovers.reportUndecided(id)
   }
 }
 
@@ -157,13 +148,12 @@ async function answerRecall(
   from: number,
   { writer, memory }: Pick<Peer, 'writer' | 'memory'>,
 ): Promise<void> {
-  const nothing = { offers: false, total: 0, digests: new Uint32Array() }
+  if (offer === undefined) return writer.send({ type: 'recalled', offers: false, total: 0, digests: new Uint32Array() })
   // The digests are held twice: as numbers, and as the frame that is made of them.
-  const bytes = offer === undefined ? 0 : 2 * LONGEST_RECALLED
+  const bytes = 2 * LONGEST_RECALLED
   memory.add(bytes)
   try {
-    const answer = offer === undefined ? nothing : { offers: true, ...(await offer.recall(from)) }
-    await writer.send({ type: 'recalled', ...answer })
+    await writer.send({ type: 'recalled', offers: true, ...(await offer.recall(from)) })
   } finally {
     memory.add(-bytes)
   }

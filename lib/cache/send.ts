@@ -6,7 +6,7 @@ import { accepting } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { sendSnapshot } from '../stream/send.ts'
 import type { CacheContext, Peer } from './context.ts'
-import type { AdmittedRestore, RemoteRestore } from './handovers.ts'
+import type { RemoteRestore } from './handovers.ts'
 
 /** Larger windows are sent without a copy. */
 const LARGEST_GATHERED = 2 ** 16
@@ -34,12 +34,12 @@ export async function sendStored(
   const snapshot = await snapshots.find(id, timeoutMs, left.signal, { early: canHold })
   const release = snapshot.use()
   let remote: RemoteRestore | undefined
-  let admitted: AdmittedRestore | undefined
+  let finish: (() => Promise<void>) | undefined
   try {
     connection.enter('moving', limitMs)
     memory.add(GATHERED_BYTES)
     if (canHold) remote = handovers.remote(snapshot.id, writer)
-    else admitted = handovers.admit(snapshot.id, undefined, undefined)
+    else finish = handovers.admit(snapshot.id)
     const begun = performance.now()
     const until = remote === undefined ? undefined : 'running'
     const reserve = [...snapshot.images.values()].reduce((sum, { size }) => sum + size, 0)
@@ -56,7 +56,7 @@ export async function sendStored(
     throw error
   } finally {
     release()
-    await admitted?.finish()
+    await finish?.()
   }
 }
 
@@ -65,13 +65,12 @@ function* gathered(pieces: Iterable<Piece>): Generator<Uint8Array> {
   let buffer: Buffer | undefined
   let filled = 0
   for (const { window } of pieces) {
-    if (filled > 0 && filled + window.length > GATHERED_BYTES && buffer !== undefined) {
+    const isLarge = window.length > LARGEST_GATHERED
+    if (buffer !== undefined && filled > 0 && (isLarge || filled + window.length > GATHERED_BYTES)) {
       yield buffer.subarray(0, filled)
       filled = 0
     }
-    if (window.length > LARGEST_GATHERED) {
-      if (filled > 0 && buffer !== undefined) yield buffer.subarray(0, filled)
-      filled = 0
+    if (isLarge) {
       yield window
       continue
     }
@@ -79,7 +78,7 @@ function* gathered(pieces: Iterable<Piece>): Generator<Uint8Array> {
     buffer.set(window, filled)
     filled += window.length
   }
-  if (filled > 0 && buffer !== undefined) yield buffer.subarray(0, filled)
+  if (buffer !== undefined && filled > 0) yield buffer.subarray(0, filled)
 }
 
 /** Stored images as a source, so that a snapshot can be sent on. */

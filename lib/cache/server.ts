@@ -62,7 +62,6 @@ export async function runCache(options: CacheOptions): Promise<never> {
 }
 
 class CacheServer {
-  readonly #options: CacheOptions
   readonly #work: WorkDir
   readonly #connections = new Connections({
     most: MOST_LINKS,
@@ -75,12 +74,19 @@ class CacheServer {
   constructor(work: WorkDir, options: CacheOptions) {
     reapOrphans()
     this.#work = work
-    this.#options = options
-    const { report } = options
+    const { report, timeoutMs, dedup } = options
     this.#pool = new Pool(options.maxMemory, options.reserve)
     const peerMemory = openPeerMemory(this.#pool)
     peerMemory.relief = () => this.#connections.relieve(true)
-    const snapshots = this.#openSnapshots()
+    const snapshots = new Snapshots(this.#pool, {
+      relieve: () => this.#connections.relieve(false),
+      idleMs: timeoutMs,
+      dedup,
+      onDropped(id, idleMs) {
+        const fault = new Fault('MEMORY', `no round came for ${(idleMs / 1000).toFixed(1)} s, and memory was needed`)
+        report({ event: 'failed', what: `the unfinished chain ${id}`, fault })
+      },
+    })
     this.#context = {
       snapshots,
       handovers: new Handovers(snapshots, options),
@@ -97,7 +103,8 @@ class CacheServer {
   }
 
   async run(): Promise<never> {
-    const { report, signal, openRestores, first, port } = this.#options
+    const { options } = this.#context
+    const { report, signal, openRestores, first, port } = options
     const server = this.#createServer()
     const own = openWorkDir(this.#work.path, CACHE_SOCKET)
     const script = join(this.#work.path, SCRIPT)
@@ -105,8 +112,8 @@ class CacheServer {
     const otherRestores = openRestores?.(script, this.#context)
     try {
       if (port !== undefined) {
-        const number = await listen(server, { ...this.#options, port })
-        report({ event: 'listening', at: `${this.#options.host}:${number}` })
+        const number = await listen(server, { ...options, port })
+        report({ event: 'listening', at: `${options.host}:${number}` })
       }
       report({ event: 'listening', at: join(this.#work.path, SERVE_SOCKET) })
       signal.addEventListener('abort', () => {
@@ -114,7 +121,7 @@ class CacheServer {
         own.remove(signal.reason as Error)
         otherRestores?.close()
       })
-      this.#options.onStatus?.(() => this.#reportStatus())
+      options.onStatus?.(() => this.#reportStatus())
       if (first !== undefined) this.#serve(first, 'whoever started us').enter('holding')
       report({ event: 'ready' })
       await Promise.all([
@@ -135,21 +142,8 @@ class CacheServer {
     }
   }
 
-  #openSnapshots(): Snapshots {
-    const { timeoutMs, dedup, report } = this.#options
-    return new Snapshots(this.#pool, {
-      relieve: () => this.#connections.relieve(false),
-      idleMs: timeoutMs,
-      dedup,
-      onDropped(id, idleMs) {
-        const fault = new Fault('MEMORY', `no round came for ${(idleMs / 1000).toFixed(1)} s, and memory was needed`)
-        report({ event: 'failed', what: `the unfinished chain ${id}`, fault })
-      },
-    })
-  }
-
   #createServer(): net.Server {
-    const { credentials } = this.#options
+    const { credentials } = this.#context.options
     const makeLink = linkMaker(credentials)
     const keepAlive = { keepAlive: true, keepAliveInitialDelay: 10_000 }
     const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true, ...keepAlive })
@@ -158,7 +152,7 @@ class CacheServer {
 
   /** Serves a TCP connection, if its client is admitted and proves its credentials. */
   async #connected(socket: net.Socket, makeLink: ReturnType<typeof linkMaker>): Promise<void> {
-    const { credentials, allowUids, handler } = this.#options
+    const { credentials, allowUids, handler } = this.#context.options
     const { earlyFailures } = this.#context
     const what = peerOf(socket)
     const { origin, refusal } = admissionOf(socket, credentials === undefined ? allowUids : undefined)
@@ -182,7 +176,7 @@ class CacheServer {
   /** Adds a link to the table of connections and serves it. `count`: the sockets that carry it. */
   #serve(link: Link, origin: string, more: Partial<ConnectionPolicy> = {}, count = 1): Connection {
     // The cache's own socket speaks our wire in any case.
-    const handle = more.trusted ? handleConnection : (this.#options.handler ?? handleConnection)
+    const handle = more.trusted ? handleConnection : (this.#context.options.handler ?? handleConnection)
     const targetLink = openTargetLink(link)
     const connection = this.#connections.add(origin, (reason) => targetLink.link.destroy(reason), count)
     void handle(targetLink, this.#context, { connection, origin, ...more }).finally(() => connection.leave())

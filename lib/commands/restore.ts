@@ -16,8 +16,8 @@ import type { Until, Verdict } from '../format/enums.ts'
 import type { FrameOf } from '../format/frame-types.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { refusalOf } from '../format/refusal.ts'
-import { giveVerdict } from '../handover/manual-verdict.ts'
-import { type HandoverOffer, holdSocket, RestoreHolder } from '../handover/standalone-target.ts'
+import { giveVerdict, holdSocket } from '../handover/manual-verdict.ts'
+import { type HandoverOffer, RestoreHolder } from '../handover/standalone-target.ts'
 import { acceptSpeaker } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
 import { directorySink } from '../store/directory.ts'
@@ -170,7 +170,7 @@ async function receiveFrom(
   let offer: HandoverOffer | undefined
   const onHandOver = (until: Until): void => {
     const writer = answer ?? greet(options.replyLink?.() ?? link)
-    offer = { id, until, reader, writer, seal: () => Promise.resolve() }
+    offer = { id, until, reader, writer, agree: () => writer.send({ type: 'ready' }) }
   }
   const { images, bytes, digest } = await receiveSnapshot(reader, sink, {
     onHandOver: options.holds === true ? onHandOver : undefined,
@@ -183,7 +183,7 @@ async function receiveFrom(
   options.report({ event: 'sealed', id, images: images.length, bytes, ms, digest: digestWords({ images, digest }) })
   const saySealed = async (): Promise<void> => (offer?.writer ?? answer)?.send({ type: 'sealed', digest })
   // A source that does not wait for `ready` must not let go before the tasks are held: nobody else has the images.
-  if (offer?.until === 'sealed') offer.seal = saySealed
+  if (offer?.until === 'sealed') offer.agree = saySealed
   else await saySealed()
   return { handOver: offer }
 }

@@ -1,10 +1,8 @@
 /** Delivers verdicts from a source to its target. A verdict stays on disk until the target has answered it. */
 import { setTimeout } from 'node:timers/promises'
-import { Fault, type FaultCode } from '../fault.ts'
+import { Fault } from '../fault.ts'
 import type { Fate, Verdict } from '../format/enums.ts'
-import { NO_TOKEN } from '../format/frame.ts'
-import type { Frame } from '../format/frame-types.ts'
-import type { SnapshotId } from '../format/names.ts'
+import type { Frame, FrameOf } from '../format/frame-types.ts'
 import type { Report } from '../progress.ts'
 import {
   accepting,
@@ -28,28 +26,12 @@ export interface DeliverOptions {
  * Delivers a verdict that the target does not know yet, and forgets it. Leaves it on disk and throws `MISSING` where
  * the tasks are gone and the target does not know the snapshot, or the signal's reason.
  */
-export async function deliverAndForget(
-  pending: PendingVerdict,
-  { connect, report, signal }: DeliverOptions,
-): Promise<DeliveredVerdict> {
+export async function deliverAndForget(pending: PendingVerdict, options: DeliverOptions): Promise<DeliveredVerdict> {
   const { id } = pending
-  report({ event: 'waiting', what: `the target, which must learn what became of snapshot ${id}` })
-  const delivered = await deliverVerdict(pending, connect, signal).catch((error: unknown) => {
-    throw error instanceof Fault && error.code === 'MISSING' ? unknownAtTarget(pending, error) : error
-  })
+  options.report({ event: 'waiting', what: `the target, which must learn what became of snapshot ${id}` })
+  const delivered = await deliver(pending, options)
   forgetVerdict(pending)
   return delivered
-}
-
-/**
- * The target may have restored the snapshot and forgotten it; it may also be another cache than before, or have lost
- * the copy when it was killed.
- */
-function unknownAtTarget({ id, path }: PendingVerdict, cause: Fault): Fault {
-  return new Fault('MISSING', `the process is gone from here, and the target does not know snapshot ${id}`, {
-    hint: `look whether it runs there: it may be lost; when you know, rm ${path}`,
-    cause,
-  })
 }
 
 export interface DeliveredVerdict {
@@ -61,16 +43,9 @@ const RETRY_MS = 300
 /** A connection over which no answer comes for so long is given up for a new one. */
 const TRY_MS = 10_000
 
-/**
- * Delivers the verdict over new connections until the target answers or `signal` is aborted. Returns the verdict, and
- * what became of the target's tasks. Throws `MISSING` if the target does not know the snapshot, and the signal's
- * reason.
- */
-export async function deliverVerdict(
-  pending: PendingVerdict,
-  connect: (signal: AbortSignal) => Promise<Link>,
-  signal: AbortSignal,
-): Promise<DeliveredVerdict> {
+/** Tries over new connections until the target answers or `signal` is aborted. */
+async function deliver(pending: PendingVerdict, { connect, signal }: DeliverOptions): Promise<DeliveredVerdict> {
+  const { id, path } = pending
   for (;;) {
     signal.throwIfAborted()
     const verdict = verdictFor(pending)
@@ -78,36 +53,36 @@ export async function deliverVerdict(
       if (verdict !== undefined) {
         const limit = AbortSignal.any([signal, AbortSignal.timeout(TRY_MS)])
         const token = Buffer.from(pending.token, 'hex')
-        return { verdict, fate: await sendVerdict(await connect(limit), { id: pending.id, token, verdict }, limit) }
+        return { verdict, fate: await sendVerdict(await connect(limit), { id, token, verdict }, limit) }
       }
-    } catch (error) {
-      if (!(error instanceof Fault || (error as Error).name === 'TimeoutError')) throw error
+    } catch (cause) {
+      if (!(cause instanceof Fault || (cause as Error).name === 'TimeoutError')) throw cause
+      const isUnknown = cause instanceof Fault && cause.code === 'MISSING'
       // The target never had all images, or has dropped them.
-      if (codeOf(error) === 'MISSING' && verdict === 'drop') return { verdict, fate: 'dropped' }
-      if (codeOf(error) === 'MISSING') throw error
+      if (isUnknown && verdict === 'drop') return { verdict, fate: 'dropped' }
+      // It may have restored the snapshot and forgotten it; it may also be another cache than before, or have lost the
+      // copy when it was killed.
+      if (isUnknown) {
+        throw new Fault('MISSING', `the process is gone from here, and the target does not know snapshot ${id}`, {
+          hint: `look whether it runs there: it may be lost; when you know, rm ${path}`,
+          cause,
+        })
+      }
     }
     await setTimeout(RETRY_MS, undefined, { signal }).catch(() => {})
   }
 }
 
-function codeOf(error: unknown): FaultCode | undefined {
-  return error instanceof Fault ? error.code : undefined
-}
-
-export interface VerdictMessage {
-  id: SnapshotId
-  verdict: Verdict
-  /** Proves that the verdict comes from the source. Not needed at a socket that only our own user can reach. */
-  token?: Buffer
-}
-
-/** Sends a verdict once, over a link that is closed afterwards. Throws the target's refusal, and `LINK`. */
+/**
+ * Sends a verdict once, over a link that is closed afterwards. Its token proves that it comes from the source; a socket
+ * that only our own user can reach takes `NO_TOKEN`. Throws the target's refusal, and `LINK`.
+ */
 export async function sendVerdict(
   link: Link,
-  { id, verdict, token = NO_TOKEN }: VerdictMessage,
+  verdict: Omit<FrameOf<'verdict'>, 'type'>,
   signal?: AbortSignal,
 ): Promise<Fate> {
-  const answer = await request(link, { type: 'verdict', verdict, token, id }, signal)
+  const answer = await request(link, { type: 'verdict', ...verdict }, signal)
   if (answer.type !== 'fate') throw unexpected(answer)
   return answer.fate
 }

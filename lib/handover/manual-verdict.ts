@@ -1,16 +1,35 @@
 /** Gives the verdict of a person, where the source cannot give it. */
 import { existsSync, rmSync } from 'node:fs'
 import { join, resolve } from 'node:path'
+import { commandName } from '../command-name.ts'
 import { connectWithin } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
 import type { Fate, Verdict } from '../format/enums.ts'
+import { NO_TOKEN } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import { sendVerdict } from './deliver-verdict.ts'
 import { type RecoveredRestore, recoverRestores } from './recover.ts'
-import { holdSocket } from './standalone-target.ts'
 import { TargetHandover } from './target.ts'
+
+/** The name of the socket at which restore-from-socket takes the verdict of a snapshot that it holds. */
+export function holdSocket(id: SnapshotId): string {
+  return `${id}.sock`
+}
+
+/**
+ * The command line by which a person gives the verdict, to a cache or to restore-from-socket. `directory`: its work
+ * directory, if one was named.
+ */
+export function manualCommand(
+  command: 'cache' | 'restore-from-socket',
+  directory: string | undefined,
+  id: SnapshotId,
+): string {
+  const dir = directory === undefined ? '' : ` -D ${directory}`
+  return `${commandName(command)}${dir} --let-run ${id}, or --drop ${id}`
+}
 
 /**
  * Gives the verdict to the holder that listens at the socket `name` in `directory`, or, where the holder is gone, to
@@ -33,19 +52,14 @@ export async function giveVerdict(
     if (name === holdSocket(id)) rmSync(join(place, name), { force: true })
     return decideOrphan(orphan, verdict)
   }
-  return sendVerdict(fdLink(socket, 'the holder', 'socket'), { id, verdict })
+  return sendVerdict(fdLink(socket, 'the holder', 'socket'), { id, verdict, token: NO_TOKEN })
 }
 
-async function decideOrphan({ id, held, ended, remove }: RecoveredRestore, verdict: Verdict): Promise<Fate> {
+async function decideOrphan({ id, held, finish }: RecoveredRestore, verdict: Verdict): Promise<Fate> {
   const handover = new TargetHandover(id, () => {})
   handover.restore()
   handover.restored(held)
-  try {
-    return await handover.decide(verdict)
-  } finally {
-    await ended
-    remove()
-  }
+  return handover.decide(verdict).finally(finish)
 }
 
 /**

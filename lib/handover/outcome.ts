@@ -42,13 +42,12 @@ export function tasksRunOnFault(): Fault {
 
 /** Reports the outcome. Throws `MISSING` where no process is left, and `EXISTS` where there are two. */
 export function reportOutcome(id: SnapshotId, { verdict, fate }: DeliveredVerdict, report: Report): void {
-  switch (outcomeOf(verdict, fate)) {
+  const outcome = outcomeOf(verdict, fate)
+  switch (outcome) {
     case 'moved':
     case 'stored':
-      report({ event: 'handed over', id, verdict: 'go', fate })
-      break
     case 'copied':
-      report({ event: 'handed over', id, verdict: 'copy', fate })
+      report({ event: 'handed over', id, verdict: outcome === 'copied' ? 'copy' : 'go', fate })
       break
     case 'stayed':
       report({ event: 'not handed over', id })

@@ -28,10 +28,8 @@ export interface RecoveredRestore {
   id: SnapshotId
   token: Buffer
   held: FollowedRestore
-  /** Resolves when its criu has ended. */
-  ended: Promise<void>
-  /** Removes its gate and directory, after `ended`. */
-  remove(): void
+  /** Waits until its criu has ended, and removes its gate and directory. */
+  finish: () => Promise<void>
 }
 
 /**
@@ -61,8 +59,8 @@ function recovered({ pid, gate, label }: OrphanedGate, directory?: PrivateDirect
     id: snapshotId(name),
     token: Buffer.from(token, 'hex'),
     held,
-    ended,
-    remove() {
+    async finish() {
+      await ended
       gate.remove()
       directory?.remove()
       criu?.close()

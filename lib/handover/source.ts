@@ -29,7 +29,7 @@ import type { Tuning } from '../stream/tuning.ts'
 import { abortWith, defer, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 import { tasksRunOnFault } from './outcome.ts'
 import { type SourceEvent, type SourceState, sourceAfter, verdictOf } from './state-machine.ts'
-import { readAnswers, type TargetAnswers, whenSealed } from './target-answers.ts'
+import { readAnswers, type TargetAnswers } from './target-answers.ts'
 import {
   forgetVerdict,
   markLetGo,
@@ -289,12 +289,9 @@ class SourceHandover {
    * Pages that were passed on by reference are unchanged if the target has them all while the tasks are still frozen.
    */
   async #checkStillFrozen(images: number): Promise<void> {
-    const end = async (): Promise<never> => {
-      await this.#tree?.fate
-      throw changedFault()
-    }
+    const ended = this.#tree?.fate.then(() => Promise.reject(changedFault()))
     const taken = Promise.all([this.#taken(images), this.#held])
-    await this.#inTime(Promise.race([taken, end()]), 'criu did not come to its post-dump')
+    await this.#inTime(Promise.race([taken, ended]), 'criu did not come to its post-dump')
     if (this.#tree?.frozen() !== true) throw changedFault()
   }
 
@@ -302,7 +299,7 @@ class SourceHandover {
   async #agree(snapshot: Snapshot): Promise<void> {
     const { until } = this.#options
     const answers = await this.#answers
-    const agreed = whenSealed(answers, snapshot).then(() => (until === 'running' ? answers.ready : undefined))
+    const agreed = answers.whenSealed(snapshot).then(() => (until === 'running' ? answers.ready : undefined))
     await this.#inTime(agreed, `the target did not ${until === 'sealed' ? 'seal the snapshot' : 'restore the tasks'}`)
   }
 
@@ -326,7 +323,8 @@ class SourceHandover {
       this.#refusal.catch((reason: unknown) => reason),
       setTimeout(this.#stuck ? 0 : ANSWER_MS, undefined, { ref: false }),
     ])
-    const reason = isLink(error) ? refusalOr(error, await lastWord) : error
+    const isLink = error instanceof Fault && error.code === 'LINK'
+    const reason = isLink ? refusalOr(error, await lastWord) : error
     this.#options.onFailed?.(reason as Error)
     // Closing the link with unread acks would reset it before the target has read that the dump failed.
     await lastWord
@@ -383,10 +381,6 @@ function changedFault(): Fault {
   return new Fault('CRIU', 'the tasks did not stay frozen while their pages were passed on', {
     hint: 'dump again; without --no-checksum pages are copied at once',
   })
-}
-
-function isLink(error: unknown): boolean {
-  return error instanceof Fault && error.code === 'LINK'
 }
 
 /** The target's refusal, if it has sent one before it closed the link: it says more than our broken write. */

@@ -11,45 +11,39 @@ import { HOLD_DIRECTORY } from '../defaults.ts'
 import { Fault } from '../fault.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { Report } from '../progress.ts'
-import type { Link } from '../stream/link.ts'
-import { type DeliveredVerdict, deliverAndForget } from './deliver-verdict.ts'
+import { type DeliveredVerdict, type DeliverOptions, deliverAndForget } from './deliver-verdict.ts'
 import { outcomeOf, reportOutcome, tasksRunOnFault } from './outcome.ts'
-import { type HandedOver, type HandoverOptions, handOver } from './source.ts'
+import { type HandoverOptions, handOver } from './source.ts'
 import { type PendingVerdict, readPendingVerdicts, verdictFor } from './verdict-log.ts'
 
 /** How a command reaches the target, and where it writes verdicts down. */
-export interface TargetRoute {
-  /** The directory of the verdicts. */
-  verdicts: string
-  connect: (signal: AbortSignal) => Promise<Link>
-  /** The command line by which a user has a verdict delivered. */
-  settleCommand: (id: SnapshotId) => string
+export interface RouteOptions extends Pick<DeliverOptions, 'connect' | 'report'> {
+  /** The directory of the verdicts; `HOLD_DIRECTORY`, which goes when it is empty, if undefined. */
+  directory: string | undefined
+  /**
+   * The command line by which a user has a verdict delivered. `dir`: the option that names the directory, if it was
+   * named.
+   */
+  settleCommand: (dir: string, id: SnapshotId) => string
   /** The target stores images that nobody has restored yet. */
   storesImages: boolean
-  report: Report
   /** How long the target may take, from the last image to its answer. */
   timeoutMs: number
   signal: AbortSignal
 }
 
-export interface RouteOptions extends Omit<TargetRoute, 'verdicts' | 'settleCommand'> {
-  /** The directory of the verdicts; `HOLD_DIRECTORY`, which goes when it is empty, if undefined. */
-  directory: string | undefined
-  /** `dir`: the option that names the directory, if it was named. */
-  settleCommand: (dir: string, id: SnapshotId) => string
+export interface TargetRoute extends RouteOptions {
+  /** The directory of the verdicts, which is there. */
+  verdicts: string
 }
 
 /** Calls `work` with a route. Throws `IO` and `USAGE` like `openDirectory`, and what `work` throws. */
-export async function withRoute(
-  { directory, settleCommand, ...others }: RouteOptions,
-  work: (route: TargetRoute) => Promise<void>,
-): Promise<void> {
-  const verdicts = openDirectory(directory ?? HOLD_DIRECTORY)
-  const dir = directory === undefined ? '' : ` -D ${directory}`
+export async function withRoute(options: RouteOptions, work: (route: TargetRoute) => Promise<void>): Promise<void> {
+  const verdicts = openDirectory(options.directory ?? HOLD_DIRECTORY)
   try {
-    await work({ ...others, verdicts, settleCommand: (id) => settleCommand(dir, id) })
+    await work({ ...options, verdicts })
   } finally {
-    if (directory === undefined) removeIfEmpty(verdicts)
+    if (options.directory === undefined) removeIfEmpty(verdicts)
   }
 }
 
@@ -68,15 +62,22 @@ export async function handOverOnce(
   const begun = performance.now()
   const end = await handOver(criu, { ...options, leaves: false, directory, connect, timeoutMs, signal })
   if ('reason' in end) {
-    const moved = end.pending !== undefined && (await settleFailed(end.pending, route))
-    if (moved) return
+    if (end.pending !== undefined && (await settleFailed(end.pending, route))) return
     throw end.reason
   }
-  const { images, bytes } = end.snapshot
+  const { snapshot, verdict, fate, pending } = end
+  const { images, bytes } = snapshot
   const ms = performance.now() - begun
-  if (end.verdict !== 'drop') report({ event: 'sent', id, images: images.length, bytes, ms, verified: true })
-  const delivered = isTold(end) ? end : await deliverInTime(end.pending, route)
-  concludeOnce(id, delivered, route)
+  if (verdict !== 'drop') report({ event: 'sent', id, images: images.length, bytes, ms, verified: true })
+  const delivered = fate === undefined ? await deliverInTime(pending, route) : { verdict, fate }
+  const outcome = outcomeOf(delivered.verdict, delivered.fate)
+  if (outcome === 'stored' && !route.storesImages) {
+    throw new Fault('CRIU', 'the process is gone from here, and does not run there: criu restore failed at its end', {
+      hint: 'it is lost, unless the target kept its images',
+    })
+  }
+  if (outcome === 'stayed') throw tasksRunOnFault()
+  reportOutcome(id, delivered, report)
   // The process runs there, whatever criu says at its end.
   await Promise.race([run.catch(() => {}), delay(CRIU_PATIENCE_MS, undefined, { ref: false })])
 }
@@ -97,25 +98,9 @@ async function settleFailed(pending: PendingVerdict, route: TargetRoute): Promis
   }
 }
 
-function isTold(end: HandedOver): end is HandedOver & DeliveredVerdict {
-  return end.fate !== undefined
-}
-
 /** Reports a verdict that could not be delivered, besides what the command itself throws. */
 function reportFailed(report: Report, id: SnapshotId, fault: Error): void {
   report({ event: 'failed', what: `the verdict of snapshot ${id}`, fault })
-}
-
-/** Reports the outcome of a hand-over that was agreed. Throws where the process does not run at the target. */
-function concludeOnce(id: SnapshotId, delivered: DeliveredVerdict, { storesImages, report }: TargetRoute): void {
-  const outcome = outcomeOf(delivered.verdict, delivered.fate)
-  if (outcome === 'stored' && !storesImages) {
-    throw new Fault('CRIU', 'the process is gone from here, and does not run there: criu restore failed at its end', {
-      hint: 'it is lost, unless the target kept its images',
-    })
-  }
-  if (outcome === 'stayed') throw tasksRunOnFault()
-  reportOutcome(id, delivered, report)
 }
 
 /** How long a criu whose tasks are gone may take to end. */
@@ -124,39 +109,38 @@ const CRIU_PATIENCE_MS = 10_000
 /** How long a target may take after a signal: a part of the time in which a command must end then. */
 const HURRY_MS = 2000
 
-async function deliverInTime(
-  pending: PendingVerdict,
-  { connect, settleCommand, signal, timeoutMs, report }: TargetRoute,
-): Promise<DeliveredVerdict> {
+async function deliverInTime(pending: PendingVerdict, route: TargetRoute): Promise<DeliveredVerdict> {
+  const { signal, timeoutMs } = route
   const late = new AbortController()
   const timers = [setTimeout(() => late.abort(), timeoutMs)]
   const onSignal = (): void => void timers.push(setTimeout(() => late.abort(), HURRY_MS))
   if (signal.aborted) onSignal()
   else signal.addEventListener('abort', onSignal, { once: true })
   try {
-    return await deliverAndForget(pending, { connect, report, signal: late.signal })
+    return await deliverAndForget(pending, { ...route, signal: late.signal })
   } catch (error) {
-    throw late.signal.aborted ? undeliveredFault(pending, settleCommand) : error
+    throw late.signal.aborted ? undeliveredFault(pending, route) : error
   } finally {
     for (const timer of timers) clearTimeout(timer)
     signal.removeEventListener('abort', onSignal)
   }
 }
 
-function undeliveredFault(pending: PendingVerdict, settleCommand: TargetRoute['settleCommand']): Fault {
+function undeliveredFault(pending: PendingVerdict, { directory, settleCommand }: TargetRoute): Fault {
   const { id } = pending
   const where = verdictFor(pending) === 'go' ? 'is gone from here' : 'runs on here'
+  const dir = directory === undefined ? '' : ` -D ${directory}`
   return new Fault(
     'LINK',
     `the process of snapshot ${id} ${where}, and the target, which may hold a copy, was not told`,
-    { hint: `tell it with: ${settleCommand(id)}` },
+    { hint: `tell it with: ${settleCommand(dir, id)}` },
   )
 }
 
 /** Reports the verdicts that commands which were killed could not deliver. */
-export function reportPendingVerdicts({ verdicts, settleCommand, report }: TargetRoute): void {
-  for (const pending of readPendingVerdicts(verdicts)) {
-    if (verdictFor(pending) !== undefined) reportFailed(report, pending.id, undeliveredFault(pending, settleCommand))
+export function reportPendingVerdicts(route: TargetRoute): void {
+  for (const pending of readPendingVerdicts(route.verdicts)) {
+    if (verdictFor(pending) !== undefined) reportFailed(route.report, pending.id, undeliveredFault(pending, route))
   }
 }
 

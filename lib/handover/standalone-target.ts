@@ -5,13 +5,11 @@
  */
 
 import { setTimeout } from 'node:timers/promises'
-import { commandName } from '../command-name.ts'
 import type { RestoreHold, RunningRestore } from '../criu/restore.ts'
 import { openWorkDir, type PrivateDirectory, removeIfEmpty, type WorkDir } from '../criu/work-directory.ts'
 import { HOLD_DIRECTORY } from '../defaults.ts'
 import { Fault } from '../fault.ts'
 import type { Until } from '../format/enums.ts'
-import type { Frame } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { refusalOf } from '../format/refusal.ts'
 import { acceptUnix } from '../kernel/unix.ts'
@@ -21,6 +19,7 @@ import { accepting, type FrameReader, type FrameWriter, unexpected } from '../st
 import type { Link } from '../stream/link.ts'
 import { defer } from '../stream/wait.ts'
 import { overLink } from './deliver-verdict.ts'
+import { holdSocket, manualCommand } from './manual-verdict.ts'
 import { restoreDirectory, restoreLabel } from './recover.ts'
 import { type ImagesOutcome, TargetHandover } from './target.ts'
 
@@ -30,13 +29,8 @@ export interface HandoverOffer {
   until: Until
   reader: FrameReader
   writer: FrameWriter
-  /** Sends `sealed`, where that was put off. */
-  seal: () => Promise<void>
-}
-
-/** The name of the socket at which the holder of a snapshot takes its verdict. */
-export function holdSocket(id: SnapshotId): string {
-  return `${id}.sock`
+  /** Tells the source that the tasks are held: by `ready`, or by `sealed`, which was put off then. */
+  agree: () => Promise<void>
 }
 
 const verdicts = accepting('verdict')
@@ -74,9 +68,8 @@ export class RestoreHolder {
     this.#options = options
     this.#handover = new TargetHandover(offer.id, this.#outcome.resolve)
     this.#handover.watcher = {
-      ready: () => this.#sayReady(),
+      ready: () => void offer.agree().catch(() => {}),
       refused: (fault) => this.#refuse(fault),
-      settled() {},
     }
     this.#control = openWorkDir(options.directory ?? HOLD_DIRECTORY, holdSocket(offer.id))
     this.#secret = restoreDirectory(this.#control.path)
@@ -154,31 +147,18 @@ export class RestoreHolder {
     if (state !== 'running' && state !== 'reviving') this.#stop.abort(reason)
   }
 
-  #sayReady(): void {
-    if (this.#offer.until === 'sealed') this.#offer.seal().catch(() => {})
-    else this.#say({ type: 'ready' })
-  }
-
   #refuse(fault: Fault): void {
-    this.#say({ type: 'refused', code: refusalOf(fault), reason: fault.message })
-  }
-
-  #say(frame: Frame): void {
-    this.#offer.writer.send(frame).catch(() => {})
+    const { writer } = this.#offer
+    writer.send({ type: 'refused', code: refusalOf(fault), reason: fault.message }).catch(() => {})
   }
 
   #reportUndecided(): void {
     const { id } = this.#offer
-    this.#options.report({ event: 'undecided', id, how: manualCommand(this.#options.directory, id) })
+    const { directory, report } = this.#options
+    report({ event: 'undecided', id, how: manualCommand('restore-from-socket', directory, id) })
   }
 }
 
 function notHereFault(): Fault {
   return new Fault('ABORTED', 'the source keeps the process: nothing of it runs here')
-}
-
-/** The command line by which a person gives the verdict. */
-function manualCommand(directory: string | undefined, id: SnapshotId): string {
-  const dir = directory === undefined ? '' : ` -D ${directory}`
-  return `${commandName('restore-from-socket')}${dir} --let-run ${id}, or --drop ${id}`
 }

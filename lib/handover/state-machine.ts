@@ -86,6 +86,14 @@ const target: Table<TargetState, TargetEvent> = {
   dropped: {},
 }
 
+const verdicts: Record<SourceState, Verdict | undefined> = {
+  offering: undefined,
+  'letting go': undefined,
+  gone: 'go',
+  resumed: 'drop',
+  copied: 'copy',
+}
+
 /** The source's next state; the same one where the event changes nothing. Pure. */
 export function sourceAfter(state: SourceState, event: SourceEvent): SourceState {
   return source[state][event] ?? state
@@ -96,17 +104,7 @@ export function targetAfter(state: TargetState, event: TargetEvent): TargetState
   return target[state][event] ?? state
 }
 
-/** The verdict of a source in this state; undefined while it is open. */
+/** The verdict of a source in this state; undefined while it is open. Pure. */
 export function verdictOf(state: SourceState): Verdict | undefined {
-  switch (state) {
-    case 'gone':
-      return 'go'
-    case 'resumed':
-      return 'drop'
-    case 'copied':
-      return 'copy'
-    case 'offering':
-    case 'letting go':
-      return undefined
-  }
+  return verdicts[state]
 }

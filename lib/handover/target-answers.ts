@@ -7,18 +7,6 @@ import type { DedupSender } from '../stream/dedup-send.ts'
 import { accepting, type FrameReader } from '../stream/frames.ts'
 import { defer } from '../stream/wait.ts'
 
-export interface TargetAnswers {
-  /** Resolves when the target has acknowledged so many images. */
-  taken(images: number): Promise<void>
-  /** The digest of what it has sealed. */
-  sealed: Promise<bigint>
-  ready: Promise<void>
-  fate: Promise<Fate>
-  reserved: Promise<void>
-  /** Never resolves; rejects when the target refuses or goes away. */
-  offer: Promise<never>
-}
-
 const greeting = accepting('hello')
 const answers = accepting('ack', 'sealed', 'ready', 'reserved', 'fate', 'refused')
 const answersAndOffers = accepting('ack', 'sealed', 'ready', 'reserved', 'fate', 'refused', 'recalled')
@@ -27,16 +15,14 @@ const answersAndOffers = accepting('ack', 'sealed', 'ready', 'reserved', 'fate',
  * Reads what the target answers. Each promise rejects when the target refuses, or closes the link. `greeted`: its
  * `hello` was read already. `dedup` gets the pages that the target offers.
  */
-export function readAnswers(reader: FrameReader, greeted: boolean, dedup?: DedupSender): TargetAnswers {
-  const [sealed, ready, fate, offer] = [defer<bigint>(), defer<void>(), defer<Fate>(), defer<never>()]
-  const reserved = defer<void>()
+export function readAnswers(reader: FrameReader, greeted: boolean, dedup?: DedupSender) {
+  const [sealed, ready, reserved] = [defer<bigint>(), defer<void>(), defer<void>()]
+  const [fate, offer] = [defer<Fate>(), defer<never>()]
   const refuse = (reason: unknown): void => {
     for (const wait of [sealed, ready, offer, reserved]) wait.reject(reason)
   }
-  const [answered, acks] = [openCondition(), { count: 0 }]
-  const taken = async (images: number): Promise<void> => {
-    while (acks.count < images) await answered.wait()
-  }
+  const answered = openCondition()
+  let acks = 0
   const listen = async (): Promise<void> => {
     const gone = (): Fault => new Fault('LINK', 'the target closed the link')
     if (!greeted && (await reader.next(greeting)) === undefined) throw gone()
@@ -50,7 +36,7 @@ export function readAnswers(reader: FrameReader, greeted: boolean, dedup?: Dedup
       else if (frame.type === 'recalled') dedup?.take(frame)
       // `fate` stays open: a target that refuses may still take a verdict.
       else if (frame.type === 'refused') refuse(new Fault(frame.code, `the target refused: ${frame.reason}`))
-      else acks.count++
+      else acks++
       answered.notify()
     }
   }
@@ -58,13 +44,23 @@ export function readAnswers(reader: FrameReader, greeted: boolean, dedup?: Dedup
     refuse(reason)
     fate.reject(reason)
   })
-  const [sealing, reserving] = [sealed.promise, reserved.promise]
-  return { taken, sealed: sealing, ready: ready.promise, fate: fate.promise, reserved: reserving, offer: offer.promise }
+  return {
+    /** Resolves when the target has acknowledged so many images. */
+    async taken(images: number): Promise<void> {
+      while (acks < images) await answered.wait()
+    },
+    /** Resolves when the target has sealed what was sent. Throws `DIGEST` where it has sealed something else. */
+    async whenSealed(sent: { digest: bigint }): Promise<void> {
+      const digest = await sealed.promise
+      if (digest === sent.digest) return
+      throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
+    },
+    ready: ready.promise,
+    fate: fate.promise,
+    reserved: reserved.promise,
+    /** Never resolves; rejects when the target refuses or goes away. */
+    offer: offer.promise,
+  }
 }
 
-/** Resolves when the target has sealed what was sent. Throws `DIGEST` where it has sealed something else. */
-export async function whenSealed({ sealed }: TargetAnswers, sent: { digest: bigint }): Promise<void> {
-  const digest = await sealed
-  if (digest === sent.digest) return
-  throw new Fault('DIGEST', `the target sealed ${hex64(digest)}, sent was ${hex64(sent.digest)}`)
-}
+export type TargetAnswers = ReturnType<typeof readAnswers>

@@ -5,6 +5,7 @@
 import type { HeldRestore } from '../criu/restore.ts'
 import { Fault } from '../fault.ts'
 import type { Fate, Verdict } from '../format/enums.ts'
+import { NO_TOKEN } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { type TargetEvent, type TargetState, targetAfter } from './state-machine.ts'
 
@@ -13,7 +14,7 @@ export interface SourceWatcher {
   ready(): void
   refused(reason: Fault): void
   /** The verdict came, perhaps over another link. */
-  settled(): void
+  settled?(): void
 }
 
 /** What becomes of the images: the tasks run, or must not; or the images are an archive like any other. */
@@ -22,6 +23,8 @@ export type ImagesOutcome = 'running' | 'dropped' | 'copied'
 /** A snapshot of a hand-over whose images are all here. */
 export class TargetHandover {
   readonly id: SnapshotId
+  /** What a verdict on another link must show; `NO_TOKEN` where no other link may give one. */
+  readonly token: Buffer
   /** When all images were here, by performance.now(). */
   readonly since = performance.now()
   watcher: SourceWatcher | undefined
@@ -35,8 +38,9 @@ export class TargetHandover {
   #copied = false
 
   /** `onSettled` is called when no restore works on the images any more. */
-  constructor(id: SnapshotId, onSettled: (outcome: ImagesOutcome) => void) {
+  constructor(id: SnapshotId, onSettled: (outcome: ImagesOutcome) => void, token: Buffer = NO_TOKEN) {
     this.id = id
+    this.token = token
     this.#onSettled = onSettled
   }
 

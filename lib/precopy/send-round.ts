@@ -16,7 +16,7 @@ import { type ImageName, INVENTORY, type SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { overLink } from '../handover/deliver-verdict.ts'
 import { onFirstImage } from '../handover/source.ts'
-import { readAnswers, whenSealed } from '../handover/target-answers.ts'
+import { readAnswers } from '../handover/target-answers.ts'
 import { listImages, piecesOf } from '../store/directory.ts'
 import { openCriuTimeout } from '../stream/criu-timeout.ts'
 import { DedupSender } from '../stream/dedup-send.ts'
@@ -100,10 +100,8 @@ export async function sendRound(chain: PreCopyChain, server: PageServer, options
       layer: nextLayer(chain, false),
       reserve,
     })
-    await inTime(
-      answers.then((answered) => whenSealed(answered, sent)),
-      'the target did not seal the round',
-    )
+    const sealed = answers.then((answered) => answered.whenSealed(sent))
+    await inTime(sealed, 'the target did not seal the round')
     const ms = performance.now() - begun
     await server.answerClose(true)
     chain.under++

@@ -14,7 +14,7 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { snapshotId } from '../../lib/format/names.ts'
-import { deliverVerdict } from '../../lib/handover/deliver-verdict.ts'
+import { deliverAndForget } from '../../lib/handover/deliver-verdict.ts'
 import {
   forgetVerdict,
   markLetGo,
@@ -191,7 +191,9 @@ test('a delivery tries again until it is told to stop', async () => {
     const { Fault } = await import('../../lib/fault.ts')
     throw new Fault('LINK', 'nobody there')
   }
-  const reason = await deliverVerdict(pending, connect, stop.signal).catch((error: Error) => error)
+  const reason = await deliverAndForget(pending, { connect, report: () => {}, signal: stop.signal }).catch(
+    (error: Error) => error,
+  )
   assert.is((reason as Error).message, 'enough')
   assert.is(tries, 3)
   remove()
