@@ -46,38 +46,38 @@ export function frameReader(
   const header = Buffer.alloc(HEADER_BYTES)
   let charged = 0
 
+  /** Reads the preamble. Returns false where the stream ends before it. */
+  async function start(): Promise<boolean> {
+    const preamble = Buffer.alloc(PREAMBLE_BYTES)
+    if (!(await inlet.fill(preamble).catch(brokenAtStart))) return false
+    refuseTls(preamble)
+    checkPreamble(preamble)
+    started = true
+    return true
+  }
+
   async function next<Name extends FrameName>(
     takes: ReadonlySet<Name>,
     most = Number.POSITIVE_INFINITY,
   ): Promise<FrameOf<Name> | undefined> {
+    const allowed: ReadonlySet<FrameName> = takes
     for (;;) {
-      const frame = await nextOfAll(takes, most)
-      if (frame?.type !== 'got' || onGot === undefined) return frame as FrameOf<Name> | undefined
+      if (charged > 0) memory?.add(-charged)
+      charged = 0
+      if (!(started || (await start())) || !(await inlet.fill(header))) return undefined
+      const decoded = decodeHeader(header)
+      const { type } = decoded
+      if (!allowed.has(type) && !(type === 'got' && onGot !== undefined)) throw unexpected(decoded)
+      const bytes = headBytes(decoded)
+      if (bytes > most) throw new Fault('LIMIT', `a ${type} frame of ${bytes} bytes here, at most ${most} are allowed`)
+      if (bytes > LEAST_CHARGED) {
+        memory?.add(bytes)
+        charged = bytes
+      }
+      const frame = decodeFrame(decoded, await payload(bytes))
+      if (frame.type !== 'got' || onGot === undefined) return frame as FrameOf<Name>
       onGot(frame.offset)
     }
-  }
-
-  async function nextOfAll(takes: ReadonlySet<FrameName>, most: number): Promise<Frame | undefined> {
-    if (charged > 0) memory?.add(-charged)
-    charged = 0
-    if (!started) {
-      const preamble = Buffer.alloc(PREAMBLE_BYTES)
-      if (!(await inlet.fill(preamble).catch(brokenAtStart))) return undefined
-      refuseTls(preamble)
-      checkPreamble(preamble)
-      started = true
-    }
-    if (!(await inlet.fill(header))) return undefined
-    const decoded = decodeHeader(header)
-    const { type } = decoded
-    if (!takes.has(type) && !(type === 'got' && onGot !== undefined)) throw unexpected(decoded)
-    const bytes = headBytes(decoded)
-    if (bytes > most) throw new Fault('LIMIT', `a ${type} frame of ${bytes} bytes here, at most ${most} are allowed`)
-    if (bytes > LEAST_CHARGED) {
-      memory?.add(bytes)
-      charged = bytes
-    }
-    return decodeFrame(decoded, await payload(bytes))
   }
 
   async function payload(length: number): Promise<Buffer> {

@@ -54,8 +54,11 @@ export interface ReceiveOptions {
   offer?: Offered | undefined
 }
 
+/** Frames that bring bytes of an image. */
+const byteFrames = ['data', 'packed', 'zeros', 'same'] as const
+type ByteFrame = (typeof byteFrames)[number]
 /** Frames that bring images. */
-const imageFrames = ['image', 'data', 'packed', 'zeros', 'same', 'imageEnd', 'recall', 'snapshotEnd', 'failed'] as const
+const imageFrames = [...byteFrames, 'image', 'imageEnd', 'recall', 'snapshotEnd', 'failed'] as const
 /** Frames by which the sender says, before the first image, what comes. */
 const announcements = ['handOver', 'layer', 'unchecked', 'reserve'] as const
 const beforeImages = accepting(...imageFrames, ...announcements)
@@ -121,13 +124,10 @@ class SnapshotReceiver {
       case 'image':
         return this.#openImage(frame)
       case 'data':
-        return this.#takeData(frame)
       case 'packed':
-        return this.#takePacked(frame)
       case 'zeros':
-        return this.#takeZeros(frame)
       case 'same':
-        return this.#takeSame(frame)
+        return this.#takeBytes(frame)
       case 'imageEnd':
         return this.#endImage(frame)
       case 'recall':
@@ -166,33 +166,16 @@ class SnapshotReceiver {
     return image
   }
 
-  /** The image to which the next `bytes` bytes belong. Throws `FORMAT` where they are not next, `LIMIT`. */
-  #next({ channel, offset }: { channel: number; offset: number }, bytes: number): IncomingImage {
-    const image = this.#imageOn(channel)
-    if (offset !== image.size) throw new Fault('FORMAT', `image ${image.name} does not go on where it ended`)
-    if (offset + bytes > LARGEST_IMAGE) throw new Fault('LIMIT', `image ${image.name} is too large`)
-    return image
-  }
-
-  async #takeData(frame: FrameOf<'data'>): Promise<void> {
-    await this.#next(frame, frame.length).write(frame.length, (room) => this.#reader.inlet.fill(room))
-    await this.#count(frame.length)
-  }
-
-  async #takePacked(frame: FrameOf<'packed'>): Promise<void> {
-    await this.#decompressor.unpack(frame, this.#next(frame, frame.raw))
-    await this.#count(frame.raw)
-  }
-
-  async #takeZeros(frame: FrameOf<'zeros'>): Promise<void> {
-    const image = this.#next(frame, frame.raw)
-    if (!this.#dedup.zeros(frame.raw, image)) await image.write(frame.raw, (room) => room.fill(0))
-    await this.#count(frame.raw)
-  }
-
-  async #takeSame(frame: FrameOf<'same'>): Promise<void> {
-    const bytes = frame.pages * PAGE_BYTES
-    this.#dedup.take(frame, this.#next(frame, bytes))
+  /** Takes the next bytes of an image, in whatever form they come. */
+  async #takeBytes(frame: FrameOf<ByteFrame>): Promise<void> {
+    const image = this.#imageOn(frame.channel)
+    const bytes = bytesOf(frame)
+    if (frame.offset !== image.size) throw new Fault('FORMAT', `image ${image.name} does not go on where it ended`)
+    if (frame.offset + bytes > LARGEST_IMAGE) throw new Fault('LIMIT', `image ${image.name} is too large`)
+    if (frame.type === 'data') await image.write(bytes, (room) => this.#reader.inlet.fill(room))
+    else if (frame.type === 'packed') await this.#decompressor.unpack(frame, image)
+    else if (frame.type === 'same') this.#dedup.take(frame, image)
+    else if (!this.#dedup.zeros(bytes, image)) await image.write(bytes, (room) => room.fill(0))
     await this.#count(bytes)
   }
 
@@ -247,20 +230,18 @@ class SnapshotReceiver {
         onLayer(frame)
         break
       case 'reserve':
-        // Images may come before it is done.
-        void reserved(this.#sink.reserve?.(frame.offset), onReserved)
+        // Images may come before it is done. Where the link is gone, its reader knows why.
+        void (this.#sink.reserve?.(frame.offset) ?? Promise.resolve(0)).then(onReserved).catch(() => {})
         break
       // `unchecked` is looked up when an image is opened.
     }
   }
 }
 
-async function reserved(ready = Promise.resolve(0), onReserved: (bytes: number) => Promise<void>): Promise<void> {
-  try {
-    await onReserved(await ready)
-  } catch {
-    // The link is gone, and its reader knows why.
-  }
+/** The bytes of the image that a frame stands for. */
+function bytesOf(frame: FrameOf<ByteFrame>): number {
+  if (frame.type === 'data') return frame.length
+  return frame.type === 'same' ? frame.pages * PAGE_BYTES : frame.raw
 }
 
 /** After the end of a one-way stream nothing may follow. Throws `TRAILING`. */
