@@ -6,7 +6,7 @@
  * long as the link is fast (adaptive-compression.ts).
  */
 import { availableParallelism } from 'node:os'
-import type { CodecName } from '../format/enums.ts'
+import { type CodecName, codecNames } from '../format/enums.ts'
 import { MOST_DATA } from '../format/frame.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { type Compressor, compressor } from '../kernel/codec.ts'
@@ -34,7 +34,7 @@ const SAMPLE_SHRUNK = 0.9
 
 /** Checks that `compress` can be done here. Throws `IO` where a library is not installed. */
 export function checkCompress(compress: Compress): void {
-  for (const codec of compress === 'auto' ? (['zstd', 'lz4'] as const) : [compress]) compressor(codec).close()
+  for (const codec of compress === 'auto' ? codecNames : [compress]) compressor(codec).close()
 }
 
 /** A buffer for one chunk, and what it takes to compress it. */
