@@ -21,8 +21,8 @@ export class IncomingImage {
   }
 
   /**
-   * Writes the next `bytes` bytes where the sink wants them: `fill` puts those from `done` on into `room`. Throws
-   * `TRUNCATED` where it resolves to false, as an inlet's does, and what the sink throws.
+   * Writes the next `bytes` bytes where the sink wants them: `fill` puts those from `done` on into `room`. Where it
+   * resolves to false the stream has ended, and this throws `TRUNCATED`. Throws what the sink throws.
    */
   async write(bytes: number, fill: (room: Uint8Array, done: number) => unknown): Promise<void> {
     for (let done = 0; done < bytes; ) {
