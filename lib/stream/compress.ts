@@ -6,14 +6,15 @@
  * long as the link is fast (adaptive-compression.ts).
  */
 import { availableParallelism } from 'node:os'
-import type { CodecName } from '../format/enums.ts'
+import { type CodecName, codecNames } from '../format/enums.ts'
 import { MOST_DATA } from '../format/frame.ts'
+import { PAGE_BYTES } from '../format/pagemap.ts'
 import { type Compressor, compressor } from '../kernel/codec.ts'
 import { CompressionChooser } from './adaptive-compression.ts'
-import { type KnownRun, knownRuns } from './dedup-runs.ts'
+import { knownRuns, type Run, zeroRuns } from './chunk-runs.ts'
 import type { DedupSender } from './dedup-send.ts'
 import type { OutgoingFrame, OutgoingImage } from './image-part.ts'
-import { PAGE, type Run, zeroRuns } from './zero-pages.ts'
+import { semaphore } from './semaphore.ts'
 
 export type Compress = 'auto' | CodecName
 
@@ -33,7 +34,7 @@ const SAMPLE_SHRUNK = 0.9
 
 /** Checks that `compress` can be done here. Throws `IO` where a library is not installed. */
 export function checkCompress(compress: Compress): void {
-  for (const codec of compress === 'auto' ? (['zstd', 'lz4'] as const) : [compress]) compressor(codec).close()
+  for (const codec of compress === 'auto' ? codecNames : [compress]) compressor(codec).close()
 }
 
 /** A buffer for one chunk, and what it takes to compress it. */
@@ -57,21 +58,16 @@ export class Slot {
 /** Slots, made when they are needed: one more than chunks are compressed at a time. */
 export class SlotPool {
   readonly #free: Slot[] = []
-  readonly #waiting: ((slot: Slot) => void)[] = []
-  #made = 0
+  readonly #inUse = semaphore(LANES + 1)
 
   async take(): Promise<Slot> {
-    const slot = this.#free.pop()
-    if (slot !== undefined) return slot
-    if (this.#made > LANES) return new Promise((resolve) => this.#waiting.push(resolve))
-    this.#made++
-    return new Slot()
+    await this.#inUse.take()
+    return this.#free.pop() ?? new Slot()
   }
 
   give(slot: Slot): void {
-    const next = this.#waiting.shift()
-    if (next === undefined) this.#free.push(slot)
-    else next(slot)
+    this.#free.push(slot)
+    this.#inUse.give()
   }
 
   close(): void {
@@ -90,21 +86,14 @@ export interface Chunk {
 /** Decides for each chunk whether it is packed, and makes frames of it. */
 export class ChunkPacker {
   readonly #compress: Compress | undefined
-  readonly #known: DedupSender | undefined
   /** Told what happens on the link; undefined unless compression is `auto`. */
   readonly chooser: CompressionChooser | undefined
 
   /** Throws `IO` where a library is not installed. */
-  constructor(compress: Compress | undefined, known: DedupSender | undefined) {
+  constructor(compress: Compress | undefined) {
     if (compress !== undefined) checkCompress(compress)
     this.#compress = compress
-    this.#known = known
     this.chooser = compress === 'auto' ? new CompressionChooser(LANES, performance.now()) : undefined
-  }
-
-  /** Whether anything is to be done with chunks. */
-  get packs(): boolean {
-    return this.#compress !== undefined || this.#known !== undefined
   }
 
   /** The codec for what goes out now; undefined where it goes as it is. */
@@ -112,23 +101,18 @@ export class ChunkPacker {
     return this.#compress === 'auto' ? this.chooser?.choose(performance.now()) : this.#compress
   }
 
-  /** The frames for a chunk. Pages that the receiver has are looked up where `known`. */
-  async pack(chunk: Chunk, codec: CodecName | undefined, known: boolean): Promise<OutgoingFrame[]> {
+  /** The frames for a chunk. Pages that the receiver has are looked up in `known`. */
+  async pack(chunk: Chunk, codec: CodecName | undefined, known: DedupSender | undefined): Promise<OutgoingFrame[]> {
     const frames: OutgoingFrame[] = []
     const { channel } = chunk.image
-    for (const run of this.#runs(chunk, known)) {
+    for (const run of runsOf(chunk, known)) {
       const { from, to, zero, same } = run
       const offset = chunk.offset + from
       if (zero) frames.push({ frame: { type: 'zeros', channel, offset, raw: to - from } })
       else if (same === undefined) frames.push(await this.#packRun(chunk, run, codec))
-      else frames.push({ frame: { type: 'same', channel, offset, ...same, pages: (to - from) / PAGE } })
+      else frames.push({ frame: { type: 'same', channel, offset, ...same, pages: (to - from) / PAGE_BYTES } })
     }
     return frames
-  }
-
-  #runs({ slot, bytes, image, offset }: Chunk, known: boolean): KnownRun[] {
-    if (!known || this.#known === undefined || offset % PAGE !== 0) return zeroRuns(slot.raw, slot.words, bytes)
-    return knownRuns(this.#known, slot, bytes, image.channel, offset / PAGE)
   }
 
   async #packRun(chunk: Chunk, { from, to }: Run, codec: CodecName | undefined): Promise<OutgoingFrame> {
@@ -150,15 +134,20 @@ export class ChunkPacker {
   }
 }
 
-const scratch = Buffer.allocUnsafeSlow(PAGE)
+function runsOf({ slot, bytes, image, offset }: Chunk, known: DedupSender | undefined): Run[] {
+  if (known === undefined || offset % PAGE_BYTES !== 0) return zeroRuns(slot.raw, slot.words, bytes)
+  return knownRuns(known, slot, bytes, image.channel, offset / PAGE_BYTES)
+}
+
+const scratch = Buffer.allocUnsafeSlow(PAGE_BYTES)
 
 /** Whether pages from all over `bytes` become smaller. */
 function shrinks(bytes: Uint8Array): boolean {
   const sampler = compressor('lz4')
-  const step = Math.floor((bytes.length - PAGE) / (SAMPLES - 1))
+  const step = Math.floor((bytes.length - PAGE_BYTES) / (SAMPLES - 1))
   let packed = 0
   for (let sample = 0; sample < SAMPLES; sample++) {
-    packed += sampler.now(bytes.subarray(sample * step, sample * step + PAGE), scratch) || PAGE
+    packed += sampler.now(bytes.subarray(sample * step, sample * step + PAGE_BYTES), scratch) || PAGE_BYTES
   }
-  return packed <= SAMPLES * PAGE * SAMPLE_SHRUNK
+  return packed <= SAMPLES * PAGE_BYTES * SAMPLE_SHRUNK
 }

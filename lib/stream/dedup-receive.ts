@@ -1,13 +1,11 @@
 /** Pages that are not sent again: the receiver has them, in what it offered or in this snapshot, or they are zeros. */
 import { Fault } from '../fault.ts'
-import type { Digest } from '../format/digest.ts'
-import type { Frame } from '../format/frame.ts'
+import type { FrameOf } from '../format/frame-types.ts'
 import { OFFERED } from '../format/page-digest.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { unexpected } from './frames.ts'
-import type { ImageWriter, SharedPages } from './image.ts'
-
-type Same = Extract<Frame, { type: 'same' }>
+import type { SharedPages } from './image.ts'
+import type { IncomingImage } from './incoming-image.ts'
 
 /** The pages that a sender may name. */
 export interface Offered {
@@ -18,13 +16,6 @@ export interface Offered {
   places(first: number, pages: number): Iterable<[address: number, bytes: number]>
   /** Called for each frame: the sender is not silent. */
   used(): void
-}
-
-/** An image, as far as it has come. */
-export interface IncomingImage {
-  writer: ImageWriter
-  sum: Digest
-  size: number
 }
 
 /** Takes the pages that do not come again into the images of one snapshot. */
@@ -38,20 +29,17 @@ export class DedupReceiver {
     this.#options = options
   }
 
-  /** The image on `channel` comes. */
-  opened(channel: number, { shared }: ImageWriter): void {
+  /** `image` comes on `channel`. */
+  opened(channel: number, { writer: { shared } }: IncomingImage): void {
     if (this.#options.offer !== undefined && shared !== undefined) this.#sources.set(channel, shared)
   }
 
   /** The pages that `frame` names are next in `image`. Throws `FORMAT` for pages that are not here, `MEMORY`. */
-  take(frame: Same, image: IncomingImage): void {
+  take(frame: FrameOf<'same'>, image: IncomingImage): void {
     const [{ shared }, { offer }] = [image.writer, this.#options]
     if (offer === undefined || shared === undefined || image.size % PAGE_BYTES !== 0) throw unexpected(frame)
     const places = frame.source === OFFERED ? offer.places(frame.first, frame.pages) : this.#placesHere(frame)
-    for (const [address, bytes] of places) {
-      image.sum.update(shared.take(address, bytes / PAGE_BYTES))
-      image.size += bytes
-    }
+    for (const [address, bytes] of places) image.add(shared.take(address, bytes / PAGE_BYTES))
   }
 
   /** `bytes` zero bytes are next in `image`. Returns false where they must be written. Throws `MEMORY`. */
@@ -59,13 +47,12 @@ export class DedupReceiver {
     const { shared } = image.writer
     const whole = (image.size % PAGE_BYTES) + (bytes % PAGE_BYTES) === 0
     if (this.#options.offer === undefined || shared === undefined || !whole) return false
-    for (const window of shared.zeros(bytes / PAGE_BYTES)) image.sum.update(window)
-    image.size += bytes
+    for (const window of shared.zeros(bytes / PAGE_BYTES)) image.add(window)
     return true
   }
 
   /** Where pages of this snapshot lie, as addresses and bytes. */
-  *#placesHere({ source, first, pages }: Same): Generator<[number, number]> {
+  *#placesHere({ source, first, pages }: FrameOf<'same'>): Generator<[number, number]> {
     for (let page = first; page < first + pages; ) {
       const [address, run] = this.#sources.get(source)?.run(page) ?? []
       if (address === undefined || run === undefined || run === 0 || address % PAGE_BYTES !== 0) {

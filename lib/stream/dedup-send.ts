@@ -4,12 +4,10 @@
  * one that may be known. So the second copy of a page in one snapshot is still sent, and all further ones are not.
  */
 import { Fault } from '../fault.ts'
-import type { Frame } from '../format/frame.ts'
+import type { Frame, FrameOf } from '../format/frame-types.ts'
 import { DIGEST_WORDS, MOST_OFFERED, MOST_RECALLED, OFFERED, strongDigest, weakDigest } from '../format/page-digest.ts'
 import { openPageTable } from '../format/page-table.ts'
 import { defer } from './wait.ts'
-
-type Recalled = Extract<Frame, { type: 'recalled' }>
 
 /** A page that the receiver has: number `first` of what it offered, or of the image on channel `source`. */
 export interface KnownPage {
@@ -37,31 +35,20 @@ export class DedupSender {
   readonly #scratch = new Uint32Array(STRONG_WORDS)
   /** Pages on the link, by channel. */
   readonly #sent = new Map<number, number>()
-  #offers: boolean | undefined
+  /** Whether the receiver takes references at all: undefined before its first answer. */
+  offers: boolean | undefined
   /** Pages that the receiver offers, once it has said so; and those whose digests are here. */
   #total: number | undefined
   #here = 0
-  #spared = 0
+  /** Bytes of pages that were found. */
+  spared = 0
   readonly #ready = defer<void>()
+  /** Resolves when all digests are here, or it is known that there are none. */
+  readonly ready = this.#ready.promise
 
   /** `unoffered` is called where the receiver takes no references. */
   constructor(unoffered: () => void) {
     this.#unoffered = unoffered
-  }
-
-  /** Whether the receiver takes references at all: undefined before its first answer. */
-  get offers(): boolean | undefined {
-    return this.#offers
-  }
-
-  /** Resolves when all digests are here, or it is known that there are none. */
-  get ready(): Promise<void> {
-    return this.#ready.promise
-  }
-
-  /** Bytes of pages that were found. */
-  get spared(): number {
-    return this.#spared
   }
 
   /** Asks the receiver for its digests; `say` puts a frame on the link. */
@@ -71,15 +58,15 @@ export class DedupSender {
   }
 
   /** Takes an answer, and asks for the rest. Throws `FORMAT` for an answer that cannot be. */
-  take(answer: Recalled): void {
+  take(answer: FrameOf<'recalled'>): void {
     const count = answer.digests.length / DIGEST_WORDS
     this.#total ??= answer.total
     const expected = Math.min(answer.total - this.#here, MOST_RECALLED)
-    const asked = this.#say !== undefined && (this.#offers === undefined || (this.#offers && this.#here < this.#total))
+    const asked = this.#say !== undefined && (this.offers === undefined || (this.offers && this.#here < this.#total))
     const same = answer.total === this.#total || answer.total === this.#here
     if (!asked || !same || count !== expected) throw new Fault('FORMAT', 'an offer of pages that cannot be')
-    if (!answer.offers && this.#offers === undefined) this.#unoffered()
-    this.#offers ??= answer.offers
+    if (!answer.offers && this.offers === undefined) this.#unoffered()
+    this.offers ??= answer.offers
     this.#total = answer.total
     for (let at = 0; at < answer.digests.length; at += DIGEST_WORDS) {
       const entry = this.#add(answer.digests[at] as number, OFFERED, this.#here++)
@@ -117,7 +104,7 @@ export class DedupSender {
     }
     // Images go out side by side: what is not on the link yet cannot be named by another one.
     if (source !== OFFERED && source !== channel && first >= (this.#sent.get(source) ?? 0)) return undefined
-    this.#spared += page.length
+    this.spared += page.length
     return { source, first }
   }
 
@@ -136,17 +123,13 @@ export class DedupSender {
     return entry
   }
 
+  /** Doubles the room of all arrays. */
   #grow(): void {
     const length = 2 * this.#sources.length
-    const [strong, sources, firsts, hashed] = [this.#strong, this.#sources, this.#firsts, this.#hashed]
-    this.#strong = new Uint32Array(length * STRONG_WORDS)
-    this.#sources = new Uint32Array(length)
-    this.#firsts = new Float64Array(length)
-    this.#hashed = new Uint8Array(length)
-    this.#strong.set(strong)
-    this.#sources.set(sources)
-    this.#firsts.set(firsts)
-    this.#hashed.set(hashed)
+    this.#strong = copied(this.#strong, new Uint32Array(length * STRONG_WORDS))
+    this.#hashed = copied(this.#hashed, new Uint8Array(length))
+    this.#sources = copied(this.#sources, new Uint32Array(length))
+    this.#firsts = copied(this.#firsts, new Float64Array(length))
   }
 
   /** Keeps the strong digest that was computed last as that of `entry`. */
@@ -157,9 +140,11 @@ export class DedupSender {
 
   #isScratch(entry: number): boolean {
     const at = entry * STRONG_WORDS
-    for (let word = 0; word < STRONG_WORDS; word++) {
-      if (this.#strong[at + word] !== this.#scratch[word]) return false
-    }
-    return true
+    return this.#scratch.every((word, index) => this.#strong[at + index] === word)
   }
+}
+
+function copied<Numbers extends { set(from: Numbers): void }>(from: Numbers, into: Numbers): Numbers {
+  into.set(from)
+  return into
 }

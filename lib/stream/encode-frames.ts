@@ -1,8 +1,8 @@
 /** The stage `frames`: what the receiver is told first, then the parts of images as the frames of the wire. */
 import { Transform, type TransformCallback } from 'node:stream'
 import type { Until } from '../format/enums.ts'
-import { encodeFrame, type Layer } from '../format/frame.ts'
-import type { Frame } from '../format/frame-types.ts'
+import { encodeFrame } from '../format/frame.ts'
+import type { Frame, Layer } from '../format/frame-types.ts'
 import type { SnapshotId } from '../format/names.ts'
 import type { DedupSender } from './dedup-send.ts'
 import type { OutgoingFrame, Part, PipedImage } from './image-part.ts'
@@ -32,33 +32,23 @@ interface EncodedFrame {
 /** What `frames` gives to `link`. */
 export interface EncodedPart {
   readonly frames: readonly EncodedFrame[]
-  readonly pipe?: EncodedPipe | undefined
+  /** Bytes that are still in CRIU's pipe: how many come in one frame is known when they are taken. */
+  readonly pipe?: PipedImage | undefined
   /** What the frames were made of; undefined for those that are of no image. */
   readonly part?: Part
 }
 
-/** Frames for bytes that are still in CRIU's pipe: how many come in one is known when they are taken. */
-export class EncodedPipe {
-  readonly piped: PipedImage
+/** The header for the next `bytes` bytes of a pipe, which go out by reference. */
+export function headOf({ image }: PipedImage, bytes: number): Uint8Array {
+  return encodeFrame({ type: 'data', channel: image.channel, offset: image.count(bytes), length: bytes })
+}
 
-  constructor(piped: PipedImage) {
-    this.piped = piped
-  }
-
-  /** The header for the next `bytes` bytes, which go out by reference. */
-  head(bytes: number): Uint8Array {
-    const { image } = this.piped
-    return encodeFrame({ type: 'data', channel: image.channel, offset: image.count(bytes), length: bytes })
-  }
-
-  /** Puts bytes of the pipe into `room`. Returns their header, and undefined where there is nothing in the pipe. */
-  fill(room: Uint8Array): Filled | undefined {
-    const { image, reader } = this.piped
-    const bytes = reader.take(room)
-    if (bytes === 0) return undefined
-    const offset = image.add(room.subarray(0, bytes))
-    return { head: encodeFrame({ type: 'data', channel: image.channel, offset, length: bytes }), bytes }
-  }
+/** Puts bytes of a pipe into `room`. Returns their header too, and undefined where there is nothing in the pipe. */
+export function fillFrame({ image, reader }: PipedImage, room: Uint8Array): Filled | undefined {
+  const bytes = reader.take(room)
+  if (bytes === 0) return undefined
+  const offset = image.add(room.subarray(0, bytes))
+  return { head: encodeFrame({ type: 'data', channel: image.channel, offset, length: bytes }), bytes }
 }
 
 export class Frames extends Transform {
@@ -73,9 +63,7 @@ export class Frames extends Transform {
   }
 
   override _transform(part: Part, _encoding: string, done: TransformCallback): void {
-    const { frames, pipe } = part
-    const made: EncodedPart = { frames: frames.map(encoded), pipe: pipe && new EncodedPipe(pipe), part }
-    done(null, made)
+    done(null, { frames: part.frames.map(encoded), pipe: part.pipe, part } satisfies EncodedPart)
   }
 }
 

@@ -13,17 +13,14 @@ export interface FrameReader {
    * `most` bytes, those of an image not counted, is `LIMIT`. Throws `FORMAT`, `LIMIT`, `TRUNCATED`, and `MEMORY`
    * where there is none for the payload.
    */
-  next<Name extends FrameName>(takes: AcceptedFrames<Name>, most?: number): Promise<FrameOf<Name> | undefined>
+  next<Name extends FrameName>(takes: ReadonlySet<Name>, most?: number): Promise<FrameOf<Name> | undefined>
   /** As `next`; the end of the stream is `TRUNCATED`. */
-  expect<Name extends FrameName>(takes: AcceptedFrames<Name>, most?: number): Promise<FrameOf<Name>>
+  expect<Name extends FrameName>(takes: ReadonlySet<Name>, most?: number): Promise<FrameOf<Name>>
   readonly inlet: Pick<Inlet, 'fill'>
 }
 
-/** Names of the frames that are allowed in one state of a conversation. */
-export type AcceptedFrames<Name extends FrameName> = ReadonlySet<Name>
-
-/** A set of these names. */
-export function accepting<Name extends FrameName>(...names: readonly Name[]): AcceptedFrames<Name> {
+/** The frames of these names, which are allowed in one state of a conversation. */
+export function accepting<Name extends FrameName>(...names: readonly Name[]): ReadonlySet<Name> {
   return new Set(names)
 }
 
@@ -49,38 +46,38 @@ export function frameReader(
   const header = Buffer.alloc(HEADER_BYTES)
   let charged = 0
 
-  async function next<Name extends FrameName>(
-    takes: AcceptedFrames<Name>,
-    most = Number.POSITIVE_INFINITY,
-  ): Promise<FrameOf<Name> | undefined> {
-    for (;;) {
-      const frame = await nextOfAll(takes, most)
-      if (frame?.type !== 'got' || onGot === undefined) return frame as FrameOf<Name> | undefined
-      onGot(frame.offset)
-    }
+  /** Reads the preamble. Returns false where the stream ends before it. */
+  async function start(): Promise<boolean> {
+    const preamble = Buffer.alloc(PREAMBLE_BYTES)
+    if (!(await inlet.fill(preamble).catch(brokenAtStart))) return false
+    refuseTls(preamble)
+    checkPreamble(preamble)
+    started = true
+    return true
   }
 
-  async function nextOfAll(takes: ReadonlySet<FrameName>, most: number): Promise<Frame | undefined> {
-    if (charged > 0) memory?.add(-charged)
-    charged = 0
-    if (!started) {
-      const preamble = Buffer.alloc(PREAMBLE_BYTES)
-      if (!(await inlet.fill(preamble).catch(brokenAtStart))) return undefined
-      refuseTls(preamble)
-      checkPreamble(preamble)
-      started = true
+  async function next<Name extends FrameName>(
+    takes: ReadonlySet<Name>,
+    most = Number.POSITIVE_INFINITY,
+  ): Promise<FrameOf<Name> | undefined> {
+    const allowed: ReadonlySet<FrameName> = takes
+    for (;;) {
+      if (charged > 0) memory?.add(-charged)
+      charged = 0
+      if (!(started || (await start())) || !(await inlet.fill(header))) return undefined
+      const decoded = decodeHeader(header)
+      const { type } = decoded
+      if (!allowed.has(type) && !(type === 'got' && onGot !== undefined)) throw unexpected(decoded)
+      const bytes = headBytes(decoded)
+      if (bytes > most) throw new Fault('LIMIT', `a ${type} frame of ${bytes} bytes here, at most ${most} are allowed`)
+      if (bytes > LEAST_CHARGED) {
+        memory?.add(bytes)
+        charged = bytes
+      }
+      const frame = decodeFrame(decoded, await payload(bytes))
+      if (frame.type !== 'got' || onGot === undefined) return frame as FrameOf<Name>
+      onGot(frame.offset)
     }
-    if (!(await inlet.fill(header))) return undefined
-    const decoded = decodeHeader(header)
-    const { type } = decoded
-    if (!takes.has(type) && !(type === 'got' && onGot !== undefined)) throw unexpected(decoded)
-    const bytes = headBytes(decoded)
-    if (bytes > most) throw new Fault('LIMIT', `a ${type} frame of ${bytes} bytes here, at most ${most} are allowed`)
-    if (bytes > LEAST_CHARGED) {
-      memory?.add(bytes)
-      charged = bytes
-    }
-    return decodeFrame(decoded, await payload(bytes))
   }
 
   async function payload(length: number): Promise<Buffer> {
@@ -94,7 +91,7 @@ export function frameReader(
     return steps.length === 1 ? (steps[0] as Buffer) : Buffer.concat(steps)
   }
 
-  async function expect<Name extends FrameName>(takes: AcceptedFrames<Name>, most?: number): Promise<FrameOf<Name>> {
+  async function expect<Name extends FrameName>(takes: ReadonlySet<Name>, most?: number): Promise<FrameOf<Name>> {
     const frame = await next(takes, most)
     if (frame !== undefined) return frame
     throw started ? truncated() : new Fault('TRUNCATED', NOTHING, { hint: NOTHING_HINT })
@@ -125,11 +122,9 @@ export function unexpected(frame: { type: FrameName }): Fault {
   return new Fault('FORMAT', `a ${frame.type} frame where none belongs`)
 }
 
-/** The fault for a stream that ends too early. */
-export function truncated(): Fault {
-  return new Fault('TRUNCATED', 'the stream ended before the end of the snapshot', {
-    hint: 'the sender was stopped or the link was cut',
-  })
+/** The fault for a stream that ends too early; `where` ends the words `the stream ended`. */
+export function truncated(where = 'before the end of the snapshot'): Fault {
+  return new Fault('TRUNCATED', `the stream ended ${where}`, { hint: 'the sender was stopped or the link was cut' })
 }
 
 /** Writes frames. Several callers may share it: each frame goes out whole. */
@@ -140,17 +135,6 @@ export interface FrameWriter {
   readonly inPlace: boolean
   /** Runs `write` while nobody else writes. */
   exclusive<Result>(write: (outlet: Outlet) => Promise<Result>): Promise<Result>
-}
-
-/** The same writer; everything goes through the outlet that `wrap` makes of the writer's own. */
-export function writerOver(writer: FrameWriter, wrap: (outlet: Outlet) => Outlet): FrameWriter {
-  let wrapped: Outlet | undefined
-  const exclusive: FrameWriter['exclusive'] = (write) =>
-    writer.exclusive((outlet) => {
-      wrapped ??= wrap(outlet)
-      return write(wrapped)
-    })
-  return { exclusive, inPlace: writer.inPlace, send: (frame) => exclusive((outlet) => outlet.send(encodeFrame(frame))) }
 }
 
 /** Writes a preamble and then frames; with `started` the outlet has had its preamble. */

@@ -38,9 +38,10 @@ export class Part {
   tap: Tap | undefined
   /** Resolves to the bytes on the link when what was lent may be used again. */
   readonly out: Promise<number>
+  #resolve!: (bytes: number) => void
+  #reject!: (reason: unknown) => void
   #begun = false
-  #resolve: (bytes: number) => void = () => {}
-  #reject: (reason: unknown) => void = () => {}
+  #givenUp = false
 
   constructor(frames: readonly OutgoingFrame[], pipe?: PipedImage) {
     this.frames = frames
@@ -54,7 +55,7 @@ export class Part {
   /** Called before the part is written. Returns false where it was given up: then nothing of it may be touched. */
   begin(): boolean {
     this.#begun = true
-    return this.#resolve !== gone
+    return !this.#givenUp
   }
 
   /** `bytes` bytes are on the link. */
@@ -70,12 +71,10 @@ export class Part {
   /** Rejects `out`, unless the part is being written: then that ends first. */
   giveUp(reason: unknown): void {
     if (this.#begun) return
-    this.#resolve = gone
+    this.#givenUp = true
     this.#reject(reason)
   }
 }
-
-function gone(): void {}
 
 /** An image on its way, as far as it was taken from its source. */
 export class OutgoingImage {

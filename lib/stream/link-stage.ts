@@ -3,9 +3,10 @@ import { Writable } from 'node:stream'
 import { Fault } from '../fault.ts'
 import { HEADER_BYTES } from '../format/frame.ts'
 import type { CriuTimeout } from './criu-timeout.ts'
-import { type EncodedPart, type EncodedPipe, Frames } from './encode-frames.ts'
+import { type EncodedPart, Frames, fillFrame, headOf } from './encode-frames.ts'
 import { type FrameWriter, frameWriter } from './frames.ts'
-import type { Link, Outlet } from './link.ts'
+import type { PipedImage } from './image-part.ts'
+import type { Link } from './link.ts'
 import { writableLink } from './node-link.ts'
 
 /** How long a link may take what is under way when the pipeline has failed. */
@@ -97,24 +98,17 @@ export class LinkStage extends Writable {
     })
   }
 
-  #sendPipe(pipe: EncodedPipe): Promise<number> {
+  #sendPipe(pipe: PipedImage): Promise<number> {
+    const { image, reader, most, byReference } = pipe
     const sending = this.#writer.exclusive(async (outlet) => {
-      const { image, most, byReference } = pipe.piped
       const before = image.size
-      if (!byReference || !(await passOn(outlet, pipe))) {
-        await outlet.fillInPlace?.(HEADER_BYTES, most, (room) => pipe.fill(room))
-      }
+      const untouched = byReference ? reader.untouched : undefined
+      if (untouched !== undefined) await outlet.passOn?.(untouched, most, (bytes) => headOf(pipe, bytes))
+      if (image.size === before) await outlet.fillInPlace?.(HEADER_BYTES, most, (room) => fillFrame(pipe, room))
       return image.size - before + HEADER_BYTES
     })
     return this.#options.silence?.during(sending) ?? sending
   }
-}
-
-/** Lets the link take pages by reference. Returns false where it takes none. */
-async function passOn(outlet: Outlet, pipe: EncodedPipe): Promise<boolean> {
-  const { reader, most } = pipe.piped
-  const fd = reader.untouched
-  return fd !== undefined && ((await outlet.passOn?.(fd, most, (bytes) => pipe.head(bytes))) ?? 0) > 0
 }
 
 /** The last stage of a sender: one snapshot over `to`, which ends with it. */

@@ -11,7 +11,6 @@ import { Duplex, type Readable } from 'node:stream'
 import { Fault } from '../fault.ts'
 import type { CodecName } from '../format/enums.ts'
 import { encodeFrame, MOST_DATA } from '../format/frame.ts'
-import type { FrameOf } from '../format/frame-types.ts'
 import { type ImageEntry, MOST_IMAGES } from '../format/image-list.ts'
 import { INVENTORY } from '../format/names.ts'
 import { PAGE_BYTES, pagesPattern } from '../format/pagemap.ts'
@@ -90,12 +89,12 @@ export class Pack extends Duplex {
   /** Throws `IO` where a library for `compress` is not installed. */
   constructor(options: PackOptions) {
     super({ readableObjectMode: true, writableObjectMode: true, writableHighWaterMark: 1 })
-    const { compress, known, limit, inPlace } = options
+    const { compress, limit, inPlace } = options
     this.#options = options
     this.once('pipe', (source: Readable) => {
       this.#source = source
     })
-    this.#chunks = new ChunkPacker(compress, known)
+    this.#chunks = new ChunkPacker(compress)
     const most = limit?.most ?? MOST_DATA
     this.#most = most - (most % PAGE_BYTES)
     // A rate is kept part by part.
@@ -133,10 +132,7 @@ export class Pack extends Duplex {
   }
 
   override _final(done: (error?: Error | null) => void): void {
-    this.#end().then(
-      () => done(),
-      (reason: Error) => done(reason),
-    )
+    this.#end().then(() => done(), done)
   }
 
   override _destroy(reason: Error | null, done: (error: Error | null) => void): void {
@@ -161,7 +157,7 @@ export class Pack extends Duplex {
     this.#stop.signal.throwIfAborted()
     const snapshot = summarize(this.#entries as ImageEntry[], round)
     await confirm?.(this.#entries.length)
-    await this.#put(new Part([{ frame: endFrame(snapshot) }]))
+    await this.#put(new Part([{ frame: { type: 'snapshotEnd', ...snapshot } }]))
     this.#snapshot = snapshot
     this.push(null)
   }
@@ -170,6 +166,7 @@ export class Pack extends Duplex {
     const task: Promise<void> = sending
       .then(() => this.#ended(task))
       .catch((reason: Error) => {
+        // At once with `destroy`: no other image may be the last one before that.
         this.#running.delete(task)
         this.destroy(reason)
       })
@@ -180,7 +177,7 @@ export class Pack extends Duplex {
   async #ended(task: Promise<void>): Promise<void> {
     this.#running.delete(task)
     if (this.#running.size > 0 || !this.#names.has(INVENTORY) || this.#stop.signal.aborted) return
-    const end = encodeFrame(endFrame(summarize(this.#entries as ImageEntry[])))
+    const end = encodeFrame({ type: 'snapshotEnd', ...summarize(this.#entries as ImageEntry[]) })
     await this.#options.onDrained?.(end.length)
   }
 
@@ -245,20 +242,22 @@ export class Pack extends Duplex {
     })
   }
 
-  /** Whether pages of this image may be ones that the receiver has. */
-  #looksUp({ name }: OutgoingImage): boolean {
-    return this.#options.known?.offers === true && pagesPattern.test(name)
+  /** Where to look up pages of this image; undefined where the receiver cannot have any. */
+  #knownFor({ name }: OutgoingImage): DedupSender | undefined {
+    const { known } = this.#options
+    return known?.offers === true && pagesPattern.test(name) ? known : undefined
   }
 
   async #sendPipe(image: OutgoingImage, reader: PipeReader): Promise<void> {
     const tap = this.#inPlace ? await this.#tapFor(image, reader) : undefined
-    if (!this.#chunks.packs && tap === undefined) return this.#copyPipe(image, reader)
+    const { compress, known } = this.#options
+    if (compress === undefined && known === undefined && tap === undefined) return this.#copyPipe(image, reader)
     let last = Promise.resolve()
     try {
       while (await reader.ready()) {
         this.#stop.signal.throwIfAborted()
         const codec = this.#chunks.codec()
-        if (codec === undefined && !this.#looksUp(image)) {
+        if (codec === undefined && this.#knownFor(image) === undefined) {
           await reader.whileSending(last)
           // `failed` may be on its way: no frame may follow it.
           this.#stop.signal.throwIfAborted()
@@ -306,7 +305,7 @@ export class Pack extends Duplex {
   /** Reads what is in a pipe into a slot. Returns how many bytes. */
   #fill({ raw }: Slot, image: OutgoingImage, reader: PipeReader): number {
     // Pages are looked up whole.
-    const beyond = this.#looksUp(image) ? image.size % PAGE_BYTES : 0
+    const beyond = this.#knownFor(image) === undefined ? 0 : image.size % PAGE_BYTES
     const room = raw.subarray(0, beyond === 0 ? this.#most : PAGE_BYTES - beyond)
     for (let filled = 0; ; ) {
       const got = filled === room.length ? 0 : reader.take(room.subarray(filled))
@@ -326,7 +325,7 @@ export class Pack extends Duplex {
 
   async #sendPiece(image: OutgoingImage, bytes: Uint8Array): Promise<void> {
     const codec = this.#chunks.codec()
-    if (codec === undefined && !this.#looksUp(image)) return this.#sendPlain(image, bytes)
+    if (codec === undefined && this.#knownFor(image) === undefined) return this.#sendPlain(image, bytes)
     const slot = await this.#slots.take()
     slot.raw.set(bytes)
     return this.#sendChunk(slot, bytes.length, image, codec, Promise.resolve())
@@ -348,12 +347,11 @@ export class Pack extends Duplex {
   ): Promise<void> {
     try {
       const chunk: Chunk = { slot, bytes, image, offset: image.add(slot.raw.subarray(0, bytes)) }
-      const frames = await this.#chunks.pack(chunk, codec, this.#looksUp(image))
+      const known = this.#knownFor(image)
+      const frames = await this.#chunks.pack(chunk, codec, known)
       await before
       await this.#put(new Part(frames))
-      if (pagesPattern.test(image.name)) {
-        this.#options.known?.sent(image.channel, Math.floor((chunk.offset + bytes) / PAGE_BYTES))
-      }
+      known?.sent(image.channel, Math.floor((chunk.offset + bytes) / PAGE_BYTES))
     } finally {
       this.#slots.give(slot)
     }
@@ -363,10 +361,6 @@ export class Pack extends Duplex {
 /** The second stage of a sender. Takes images (`OpenImage`), gives parts of them (`Part`). */
 export function pack(options: PackOptions = {}): Pack {
   return new Pack(options)
-}
-
-function endFrame({ images, digest }: Snapshot): FrameOf<'snapshotEnd'> {
-  return { type: 'snapshotEnd', images, digest }
 }
 
 function whileSending<Result>(reader: PipeReader | undefined, sending: Promise<Result>): Promise<Result> {

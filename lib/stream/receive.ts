@@ -7,10 +7,9 @@
  */
 import { setImmediate as yieldToOthers } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
-import { digest, hex64, NO_DIGEST } from '../format/digest.ts'
+import { hex64 } from '../format/digest.ts'
 import type { Until } from '../format/enums.ts'
-import type { Layer } from '../format/frame.ts'
-import type { FrameOf } from '../format/frame-types.ts'
+import type { FrameName, FrameOf, Layer } from '../format/frame-types.ts'
 import {
   EMPTY_LIST_BYTES,
   encodeImageList,
@@ -19,12 +18,12 @@ import {
   LARGEST_IMAGE,
   MOST_IMAGES,
 } from '../format/image-list.ts'
-import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
-import { type Decompressor, decompressor, endedIn, fillZeros, type Room } from './decompress.ts'
-import { DedupReceiver, type IncomingImage, type Offered } from './dedup-receive.ts'
+import { Decompressor } from './decompress.ts'
+import { DedupReceiver, type Offered } from './dedup-receive.ts'
 import { accepting, type FrameReader, unexpected } from './frames.ts'
-import type { ImageSink, ImageWriter } from './image.ts'
+import type { ImageSink } from './image.ts'
+import { IncomingImage } from './incoming-image.ts'
 import { type Snapshot, summarize } from './summary.ts'
 
 /** Others get their turn after so many bytes of images. A frame counts as the bytes that take as long as it does. */
@@ -32,11 +31,6 @@ const MOST_AT_ONCE = 8 * 2 ** 20
 const FRAME_COST = 4096
 /** Images that a sender may have open at the same time; CRIU has 3 or 4. */
 const MOST_OPEN = 64
-
-interface Channel extends IncomingImage {
-  name: ImageName
-  writer: ImageWriter
-}
 
 export interface ReceiveOptions {
   /** Told of every image that is complete and verified. */
@@ -60,8 +54,11 @@ export interface ReceiveOptions {
   offer?: Offered | undefined
 }
 
+/** Frames that bring bytes of an image. */
+const byteFrames = ['data', 'packed', 'zeros', 'same'] as const
+type ByteFrame = (typeof byteFrames)[number]
 /** Frames that bring images. */
-const imageFrames = ['image', 'data', 'packed', 'zeros', 'same', 'imageEnd', 'recall', 'snapshotEnd', 'failed'] as const
+const imageFrames = [...byteFrames, 'image', 'imageEnd', 'recall', 'snapshotEnd', 'failed'] as const
 /** Frames by which the sender says, before the first image, what comes. */
 const announcements = ['handOver', 'layer', 'unchecked', 'reserve'] as const
 const beforeImages = accepting(...imageFrames, ...announcements)
@@ -85,9 +82,9 @@ class SnapshotReceiver {
   readonly #sink: ImageSink
   readonly #options: ReceiveOptions
   readonly #dedup: DedupReceiver
-  readonly #unpack: Decompressor['unpack']
-  /** The images that are open. */
-  readonly #channels = new Map<number, Channel>()
+  readonly #decompressor: Decompressor
+  /** The images that are open, by channel. */
+  readonly #open = new Map<number, IncomingImage>()
   readonly #names = new Set<string>()
   /** By channel; undefined for an image that is open. */
   readonly #entries: (ImageEntry | undefined)[] = []
@@ -97,19 +94,17 @@ class SnapshotReceiver {
   #sinceYield = 0
   /** The last answer to a `recall`. */
   #recalling = Promise.resolve()
-  /** What the sender has said before the first image. */
-  #handsOver = false
-  #layer: Layer | undefined
-  #reserves = false
-  #recalls = false
-  #checked = true
+  /** The frames beside those of images that the sender has sent. */
+  readonly #said = new Set<FrameName>()
+  /** The snapshot is a round of a chain. */
+  #round = false
 
   constructor(reader: FrameReader, sink: ImageSink, options: ReceiveOptions) {
     this.#reader = reader
     this.#sink = sink
     this.#options = options
     this.#dedup = new DedupReceiver(options)
-    this.#unpack = decompressor(reader.inlet, options.memory).unpack
+    this.#decompressor = new Decompressor(reader.inlet, options.memory)
   }
 
   async receive(): Promise<Snapshot> {
@@ -127,15 +122,12 @@ class SnapshotReceiver {
   #take(frame: Exclude<Incoming, { type: 'snapshotEnd' }>): Promise<void> | void {
     switch (frame.type) {
       case 'image':
-        return this.#open(frame)
+        return this.#openImage(frame)
       case 'data':
-        return this.#takeData(frame)
       case 'packed':
-        return this.#takePacked(frame)
       case 'zeros':
-        return this.#takeZeros(frame)
       case 'same':
-        return this.#takeSame(frame)
+        return this.#takeBytes(frame)
       case 'imageEnd':
         return this.#endImage(frame)
       case 'recall':
@@ -155,81 +147,58 @@ class SnapshotReceiver {
     await yieldToOthers()
   }
 
-  async #open({ channel, name }: FrameOf<'image'>): Promise<void> {
+  async #openImage({ channel, name }: FrameOf<'image'>): Promise<void> {
     if (channel !== this.#entries.length + 1) throw new Fault('FORMAT', 'channels are not numbered in order')
     if (this.#names.has(name)) throw new Fault('FORMAT', `image ${name} comes twice`)
     if (this.#names.size >= MOST_IMAGES) throw new Fault('LIMIT', `more than ${MOST_IMAGES} images in one snapshot`)
-    if (this.#channels.size >= MOST_OPEN) throw new Fault('LIMIT', `more than ${MOST_OPEN} images open at once`)
+    if (this.#open.size >= MOST_OPEN) throw new Fault('LIMIT', `more than ${MOST_OPEN} images open at once`)
     this.#names.add(name)
     this.#listBytes += entryBytes(name)
     this.#entries.push(undefined)
-    const writer = await this.#sink.open(name)
-    this.#channels.set(channel, { name, writer, sum: this.#checked ? digest() : NO_DIGEST, size: 0 })
-    this.#dedup.opened(channel, writer)
+    const image = new IncomingImage(name, await this.#sink.open(name), !this.#said.has('unchecked'))
+    this.#open.set(channel, image)
+    this.#dedup.opened(channel, image)
   }
 
-  #channel(number: number): Channel {
-    const channel = this.#channels.get(number)
-    if (channel === undefined) throw new Fault('FORMAT', `channel ${number} is not open`)
-    return channel
+  #imageOn(channel: number): IncomingImage {
+    const image = this.#open.get(channel)
+    if (image === undefined) throw new Fault('FORMAT', `channel ${channel} is not open`)
+    return image
   }
 
-  /** The channel to which the next `bytes` bytes belong. Throws `FORMAT` where they are not next, `LIMIT`. */
-  #next({ channel: number, offset }: { channel: number; offset: number }, bytes: number): Channel {
-    const channel = this.#channel(number)
-    if (offset !== channel.size) throw new Fault('FORMAT', `image ${channel.name} does not go on where it ended`)
-    if (offset + bytes > LARGEST_IMAGE) throw new Fault('LIMIT', `image ${channel.name} is too large`)
-    return channel
-  }
-
-  async #takeData(frame: FrameOf<'data'>): Promise<void> {
-    const channel = this.#next(frame, frame.length)
-    const { room, wrote } = roomOf(channel)
-    for (let left = frame.length; left > 0; ) {
-      const wanted = room(left)
-      const part = wanted.length > left ? wanted.subarray(0, left) : wanted
-      if (!(await this.#reader.inlet.fill(part))) throw endedIn(channel.name)
-      await wrote(part)
-      left -= part.length
-    }
-    await this.#count(frame.length)
-  }
-
-  async #takePacked(frame: FrameOf<'packed'>): Promise<void> {
-    const channel = this.#next(frame, frame.raw)
-    await this.#unpack(frame, channel.name, roomOf(channel))
-    await this.#count(frame.raw)
-  }
-
-  async #takeZeros(frame: FrameOf<'zeros'>): Promise<void> {
-    const channel = this.#next(frame, frame.raw)
-    if (!this.#dedup.zeros(frame.raw, channel)) await fillZeros(frame.raw, roomOf(channel))
-    await this.#count(frame.raw)
-  }
-
-  async #takeSame(frame: FrameOf<'same'>): Promise<void> {
-    const bytes = frame.pages * PAGE_BYTES
-    this.#dedup.take(frame, this.#next(frame, bytes))
+  /** Takes the next bytes of an image, in whatever form they come. */
+  async #takeBytes(frame: FrameOf<ByteFrame>): Promise<void> {
+    const image = this.#imageOn(frame.channel)
+    const bytes = bytesOf(frame)
+    if (frame.offset !== image.size) throw new Fault('FORMAT', `image ${image.name} does not go on where it ended`)
+    if (frame.offset + bytes > LARGEST_IMAGE) throw new Fault('LIMIT', `image ${image.name} is too large`)
+    if (frame.type === 'data') await image.write(bytes, (room) => this.#reader.inlet.fill(room))
+    else if (frame.type === 'packed') await this.#decompressor.unpack(frame, image)
+    else if (frame.type === 'same') this.#dedup.take(frame, image)
+    else if (!this.#dedup.zeros(bytes, image)) await image.write(bytes, (room) => room.fill(0))
     await this.#count(bytes)
   }
 
-  async #endImage(frame: FrameOf<'imageEnd'>): Promise<void> {
-    const channel = this.#channel(frame.channel)
-    const entry = { name: channel.name, size: channel.size, digest: channel.sum.finish() }
-    if (entry.size !== frame.size || entry.digest !== frame.digest) throw damaged(channel.name, entry, frame)
-    await channel.writer.end(entry)
-    this.#entries[frame.channel - 1] = entry
-    this.#channels.delete(frame.channel)
-    await this.#options.onAck?.(frame.channel, entry.size)
+  async #endImage({ channel, size, digest }: FrameOf<'imageEnd'>): Promise<void> {
+    const image = this.#imageOn(channel)
+    const entry = image.finish()
+    if (entry.size !== size || entry.digest !== digest) {
+      const came = `${entry.size} bytes, digest ${hex64(entry.digest)}`
+      throw image.damaged(`${came}; announced ${size}, ${hex64(digest)}`)
+    }
+    await image.writer.end(entry)
+    this.#entries[channel - 1] = entry
+    this.#open.delete(channel)
+    await this.#options.onAck?.(channel, size)
   }
 
   #end(frame: FrameOf<'snapshotEnd'>): Snapshot {
-    if (this.#channels.size > 0) throw new Fault('FORMAT', 'the snapshot ends while images are open')
+    if (this.#open.size > 0) throw new Fault('FORMAT', 'the snapshot ends while images are open')
     const entries = this.#entries as ImageEntry[]
     if (!encodeImageList(frame.images).equals(encodeImageList(entries))) {
       throw new Fault('DIGEST', 'the list of images is not what came')
     }
-    const snapshot = summarize(entries, this.#layer?.last === false)
+    const snapshot = summarize(entries, this.#round)
     if (snapshot.digest !== frame.digest) throw new Fault('DIGEST', 'the list of images is damaged')
     return snapshot
   }
@@ -237,71 +206,42 @@ class SnapshotReceiver {
   async #recall(frame: FrameOf<'recall'>): Promise<void> {
     const { onRecall } = this.#options
     if (onRecall === undefined) throw unexpected(frame)
-    this.#recalls = true
+    this.#said.add('recall')
     // A sender that asks and does not read the answers makes us hold one answer, and no more.
     await this.#recalling
     this.#recalling = onRecall(frame.offset)
   }
 
+  /** Each comes once: first `handOver`, then `layer`, then the others in any order. */
   #takeAnnouncement(frame: FrameOf<(typeof announcements)[number]>): void {
     const { onHandOver, onLayer, onReserved = async () => {} } = this.#options
-    const begun = this.#reserves || this.#recalls || !this.#checked
+    const handsOver = this.#said.has('handOver')
+    const begun = this.#said.size > (handsOver ? 1 : 0)
+    if (this.#said.has(frame.type)) throw unexpected(frame)
+    this.#said.add(frame.type)
     switch (frame.type) {
       case 'handOver':
-        if (onHandOver === undefined || begun || this.#handsOver || this.#layer !== undefined) throw unexpected(frame)
-        this.#handsOver = true
+        if (onHandOver === undefined || begun) throw unexpected(frame)
         onHandOver(frame.until, frame.token)
         break
       case 'layer':
-        if (onLayer === undefined || begun || this.#layer !== undefined || (this.#handsOver && !frame.last)) {
-          throw unexpected(frame)
-        }
-        this.#layer = frame
+        if (onLayer === undefined || begun || (handsOver && !frame.last)) throw unexpected(frame)
+        this.#round = !frame.last
         onLayer(frame)
         break
-      case 'unchecked':
-        if (!this.#checked) throw unexpected(frame)
-        this.#checked = false
-        break
       case 'reserve':
-        if (this.#reserves) throw unexpected(frame)
-        this.#reserves = true
-        // Images may come before it is done.
-        void reserved(this.#sink.reserve?.(frame.offset), onReserved)
+        // Images may come before it is done. Where the link is gone, its reader knows why.
+        void (this.#sink.reserve?.(frame.offset) ?? Promise.resolve(0)).then(onReserved).catch(() => {})
         break
+      // `unchecked` is looked up when an image is opened.
     }
   }
 }
 
-async function reserved(ready = Promise.resolve(0), onReserved: (bytes: number) => Promise<void>): Promise<void> {
-  try {
-    await onReserved(await ready)
-  } catch {
-    // The link is gone, and its reader knows why.
-  }
-}
-
-function damaged(
-  name: ImageName,
-  got: { size: number; digest: bigint },
-  announced: { size: number; digest: bigint },
-): Fault {
-  const came = `${got.size} bytes, digest ${hex64(got.digest)}`
-  const said = `announced ${announced.size}, ${hex64(announced.digest)}`
-  return new Fault('DIGEST', `image ${name} is damaged: ${came}; ${said}`, {
-    hint: 'the link or a store changed it; send it again',
-  })
-}
-
-function roomOf(channel: Channel): Room {
-  return {
-    room: (wanted) => channel.writer.room(wanted),
-    async wrote(bytes) {
-      channel.sum.update(bytes)
-      await channel.writer.wrote(bytes.length)
-      channel.size += bytes.length
-    },
-  }
+/** The bytes of the image that a frame stands for. */
+function bytesOf(frame: FrameOf<ByteFrame>): number {
+  if (frame.type === 'data') return frame.length
+  return frame.type === 'same' ? frame.pages * PAGE_BYTES : frame.raw
 }
 
 /** After the end of a one-way stream nothing may follow. Throws `TRAILING`. */

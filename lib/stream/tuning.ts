@@ -1,15 +1,10 @@
 import type { Report } from '../progress.ts'
 import { type Compress, checkCompress } from './compress.ts'
+import type { PackOptions } from './pack.ts'
 import { RateLimit } from './rate-limit.ts'
 
 /** How images are put on the link. */
-export interface Tuning {
-  /** Images go out as they are if undefined. */
-  compress?: Compress | undefined
-  /** Images go out as fast as the link takes them if undefined. */
-  limit?: RateLimit | undefined
-  /** Nobody computes digests of what is in images: only their sizes are compared. */
-  unchecked?: boolean
+export interface Tuning extends Pick<PackOptions, 'compress' | 'limit' | 'unchecked'> {
   /** Pages that the receiver says it has are not sent. Called where it says nothing. */
   dedup?: (() => void) | undefined
 }

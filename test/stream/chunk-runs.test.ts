@@ -1,9 +1,10 @@
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { PAGE, type Run, zeroRuns } from '../../lib/stream/zero-pages.ts'
+import { PAGE_BYTES as PAGE } from '../../lib/format/pagemap.ts'
+import { type Run, zeroRuns } from '../../lib/stream/chunk-runs.ts'
 
-const test = suite('stream/zero-pages')
+const test = suite('stream/chunk-runs')
 
 function runs(raw: Buffer): Run[] {
   return zeroRuns(raw, new Int32Array(raw.buffer, raw.byteOffset, Math.floor(raw.length / 4)), raw.length)
