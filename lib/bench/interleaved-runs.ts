@@ -1,24 +1,27 @@
 /** Runs of all contenders, one after the other and again in the other order, so that what drifts hits all alike. */
 import { mkdtempSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { openChildren } from './children.ts'
+import { formatSize } from '../size.ts'
 import { type Kind, type Loaded, startMemory } from './target-process.ts'
-import type { Contender, Figures } from './workload.ts'
+import { type Contender, Course, type Figures } from './workload.ts'
 
-export interface RaceOptions {
-  criu: string
-  contenders: readonly Contender[]
+export interface BenchOptions {
   /** Bytes, multiples of 1 MiB. */
   sizes: readonly number[]
   runs: number
   kind: Kind
+  signal: AbortSignal
+  /** A line for people, as it goes. */
+  say: (line: string) => void
+}
+
+export interface MoveOptions extends BenchOptions {
+  criu: string
+  contenders: readonly Contender[]
   /** Processes more of 64 KiB each, children of the one. */
   children: number
-  /** On a file system in memory. */
+  /** A directory on a file system in memory. */
   place: string
-  signal: AbortSignal
-  /** Told of every run. */
-  onRun: (name: string, bytes: number, result: Result) => void
 }
 
 /** What one run came to. Its memory was verified. */
@@ -34,8 +37,8 @@ export interface Lane {
 }
 
 /** Throws what a contender throws, and `DIGEST` for a process whose memory is not what it was. */
-export async function race(options: RaceOptions): Promise<Lane[]> {
-  const { contenders, sizes, runs, onRun, signal } = options
+export async function race(options: MoveOptions): Promise<Lane[]> {
+  const { contenders, sizes, runs, say, signal } = options
   const lanes: Lane[] = []
   for (const bytes of sizes) {
     const heat = contenders.map((contender) => ({
@@ -48,31 +51,29 @@ export async function race(options: RaceOptions): Promise<Lane[]> {
         signal.throwIfAborted()
         const result = await once(contender, bytes, options)
         lane.results.push(result)
-        onRun(contender.name, bytes, result)
+        const times = `stood still for ${result.downtime.toFixed(3)} s, ${result.total.toFixed(3)} s in all`
+        say(`${lane.name} ${formatSize(bytes)}: ${times}`)
       }
     }
   }
   return lanes
 }
 
-async function once(
-  contender: Contender,
-  bytes: number,
-  { criu, kind, children, place, signal }: RaceOptions,
-): Promise<Result> {
+async function once(contender: Contender, bytes: number, options: MoveOptions): Promise<Result> {
+  const { criu, kind, children, place, signal } = options
   const folder = mkdtempSync(join(place, 'ferry-bench-'))
-  const { start, end } = openChildren(signal)
   let loaded: Loaded | undefined
+  let course: Course | undefined
   try {
     loaded = await startMemory({ bytes, kind, children, folder })
-    const { pid, gone, verify } = loaded
-    const figures = await contender.run({ criu, pid, gone, folder, start })
-    return { ...figures, downtime: await verify() }
+    course = new Course(criu, loaded, folder, signal)
+    const figures = await contender.run(course)
+    return { ...figures, downtime: await loaded.verify() }
   } catch (error) {
     signal.throwIfAborted()
     throw error
   } finally {
-    await end()
+    await course?.end()
     loaded?.kill()
     rmSync(folder, { recursive: true, force: true })
   }
