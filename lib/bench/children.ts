@@ -49,18 +49,14 @@ export class Children {
 }
 
 /** Rejects with what it said, unless it ends well. */
-export function succeeded(child: ChildProcess, what: string): Promise<void> {
+export async function succeeded(child: ChildProcess, what: string): Promise<void> {
   let said = ''
   child.stderr?.on('data', (text: Buffer) => {
     said += String(text)
   })
-  return new Promise((resolve, reject) => {
-    child.once('error', reject)
-    child.once('close', (code) => {
-      if (code === 0) resolve()
-      else reject(new Fault('CRIU', `${what} exited with ${code}: ${said.trim().split('\n').slice(-3).join(' / ')}`))
-    })
-  })
+  const [code] = (await once(child, 'close')) as [number | null]
+  if (code === 0) return
+  throw new Fault('CRIU', `${what} exited with ${code}: ${said.trim().split('\n').slice(-3).join(' / ')}`)
 }
 
 /** Waits for the words in what a daemon says on stderr. Returns what the pattern caught. */

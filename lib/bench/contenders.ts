@@ -2,12 +2,12 @@
  * The ways to move a process on one host, each from the start of criu dump until criu restore has let the tasks run:
  * ours, and what a user has without us. All of them keep images in memory only.
  */
-import { execFileSync } from 'node:child_process'
 import { copyFileSync, readdirSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { listen } from '../stream/listen.ts'
 import { succeeded } from './children.ts'
+import { has } from './machine.ts'
 import { type Commands, ours } from './ours.ts'
 import { type Contender, type Course, type Figures, frozenIn, seconds } from './workload.ts'
 
@@ -63,15 +63,6 @@ const tarSocat: Contender = {
     await taking
     return restored(course, source, target, begun)
   },
-}
-
-function has(program: string): boolean {
-  try {
-    execFileSync('sh', ['-c', `command -v ${program}`], { stdio: 'ignore' })
-    return true
-  } catch {
-    return false
-  }
 }
 
 async function freePort(): Promise<number> {

@@ -1,5 +1,5 @@
 /** What is known of processes, and of this machine, for figures that others can judge. */
-import { spawnSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { cpus, loadavg, release, totalmem } from 'node:os'
 import { Fault } from '../fault.ts'
@@ -33,6 +33,16 @@ function residentPages(pid: number): number {
     return Number(readFileSync(`/proc/${pid}/statm`, 'utf8').split(' ')[1])
   } catch {
     return 0
+  }
+}
+
+/** Whether there is such a program. */
+export function has(program: string): boolean {
+  try {
+    execFileSync('sh', ['-c', `command -v ${program}`], { stdio: 'ignore' })
+    return true
+  } catch {
+    return false
   }
 }
 

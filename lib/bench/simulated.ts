@@ -16,6 +16,7 @@ import { text } from 'node:stream/consumers'
 import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { enterNetwork, newNetwork, openTun, thisNetwork } from '../kernel/network.ts'
+import { has } from './machine.ts'
 import type { Tally } from './wire-delay.ts'
 
 export interface LinkKind {
@@ -48,14 +49,8 @@ export const SIMULATED_HOW =
 export function cannotSimulate(): string | undefined {
   if (process.geteuid?.() !== 0) return 'it needs root'
   if (!existsSync('/dev/net/tun')) return 'there is no /dev/net/tun'
-  for (const program of ['ip', 'tc']) {
-    try {
-      execFileSync(program, ['-V'], { stdio: 'ignore' })
-    } catch {
-      return `there is no program ${program} (iproute2)`
-    }
-  }
-  return undefined
+  const missing = ['ip', 'tc'].find((program) => !has(program))
+  return missing && `there is no program ${missing} (iproute2)`
 }
 
 /** Addresses that belong to nobody (RFC 5737). */

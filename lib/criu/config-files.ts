@@ -7,12 +7,13 @@
  * A file that cannot be read here, such as a pipe, is ignored. If it asks to leave the tasks running, the dump looks
  * like one that failed, and is taken back: the process runs on in any case.
  */
-import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs'
+import { closeSync, fstatSync, readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
+import { openRegularFile } from '../kernel/own-file.ts'
 import { environmentOf } from '../kernel/process.ts'
 
 /** How a criu was started. */
-export interface CriuStart {
+interface CriuStart {
   environment: NodeJS.ProcessEnv
   /** The path of its root directory in our mount namespace. */
   root: string
@@ -57,10 +58,9 @@ function configOf(words: readonly string[]): string | undefined {
 
 function read(path: string): string {
   try {
-    const file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK)
+    const file = openRegularFile(path)
     try {
-      const found = fstatSync(file)
-      return found.isFile() && found.size <= LARGEST ? readFileSync(file, 'utf8') : ''
+      return fstatSync(file).size <= LARGEST ? readFileSync(file, 'utf8') : ''
     } finally {
       closeSync(file)
     }

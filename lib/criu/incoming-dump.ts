@@ -11,7 +11,7 @@ import { hasSpoken, peerPid } from '../kernel/unix.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { rejectAfter } from '../stream/wait.ts'
 import { closedGate } from './action-script.ts'
-import { captureImages } from './capture.ts'
+import { CapturedImages } from './capture.ts'
 
 /** What an image source waits for, and tells, during a hand-over. */
 export interface DumpSteps {
@@ -80,15 +80,14 @@ export async function acceptDump(
     pid,
     bytes,
     open: gate.open,
-    images: (steps) => after(begun, captureImages(socket, steps?.complete)),
+    images(steps) {
+      const source = new CapturedImages(socket, steps?.complete)
+      async function* images(): AsyncGenerator<OpenImage> {
+        await begun
+        yield* source.images
+      }
+      return { images: images(), destroy: (reason) => source.destroy(reason) }
+    },
     remove: gate.remove,
   }
-}
-
-function after(begun: Promise<unknown>, source: ImageSource): ImageSource {
-  async function* images(): AsyncGenerator<OpenImage> {
-    await begun
-    yield* source.images
-  }
-  return { images: images(), destroy: (reason) => source.destroy(reason) }
 }

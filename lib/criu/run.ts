@@ -1,7 +1,7 @@
-/** Finds the criu command, checks its options, runs it, and keeps its error message. */
+/** Finds the criu command, checks its options, runs it, and keeps its error message and its statistics. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { accessSync, constants, existsSync, statSync } from 'node:fs'
+import { accessSync, constants, existsSync, readFileSync, statSync } from 'node:fs'
 import { delimiter, dirname, join, resolve } from 'node:path'
 import type { Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -9,6 +9,7 @@ import pump from 'pump'
 import split from 'split2'
 import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
+import { decodeDumpStats } from '../format/stats.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { ownChild } from '../kernel/orphans.ts'
 import { trustedPath } from '../kernel/trusted-path.ts'
@@ -187,4 +188,16 @@ export async function explainFailure(error: unknown, { done, kill }: CriuRun, pa
   const cause = await Promise.race([done.catch((reason: unknown) => reason), patience])
   if (cause === 'impatient') kill()
   return error instanceof Fault && error.code === 'FAILED_DUMP' && cause instanceof Fault ? cause : error
+}
+
+/**
+ * How long the tasks were frozen, by the statistics that CRIU left in `directory`. Undefined where CRIU has not written
+ * them: it does so last.
+ */
+export function frozenMs(directory: string): number | undefined {
+  try {
+    return decodeDumpStats(readFileSync(join(directory, 'stats-dump'))).frozenTime / 1000
+  } catch {
+    return undefined
+  }
 }

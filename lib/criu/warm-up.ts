@@ -26,7 +26,7 @@ import { receiveSnapshot } from '../stream/receive.ts'
 import { openTargetLink } from '../stream/resuming-receiver.ts'
 import { sendSnapshot } from '../stream/send.ts'
 import { resumableLink } from '../stream/source-link.ts'
-import { captureImages } from './capture.ts'
+import { CapturedImages } from './capture.ts'
 import { serve } from './serve.ts'
 
 /** One image that does not fit into one read, some that do, and a pagemap, which is written anew for CRIU. */
@@ -85,7 +85,7 @@ async function send({ reader, writer }: ReturnType<typeof resumableLink>): Promi
   const [socket, criu] = socketPair()
   const dumped = dump(criu)
   dumped.catch(() => {})
-  await sendSnapshot(writer, snapshotId('warm-up'), captureImages(socket), { greeted: true })
+  await sendSnapshot(writer, snapshotId('warm-up'), new CapturedImages(socket), { greeted: true })
   await dumped
   while ((await (await reader).expect(answers)).type !== 'sealed');
 }
