@@ -1,5 +1,5 @@
 /** What is known of processes, and of this machine, for figures that others can judge. */
-import { execFileSync, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { cpus, loadavg, release, totalmem } from 'node:os'
 import { Fault } from '../fault.ts'
@@ -38,12 +38,7 @@ function residentPages(pid: number): number {
 
 /** Whether there is such a program. */
 export function has(program: string): boolean {
-  try {
-    execFileSync('sh', ['-c', `command -v ${program}`], { stdio: 'ignore' })
-    return true
-  } catch {
-    return false
-  }
+  return spawnSync('sh', ['-c', `command -v ${program}`], { stdio: 'ignore' }).status === 0
 }
 
 export type Machine = ReturnType<typeof describeMachine>

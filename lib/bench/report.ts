@@ -21,33 +21,26 @@ interface ReportOptions extends MoveOptions {
 
 /** Returns the table, or JSON. Throws `EXISTS` where the chart's name is no file of ours, and what a race throws. */
 export async function benchMoves(options: ReportOptions): Promise<string> {
-  const { chart } = options
+  const { criu, runs, kind, children, say, json, chart } = options
   const file = chart === undefined ? undefined : openOwnFile(chart, constants.O_WRONLY | constants.O_CREAT, 0o644)
   try {
-    return await compare(options, file)
+    const contenders = options.contenders.filter(({ name, missing }) => {
+      const why = missing?.()
+      if (why !== undefined) say(`without ${name}: ${why}`)
+      return why === undefined
+    })
+    const machine = describeMachine(criu)
+    const lanes = await race({ ...options, contenders })
+    if (file !== undefined) {
+      ftruncateSync(file)
+      writeFileSync(file, plot(lanes, 'seconds that the process stood still'))
+    }
+    return json
+      ? `${JSON.stringify({ machine, kind, runs, children, lanes }, null, 2)}\n`
+      : `${describe(machine, kind, runs, children)}${table(lanes)}${remarks(lanes)}`
   } finally {
     if (file !== undefined) closeSync(file)
   }
-}
-
-/** `chart`: a file that is written anew. */
-async function compare(options: ReportOptions, chart: number | undefined): Promise<string> {
-  const { criu, runs, kind, children, say, json } = options
-  const contenders = options.contenders.filter(({ name, missing }) => {
-    const why = missing?.()
-    if (why !== undefined) say(`without ${name}: ${why}`)
-    return why === undefined
-  })
-  const machine = describeMachine(criu)
-  const lanes = await race({ ...options, contenders })
-  const words = describe(machine, kind, runs, children)
-  if (chart !== undefined) {
-    ftruncateSync(chart)
-    writeFileSync(chart, plot(lanes, 'seconds that the process stood still'))
-  }
-  return json
-    ? `${JSON.stringify({ machine, kind, runs, children, lanes }, null, 2)}\n`
-    : `${words}${table(lanes)}${remarks(lanes)}`
 }
 
 /** Returns a line a size. */

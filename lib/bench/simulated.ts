@@ -56,15 +56,8 @@ export function cannotSimulate(): string | undefined {
 /** Addresses that belong to nobody (RFC 5737). */
 export const [SOURCE, TARGET] = ['192.0.2.1', '192.0.2.2']
 
-interface Simulated {
-  /** This thread, and what it starts, is on that host from here on. */
-  enter(host: 'source' | 'target'): void
-  /** Packets so far; and it is over: this thread is where it was before. */
-  end(): Promise<Tally>
-}
-
 /** Throws `IO` where something is missing after all. */
-export function simulate(kind: LinkKind): Simulated {
+export function simulate(kind: LinkKind) {
   const home = thisNetwork()
   const hosts: ReturnType<typeof makeHost>[] = []
   try {
@@ -79,8 +72,10 @@ export function simulate(kind: LinkKind): Simulated {
     const said = text(cable.stdout as Readable)
     const ended = once(cable, 'close')
     return {
-      enter: (host) => enterNetwork(host === 'source' ? source.network : target.network),
-      async end() {
+      /** This thread, and what it starts, is on that host from here on. */
+      enter: (host: 'source' | 'target'): void => enterNetwork(host === 'source' ? source.network : target.network),
+      /** Packets so far; and it is over: this thread is where it was before. */
+      async end(): Promise<Tally> {
         enterNetwork(home)
         cable.stdin?.end()
         await ended

@@ -40,6 +40,7 @@ const lessAhead = (lane: Lane): string => {
 }
 
 const columns: readonly Column[] = [
+  { title: 'size', width: 9, show: ({ bytes }) => formatSize(bytes) },
   { title: 'still s', width: 8, show: shown('downtime', seconds) },
   { title: 'least-most', width: 13, show: spread },
   { title: 'x page-server', width: 14, show: against('page-server', 'downtime') },
@@ -55,21 +56,15 @@ const columns: readonly Column[] = [
 ]
 
 const NAME_WIDTH = 15
-const SIZE_WIDTH = 9
 
 /** Medians; a line a contender and size. */
 export function table(lanes: readonly Lane[]): string {
-  const head = [
-    'way'.padEnd(NAME_WIDTH),
-    'size'.padStart(SIZE_WIDTH),
-    ...columns.map(({ title, width }) => title.padStart(width)),
-  ]
-  const lines = lanes.map((lane) => [
-    lane.name.padEnd(NAME_WIDTH),
-    formatSize(lane.bytes).padStart(SIZE_WIDTH),
-    ...columns.map(({ width, show }) => show(lane, lanes).padStart(width)),
-  ])
-  return [head, ...lines].map((cells) => `${cells.join('').trimEnd()}\n`).join('')
+  const line = (name: string, cell: (column: Column) => string): string => {
+    const cells = columns.map((column) => cell(column).padStart(column.width))
+    return `${[name.padEnd(NAME_WIDTH), ...cells].join('').trimEnd()}\n`
+  }
+  const lines = lanes.map((lane) => line(lane.name, ({ show }) => show(lane, lanes)))
+  return [line('way', ({ title }) => title), ...lines].join('')
 }
 
 /** What is said in a line: medians too. */

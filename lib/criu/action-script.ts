@@ -107,18 +107,13 @@ export function closedGate(directory: string, pid: number, moment: Moment): Gate
 }
 
 /** A gate at which criu still waits, though the holder is gone. */
-export interface OrphanedGate {
-  pid: number
-  gate: Gate
-  /** What the holder wrote on the gate. */
-  label: string
-}
+export type OrphanedGate = ReturnType<typeof recoverGates>[number]
 
 /**
- * Takes over the gates of restores in `directory` that no process holds, and whose label is wanted. Without `isWanted`
- * also removes the gates whose criu is gone.
+ * Takes over the gates of restores in `directory` that no process holds, and whose label (what the holder wrote on the
+ * gate) is wanted. Without `isWanted` also removes the gates whose criu is gone.
  */
-export function recoverGates(directory: string, isWanted?: (label: string) => boolean): OrphanedGate[] {
+export function recoverGates(directory: string, isWanted?: (label: string) => boolean) {
   return readdirSync(directory).flatMap((name) => {
     const pid = Number(/^(\d+)\.post-restore\.held$/.exec(name)?.[1])
     const paths = pathsOf(directory, pid, 'post-restore')

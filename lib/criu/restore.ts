@@ -10,7 +10,7 @@ import type { Piece, StoredImage } from '../store/stored-image.ts'
 import { defer } from '../stream/wait.ts'
 import { closedGate, type Gate, writeScript } from './action-script.ts'
 import { restoredTasks } from './process-tree.ts'
-import { type CriuRun, startCriu } from './run.ts'
+import { startCriu } from './run.ts'
 import { type Served, serve } from './serve.ts'
 import type { WorkDir } from './work-directory.ts'
 
@@ -75,8 +75,6 @@ export class RunningRestore implements HeldRestore {
   readonly runs = this.#runs.promise
   /** Resolves when criu has exited 0 and has taken the images. Throws `CRIU`. */
   readonly done: Promise<void>
-  readonly #run: CriuRun
-  readonly #images: ReadonlyMap<ImageName, StoredImage>
   readonly #work: WorkDir
   readonly #control: RestoreControl
   /** Aborted when the images are taken away. */
@@ -96,14 +94,13 @@ export class RunningRestore implements HeldRestore {
   ) {
     const { hold } = control
     const script = hold !== undefined ? ['--action-script', writeScript(hold.gates, 'post-restore')] : []
-    this.#run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...script, ...options])
-    this.#images = images
+    const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...script, ...options])
     this.#work = work
     this.#control = control
     control.signal.addEventListener('abort', this.#onSignal, { once: true })
-    const serving = this.#serve()
+    const serving = this.#serve(images)
     serving.catch(() => {})
-    this.done = this.#finish(serving)
+    this.done = this.#finish(run.done, serving)
     this.done.catch(() => {})
   }
 
@@ -124,7 +121,7 @@ export class RunningRestore implements HeldRestore {
     this.#taking.abort(reason)
   }
 
-  async #serve(): Promise<Served> {
+  async #serve(images: ReadonlyMap<ImageName, StoredImage>): Promise<Served> {
     const { hold, onTaken } = this.#control
     const socket = await acceptSpeaker(this.#work.listener)
     const pid = peerPid(socket)
@@ -136,17 +133,17 @@ export class RunningRestore implements HeldRestore {
       this.#gate.held.then(tasks.note).then(this.#held.resolve, () => {})
       this.#gate.resumed.then(() => this.#runs.resolve(true)).catch(() => {})
     }
-    const choose = async (): Promise<ReadonlyMap<ImageName, StoredImage>> => {
+    const choose = async () => {
       tasks.note()
-      return this.#images
+      return images
     }
     return serve(socket, choose, { signal: this.#taking.signal, ...(onTaken && { onTaken }) })
   }
 
-  async #finish(serving: Promise<Served>): Promise<void> {
+  async #finish(ended: Promise<void>, serving: Promise<Served>): Promise<void> {
     const { hold, signal } = this.#control
     try {
-      await this.#run.done.catch((error: unknown) => {
+      await ended.catch((error: unknown) => {
         throw this.#taking.signal.aborted ? signal.reason : error
       })
       const served = await Promise.race([serving, setTimeout(TAKEN_MS, undefined, { ref: false })])

@@ -80,13 +80,11 @@ const refused: Record<string, string> = {
  * their hints.
  */
 export function checkCriuOptions(options: readonly string[], more: Record<string, string> = {}): void {
+  const hints = Object.entries({ ...refused, ...more })
   for (const option of options) {
     const name = option.startsWith('--') ? (option.split('=')[0] as string) : option.slice(0, 2)
     // getopt accepts a prefix of a long option.
-    const [, hint] =
-      Object.entries({ ...refused, ...more }).find(
-        ([long]) => long === name || (name.length > 3 && long.startsWith(name)),
-      ) ?? []
+    const [, hint] = hints.find(([long]) => long === name || (name.length > 3 && long.startsWith(name))) ?? []
     if (hint !== undefined) throw new Fault('USAGE', `criu option ${name} cannot be used here`, { hint })
   }
 }
@@ -169,7 +167,7 @@ export function startCriu(
       throw new Fault('CRIU', `cannot start ${criu}`, { cause })
     })
     if (code === 0) return
-    await Promise.race([drained, new Promise((resolve) => setTimeout(resolve, 1000).unref())])
+    await Promise.race([drained, delay(1000, undefined, { ref: false })])
     const how = signal === null ? `exit code ${code}` : signal
     throw new Fault('CRIU', `criu ${action} failed (${how})${errors[0] === undefined ? '' : `: ${errors[0]}`}`, {
       hint: process.geteuid?.() === 0 ? `for the whole story add: -- -v4 -o /tmp/${action}.log` : 'criu needs root',
