@@ -46,14 +46,12 @@ export async function race(options: MoveOptions): Promise<Lane[]> {
       lane: { name: contender.name, bytes, results: [] as Result[] },
     }))
     lanes.push(...heat.map(({ lane }) => lane))
-    for (let run = 0; run < runs; run++) {
-      for (const { contender, lane } of run % 2 === 0 ? heat : heat.toReversed()) {
-        signal.throwIfAborted()
-        const result = await once(contender, bytes, options)
-        lane.results.push(result)
-        const times = `stood still for ${result.downtime.toFixed(3)} s, ${result.total.toFixed(3)} s in all`
-        say(`${lane.name} ${formatSize(bytes)}: ${times}`)
-      }
+    for (const { contender, lane } of interleaved(heat, runs)) {
+      signal.throwIfAborted()
+      const result = await once(contender, bytes, options)
+      lane.results.push(result)
+      const times = `stood still for ${result.downtime.toFixed(3)} s, ${result.total.toFixed(3)} s in all`
+      say(`${lane.name} ${formatSize(bytes)}: ${times}`)
     }
   }
   return lanes
@@ -77,6 +75,16 @@ async function once(contender: Contender, bytes: number, options: MoveOptions): 
     loaded?.kill()
     rmSync(folder, { recursive: true, force: true })
   }
+}
+
+/** The items `runs` times over, each second time in the other order. */
+export function* interleaved<Item>(items: readonly Item[], runs: number): Generator<Item> {
+  for (let run = 0; run < runs; run++) yield* run % 2 === 0 ? items : items.toReversed()
+}
+
+/** The least and the most. */
+export function spread(values: readonly number[]): string {
+  return `${Math.min(...values).toFixed(2)}-${Math.max(...values).toFixed(2)}`
 }
 
 /** The middle one; of an even number the upper of the two. */

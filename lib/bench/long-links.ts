@@ -4,7 +4,7 @@ import { cpus, loadavg, release } from 'node:os'
 import { join } from 'node:path'
 import { formatSize } from '../size.ts'
 import { Children } from './children.ts'
-import { type BenchOptions, median } from './interleaved-runs.ts'
+import { type BenchOptions, interleaved, median, spread } from './interleaved-runs.ts'
 import { runLink } from './link-speed.ts'
 import { cpuSeconds } from './machine.ts'
 import type { Commands } from './ours.ts'
@@ -55,15 +55,13 @@ async function overLink(link: LinkKind, options: LongLinksOptions): Promise<stri
     const cache = children.start(node, [...args, ...listening, '-D', folder])
     cache.stderr.resume()
     wire.enter('source')
-    for (let run = 0; run < runs; run++) {
-      for (const connections of run % 2 === 0 ? COUNTS : COUNTS.toReversed()) {
-        signal.throwIfAborted()
-        const before = cpuSeconds(process.pid) + cpuSeconds(cache.pid)
-        const { transfer } = await runLink(endpoint, connections, bytes, kind, signal)
-        const cpu = cpuSeconds(process.pid) + cpuSeconds(cache.pid) - before
-        done.push({ connections, seconds: transfer, cpu })
-        say(`${link.name}, ${connections} connections: ${formatSize(bytes)} in ${transfer.toFixed(2)} s`)
-      }
+    for (const connections of interleaved(COUNTS, runs)) {
+      signal.throwIfAborted()
+      const before = cpuSeconds(process.pid) + cpuSeconds(cache.pid)
+      const { transfer } = await runLink(endpoint, connections, bytes, kind, signal)
+      const cpu = cpuSeconds(process.pid) + cpuSeconds(cache.pid) - before
+      done.push({ connections, seconds: transfer, cpu })
+      say(`${link.name}, ${connections} connections: ${formatSize(bytes)} in ${transfer.toFixed(2)} s`)
     }
   } finally {
     await children.end()
@@ -85,7 +83,7 @@ function line(link: LinkKind, bytes: number, connections: number, done: readonly
     formatSize(bytes),
     `${connections}`,
     middle.toFixed(2),
-    `${Math.min(...seconds).toFixed(2)}-${Math.max(...seconds).toFixed(2)}`,
+    spread(seconds),
     ideal === undefined ? '' : (middle / ideal).toFixed(2),
     (middle / one).toFixed(2),
     ((bytes * 8) / middle / 1e6).toFixed(0),

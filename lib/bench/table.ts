@@ -1,6 +1,6 @@
 /** Results as people read them. */
 import { formatSize } from '../size.ts'
-import { type Lane, median, type Result } from './interleaved-runs.ts'
+import { type Lane, median, type Result, spread } from './interleaved-runs.ts'
 import type { Machine } from './machine.ts'
 
 type Figure = keyof Result
@@ -28,10 +28,6 @@ const against = (name: string, figure: Figure) => (lane: Lane, lanes: readonly L
   const [ours, theirs] = [middle(lane, figure), other && middle(other, figure)]
   return ours === undefined || theirs === undefined || other === lane ? '' : (ours / theirs).toFixed(2)
 }
-const spread = ({ results }: Lane): string => {
-  const values = results.map(({ downtime }) => downtime)
-  return `${Math.min(...values).toFixed(2)}-${Math.max(...values).toFixed(2)}`
-}
 
 /** What a cache takes without making memory ready. */
 const lessAhead = (lane: Lane): string => {
@@ -42,7 +38,7 @@ const lessAhead = (lane: Lane): string => {
 const columns: readonly Column[] = [
   { title: 'size', width: 9, show: ({ bytes }) => formatSize(bytes) },
   { title: 'still s', width: 8, show: shown('downtime', seconds) },
-  { title: 'least-most', width: 13, show: spread },
+  { title: 'least-most', width: 13, show: ({ results }) => spread(results.map(({ downtime }) => downtime)) },
   { title: 'x page-server', width: 14, show: against('page-server', 'downtime') },
   { title: 'x tmpfs', width: 8, show: against('tmpfs', 'downtime') },
   { title: 'frozen s', width: 9, show: shown('frozen', seconds) },

@@ -41,12 +41,8 @@ export function configuredOptions(words: readonly string[], { environment, root,
   const { HOME, CRIU_CONFIG_FILE } = environment
   const named = configOf(words)
   const defaults = named === undefined && !words.includes('--no-default-config')
-  const files = [
-    ...(defaults ? [`/etc/${DEFAULT}`, HOME && `${HOME}/.${DEFAULT}`] : []),
-    CRIU_CONFIG_FILE,
-    named,
-  ].filter((file) => file !== undefined && file !== '')
-  return files.flatMap((file) => optionsIn(read(join(root, resolve(directory, file as string)))))
+  const files = [...(defaults ? [`/etc/${DEFAULT}`, HOME && `${HOME}/.${DEFAULT}`] : []), CRIU_CONFIG_FILE, named]
+  return files.flatMap((file) => (file ? optionsIn(read(join(root, resolve(directory, file)))) : []))
 }
 
 /** The value of --config; the last one counts. criu looks for it before getopt, and so only by its whole name. */

@@ -59,19 +59,17 @@ export async function acceptDump(
   }
   signal.addEventListener('abort', leave, { once: true })
   const over = new AbortController()
-  const silent = rejectAfter(timeoutMs, 'a criu that has connected began no dump', over.signal).catch(
-    (reason: unknown) => {
-      if (!over.signal.aborted) leave()
-      throw reason
-    },
-  )
-  silent.catch(() => {})
-  const first = await Promise.race([gate.held, spoken, silent]).catch((reason: unknown) => {
-    if (reason instanceof Fault && reason.code === 'TIMEOUT') throw reason
-    return false
-  })
-  over.abort()
-  signal.removeEventListener('abort', leave)
+  const silent = rejectAfter(timeoutMs, 'a criu that has connected began no dump', over.signal)
+  const first = await Promise.race([gate.held, spoken, silent])
+    .catch((reason: unknown) => {
+      leave()
+      if (reason instanceof Fault && reason.code === 'TIMEOUT') throw reason
+      return false
+    })
+    .finally(() => {
+      over.abort()
+      signal.removeEventListener('abort', leave)
+    })
   if (first === false || !there) return void leave()
   const begun = spoken.finally(gate.remove)
   begun.catch(() => {})

@@ -153,13 +153,12 @@ export function startCriu(
   })
   const verbose = options.some((option) => /^-v+\d?$|^--verbosity/.test(option))
   const errors: string[] = []
-  const stderr = child.stderr as Readable
   const lines = split((line: string) => {
     if (verbose) process.stderr.write(`${line}\n`)
     const error = errorLine.exec(line)
     if (error !== null && !harmless.test(line) && errors.length < MOST_LINES) errors.push(`${error[2]} (${error[1]})`)
   })
-  const drained = new Promise<void>((resolve) => pump(stderr, lines.resume(), () => resolve()))
+  const drained = new Promise<void>((resolve) => pump(child.stderr as Readable, lines.resume(), () => resolve()))
   const exited = once(child, 'exit') as Promise<[code: number | null, signal: string | null]>
   if (child.pid !== undefined) child.once('exit', ownChild(child.pid).ended)
   const done = (async () => {
