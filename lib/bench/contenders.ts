@@ -74,19 +74,23 @@ async function freePort(): Promise<number> {
 
 /** In the order of the table; the first two are what ours is compared with. */
 export function contenders(commands: Commands): Contender[] {
-  const variant = (name: string, what: string, more: Partial<Commands>): Contender =>
+  const variant = (name: string, more: Partial<Commands>, what: string): Contender =>
     ours(name, what, { ...commands, ...more })
   return [
     tmpfs,
     pageServer,
     tarSocat,
-    variant('ferry', 'criu dump --stream, proxy and cache over TCP, criu restore --stream', {}),
-    variant('ferry-unchecked', 'ferry with --no-checksum: pages are passed on by reference', {
-      proxy: ['--no-checksum'],
-    }),
-    variant('ferry-buffers', "the same through Node's own streams (FERRY_NO_SPLICE=1)", {
-      env: { FERRY_NO_SPLICE: '1' },
-    }),
-    variant('ferry-early', 'ferry with cache --release-early, and what both hold', { releaseEarly: true }),
+    variant('ferry', {}, 'criu dump --stream, proxy and cache over TCP, criu restore --stream'),
+    variant(
+      'ferry-unchecked',
+      { proxy: ['--no-checksum'] },
+      'ferry with --no-checksum: pages are passed on by reference',
+    ),
+    variant(
+      'ferry-buffers',
+      { env: { FERRY_NO_SPLICE: '1' } },
+      "the same through Node's own streams (FERRY_NO_SPLICE=1)",
+    ),
+    variant('ferry-early', { releaseEarly: true }, 'ferry with cache --release-early, and what both hold'),
   ]
 }

@@ -41,17 +41,14 @@ export async function race(options: MoveOptions): Promise<Lane[]> {
   const { contenders, sizes, runs, say, signal } = options
   const lanes: Lane[] = []
   for (const bytes of sizes) {
-    const heat = contenders.map((contender) => ({
-      contender,
-      lane: { name: contender.name, bytes, results: [] as Result[] },
-    }))
-    lanes.push(...heat.map(({ lane }) => lane))
-    for (const { contender, lane } of interleaved(heat, runs)) {
+    const heat = contenders.map((contender) => ({ contender, results: [] as Result[] }))
+    lanes.push(...heat.map(({ contender, results }) => ({ name: contender.name, bytes, results })))
+    for (const { contender, results } of interleaved(heat, runs)) {
       signal.throwIfAborted()
       const result = await once(contender, bytes, options)
-      lane.results.push(result)
+      results.push(result)
       const times = `stood still for ${result.downtime.toFixed(3)} s, ${result.total.toFixed(3)} s in all`
-      say(`${lane.name} ${formatSize(bytes)}: ${times}`)
+      say(`${contender.name} ${formatSize(bytes)}: ${times}`)
     }
   }
   return lanes

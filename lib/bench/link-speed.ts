@@ -10,6 +10,7 @@ import { connectMany } from '../stream/connection-groups.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
 import { accepting } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
+import type { Link } from '../stream/link.ts'
 import { sendSnapshot } from '../stream/send.ts'
 import { resumableLink } from '../stream/source-link.ts'
 import type { Kind } from './target-process.ts'
@@ -34,13 +35,8 @@ export async function runLink(
   const id = snapshotId(`bench-${process.pid}-${randomBytes(4).toString('hex')}`)
   const source = madeUp(bytes, kind)
   const token = randomBytes(TOKEN_BYTES)
-  const line = resumableLink(
-    id,
-    token,
-    'sealed',
-    (stop) => connectMany(connections, cache, CONNECT_MS, stop),
-    PATIENCE_MS,
-  )
+  const connect = (stop: AbortSignal): Promise<Link> => connectMany(connections, cache, CONNECT_MS, stop)
+  const line = resumableLink(id, token, 'sealed', connect, PATIENCE_MS)
   const { writer } = line
   const reader = await line.reader
   const cut = (): void => line.destroy(signal.reason as Error)

@@ -45,24 +45,16 @@ export function startLayer(
   const number = chain.under
   const directory = join(path, String(number))
   mkdirSync(directory, { mode: 0o700 })
-  const [ours, theirs] = socketPair()
-  setBlocking(theirs)
+  const [near, far] = socketPair()
+  setBlocking(far)
   try {
-    const run = startCriu(
-      criu,
-      action,
-      [
-        ...['-t', String(pid), '-D', directory, '--track-mem', '--page-server', '--ps-socket', '3'],
-        ...(number === 0 ? [] : ['--prev-images-dir', `../${number - 1}`]),
-        ...more,
-        ...criuOptions,
-      ],
-      [theirs],
-    )
-    const server = new SocketPageServer(ours, (name) => chain.pagemaps.has(name))
+    const ours = ['-t', String(pid), '-D', directory, '--track-mem', '--page-server', '--ps-socket', '3']
+    const before = number === 0 ? [] : ['--prev-images-dir', `../${number - 1}`]
+    const run = startCriu(criu, action, [...ours, ...before, ...more, ...criuOptions], [far])
+    const server = new SocketPageServer(near, (name) => chain.pagemaps.has(name))
     return { run, server, directory }
   } finally {
-    closeFd(theirs)
+    closeFd(far)
   }
 }
 
