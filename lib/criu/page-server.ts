@@ -47,7 +47,7 @@ export class SocketPageServer implements PageServer {
   /** `closing`: CRIU waits for the answer to its CLOSE. `over`: the socket is closed. */
   #state: 'reading' | 'closing' | 'over' = 'reading'
 
-  /** `hasParent`: whether the parent has a pagemap of that name: if so, CRIU leaves out the pages that did not change. */
+  /** `hasParent`: whether the parent has a pagemap of that name: CRIU leaves out the pages that did not change then. */
   constructor(socket: Fd, hasParent: HasParent) {
     this.#socket = socket
     this.images = this.#images(hasParent)

@@ -36,7 +36,9 @@ export function watchTree(pid: number) {
     criu: { pid, start: startTime(pid) ?? 0 },
     /** The root of the tree first. */
     tasks: members.map(({ pid: task, start }) => ({ pid: task, start })),
-    /** `dead` when all tasks are dead; `alive` when criu has ended and the root is alive. Never settles after `close`. */
+    /**
+     * `dead` when all tasks are dead; `alive` when criu has ended and the root is alive. Never settles after `close`.
+     */
     fate: Promise.race([dead.catch(() => never), over.catch(() => never)]),
     /** Whether a task was killed, or is gone: criu is at work. */
     isDying: () => members.some((task) => isDying(task.pid) || !isAlive(task)),
