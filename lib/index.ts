@@ -1,5 +1,5 @@
 /** The package's interface: the stages of a sender, to be joined by `pump` (docs/api.md). */
-export { capture } from './criu/capture-stage.ts'
+export { capture } from './criu/capture.ts'
 export { Fault, type FaultCode } from './fault.ts'
 export type { Frame } from './format/frame-types.ts'
 export { type ImageName, type SnapshotId, snapshotId } from './format/names.ts'

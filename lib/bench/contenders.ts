@@ -2,39 +2,29 @@
  * The ways to move a process on one host, each from the start of criu dump until criu restore has let the tasks run:
  * ours, and what a user has without us. All of them keep images in memory only.
  */
-import { execFileSync } from 'node:child_process'
 import { copyFileSync, readdirSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
+import { listen } from '../stream/listen.ts'
+import { succeeded } from './children.ts'
+import { has } from './machine.ts'
 import { type Commands, ours } from './ours.ts'
-import {
-  type Contender,
-  type Course,
-  dumpOf,
-  type Figures,
-  frozenIn,
-  make,
-  ran,
-  restoreOf,
-  seconds,
-  succeeded,
-} from './workload.ts'
+import { type Contender, type Course, type Figures, frozenIn, seconds } from './workload.ts'
 
 /** Restores from a directory what was dumped into another one, since `begun`. */
 async function restored(course: Course, source: string, target: string, begun: number): Promise<Figures> {
   await course.gone
-  await ran(course, course.criu, restoreOf(target), target)
+  await course.restore(target)
   return { total: seconds(begun), frozen: frozenIn(source) }
 }
 
 const tmpfs: Contender = {
   name: 'tmpfs',
   what: 'criu dump to tmpfs, criu restore from it; nothing is moved',
-  missing: () => undefined,
   async run(course) {
-    const images = make(course, 'images')
+    const images = course.make('images')
     const begun = performance.now()
-    await ran(course, course.criu, dumpOf(course, images), images)
+    await course.dump(images)
     return restored(course, images, images, begun)
   },
 }
@@ -42,18 +32,15 @@ const tmpfs: Contender = {
 const pageServer: Contender = {
   name: 'page-server',
   what: 'criu dump --page-server, criu page-server to tmpfs, criu restore from it',
-  missing: () => undefined,
   async run(course) {
-    const [source, target] = [make(course, 'source'), make(course, 'target')]
-    const port = await freePort()
-    const listen = ['--address', '127.0.0.1', '--port', `${port}`, '--status-fd', '2']
-    const server = course.start(course.criu, ['page-server', '-D', target, ...listen])
+    const [source, target] = [course.make('source'), course.make('target')]
+    const at = ['--address', '127.0.0.1', '--port', `${await freePort()}`]
+    const server = course.start(course.criu, ['page-server', '-D', target, ...at, '--status-fd', '2'])
     const served = succeeded(server, 'criu page-server')
     served.catch(() => {})
-    await Promise.race([served, new Promise((resolve) => server.stderr?.once('data', resolve))])
+    await Promise.race([served, new Promise((resolve) => server.stderr.once('data', resolve))])
     const begun = performance.now()
-    const to = ['--page-server', '--address', '127.0.0.1', '--port', `${port}`]
-    await ran(course, course.criu, [...dumpOf(course, source), ...to], source)
+    await course.dump(source, '--page-server', ...at)
     await served
     for (const name of readdirSync(source)) copyFileSync(join(source, name), join(target, name))
     return restored(course, source, target, begun)
@@ -65,51 +52,45 @@ const tarSocat: Contender = {
   what: 'criu dump to tmpfs, tar | socat over TCP to another tmpfs, criu restore from it',
   missing: () => (has('socat') ? undefined : 'socat is not installed'),
   async run(course) {
-    const [source, target] = [make(course, 'source'), make(course, 'target')]
+    const [source, target] = [course.make('source'), course.make('target')]
     const port = await freePort()
     const begun = performance.now()
-    await ran(course, course.criu, dumpOf(course, source), source)
+    await course.dump(source)
     const listener = `TCP-LISTEN:${port},bind=127.0.0.1,reuseaddr`
-    const taking = ran(course, 'socat', ['-u', listener, `EXEC:tar -x -C ${target}`])
+    const taking = course.run('socat', ['-u', listener, `EXEC:tar -x -C ${target}`])
     const sender = `TCP:127.0.0.1:${port},retry=50,interval=0.02`
-    await ran(course, 'socat', ['-u', `EXEC:tar -c -C ${source} .`, sender])
+    await course.run('socat', ['-u', `EXEC:tar -c -C ${source} .`, sender])
     await taking
     return restored(course, source, target, begun)
   },
 }
 
-function has(program: string): boolean {
-  try {
-    execFileSync('sh', ['-c', `command -v ${program}`], { stdio: 'ignore' })
-    return true
-  } catch {
-    return false
-  }
-}
-
 async function freePort(): Promise<number> {
   const server = createServer()
-  return new Promise((resolve) => {
-    server.listen(0, '127.0.0.1', () => {
-      const address = server.address()
-      server.close(() => resolve(typeof address === 'object' && address !== null ? address.port : 0))
-    })
-  })
+  const port = await listen(server, { host: '127.0.0.1', port: 0 })
+  await new Promise((resolve) => server.close(resolve))
+  return port
 }
 
 /** In the order of the table; the first two are what ours is compared with. */
 export function contenders(commands: Commands): Contender[] {
-  const buffers = "the same through Node's own streams (FERRY_NO_SPLICE=1)"
+  const variant = (name: string, more: Partial<Commands>, what: string): Contender =>
+    ours(name, what, { ...commands, ...more })
   return [
     tmpfs,
     pageServer,
     tarSocat,
-    ours('ferry', 'criu dump --stream, proxy and cache over TCP, criu restore --stream', commands),
-    ours('ferry-unchecked', 'ferry with --no-checksum: pages are passed on by reference', {
-      ...commands,
-      proxy: ['--no-checksum'],
-    }),
-    ours('ferry-buffers', buffers, { ...commands, env: { FERRY_NO_SPLICE: '1' } }),
-    ours('ferry-early', 'ferry with cache --release-early, and what both hold', { ...commands, releaseEarly: true }),
+    variant('ferry', {}, 'criu dump --stream, proxy and cache over TCP, criu restore --stream'),
+    variant(
+      'ferry-unchecked',
+      { proxy: ['--no-checksum'] },
+      'ferry with --no-checksum: pages are passed on by reference',
+    ),
+    variant(
+      'ferry-buffers',
+      { env: { FERRY_NO_SPLICE: '1' } },
+      "the same through Node's own streams (FERRY_NO_SPLICE=1)",
+    ),
+    variant('ferry-early', { releaseEarly: true }, 'ferry with cache --release-early, and what both hold'),
   ]
 }

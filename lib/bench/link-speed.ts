@@ -6,6 +6,8 @@ import { randomBytes } from 'node:crypto'
 import { Fault } from '../fault.ts'
 import { TOKEN_BYTES } from '../format/frame.ts'
 import { INVENTORY, imageName, snapshotId } from '../format/names.ts'
+import { connectMany } from '../stream/connection-groups.ts'
+import type { Endpoint } from '../stream/endpoint.ts'
 import { accepting } from '../stream/frames.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
@@ -13,29 +15,27 @@ import { sendSnapshot } from '../stream/send.ts'
 import { resumableLink } from '../stream/source-link.ts'
 import type { Kind } from './target-process.ts'
 
-export interface LinkRun {
-  /** Seconds until the cache had memory ready. */
-  reserve: number
-  /** Seconds from the first byte until the cache had sealed it. */
-  transfer: number
-}
-
 const PIECE = 2 ** 20
 /** Different pieces: more than a processor's cache holds. */
 const SOME = 64
 
 const answers = accepting('ack', 'reserved', 'sealed', 'fate', 'refused')
 
-/** Sends `bytes` bytes, a multiple of 1 MiB, to a cache as a proxy does. Throws `LINK`, and what the cache refuses. */
+/**
+ * Sends `bytes` bytes, a multiple of 1 MiB, to a cache as a proxy does. Returns the seconds until the cache had memory
+ * ready, and those from the first byte until it had sealed all. Throws `LINK`, and what the cache refuses.
+ */
 export async function runLink(
-  connect: (signal: AbortSignal) => Promise<Link>,
+  cache: Endpoint,
+  connections: number,
   bytes: number,
   kind: Kind,
   signal: AbortSignal,
-): Promise<LinkRun> {
+): Promise<{ reserve: number; transfer: number }> {
   const id = snapshotId(`bench-${process.pid}-${randomBytes(4).toString('hex')}`)
   const source = madeUp(bytes, kind)
   const token = randomBytes(TOKEN_BYTES)
+  const connect = (stop: AbortSignal): Promise<Link> => connectMany(connections, cache, CONNECT_MS, stop)
   const line = resumableLink(id, token, 'sealed', connect, PATIENCE_MS)
   const { writer } = line
   const reader = await line.reader
@@ -67,8 +67,8 @@ export async function runLink(
   }
 }
 
-/** How long the cache may be out of reach. */
-const PATIENCE_MS = 10_000
+/** How long one attempt to reach the cache may take, and how long it may be out of reach. */
+const [CONNECT_MS, PATIENCE_MS] = [10_000, 10_000]
 
 const text = Buffer.from('the quick brown fox jumps over the lazy dog\n')
 const piece: Record<Kind, () => Buffer> = {

@@ -3,17 +3,14 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { cpus, loadavg, release } from 'node:os'
 import { join } from 'node:path'
 import { formatSize } from '../size.ts'
-import { connectMany } from '../stream/connection-groups.ts'
-import type { Link } from '../stream/link.ts'
-import { openChildren } from './children.ts'
-import { median } from './interleaved-runs.ts'
+import { Children } from './children.ts'
+import { type BenchOptions, interleaved, median, spread } from './interleaved-runs.ts'
 import { runLink } from './link-speed.ts'
 import { cpuSeconds } from './machine.ts'
 import type { Commands } from './ours.ts'
-import type { BenchOptions } from './report.ts'
 import { type LinkKind, linkKinds, SIMULATED_HOW, simulate, TARGET } from './simulated.ts'
 
-export interface LongLinksOptions extends Omit<BenchOptions, 'sizes'> {
+interface LongLinksOptions extends Omit<BenchOptions, 'sizes'> {
   /** Bytes over every link; of each link's own choice if undefined. */
   size: number | undefined
   commands: Commands
@@ -22,8 +19,7 @@ export interface LongLinksOptions extends Omit<BenchOptions, 'sizes'> {
 }
 
 const COUNTS = [1, 4]
-const PORT = 9997
-const CONNECT_MS = 10_000
+const endpoint = { kind: 'tcp', host: TARGET, port: 9997 } as const
 
 interface Run {
   connections: number
@@ -49,38 +45,31 @@ async function overLink(link: LinkKind, options: LongLinksOptions): Promise<stri
   const { commands, place, signal, runs, kind, say } = options
   const bytes = options.size ?? link.bytes
   const folder = mkdtempSync(join(place, 'ferry-bench-'))
-  const { start, end } = openChildren(signal)
+  const children = new Children(signal)
   const wire = simulate(link)
   const done: Run[] = []
   try {
     wire.enter('target')
     const [node = '', ...args] = [...commands.node, join(commands.scripts, `cache${commands.suffix}`)]
-    const listening = ['--address', TARGET, '--port', `${PORT}`, '--insecure', '--quiet']
-    const cache = start(node, [...args, ...listening, '-D', folder])
-    cache.stderr?.resume()
+    const listening = ['--address', TARGET, '--port', `${endpoint.port}`, '--insecure', '--quiet']
+    const cache = children.start(node, [...args, ...listening, '-D', folder])
+    cache.stderr.resume()
     wire.enter('source')
-    const connect = (connections: number) => (stop: AbortSignal) => overWire(connections, stop)
-    for (let run = 0; run < runs; run++) {
-      for (const connections of run % 2 === 0 ? COUNTS : COUNTS.toReversed()) {
-        signal.throwIfAborted()
-        const before = cpuSeconds(process.pid) + cpuSeconds(cache.pid)
-        const { transfer } = await runLink(connect(connections), bytes, kind, signal)
-        const cpu = cpuSeconds(process.pid) + cpuSeconds(cache.pid) - before
-        done.push({ connections, seconds: transfer, cpu })
-        say(`${link.name}, ${connections} connections: ${formatSize(bytes)} in ${transfer.toFixed(2)} s`)
-      }
+    for (const connections of interleaved(COUNTS, runs)) {
+      signal.throwIfAborted()
+      const before = cpuSeconds(process.pid) + cpuSeconds(cache.pid)
+      const { transfer } = await runLink(endpoint, connections, bytes, kind, signal)
+      const cpu = cpuSeconds(process.pid) + cpuSeconds(cache.pid) - before
+      done.push({ connections, seconds: transfer, cpu })
+      say(`${link.name}, ${connections} connections: ${formatSize(bytes)} in ${transfer.toFixed(2)} s`)
     }
   } finally {
-    await end()
+    await children.end()
     const { carried, lost } = await wire.end()
     say(`${link.name}: ${carried} packets carried, ${lost} lost`)
     rmSync(folder, { recursive: true, force: true })
   }
   return COUNTS.map((connections) => line(link, bytes, connections, done))
-}
-
-function overWire(connections: number, stop: AbortSignal): Promise<Link> {
-  return connectMany(connections, { kind: 'tcp', host: TARGET, port: PORT }, CONNECT_MS, stop)
 }
 
 function line(link: LinkKind, bytes: number, connections: number, done: readonly Run[]): string {
@@ -94,7 +83,7 @@ function line(link: LinkKind, bytes: number, connections: number, done: readonly
     formatSize(bytes),
     `${connections}`,
     middle.toFixed(2),
-    `${Math.min(...seconds).toFixed(2)}-${Math.max(...seconds).toFixed(2)}`,
+    spread(seconds),
     ideal === undefined ? '' : (middle / ideal).toFixed(2),
     (middle / one).toFixed(2),
     ((bytes * 8) / middle / 1e6).toFixed(0),

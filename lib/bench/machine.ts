@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { cpus, loadavg, release, totalmem } from 'node:os'
 import { Fault } from '../fault.ts'
+import { PAGE_BYTES } from '../format/pagemap.ts'
 import { formatSize } from '../size.ts'
 
 /** Processor time of a process and its threads, in seconds. */
@@ -24,10 +25,8 @@ export function peakBytes(pid: number | undefined): number {
 
 /** Memory that these processes hold at this moment, in bytes; those that are gone hold none. */
 export function residentBytes(pids: readonly number[]): number {
-  return pids.reduce((sum, pid) => sum + residentPages(pid) * PAGE, 0)
+  return pids.reduce((sum, pid) => sum + residentPages(pid) * PAGE_BYTES, 0)
 }
-
-const PAGE = 4096
 
 function residentPages(pid: number): number {
   try {
@@ -37,20 +36,15 @@ function residentPages(pid: number): number {
   }
 }
 
-export interface Machine {
-  date: string
-  processor: string
-  cores: number
-  memory: string
-  kernel: string
-  criu: string
-  node: string
-  /** Average of the last minute when it began. */
-  load: number
+/** Whether there is such a program. */
+export function has(program: string): boolean {
+  return spawnSync('sh', ['-c', `command -v ${program}`], { stdio: 'ignore' }).status === 0
 }
 
+export type Machine = ReturnType<typeof describeMachine>
+
 /** Throws `CRIU`. */
-export function describeMachine(criu: string): Machine {
+export function describeMachine(criu: string) {
   const version = /Version: (\S+)/.exec(spawnSync(criu, ['--version'], { encoding: 'utf8' }).stdout)?.[1]
   if (version === undefined) throw new Fault('CRIU', `${criu} does not say its version`, { hint: 'is it a criu?' })
   return {
@@ -61,6 +55,7 @@ export function describeMachine(criu: string): Machine {
     kernel: release(),
     criu: version,
     node: process.version,
+    /** Average of the last minute when it began. */
     load: loadavg()[0] ?? 0,
   }
 }

@@ -1,21 +1,10 @@
 /** Our own way: criu dump --stream, proxy, cache, criu restore --stream. */
-import type { ChildProcess } from 'node:child_process'
 import { watch } from 'node:fs'
 import { join } from 'node:path'
 import { descendants } from '../kernel/process.ts'
+import { says } from './children.ts'
 import { cpuSeconds, peakBytes, residentBytes } from './machine.ts'
-import {
-  type Contender,
-  type Course,
-  dumpOf,
-  type Figures,
-  frozenIn,
-  make,
-  ran,
-  restoreOf,
-  says,
-  seconds,
-} from './workload.ts'
+import { type Contender, type Course, type Figures, frozenIn, seconds } from './workload.ts'
 
 /** How our commands are run. */
 export interface Commands {
@@ -31,23 +20,17 @@ export interface Commands {
 }
 
 export function ours(name: string, what: string, commands: Commands): Contender {
-  return { name, what, missing: () => undefined, run: (course) => move(course, commands) }
+  return { name, what, run: (course) => move(course, commands) }
 }
 
 async function move(course: Course, commands: Commands): Promise<Figures> {
-  const { criu, gone } = course
-  const { releaseEarly = false } = commands
-  const [source, target] = [make(course, 'source'), make(course, 'target')]
-  const cache = begin(course, commands, 'cache', [
-    '--port',
-    '0',
-    '-D',
-    target,
-    ...(releaseEarly ? ['--release-early'] : []),
-  ])
+  const { proxy: options = [], releaseEarly = false } = commands
+  const [source, target] = [course.make('source'), course.make('target')]
+  const early = releaseEarly ? ['--release-early'] : []
+  const cache = begin(course, commands, 'cache', ['--port', '0', '-D', target, ...early])
   const port = await says(cache.child, /127\.0\.0\.1:(\d+)[\s\S]*streamer-serve/)
   const cacheStart = cache.lasted()
-  const proxy = begin(course, commands, 'proxy', ['--port', port, '-D', source, ...(commands.proxy ?? [])])
+  const proxy = begin(course, commands, 'proxy', ['--port', port, '-D', source, ...options])
   await says(proxy.child, /listening on (.*)/)
   const proxyStart = proxy.lasted()
   proxy.cpu()
@@ -56,11 +39,10 @@ async function move(course: Course, commands: Commands): Promise<Figures> {
   const ahead = beforeFreeze(source, cache.cpu)
   const begun = performance.now()
   const script = (directory: string, moment: string): string[] => ['--action-script', join(directory, moment)]
-  await ran(course, criu, [...dumpOf(course, source), '--stream', ...script(source, 'post-dump')], source)
-  await gone
+  await course.dump(source, '--stream', ...script(source, 'post-dump'))
+  await course.gone
   const peak = releaseEarly ? watchPeak(() => held(course.pid, proxy.child.pid)) : undefined
-  const gate = releaseEarly ? script(target, 'post-restore') : []
-  await ran(course, criu, [...restoreOf(target), '--stream', ...gate], target)
+  await course.restore(target, '--stream', ...(releaseEarly ? script(target, 'post-restore') : []))
   const total = seconds(begun)
   const both = peak?.()
   const images = Number(await handed)
@@ -79,15 +61,7 @@ async function move(course: Course, commands: Commands): Promise<Figures> {
   }
 }
 
-interface Daemon {
-  child: ChildProcess
-  /** Seconds since it was started. */
-  lasted(): number
-  /** Seconds of processor time since this was first asked. */
-  cpu(): number
-}
-
-function begin(course: Course, { node, scripts, suffix, env }: Commands, command: string, args: string[]): Daemon {
+function begin(course: Course, { node, scripts, suffix, env }: Commands, command: string, args: string[]) {
   const [program = 'node', ...execArgs] = node
   const since = performance.now()
   const script = join(scripts, `${command}${suffix}`)
@@ -95,7 +69,9 @@ function begin(course: Course, { node, scripts, suffix, env }: Commands, command
   let before: number | undefined
   return {
     child,
+    /** Seconds since it was started. */
     lasted: () => seconds(since),
+    /** Seconds of processor time since this was first asked. */
     cpu() {
       const now = cpuSeconds(child.pid)
       before ??= now

@@ -6,73 +6,41 @@
 import { closeSync, constants, ftruncateSync, writeFileSync } from 'node:fs'
 import { openOwnFile } from '../kernel/own-file.ts'
 import { formatSize } from '../size.ts'
-import { connectMany } from '../stream/connection-groups.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
-import type { Link } from '../stream/link.ts'
-import { median, race } from './interleaved-runs.ts'
+import { type BenchOptions, type MoveOptions, median, race } from './interleaved-runs.ts'
 import { runLink } from './link-speed.ts'
 import { describeMachine } from './machine.ts'
 import { plot } from './plot.ts'
 import { describe, remarks, table } from './table.ts'
-import type { Kind } from './target-process.ts'
-import type { Contender } from './workload.ts'
 
-export interface BenchOptions {
-  /** Bytes, multiples of 1 MiB. */
-  sizes: readonly number[]
-  runs: number
-  kind: Kind
-  signal: AbortSignal
-  /** A line for people, as it goes. */
-  say: (line: string) => void
-}
-
-export interface MoveOptions extends BenchOptions {
-  criu: string
-  contenders: readonly Contender[]
-  /** Processes more, children of the one. */
-  children: number
-  /** A directory on a file system in memory. */
-  place: string
+interface ReportOptions extends MoveOptions {
   json: boolean
   /** Where to write a chart. */
   chart: string | undefined
 }
 
 /** Returns the table, or JSON. Throws `EXISTS` where the chart's name is no file of ours, and what a race throws. */
-export async function benchMoves(options: MoveOptions): Promise<string> {
-  const { chart } = options
+export async function benchMoves(options: ReportOptions): Promise<string> {
+  const { criu, runs, kind, children, say, json, chart } = options
   const file = chart === undefined ? undefined : openOwnFile(chart, constants.O_WRONLY | constants.O_CREAT, 0o644)
   try {
-    return await compare(options, file)
+    const contenders = options.contenders.filter(({ name, missing }) => {
+      const why = missing?.()
+      if (why !== undefined) say(`without ${name}: ${why}`)
+      return why === undefined
+    })
+    const machine = describeMachine(criu)
+    const lanes = await race({ ...options, contenders })
+    if (file !== undefined) {
+      ftruncateSync(file)
+      writeFileSync(file, plot(lanes, 'seconds that the process stood still'))
+    }
+    return json
+      ? `${JSON.stringify({ machine, kind, runs, children, lanes }, null, 2)}\n`
+      : `${describe(machine, kind, runs, children)}${table(lanes)}${remarks(lanes)}`
   } finally {
     if (file !== undefined) closeSync(file)
   }
-}
-
-/** `chart`: a file that is written anew. */
-async function compare(options: MoveOptions, chart: number | undefined): Promise<string> {
-  const { criu, runs, kind, children, say, json } = options
-  const contenders = options.contenders.filter(({ name, missing }) => {
-    const why = missing()
-    if (why !== undefined) say(`without ${name}: ${why}`)
-    return why === undefined
-  })
-  const machine = describeMachine(criu)
-  const lanes = await race({
-    ...options,
-    contenders,
-    onRun: (name, bytes, { downtime, total }) =>
-      say(`${name} ${formatSize(bytes)}: stood still for ${downtime.toFixed(3)} s, ${total.toFixed(3)} s in all`),
-  })
-  const words = describe(machine, kind, runs, children)
-  if (chart !== undefined) {
-    ftruncateSync(chart)
-    writeFileSync(chart, plot(lanes, 'seconds that the process stood still'))
-  }
-  return json
-    ? `${JSON.stringify({ machine, kind, runs, children, lanes }, null, 2)}\n`
-    : `${words}${table(lanes)}${remarks(lanes)}`
 }
 
 /** Returns a line a size. */
@@ -85,8 +53,7 @@ export async function benchLink(
   for (const bytes of sizes) {
     const times: number[] = []
     for (let run = 0; run < runs; run++) {
-      const connect = (stop: AbortSignal): Promise<Link> => connectMany(connections, endpoint, CONNECT_MS, stop)
-      const { reserve, transfer } = await runLink(connect, bytes, kind, signal)
+      const { reserve, transfer } = await runLink(endpoint, connections, bytes, kind, signal)
       say(`memory ready after ${reserve.toFixed(3)} s, then sealed after ${transfer.toFixed(3)} s`)
       times.push(transfer)
     }
@@ -96,5 +63,3 @@ export async function benchLink(
   }
   return lines.join('')
 }
-
-const CONNECT_MS = 10_000

@@ -7,14 +7,16 @@
  * Refused: a relay of bytes. It would end TCP in the middle, and a loss would cost the short round trip to the relay.
  * The kernel's own netem would do what the program does; many kernels are built without it.
  */
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { execFileSync, type StdioOptions, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, existsSync, writeFileSync } from 'node:fs'
 import { extname, join } from 'node:path'
+import type { Readable } from 'node:stream'
 import { text } from 'node:stream/consumers'
 import { Fault } from '../fault.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { enterNetwork, newNetwork, openTun, thisNetwork } from '../kernel/network.ts'
+import { has } from './machine.ts'
 import type { Tally } from './wire-delay.ts'
 
 export interface LinkKind {
@@ -47,54 +49,35 @@ export const SIMULATED_HOW =
 export function cannotSimulate(): string | undefined {
   if (process.geteuid?.() !== 0) return 'it needs root'
   if (!existsSync('/dev/net/tun')) return 'there is no /dev/net/tun'
-  for (const program of ['ip', 'tc']) {
-    try {
-      execFileSync(program, ['-V'], { stdio: 'ignore' })
-    } catch {
-      return `there is no program ${program} (iproute2)`
-    }
-  }
-  return undefined
+  const missing = ['ip', 'tc'].find((program) => !has(program))
+  return missing && `there is no program ${missing} (iproute2)`
 }
 
 /** Addresses that belong to nobody (RFC 5737). */
 export const [SOURCE, TARGET] = ['192.0.2.1', '192.0.2.2']
 
-export interface Simulated {
-  /** This thread, and what it starts, is on that host from here on. */
-  enter(host: 'source' | 'target'): void
-  /** Packets so far; and it is over: this thread is where it was before. */
-  end(): Promise<Tally>
-}
-
-interface Host {
-  network: Fd
-  device: Fd
-}
-
 /** Throws `IO` where something is missing after all. */
-export function simulate(kind: LinkKind): Simulated {
+export function simulate(kind: LinkKind) {
   const home = thisNetwork()
-  const hosts: Host[] = []
-  let cable: ChildProcess | undefined
+  const hosts: ReturnType<typeof makeHost>[] = []
   try {
-    for (const [own, other] of [
-      [SOURCE, TARGET],
-      [TARGET, SOURCE],
-    ] as const) {
-      hosts.push(makeHost(own, other, kind))
-    }
-    const [source, target] = hosts as [Host, Host]
+    const source = makeHost(SOURCE, TARGET, kind)
+    hosts.push(source)
+    const target = makeHost(TARGET, SOURCE, kind)
+    hosts.push(target)
     const program = join(import.meta.dirname, `wire-delay${extname(import.meta.filename)}`)
     const args = [...process.execArgv, program, `${kind.roundTrip / 2}`, `${kind.loss}`]
-    cable = spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit', source.device, target.device] })
-    const said = text(cable.stdout as NonNullable<ChildProcess['stdout']>)
+    const stdio: StdioOptions = ['pipe', 'pipe', 'inherit', source.device, target.device]
+    const cable = spawn(process.execPath, args, { stdio })
+    const said = text(cable.stdout as Readable)
     const ended = once(cable, 'close')
     return {
-      enter: (host) => enterNetwork(host === 'source' ? source.network : target.network),
-      async end() {
+      /** This thread, and what it starts, is on that host from here on. */
+      enter: (host: 'source' | 'target'): void => enterNetwork(host === 'source' ? source.network : target.network),
+      /** Packets so far; and it is over: this thread is where it was before. */
+      async end(): Promise<Tally> {
         enterNetwork(home)
-        cable?.stdin?.end()
+        cable.stdin?.end()
         await ended
         closeAll()
         return JSON.parse(await said) as Tally
@@ -119,7 +102,7 @@ const SMALL_BURST = '16k'
 const settings = { tcp_rmem: '4096 131072 6291456', tcp_wmem: '4096 16384 4194304' }
 
 /** A network with one device; this thread is in it afterwards. Where packets are lost they are of the usual size. */
-function makeHost(own: string, other: string, { rate, loss }: LinkKind): Host {
+function makeHost(own: string, other: string, { rate, loss }: LinkKind): { network: Fd; device: Fd } {
   const network = newNetwork()
   const device = openTun('ferry0', loss === 0)
   const ip = (...args: string[]): void => ran('ip', args)

@@ -1,6 +1,6 @@
 /** Results as people read them. */
 import { formatSize } from '../size.ts'
-import { type Lane, median, type Result } from './interleaved-runs.ts'
+import { type Lane, median, type Result, spread } from './interleaved-runs.ts'
 import type { Machine } from './machine.ts'
 
 type Figure = keyof Result
@@ -16,64 +16,51 @@ const middle = (lane: Lane, figure: Figure): number | undefined => {
   return values.length === 0 ? undefined : median(values)
 }
 
-const seconds = (figure: Figure) => (lane: Lane) => middle(lane, figure)?.toFixed(2) ?? ''
-const perGiB = (figure: Figure) => (lane: Lane) => {
+const shown = (figure: Figure, format: (value: number, lane: Lane) => string) => (lane: Lane) => {
   const value = middle(lane, figure)
-  return value === undefined ? '' : perGiBOf(lane, value)
+  return value === undefined ? '' : format(value, lane)
 }
-const mib = (figure: Figure, without: 'image' | 'nothing') => (lane: Lane) => {
-  const value = middle(lane, figure)
-  if (value === undefined) return ''
-  return `${Math.round((value - (without === 'image' ? lane.bytes : 0)) / 2 ** 20)}`
-}
+const seconds = (value: number): string => value.toFixed(2)
+const perGiB = (value: number, { bytes }: Lane): string => (value / (bytes / 2 ** 30)).toFixed(2)
+const mib = (value: number): string => `${Math.round(value / 2 ** 20)}`
 const against = (name: string, figure: Figure) => (lane: Lane, lanes: readonly Lane[]) => {
   const other = lanes.find((candidate) => candidate.name === name && candidate.bytes === lane.bytes)
   const [ours, theirs] = [middle(lane, figure), other && middle(other, figure)]
   return ours === undefined || theirs === undefined || other === lane ? '' : (ours / theirs).toFixed(2)
 }
-const spread = ({ results }: Lane): string => {
-  const values = results.map(({ downtime }) => downtime)
-  return `${Math.min(...values).toFixed(2)}-${Math.max(...values).toFixed(2)}`
-}
 
-const perGiBOf = (lane: Lane, value: number): string => (value / (lane.bytes / 2 ** 30)).toFixed(2)
 /** What a cache takes without making memory ready. */
 const lessAhead = (lane: Lane): string => {
   const [all, ahead] = [middle(lane, 'cacheCpu'), middle(lane, 'cacheAheadCpu')]
-  return all === undefined || ahead === undefined ? '' : perGiBOf(lane, all - ahead)
+  return all === undefined || ahead === undefined ? '' : perGiB(all - ahead, lane)
 }
 
 const columns: readonly Column[] = [
-  { title: 'still s', width: 8, show: seconds('downtime') },
-  { title: 'least-most', width: 13, show: spread },
+  { title: 'size', width: 9, show: ({ bytes }) => formatSize(bytes) },
+  { title: 'still s', width: 8, show: shown('downtime', seconds) },
+  { title: 'least-most', width: 13, show: ({ results }) => spread(results.map(({ downtime }) => downtime)) },
   { title: 'x page-server', width: 14, show: against('page-server', 'downtime') },
   { title: 'x tmpfs', width: 8, show: against('tmpfs', 'downtime') },
-  { title: 'frozen s', width: 9, show: seconds('frozen') },
+  { title: 'frozen s', width: 9, show: shown('frozen', seconds) },
   { title: 'x tmpfs', width: 8, show: against('tmpfs', 'frozen') },
-  { title: 'all s', width: 7, show: seconds('total') },
-  { title: 'proxy CPU s/GiB', width: 16, show: perGiB('proxyCpu') },
-  { title: 'cache CPU s/GiB', width: 16, show: perGiB('cacheCpu') },
+  { title: 'all s', width: 7, show: shown('total', seconds) },
+  { title: 'proxy CPU s/GiB', width: 16, show: shown('proxyCpu', perGiB) },
+  { title: 'cache CPU s/GiB', width: 16, show: shown('cacheCpu', perGiB) },
   { title: 'less ahead', width: 11, show: lessAhead },
-  { title: 'proxy MiB', width: 10, show: mib('proxyPeak', 'nothing') },
-  { title: 'cache MiB + image', width: 18, show: mib('cachePeak', 'image') },
+  { title: 'proxy MiB', width: 10, show: shown('proxyPeak', mib) },
+  { title: 'cache MiB + image', width: 18, show: shown('cachePeak', (value, { bytes }) => mib(value - bytes)) },
 ]
 
 const NAME_WIDTH = 15
-const SIZE_WIDTH = 9
 
 /** Medians; a line a contender and size. */
 export function table(lanes: readonly Lane[]): string {
-  const head = [
-    'way'.padEnd(NAME_WIDTH),
-    'size'.padStart(SIZE_WIDTH),
-    ...columns.map(({ title, width }) => title.padStart(width)),
-  ]
-  const lines = lanes.map((lane) => [
-    lane.name.padEnd(NAME_WIDTH),
-    formatSize(lane.bytes).padStart(SIZE_WIDTH),
-    ...columns.map(({ width, show }) => show(lane, lanes).padStart(width)),
-  ])
-  return [head, ...lines].map((cells) => `${cells.join('').trimEnd()}\n`).join('')
+  const line = (name: string, cell: (column: Column) => string): string => {
+    const cells = columns.map((column) => cell(column).padStart(column.width))
+    return `${[name.padEnd(NAME_WIDTH), ...cells].join('').trimEnd()}\n`
+  }
+  const lines = lanes.map((lane) => line(lane.name, ({ show }) => show(lane, lanes)))
+  return [line('way', ({ title }) => title), ...lines].join('')
 }
 
 /** What is said in a line: medians too. */
@@ -89,15 +76,13 @@ function early(lane: Lane): string {
 
 function images(lane: Lane, lanes: readonly Lane[]): string {
   const count = middle(lane, 'images')
-  const [proxy, cache, ahead] = (['proxyCpu', 'cacheCpu', 'cacheAheadCpu'] as const).map(
-    (figure) => middle(lane, figure) ?? 0,
-  )
   if (count === undefined || count < MANY) return ''
-  const each = (value = 0): string => `${((value * 1000) / count).toFixed(2)} ms`
+  const of = (figure: Figure): number => middle(lane, figure) ?? 0
+  const each = (value: number): string => `${((value * 1000) / count).toFixed(2)} ms`
   const tmpfs = lanes.find(({ name, bytes }) => name === 'tmpfs' && bytes === lane.bytes)
-  const longer = tmpfs && (middle(lane, 'downtime') ?? 0) - (middle(tmpfs, 'downtime') ?? 0)
+  const longer = tmpfs && of('downtime') - (middle(tmpfs, 'downtime') ?? 0)
   const still = longer === undefined ? '' : `, ${each(longer)} longer still than tmpfs`
-  const cpu = (proxy ?? 0) + (cache ?? 0) - (ahead ?? 0)
+  const cpu = of('proxyCpu') + of('cacheCpu') - of('cacheAheadCpu')
   return `${lane.name} ${formatSize(lane.bytes)}: ${count} images, for each ${each(cpu)} of processor${still}\n`
 }
 

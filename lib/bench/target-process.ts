@@ -10,21 +10,11 @@ import { descendants } from '../kernel/process.ts'
 export const kinds = ['random', 'zero', 'text', 'heap'] as const
 export type Kind = (typeof kinds)[number]
 
-export interface Loaded {
-  pid: number
-  /** Resolves when the processes that were started here, not their copies, are gone, and their numbers free. */
-  gone: Promise<void>
-  /**
-   * The copy, which has the same number here or the one that is given, compares its memory, and says for how long it
-   * stood still at most, in seconds. Throws `DIGEST` where the memory is not what it was.
-   */
-  verify(copy?: number): Promise<number>
-  kill(): void
-}
+export type Loaded = Awaited<ReturnType<typeof startMemory>>
 
 const LONGEST_MS = 120_000
 
-export interface MemoryOptions {
+interface MemoryOptions {
   /** A multiple of 1 MiB. */
   bytes: number
   kind: Kind
@@ -46,7 +36,7 @@ function root(): string {
 }
 
 /** Starts one. */
-export async function startMemory(options: MemoryOptions): Promise<Loaded> {
+export async function startMemory(options: MemoryOptions) {
   const { bytes, kind, children = 0, folder, fixtures = FIXTURES } = options
   const log = join(folder, 'memory.log')
   const mib = bytes / 2 ** 20
@@ -75,13 +65,18 @@ export async function startMemory(options: MemoryOptions): Promise<Loaded> {
   })
   return {
     pid,
+    /** Resolves when the processes that were started here, not their copies, are gone, and their numbers free. */
     gone,
-    async verify(copy = pid) {
+    /**
+     * The copy, which has the same number here or the one that is given, compares its memory, and says for how long it
+     * stood still at most, in seconds. Throws `DIGEST` where the memory is not what it was.
+     */
+    async verify(copy = pid): Promise<number> {
       process.kill(copy, 'SIGUSR1')
       const line = await said('all')
       return Number(/[\d.]+$/.exec(line)?.[0])
     },
-    kill() {
+    kill(): void {
       for (const member of [pid, ...family]) {
         try {
           process.kill(member, 'SIGKILL')

@@ -12,12 +12,6 @@ import { asFd, type Fd } from '../kernel/fd.ts'
 import { Poll } from '../kernel/poll.ts'
 import { readNow, writeNow } from '../kernel/transfer.ts'
 
-interface Cable {
-  ends: [Fd, Fd]
-  delay: number
-  loss: number
-}
-
 /** Packets. */
 export interface Tally {
   carried: number
@@ -36,7 +30,7 @@ interface Packet {
   due: number
 }
 
-function direction(from: Fd, to: Fd, { delay, loss }: Cable, tally: Tally) {
+function direction(from: Fd, to: Fd, delay: number, loss: number, tally: Tally) {
   const ring = Buffer.allocUnsafeSlow(QUEUE_BYTES)
   let queue: Packet[] = []
   let first = 0
@@ -78,10 +72,9 @@ function direction(from: Fd, to: Fd, { delay, loss }: Cable, tally: Tally) {
 }
 
 /** Until the descriptor `until` ends. Returns how many packets passed and how many were lost. */
-function carry(cable: Cable, until: number): Tally {
-  const [near, far] = cable.ends
+function carry(near: Fd, far: Fd, until: Fd, delay: number, loss: number): Tally {
   const tally = { carried: 0, lost: 0 }
-  const ways = [direction(near, far, cable, tally), direction(far, near, cable, tally)]
+  const ways = [direction(near, far, delay, loss, tally), direction(far, near, delay, loss, tally)]
   const poll = new Poll([near, far, until])
   for (;;) {
     const now = performance.now()
@@ -97,6 +90,5 @@ const LONGEST_WAIT_MS = 900
 
 // A cable does not wait for a processor.
 setPriority(-20)
-const [near, far, until] = [3, 4, 0].map(asFd) as [Fd, Fd, Fd]
-const [delay, loss] = process.argv.slice(2).map(Number) as [number, number]
-writeSync(1, JSON.stringify(carry({ ends: [near, far], delay, loss }, until)))
+const [delay = 0, loss = 0] = process.argv.slice(2).map(Number)
+writeSync(1, JSON.stringify(carry(asFd(3), asFd(4), asFd(0), delay, loss)))

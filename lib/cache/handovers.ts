@@ -5,7 +5,7 @@
 
 import { timingSafeEqual } from 'node:crypto'
 import type { Gate } from '../criu/action-script.ts'
-import { followRestore, startRestore } from '../criu/restore.ts'
+import { followRestore, RunningRestore } from '../criu/restore.ts'
 import { checkCriuOptions } from '../criu/run.ts'
 import { SERVE_SOCKET } from '../criu/serve.ts'
 import { openWorkDir, type PrivateDirectory, type WorkDir } from '../criu/work-directory.ts'
@@ -287,7 +287,7 @@ export class Handovers {
       work = openWorkDir(secret.path, SERVE_SOCKET)
       const found = await this.#snapshots.find(id, 0, undefined, { early: true })
       release = found.use()
-      const restore = startRestore(criu, criuOptions, found.images, work, {
+      const restore = new RunningRestore(criu, criuOptions, found.images, work, {
         hold: { label: restoreLabel(id, handover.token), gates: work.path },
         signal: stop.signal,
         ...(releaseEarly && { onTaken: (piece) => found.release(piece) }),

@@ -8,12 +8,11 @@
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { closedGate, writeScript } from '../criu/action-script.ts'
-import { CAPTURE_SOCKET, captureImages } from '../criu/capture.ts'
+import { CAPTURE_SOCKET, CapturedImages } from '../criu/capture.ts'
 import { incrementalFault, readCriuCommand } from '../criu/command-line.ts'
-import { frozenMs } from '../criu/dump-stats.ts'
 import { acceptDump, type IncomingDump } from '../criu/incoming-dump.ts'
 import { type WatchedTree, watchTree } from '../criu/process-tree.ts'
-import { type CriuRun, checkCriuOptions, explainFailure, startCriu } from '../criu/run.ts'
+import { type CriuRun, checkCriuOptions, explainFailure, frozenMs, startCriu } from '../criu/run.ts'
 import { reportSmallPipes } from '../criu/small-pipes.ts'
 import { openWorkDir, temporaryDirectory, type WorkDir } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
@@ -174,7 +173,7 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
     }
     const written = defer<void>()
     const fate = written.promise.then(() => fateInTime(tree as WatchedTree, options.timeoutMs))
-    const source = captureImages(
+    const source = new CapturedImages(
       socket,
       fate.then(() => {}),
     )

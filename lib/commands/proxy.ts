@@ -209,7 +209,7 @@ class ImageProxy {
       throw error
     }
     const { chain } = taken
-    const server = new SocketPageServer(socket, { hasParent: (name) => chain.pagemaps.has(name) })
+    const server = new SocketPageServer(socket, (name) => chain.pagemaps.has(name))
     if (action === 'pre-dump') return this.#forwardRound(taken, server, { tree, images, snapshots: [] })
     const criu = openProcess(pid)
     const ended = criu?.ended ?? Promise.reject(new Fault('CRIU', 'criu ended before its dump began'))

@@ -5,7 +5,7 @@
  * end is not there. The sink is a criu that we start, a criu that another program starts, or a directory.
  */
 import { join } from 'node:path'
-import { type RestoreHold, type RunningRestore, startRestore } from '../criu/restore.ts'
+import { type RestoreHold, RunningRestore } from '../criu/restore.ts'
 import { checkCriuOptions } from '../criu/run.ts'
 import { SERVE_SOCKET, serve } from '../criu/serve.ts'
 import { openWorkDir, type WorkDir } from '../criu/work-directory.ts'
@@ -78,7 +78,7 @@ export async function restoreTree(
     const { handOver } = received
     const begun = performance.now()
     const start = (hold: RestoreHold | undefined, signal: AbortSignal): RunningRestore =>
-      startRestore(criu, criuOptions, snapshot.images, openWork(), { hold, signal })
+      new RunningRestore(criu, criuOptions, snapshot.images, openWork(), { hold, signal })
     if (handOver === undefined) {
       link.destroy()
       await start(undefined, options.signal).done

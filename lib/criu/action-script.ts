@@ -86,59 +86,51 @@ const gates = new Set<string>()
  * number is never reached: criu in a pid namespace that is hidden from us all have the number 0. Throws `IO`.
  */
 export function closedGate(directory: string, pid: number, moment: Moment): Gate {
-  const { lock: path, held } = names(directory, pid, moment)
-  if (gates.has(held)) return unreachedGate()
-  clean(directory, pid, moment)
-  const lock = makeFile(() => openSync(unfinished(path), 'wx', 0o600))
+  const paths = pathsOf(directory, pid, moment)
+  if (gates.has(paths.held)) return unreachedGate()
+  clean(paths)
+  const lock = makeFile(() => openSync(unfinished(paths.lock), 'wx', 0o600))
   let fifo: Fd | undefined
   try {
-    if (!tryLock(lock)) throw new Fault('IO', `cannot lock ${unfinished(path)}`)
-    makeFifo(unfinished(held))
-    fifo = openFifo(unfinished(held))
+    if (!tryLock(lock)) throw new Fault('IO', `cannot lock ${unfinished(paths.lock)}`)
+    makeFifo(unfinished(paths.held))
+    fifo = openFifo(unfinished(paths.held))
     // The lock comes first: the script knows by the FIFO that there is a gate.
-    renameSync(unfinished(path), path)
-    renameSync(unfinished(held), held)
-    return gateAt(directory, pid, moment, lock, fifo)
+    for (const path of [paths.lock, paths.held]) renameSync(unfinished(path), path)
+    return gateAt(paths, lock, fifo)
   } catch (error) {
     if (fifo !== undefined) closeFd(fifo)
     closeSync(lock)
-    clean(directory, pid, moment)
+    clean(paths)
     throw error
   }
 }
 
 /** A gate at which criu still waits, though the holder is gone. */
-export interface OrphanedGate {
-  pid: number
-  gate: Gate
-  /** What the holder wrote on the gate. */
-  label: string
-}
+export type OrphanedGate = ReturnType<typeof recoverGates>[number]
 
 /**
- * Takes over the gates of restores in `directory` that no process holds, and whose label is wanted. Without `isWanted`
- * also removes the gates whose criu is gone.
+ * Takes over the gates of restores in `directory` that no process holds, and whose label (what the holder wrote on the
+ * gate) is wanted. Without `isWanted` also removes the gates whose criu is gone.
  */
-export function recoverGates(directory: string, isWanted?: (label: string) => boolean): OrphanedGate[] {
-  const moment = 'post-restore'
+export function recoverGates(directory: string, isWanted?: (label: string) => boolean) {
   return readdirSync(directory).flatMap((name) => {
     const pid = Number(/^(\d+)\.post-restore\.held$/.exec(name)?.[1])
-    if (Number.isNaN(pid) || gates.has(names(directory, pid, moment).held)) return []
-    const { lock: path } = names(directory, pid, moment)
-    if (startTime(pid) === undefined || !existsSync(path)) {
+    const paths = pathsOf(directory, pid, 'post-restore')
+    if (Number.isNaN(pid) || gates.has(paths.held)) return []
+    if (startTime(pid) === undefined || !existsSync(paths.lock)) {
       // Its criu may be alive where it cannot be seen from here.
-      if (isWanted === undefined) clean(directory, pid, moment)
+      if (isWanted === undefined) clean(paths)
       return []
     }
-    const label = readFileSync(path, 'utf8')
+    const label = readFileSync(paths.lock, 'utf8')
     if (label === '' || isWanted?.(label) === false) return []
-    const lock = openSync(path, 'r')
+    const lock = openSync(paths.lock, 'r')
     if (!tryLock(lock)) {
       closeSync(lock)
       return []
     }
-    const fifo = openFifo(names(directory, pid, moment).held)
-    return [{ pid, label, gate: gateAt(directory, pid, moment, lock, fifo) }]
+    return [{ pid, label, gate: gateAt(paths, lock, openFifo(paths.held)) }]
   })
 }
 
@@ -147,23 +139,25 @@ export function clearGates(directory: string): void {
   for (const name of readdirSync(directory)) {
     const [, pid, moment] = /^(\d+)\.(pre-dump|post-dump)\.(?:held|lock|go|drop|here)(?:\.new)?$/.exec(name) ?? []
     if (moment === undefined || startTime(Number(pid)) !== undefined) continue
-    clean(directory, Number(pid), moment as Moment)
+    clean(pathsOf(directory, Number(pid), moment as Moment))
   }
 }
 
-function names(directory: string, pid: number, moment: Moment) {
+/** The files of a gate. */
+type Paths = ReturnType<typeof pathsOf>
+
+function pathsOf(directory: string, pid: number, moment: Moment) {
   const file = (kind: string): string => join(directory, `${pid}.${moment}.${kind}`)
   return { held: file('held'), lock: file('lock'), go: file('go'), drop: file('drop'), here: file('here') }
 }
 
-function clean(directory: string, pid: number, moment: Moment): void {
-  for (const path of Object.values(names(directory, pid, moment))) {
+function clean(paths: Paths): void {
+  for (const path of Object.values(paths)) {
     for (const name of [path, unfinished(path)]) rmSync(name, { force: true })
   }
 }
 
-function gateAt(directory: string, pid: number, moment: Moment, lock: number, fifo: Fd): Gate {
-  const paths = names(directory, pid, moment)
+function gateAt(paths: Paths, lock: number, fifo: Fd): Gate {
   gates.add(paths.held)
   let decided = false
   const decide = (kind: 'go' | 'drop'): void => {
@@ -205,7 +199,7 @@ function gateAt(directory: string, pid: number, moment: Moment, lock: number, fi
         decide('drop')
       } catch {}
       closeFd(fifo)
-      clean(directory, pid, moment)
+      clean(paths)
       gates.delete(paths.held)
     },
   }

@@ -10,21 +10,44 @@ import { Fault } from '../fault.ts'
 import { decodeLength, decodeRequest, LENGTH_BYTES } from '../format/streamer.ts'
 import { type Fd, isPipeEnd, type PipeEnd } from '../kernel/fd.ts'
 import { closeFd, interrupt, readable } from '../kernel/readiness.ts'
-import { hasNews, receiveWithFds } from '../kernel/unix.ts'
+import { acceptSpeaker, hasNews, receiveWithFds } from '../kernel/unix.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
+import { type ImageStream, imageStream } from '../stream/image-stream.ts'
+import { openWorkDir } from './work-directory.ts'
 
 export const CAPTURE_SOCKET = 'streamer-capture.sock'
+
+/**
+ * The first stage of a sender: offers streamer-capture.sock in `directory`, which criu gets as -D, and gives the images
+ * of the first criu that connects. Whether its dump succeeded only its exit code says: await that in `pack`'s
+ * `confirm`. Throws `EXISTS`, `USAGE`, `MISSING` or `IO` where there can be no socket.
+ */
+export function capture(directory: string): ImageStream {
+  const work = openWorkDir(directory, CAPTURE_SOCKET)
+  let source: ImageSource | undefined
+  async function* images(): AsyncGenerator<OpenImage> {
+    try {
+      source = new CapturedImages(await acceptSpeaker(work.listener))
+      yield* source.images
+    } finally {
+      work.remove()
+    }
+  }
+  return imageStream({
+    images: images(),
+    destroy(reason) {
+      work.remove(reason)
+      source?.destroy(reason)
+    },
+  })
+}
 
 /**
  * The images that the CRIU at the other end of `socket` dumps. The socket is closed at the end: when CRIU has closed
  * it, or when `complete` has resolved (CRIU waits at post-dump, with the socket open) and nothing more is there to be
  * read. `images` throws `CRIU_PROTOCOL` and `NAME`.
  */
-export function captureImages(socket: Fd, complete?: Promise<void>): ImageSource {
-  return new Capture(socket, complete)
-}
-
-class Capture implements ImageSource {
+export class CapturedImages implements ImageSource {
   readonly images: AsyncIterable<OpenImage>
   readonly #socket: Fd
   /** Why it was destroyed. */
@@ -35,7 +58,7 @@ class Capture implements ImageSource {
   /** CRIU has written all: what is not in the socket now does not come. */
   #complete = false
 
-  constructor(socket: Fd, complete: Promise<void> | undefined) {
+  constructor(socket: Fd, complete?: Promise<void>) {
     this.#socket = socket
     this.images = this.#read()
     complete?.then(

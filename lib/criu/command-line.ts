@@ -1,5 +1,5 @@
 /** Reads from its command line what a criu does that another program started. */
-import { readdirSync, readlinkSync, realpathSync } from 'node:fs'
+import { readdirSync, realpathSync } from 'node:fs'
 import { isAbsolute, normalize, resolve } from 'node:path'
 import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
@@ -49,17 +49,11 @@ export function readCriuCommand(pid: number): CriuCommand | undefined {
   const has = (option: RegExp): boolean => words.some((word) => option.test(word))
   const splits = has(/^--stre/) && has(/^--page-s/)
   const leaves = [words, configuredOptions(words, startOf(pid))].some((options) => leavingOption(options) !== undefined)
-  const before = beforeOf(directory, optionOf(words, PREVIOUS))
-  return {
-    pid,
-    action: words[at] as CriuCommand['action'],
-    tree,
-    directory,
-    images: images ?? '.',
-    before,
-    splits,
-    leaves,
-  }
+  const action = words[at] as CriuCommand['action']
+  // It is relative to the images directory (criu/image.c, 4.1.1).
+  const previous = optionOf(words, PREVIOUS)
+  const before = previous && withoutLinks(resolve(directory, previous))
+  return { pid, action, tree, directory, images: images ?? '.', before, splits, leaves }
 }
 
 /**
@@ -101,8 +95,8 @@ function optionOf(words: readonly string[], [short, long]: readonly [string, str
  */
 function imagesDirectoryOf(pid: number, images: string | undefined, hasWorkDirectory: boolean): string | undefined {
   try {
-    if (images !== undefined && isAbsolute(images)) return realpathSync(images)
-    if (!hasWorkDirectory) return readlinkSync(`/proc/${pid}/cwd`)
+    if (images !== undefined && isAbsolute(images)) return withoutLinks(images)
+    if (!hasWorkDirectory) return linkOf(`/proc/${pid}/cwd`)
     const end = normalize(images ?? '.').replace(/^(\.\.?\/)+|\/$/g, '')
     return readdirSync(`/proc/${pid}/fd`)
       .map((fd) => linkOf(`/proc/${pid}/fd/${fd}`))
@@ -112,26 +106,15 @@ function imagesDirectoryOf(pid: number, images: string | undefined, hasWorkDirec
   }
 }
 
-/** The path of `--prev-images-dir`, which is relative to the images directory (criu/image.c, 4.1.1). */
-function beforeOf(directory: string, previous: string | undefined): string | undefined {
-  try {
-    return previous && realpathSync(resolve(directory, previous))
-  } catch {
-    return undefined
-  }
-}
-
 /** Whether the process has this action script on its command line. */
 export function runsScript(pid: number, script: string): boolean {
   const words = commandLine(pid).map((word) => word.replace(/^--action-script=/, ''))
-  try {
-    const from = readlinkSync(`/proc/${pid}/cwd`)
-    return words.some((word) => [resolve(from, word), withoutLinks(resolve(from, word))].includes(script))
-  } catch {
-    return false
-  }
+  const from = linkOf(`/proc/${pid}/cwd`)
+  if (from === undefined) return false
+  return words.some((word) => [resolve(from, word), withoutLinks(resolve(from, word))].includes(script))
 }
 
+/** The path without symbolic links; undefined if it leads nowhere. */
 function withoutLinks(path: string): string | undefined {
   try {
     return realpathSync(path)

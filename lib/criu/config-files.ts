@@ -7,12 +7,13 @@
  * A file that cannot be read here, such as a pipe, is ignored. If it asks to leave the tasks running, the dump looks
  * like one that failed, and is taken back: the process runs on in any case.
  */
-import { closeSync, constants, fstatSync, openSync, readFileSync } from 'node:fs'
+import { closeSync, fstatSync, readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
+import { openRegularFile } from '../kernel/own-file.ts'
 import { environmentOf } from '../kernel/process.ts'
 
 /** How a criu was started. */
-export interface CriuStart {
+interface CriuStart {
   environment: NodeJS.ProcessEnv
   /** The path of its root directory in our mount namespace. */
   root: string
@@ -40,12 +41,8 @@ export function configuredOptions(words: readonly string[], { environment, root,
   const { HOME, CRIU_CONFIG_FILE } = environment
   const named = configOf(words)
   const defaults = named === undefined && !words.includes('--no-default-config')
-  const files = [
-    ...(defaults ? [`/etc/${DEFAULT}`, HOME && `${HOME}/.${DEFAULT}`] : []),
-    CRIU_CONFIG_FILE,
-    named,
-  ].filter((file) => file !== undefined && file !== '')
-  return files.flatMap((file) => optionsIn(read(join(root, resolve(directory, file as string)))))
+  const files = [...(defaults ? [`/etc/${DEFAULT}`, HOME && `${HOME}/.${DEFAULT}`] : []), CRIU_CONFIG_FILE, named]
+  return files.flatMap((file) => (file ? optionsIn(read(join(root, resolve(directory, file)))) : []))
 }
 
 /** The value of --config; the last one counts. criu looks for it before getopt, and so only by its whole name. */
@@ -57,10 +54,9 @@ function configOf(words: readonly string[]): string | undefined {
 
 function read(path: string): string {
   try {
-    const file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK)
+    const file = openRegularFile(path)
     try {
-      const found = fstatSync(file)
-      return found.isFile() && found.size <= LARGEST ? readFileSync(file, 'utf8') : ''
+      return fstatSync(file).size <= LARGEST ? readFileSync(file, 'utf8') : ''
     } finally {
       closeSync(file)
     }

@@ -11,7 +11,7 @@ import { hasSpoken, peerPid } from '../kernel/unix.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
 import { rejectAfter } from '../stream/wait.ts'
 import { closedGate } from './action-script.ts'
-import { captureImages } from './capture.ts'
+import { CapturedImages } from './capture.ts'
 
 /** What an image source waits for, and tells, during a hand-over. */
 export interface DumpSteps {
@@ -59,19 +59,17 @@ export async function acceptDump(
   }
   signal.addEventListener('abort', leave, { once: true })
   const over = new AbortController()
-  const silent = rejectAfter(timeoutMs, 'a criu that has connected began no dump', over.signal).catch(
-    (reason: unknown) => {
-      if (!over.signal.aborted) leave()
-      throw reason
-    },
-  )
-  silent.catch(() => {})
-  const first = await Promise.race([gate.held, spoken, silent]).catch((reason: unknown) => {
-    if (reason instanceof Fault && reason.code === 'TIMEOUT') throw reason
-    return false
-  })
-  over.abort()
-  signal.removeEventListener('abort', leave)
+  const silent = rejectAfter(timeoutMs, 'a criu that has connected began no dump', over.signal)
+  const first = await Promise.race([gate.held, spoken, silent])
+    .catch((reason: unknown) => {
+      leave()
+      if (reason instanceof Fault && reason.code === 'TIMEOUT') throw reason
+      return false
+    })
+    .finally(() => {
+      over.abort()
+      signal.removeEventListener('abort', leave)
+    })
   if (first === false || !there) return void leave()
   const begun = spoken.finally(gate.remove)
   begun.catch(() => {})
@@ -80,15 +78,14 @@ export async function acceptDump(
     pid,
     bytes,
     open: gate.open,
-    images: (steps) => after(begun, captureImages(socket, steps?.complete)),
+    images(steps) {
+      const source = new CapturedImages(socket, steps?.complete)
+      async function* images(): AsyncGenerator<OpenImage> {
+        await begun
+        yield* source.images
+      }
+      return { images: images(), destroy: (reason) => source.destroy(reason) }
+    },
     remove: gate.remove,
   }
-}
-
-function after(begun: Promise<unknown>, source: ImageSource): ImageSource {
-  async function* images(): AsyncGenerator<OpenImage> {
-    await begun
-    yield* source.images
-  }
-  return { images: images(), destroy: (reason) => source.destroy(reason) }
 }

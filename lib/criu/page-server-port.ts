@@ -9,10 +9,7 @@ import { takeFd } from '../stream/endpoint.ts'
 import { listen } from '../stream/listen.ts'
 import { type CriuCommand, readCriuCommand } from './command-line.ts'
 
-export interface PagePort {
-  port: number
-  close(): void
-}
+export type PagePort = Awaited<ReturnType<typeof openPagePort>>
 
 /**
  * Listens; with `port` 0 the kernel chooses. `take` owns the socket that it gets. Throws `LINK` if it cannot listen.
@@ -21,7 +18,7 @@ export async function openPagePort(
   port: number,
   take: (socket: Fd, command: CriuCommand) => void,
   refuse: (fault: Fault) => void,
-): Promise<PagePort> {
+) {
   const server = net.createServer({ pauseOnConnect: true, allowHalfOpen: true, noDelay: true })
   server.on('connection', (socket) => {
     try {
@@ -32,8 +29,7 @@ export async function openPagePort(
       refuse(asFault(error))
     }
   })
-  const chosen = await listen(server, { host: '127.0.0.1', port })
-  return { port: chosen, close: () => void server.close() }
+  return { port: await listen(server, { host: '127.0.0.1', port }), close: () => void server.close() }
 }
 
 /**

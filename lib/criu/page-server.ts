@@ -25,10 +25,7 @@ import type { ImageSource, OpenImage } from '../stream/image.ts'
 /** CRIU's own first number: those below it are for the images that the dump writes itself (criu/image.c). */
 const FIRST_PAGES_ID = 65537
 
-export interface PageServerOptions {
-  /** Whether the parent has a pagemap of that name: if so, CRIU leaves out the pages that did not change since. */
-  hasParent(name: ImageName): boolean
-}
+type HasParent = (name: ImageName) => boolean
 
 export interface PageServer extends ImageSource {
   /**
@@ -50,7 +47,8 @@ export class SocketPageServer implements PageServer {
   /** `closing`: CRIU waits for the answer to its CLOSE. `over`: the socket is closed. */
   #state: 'reading' | 'closing' | 'over' = 'reading'
 
-  constructor(socket: Fd, { hasParent }: PageServerOptions) {
+  /** `hasParent`: whether the parent has a pagemap of that name: CRIU leaves out the pages that did not change then. */
+  constructor(socket: Fd, hasParent: HasParent) {
     this.#socket = socket
     this.images = this.#images(hasParent)
   }
@@ -78,7 +76,7 @@ export class SocketPageServer implements PageServer {
   }
 
   /** Reads records, and answers those that ask. */
-  async *#events(hasParent: PageServerOptions['hasParent']): AsyncGenerator<PageServerEvent, void, void> {
+  async *#events(hasParent: HasParent): AsyncGenerator<PageServerEvent, void, void> {
     const decoder = new PageServerDecoder(hasParent)
     try {
       for (;;) {
@@ -99,18 +97,18 @@ export class SocketPageServer implements PageServer {
     }
   }
 
-  async *#images(hasParent: PageServerOptions['hasParent']): AsyncGenerator<OpenImage, void, void> {
+  async *#images(hasParent: HasParent): AsyncGenerator<OpenImage, void, void> {
     const events = this.#events(hasParent)
     try {
       for (let pagesId = FIRST_PAGES_ID; ; pagesId++) {
         const { value: event } = await events.next()
         if (event?.kind === 'close') break
         if (event?.kind !== 'open') throw this.#failure ?? new Error('pages were not taken to their end')
-        const pages = untilComplete(events)
-        yield { name: imageName(`pages-${pagesId}.img`), body: { kind: 'pieces', pieces: pages.pieces } }
-        const entries = pages.entries()
-        if (entries === undefined) throw this.#failure ?? new Error('pages were not taken to their end')
-        yield { name: event.name, body: { kind: 'pieces', pieces: encodePagemap(pagesId, entries) } }
+        const pagemap: { entries?: PagemapEntry[] } = {}
+        const pieces = untilComplete(events, pagemap)
+        yield { name: imageName(`pages-${pagesId}.img`), body: { kind: 'pieces', pieces } }
+        if (pagemap.entries === undefined) throw this.#failure ?? new Error('pages were not taken to their end')
+        yield { name: event.name, body: { kind: 'pieces', pieces: encodePagemap(pagesId, pagemap.entries) } }
       }
       if (this.#failure !== undefined) throw this.#failure
       this.#state = 'closing'
@@ -120,24 +118,20 @@ export class SocketPageServer implements PageServer {
   }
 }
 
-/** The pages of the pagemap that is open; `entries`: of the pagemap, when all pages have come. */
-function untilComplete(events: AsyncGenerator<PageServerEvent, void, void>): {
-  pieces: AsyncIterable<Uint8Array>
-  entries(): PagemapEntry[] | undefined
-} {
-  let entries: PagemapEntry[] | undefined
-  async function* pieces(): AsyncGenerator<Uint8Array> {
-    for (;;) {
-      const { value: event } = await events.next()
-      if (event?.kind === 'complete') {
-        entries = event.entries
-        return
-      }
-      if (event?.kind !== 'pages') throw new Error('pages of no pagemap')
-      yield event.bytes
+/** The pages of the pagemap that is open. `pagemap` gets its entries when all pages have come. */
+async function* untilComplete(
+  events: AsyncGenerator<PageServerEvent, void, void>,
+  pagemap: { entries?: PagemapEntry[] },
+): AsyncGenerator<Uint8Array> {
+  for (;;) {
+    const { value: event } = await events.next()
+    if (event?.kind === 'complete') {
+      pagemap.entries = event.entries
+      return
     }
+    if (event?.kind !== 'pages') throw new Error('pages of no pagemap')
+    yield event.bytes
   }
-  return { pieces: pieces(), entries: () => entries }
 }
 
 function asFailure(error: Error): Error {

@@ -14,23 +14,12 @@ export interface TaskId {
   start: number
 }
 
-export interface WatchedTree {
-  readonly criu: TaskId
-  /** The root of the tree first. */
-  readonly tasks: readonly TaskId[]
-  /** `dead` when all tasks are dead; `alive` when criu has ended and the root is alive. Never settles after `close`. */
-  readonly fate: Promise<'dead' | 'alive'>
-  /** Whether a task was killed, or is gone: criu is at work. */
-  isDying(): boolean
-  /** Whether criu still holds every task. */
-  frozen(): boolean
-  close(): void
-}
+export type WatchedTree = ReturnType<typeof watchTree>
 
 /**
  * Watches what the criu with the number `pid` dumps: no tasks where it dumps none, or none that can be seen from here.
  */
-export function watchTree(pid: number): WatchedTree {
+export function watchTree(pid: number) {
   const criu = openProcess(pid)
   const traced = tracedBy(pid)
   const members = traced
@@ -39,22 +28,26 @@ export function watchTree(pid: number): WatchedTree {
     .map((task) => ({ pid: task, start: startTime(task), process: openProcess(task) }))
     .filter((task): task is TaskId & { process: Process } => task.start !== undefined && task.process !== undefined)
   const processes = members.map((task) => task.process)
+  const never = new Promise<never>(() => {})
+  // Without tasks the tree is dead at once.
   const dead = Promise.all(processes.map((task) => task.ended)).then(() => 'dead' as const)
-  const over = (criu?.ended ?? new Promise<never>(() => {})).then(() => fateAfterCriu(members))
+  const over = (criu?.ended ?? never).then(() => fateAfterCriu(members))
   return {
     criu: { pid, start: startTime(pid) ?? 0 },
+    /** The root of the tree first. */
     tasks: members.map(({ pid: task, start }) => ({ pid: task, start })),
-    fate: new Promise((resolve) => {
-      // Without tasks the tree is dead at once.
-      dead.then(resolve, () => {})
-      over.then(resolve, () => {})
-    }),
+    /**
+     * `dead` when all tasks are dead; `alive` when criu has ended and the root is alive. Never settles after `close`.
+     */
+    fate: Promise.race([dead.catch(() => never), over.catch(() => never)]),
+    /** Whether a task was killed, or is gone: criu is at work. */
     isDying: () => members.some((task) => isDying(task.pid) || !isAlive(task)),
+    /** Whether criu still holds every task. */
     frozen() {
       const held = new Set(tracedBy(pid))
       return members.length > 0 && members.every((task) => held.has(task.pid) && startTime(task.pid) === task.start)
     },
-    close() {
+    close(): void {
       for (const member of [criu, ...processes]) member?.close()
     },
   }
@@ -82,28 +75,22 @@ export function treeFate({ criu, tasks }: Pick<WatchedTree, 'criu' | 'tasks'>): 
   return isAlive(criu) || tasks.some((task) => isDying(task.pid)) ? undefined : 'alive'
 }
 
-/** The tasks that a criu restores, and holds until it lets them run. */
-export interface RestoredTasks {
-  /** Adds the tasks that criu holds at this moment. */
-  note(): void
-  /**
-   * Forgets the tasks. Where they do not `run`, their criu was killed: they would wait for it for ever, and are killed
-   * too.
-   */
-  settle(run: boolean): void
-}
-
-/** The tasks of the criu with the number `pid`: none before `note`. */
-export function restoredTasks(pid: number): RestoredTasks {
+/** The tasks that the criu with the number `pid` restores, and holds until it lets them run: none before `note`. */
+export function restoredTasks(pid: number) {
   const tasks = new Map<number, Process>()
   return {
-    note() {
+    /** Adds the tasks that criu holds at this moment. */
+    note(): void {
       for (const number of descendants(pid)) {
         const task = tasks.has(number) ? undefined : openProcess(number)
         if (task !== undefined) tasks.set(number, task)
       }
     },
-    settle(run) {
+    /**
+     * Forgets the tasks. Where they do not `run`, their criu was killed: they would wait for it for ever, and are
+     * killed too.
+     */
+    settle(run: boolean): void {
       for (const task of tasks.values()) {
         if (!run) task.kill()
         task.close()

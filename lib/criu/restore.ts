@@ -9,8 +9,8 @@ import { acceptSpeaker, peerPid } from '../kernel/unix.ts'
 import type { Piece, StoredImage } from '../store/stored-image.ts'
 import { defer } from '../stream/wait.ts'
 import { closedGate, type Gate, writeScript } from './action-script.ts'
-import { type RestoredTasks, restoredTasks } from './process-tree.ts'
-import { type CriuRun, startCriu } from './run.ts'
+import { restoredTasks } from './process-tree.ts'
+import { startCriu } from './run.ts'
 import { type Served, serve } from './serve.ts'
 import type { WorkDir } from './work-directory.ts'
 
@@ -25,28 +25,23 @@ export interface HeldRestore {
   readonly runs: Promise<boolean>
 }
 
-/** A restore by a criu that another process started, held at our gate. */
-export interface FollowedRestore extends HeldRestore {
-  /**
-   * Notes the tasks that criu holds, to be called when it is at the gate. They are killed if they do not run in the
-   * end.
-   */
-  noteTasks(): void
-}
+export type FollowedRestore = ReturnType<typeof followRestore>
 
-/** Follows the restore of the criu that is, or will be, at `gate`. */
-export function followRestore(gate: Gate, { pid, ended }: Pick<Process, 'pid' | 'ended'>): FollowedRestore {
+/** Follows the restore of the criu, started by another process, that is or will be at `gate`. */
+export function followRestore(gate: Gate, { pid, ended }: Pick<Process, 'pid' | 'ended'>) {
   const tasks = restoredTasks(pid)
   const runs = Promise.race([gate.resumed.then(() => true), ended.then(() => false)])
   runs.then(tasks.settle, () => {})
-  return { open: gate.open, shut: gate.shut, runs, noteTasks: tasks.note }
-}
-
-export interface RunningRestore extends HeldRestore {
-  /** Resolves when the tasks are restored and held. Never for a restore that is not to be held. */
-  readonly held: Promise<void>
-  /** Resolves when criu has exited 0 and has taken the images. Throws `CRIU`. */
-  readonly done: Promise<void>
+  return {
+    open: gate.open,
+    shut: gate.shut,
+    runs,
+    /**
+     * Notes the tasks that criu holds, to be called when it is at the gate. They are killed if they do not run in the
+     * end.
+     */
+    noteTasks: tasks.note,
+  }
 }
 
 export interface RestoreHold {
@@ -56,7 +51,7 @@ export interface RestoreHold {
   gates: string
 }
 
-export interface RestoreControl {
+interface RestoreControl {
   /** Stops criu at post-restore, if given. */
   hold: RestoreHold | undefined
   signal: AbortSignal
@@ -68,49 +63,44 @@ export interface RestoreControl {
 const TAKEN_MS = 1000
 
 /**
- * Starts `criu restore --stream -d` on images, with its socket in `work`. A signal takes the images away from criu,
- * which then removes what it has restored; criu itself is not killed, and once it was let go a signal comes too late.
- * Where another process kills criu, its tasks would wait for it for ever, and are killed here.
+ * Runs `criu restore --stream -d` on images, with its socket in `work`. A signal takes the images away from criu, which
+ * then removes what it has restored; criu itself is not killed, and once it was let go a signal comes too late. Where
+ * another process kills criu, its tasks would wait for it for ever, and are killed here.
  */
-export function startRestore(
-  criu: string,
-  criuOptions: readonly string[],
-  images: ReadonlyMap<ImageName, StoredImage>,
-  work: WorkDir,
-  control: RestoreControl,
-): RunningRestore {
-  const { hold } = control
-  const script = hold !== undefined ? ['--action-script', writeScript(hold.gates, 'post-restore')] : []
-  const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...script, ...criuOptions])
-  return new OwnRestore(run, images, work, control)
-}
-
-class OwnRestore implements RunningRestore {
+export class RunningRestore implements HeldRestore {
   readonly #held = defer<void>()
   readonly #runs = defer<boolean>()
+  /** Resolves when the tasks are restored and held. Never for a restore that is not to be held. */
   readonly held = this.#held.promise
   readonly runs = this.#runs.promise
+  /** Resolves when criu has exited 0 and has taken the images. Throws `CRIU`. */
   readonly done: Promise<void>
-  readonly #run: CriuRun
-  readonly #images: ReadonlyMap<ImageName, StoredImage>
   readonly #work: WorkDir
   readonly #control: RestoreControl
   /** Aborted when the images are taken away. */
   readonly #taking = new AbortController()
   /** From the moment when criu has connected. */
   #gate: Gate | undefined
-  #tasks: RestoredTasks | undefined
+  #tasks: ReturnType<typeof restoredTasks> | undefined
   #opened = false
 
-  constructor(run: CriuRun, images: ReadonlyMap<ImageName, StoredImage>, work: WorkDir, control: RestoreControl) {
-    this.#run = run
-    this.#images = images
+  /** Starts `criu` with `options`. Throws `IO` where its action script cannot be written. */
+  constructor(
+    criu: string,
+    options: readonly string[],
+    images: ReadonlyMap<ImageName, StoredImage>,
+    work: WorkDir,
+    control: RestoreControl,
+  ) {
+    const { hold } = control
+    const script = hold !== undefined ? ['--action-script', writeScript(hold.gates, 'post-restore')] : []
+    const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...script, ...options])
     this.#work = work
     this.#control = control
     control.signal.addEventListener('abort', this.#onSignal, { once: true })
-    const serving = this.#serve()
+    const serving = this.#serve(images)
     serving.catch(() => {})
-    this.done = this.#finish(serving)
+    this.done = this.#finish(run.done, serving)
     this.done.catch(() => {})
   }
 
@@ -131,7 +121,7 @@ class OwnRestore implements RunningRestore {
     this.#taking.abort(reason)
   }
 
-  async #serve(): Promise<Served> {
+  async #serve(images: ReadonlyMap<ImageName, StoredImage>): Promise<Served> {
     const { hold, onTaken } = this.#control
     const socket = await acceptSpeaker(this.#work.listener)
     const pid = peerPid(socket)
@@ -143,17 +133,17 @@ class OwnRestore implements RunningRestore {
       this.#gate.held.then(tasks.note).then(this.#held.resolve, () => {})
       this.#gate.resumed.then(() => this.#runs.resolve(true)).catch(() => {})
     }
-    const choose = async (): Promise<ReadonlyMap<ImageName, StoredImage>> => {
+    const choose = async () => {
       tasks.note()
-      return this.#images
+      return images
     }
     return serve(socket, choose, { signal: this.#taking.signal, ...(onTaken && { onTaken }) })
   }
 
-  async #finish(serving: Promise<Served>): Promise<void> {
+  async #finish(ended: Promise<void>, serving: Promise<Served>): Promise<void> {
     const { hold, signal } = this.#control
     try {
-      await this.#run.done.catch((error: unknown) => {
+      await ended.catch((error: unknown) => {
         throw this.#taking.signal.aborted ? signal.reason : error
       })
       const served = await Promise.race([serving, setTimeout(TAKEN_MS, undefined, { ref: false })])

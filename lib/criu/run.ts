@@ -1,7 +1,7 @@
-/** Finds the criu command, checks its options, runs it, and keeps its error message. */
+/** Finds the criu command, checks its options, runs it, and keeps its error message and its statistics. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { accessSync, constants, existsSync, statSync } from 'node:fs'
+import { accessSync, constants, existsSync, readFileSync, statSync } from 'node:fs'
 import { delimiter, dirname, join, resolve } from 'node:path'
 import type { Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -9,6 +9,7 @@ import pump from 'pump'
 import split from 'split2'
 import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
+import { decodeDumpStats } from '../format/stats.ts'
 import type { Fd } from '../kernel/fd.ts'
 import { ownChild } from '../kernel/orphans.ts'
 import { trustedPath } from '../kernel/trusted-path.ts'
@@ -79,13 +80,11 @@ const refused: Record<string, string> = {
  * their hints.
  */
 export function checkCriuOptions(options: readonly string[], more: Record<string, string> = {}): void {
+  const hints = Object.entries({ ...refused, ...more })
   for (const option of options) {
     const name = option.startsWith('--') ? (option.split('=')[0] as string) : option.slice(0, 2)
     // getopt accepts a prefix of a long option.
-    const [, hint] =
-      Object.entries({ ...refused, ...more }).find(
-        ([long]) => long === name || (name.length > 3 && long.startsWith(name)),
-      ) ?? []
+    const [, hint] = hints.find(([long]) => long === name || (name.length > 3 && long.startsWith(name))) ?? []
     if (hint !== undefined) throw new Fault('USAGE', `criu option ${name} cannot be used here`, { hint })
   }
 }
@@ -154,13 +153,12 @@ export function startCriu(
   })
   const verbose = options.some((option) => /^-v+\d?$|^--verbosity/.test(option))
   const errors: string[] = []
-  const stderr = child.stderr as Readable
   const lines = split((line: string) => {
     if (verbose) process.stderr.write(`${line}\n`)
     const error = errorLine.exec(line)
     if (error !== null && !harmless.test(line) && errors.length < MOST_LINES) errors.push(`${error[2]} (${error[1]})`)
   })
-  const drained = new Promise<void>((resolve) => pump(stderr, lines.resume(), () => resolve()))
+  const drained = new Promise<void>((resolve) => pump(child.stderr as Readable, lines.resume(), () => resolve()))
   const exited = once(child, 'exit') as Promise<[code: number | null, signal: string | null]>
   if (child.pid !== undefined) child.once('exit', ownChild(child.pid).ended)
   const done = (async () => {
@@ -168,7 +166,7 @@ export function startCriu(
       throw new Fault('CRIU', `cannot start ${criu}`, { cause })
     })
     if (code === 0) return
-    await Promise.race([drained, new Promise((resolve) => setTimeout(resolve, 1000).unref())])
+    await Promise.race([drained, delay(1000, undefined, { ref: false })])
     const how = signal === null ? `exit code ${code}` : signal
     throw new Fault('CRIU', `criu ${action} failed (${how})${errors[0] === undefined ? '' : `: ${errors[0]}`}`, {
       hint: process.geteuid?.() === 0 ? `for the whole story add: -- -v4 -o /tmp/${action}.log` : 'criu needs root',
@@ -187,4 +185,16 @@ export async function explainFailure(error: unknown, { done, kill }: CriuRun, pa
   const cause = await Promise.race([done.catch((reason: unknown) => reason), patience])
   if (cause === 'impatient') kill()
   return error instanceof Fault && error.code === 'FAILED_DUMP' && cause instanceof Fault ? cause : error
+}
+
+/**
+ * How long the tasks were frozen, by the statistics that CRIU left in `directory`. Undefined where CRIU has not written
+ * them: it does so last.
+ */
+export function frozenMs(directory: string): number | undefined {
+  try {
+    return decodeDumpStats(readFileSync(join(directory, 'stats-dump'))).frozenTime / 1000
+  } catch {
+    return undefined
+  }
 }

@@ -15,27 +15,8 @@ import { type Deferred, defer, rejectWhenAborted } from '../stream/wait.ts'
 import type { IncomingDump } from './incoming-dump.ts'
 import { type PageServer, SocketPageServer } from './page-server.ts'
 
-/** The criu that stream to one proxy, and those whose pages come to its port. */
-export interface SplitDumps {
-  /** The criu of this number has connected to the stream. */
-  stream(pid: number): DumpHalf
-  /** Whether the criu of this number streams to us, and has not ended. */
-  streams(pid: number): boolean
-  /**
-   * The pages of this criu come over `socket`, which is closed in the end. Throws `REFUSED` where its stream does not
-   * come to us, or goes on without pages.
-   */
-  pages(pid: number, socket: Fd): Promise<void>
-}
-
-export interface DumpHalf {
-  /** The dump with its pages. Its images throw `REFUSED` where the pages do not come to us. */
-  join(criu: IncomingDump): IncomingDump
-  /** The dump goes on without pages: those that come, or have come, are refused. */
-  refuse(): void
-  /** The dump is over. */
-  end(): void
-}
+export type SplitDumps = ReturnType<typeof openSplitDumps>
+export type DumpHalf = ReturnType<SplitDumps['stream']>
 
 interface Meeting {
   readonly server: Deferred<PageServer>
@@ -49,8 +30,11 @@ interface Meeting {
  */
 const MEET_MS = 2000
 
-/** `listens`: whether there is a port for pages. Nothing is waited for once `signal` is aborted. */
-export function openSplitDumps(listens: boolean, signal: AbortSignal): SplitDumps {
+/**
+ * The criu that stream to one proxy, and those whose pages come to its port. `listens`: whether there is such a port.
+ * Nothing is waited for once `signal` is aborted.
+ */
+export function openSplitDumps(listens: boolean, signal: AbortSignal) {
   const meetings = new Map<number, Meeting>()
   /** Connections for pages whose stream has not been seen yet. */
   const early = new Map<number, Deferred<void>>()
@@ -63,28 +47,40 @@ export function openSplitDumps(listens: boolean, signal: AbortSignal): SplitDump
   }
 
   return {
-    stream(pid) {
-      const meeting: Meeting = { server: defer(), closed: !listens }
+    /** The criu of this number has connected to the stream. */
+    stream(pid: number) {
+      const meeting: Meeting = { server: defer(), closed: false }
       const { server } = meeting
-      if (!listens) server.reject(splitDumpFault())
-      meetings.set(pid, meeting)
-      early.get(pid)?.resolve()
       const refuse = (): void => {
         meeting.closed = true
         server.reject(splitDumpFault())
         server.promise.then((pages) => pages.destroy(splitDumpFault())).catch(() => {})
       }
+      if (!listens) refuse()
+      meetings.set(pid, meeting)
+      early.get(pid)?.resolve()
       return {
-        join: (criu) => ({ ...criu, images: (steps) => joined(criu.images(steps), server.promise) }),
+        /** The dump with its pages. Its images throw `REFUSED` where the pages do not come to us. */
+        join: (criu: IncomingDump): IncomingDump => ({
+          ...criu,
+          images: (steps) => joined(criu.images(steps), server.promise),
+        }),
+        /** The dump goes on without pages: those that come, or have come, are refused. */
         refuse,
-        end() {
+        /** The dump is over. */
+        end(): void {
           if (meetings.get(pid) === meeting) meetings.delete(pid)
           refuse()
         },
       }
     },
-    streams: (pid) => meetings.has(pid),
-    async pages(pid, socket) {
+    /** Whether the criu of this number streams to us, and has not ended. */
+    streams: (pid: number): boolean => meetings.has(pid),
+    /**
+     * The pages of this criu come over `socket`, which is closed in the end. Throws `REFUSED` where its stream does not
+     * come to us, or goes on without pages.
+     */
+    async pages(pid: number, socket: Fd): Promise<void> {
       if (!meetings.has(pid)) await streamOf(pid)
       const meeting = meetings.get(pid)
       if (meeting === undefined || meeting.closed) {
@@ -92,13 +88,13 @@ export function openSplitDumps(listens: boolean, signal: AbortSignal): SplitDump
         throw splitDumpFault()
       }
       meeting.closed = true
-      meeting.server.resolve(new SocketPageServer(socket, { hasParent: () => false }))
+      meeting.server.resolve(new SocketPageServer(socket, () => false))
     },
   }
 }
 
 /** `REFUSED`: a dump goes to two places, and one of them is not here. */
-export function splitDumpFault(): Fault {
+function splitDumpFault(): Fault {
   return new Fault(
     'REFUSED',
     'criu sends images by --stream and pages by --page-server, and not all of them come here',

@@ -6,8 +6,6 @@
  * compiled during the freeze: for a process of 8 MiB that took 10 of 80 ms. So both daemons warm up before their first
  * dump, while the target makes memory ready.
  */
-import { setTimeout } from 'node:timers/promises'
-import { Fault } from '../fault.ts'
 import { TOKEN_BYTES } from '../format/frame.ts'
 import { type ImageName, INVENTORY, imageName, snapshotId } from '../format/names.ts'
 import { encodePagemap, PAGE_BYTES, pageFlag } from '../format/pagemap.ts'
@@ -26,7 +24,8 @@ import { receiveSnapshot } from '../stream/receive.ts'
 import { openTargetLink } from '../stream/resuming-receiver.ts'
 import { sendSnapshot } from '../stream/send.ts'
 import { resumableLink } from '../stream/source-link.ts'
-import { captureImages } from './capture.ts'
+import { rejectAfter } from '../stream/wait.ts'
+import { CapturedImages } from './capture.ts'
 import { serve } from './serve.ts'
 
 /** One image that does not fit into one read, some that do, and a pagemap, which is written anew for CRIU. */
@@ -63,9 +62,7 @@ export async function runWarmUp(): Promise<void> {
   }
   const sender = resumableLink(id, token, 'sealed', connect, MOST_MS)
   const images = new Map<ImageName, StoredImage>()
-  const late = setTimeout(MOST_MS, undefined, { ref: false }).then(() => {
-    throw new Fault('TIMEOUT', 'the warm-up')
-  })
+  const late = rejectAfter(MOST_MS, 'the warm-up did not end', new AbortController().signal)
   const moved = Promise.all([receive(receiver, sinkTo(images)), send(sender)])
   const all = moved.then(() => serveTo(images))
   try {
@@ -85,7 +82,7 @@ async function send({ reader, writer }: ReturnType<typeof resumableLink>): Promi
   const [socket, criu] = socketPair()
   const dumped = dump(criu)
   dumped.catch(() => {})
-  await sendSnapshot(writer, snapshotId('warm-up'), captureImages(socket), { greeted: true })
+  await sendSnapshot(writer, snapshotId('warm-up'), new CapturedImages(socket), { greeted: true })
   await dumped
   while ((await (await reader).expect(answers)).type !== 'sealed');
 }

@@ -23,22 +23,8 @@ import { connectUnix, listenUnix } from '../kernel/unix.ts'
 import { noteMade } from '../made-directories.ts'
 
 /** A directory with one socket for CRIU in it. */
-export interface WorkDir {
-  path: string
-  listener: Fd
-  /**
-   * Closes and removes the socket, and a temporary directory; an accept on it fails with `reason`. May be called twice.
-   */
-  remove(reason?: Error): void
-}
-
-export interface PrivateDirectory {
-  path: string
-  /** Removes the directory with its contents. May be called twice. */
-  remove(): void
-  /** Unlocks the directory and leaves it for `abandoned`. */
-  release(): void
-}
+export type WorkDir = ReturnType<typeof openWorkDir>
+export type PrivateDirectory = NonNullable<ReturnType<typeof locked>>
 
 /**
  * Makes a directory in `parent`, mode 0700, and locks it for as long as this process lives: see `abandoned`. Throws
@@ -64,7 +50,8 @@ export function abandoned(parent: string, name: RegExp): PrivateDirectory[] {
     .flatMap((path) => locked(path) ?? [])
 }
 
-function locked(path: string): PrivateDirectory | undefined {
+/** Undefined where the directory is gone, or another process has it. */
+function locked(path: string) {
   let lock: number
   try {
     lock = openSync(path, 'r')
@@ -76,11 +63,16 @@ function locked(path: string): PrivateDirectory | undefined {
     if (open) closeSync(lock)
     open = false
   }
-  if (!tryLock(lock) || !existsSync(path)) return void release()
+  if (!tryLock(lock) || !existsSync(path)) {
+    release()
+    return undefined
+  }
   return {
     path,
+    /** Unlocks the directory and leaves it for `abandoned`. */
     release,
-    remove() {
+    /** Removes the directory with its contents. May be called twice. */
+    remove(): void {
       if (open) rmSync(path, { recursive: true, force: true })
       release()
     },
@@ -128,11 +120,7 @@ function temporaryPath(parent: string, prefix: string): string {
  * fills the directory before a client can connect. Throws `EXISTS`, `MISSING`, `IO`, `USAGE` where another user could
  * change what is there, and what `prepare` throws.
  */
-export function openWorkDir(
-  path: string | undefined,
-  socketName: string,
-  prepare = (_directory: string): void => {},
-): WorkDir {
+export function openWorkDir(path: string | undefined, socketName: string, prepare = (_directory: string): void => {}) {
   const temporary = path === undefined ? temporaryDirectory() : undefined
   try {
     const directory = temporary?.path ?? openDirectory(path ?? '')
@@ -142,7 +130,11 @@ export function openWorkDir(
     return {
       path: directory,
       listener,
-      remove(reason) {
+      /**
+       * Closes and removes the socket, and a temporary directory; an accept on it fails with `reason`. May be called
+       * twice.
+       */
+      remove(reason?: Error): void {
         if (!there) return
         there = false
         closeFd(listener, reason)

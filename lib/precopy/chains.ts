@@ -10,16 +10,7 @@ import type { SnapshotId } from '../format/names.ts'
 import { lockMarks, openProcess, parentOf, startTime } from '../kernel/process.ts'
 import { newChain, type PreCopyChain } from './send-round.ts'
 
-export interface TakenChain {
-  chain: PreCopyChain
-  /**
-   * The round is sealed, and criu's images are in `directory`: the next dump may continue, unless another one has
-   * begun.
-   */
-  keep(directory: string): void
-  /** The dump is over. If the chain was not kept, the marks are free again. */
-  end(): void
-}
+export type TakenChain = ReturnType<ProxyChains['take']>
 
 interface Entry {
   chain: PreCopyChain
@@ -44,7 +35,7 @@ export class ProxyChains {
    * The chain for a dump of this tree that begins now: the one whose last round left its images in `before`, or a new
    * one. Throws `EXISTS` where another process has the marks (see `lockMarks`).
    */
-  take(tree: number, before: string | undefined, newId: () => SnapshotId): TakenChain {
+  take(tree: number, before: string | undefined, newId: () => SnapshotId) {
     const found = this.#entries.get(tree)
     const fits = before !== undefined && found?.directory === before && found.start === startTime(tree)
     this.#endWhere((root) => root !== tree && related(root, tree))
@@ -53,11 +44,16 @@ export class ProxyChains {
     const { chain } = entry
     return {
       chain,
-      keep: (directory) => {
+      /**
+       * The round is sealed, and criu's images are in `directory`: the next dump may continue, unless another one has
+       * begun.
+       */
+      keep: (directory: string): void => {
         if (this.#entries.get(tree) === entry) entry.directory = directory
         else this.#onOver(chain)
       },
-      end: () => {
+      /** The dump is over. If the chain was not kept, the marks are free again. */
+      end: (): void => {
         if (this.#entries.get(tree) === entry && entry.directory === undefined) this.#remove(tree)
       },
     }

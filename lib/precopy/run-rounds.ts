@@ -6,9 +6,8 @@
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { commandName } from '../command-name.ts'
-import { frozenMs } from '../criu/dump-stats.ts'
 import { type PageServer, SocketPageServer } from '../criu/page-server.ts'
-import { type CriuRun, explainFailure, startCriu } from '../criu/run.ts'
+import { type CriuRun, explainFailure, frozenMs, startCriu } from '../criu/run.ts'
 import { Fault } from '../fault.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import type { TargetRoute } from '../handover/standalone-source.ts'
@@ -34,41 +33,28 @@ export interface PreCopy {
   readonly rounds: CompletedRound[]
 }
 
-/** The criu that dumps one layer of the chain. */
-export interface Layer {
-  run: CriuRun
-  /** Receives the pages of the criu. */
-  server: PageServer
-  directory: string
-}
-
-/** Starts criu on the next layer of the chain. Throws `LINK` and `IO`. */
+/**
+ * Starts criu on the next layer of the chain. Returns it with the server that receives its pages, and the directory of
+ * its other images. Throws `LINK` and `IO`.
+ */
 export function startLayer(
   { chain, path, criu, pid, criuOptions }: PreCopy,
   action: 'pre-dump' | 'dump',
   more: readonly string[] = [],
-): Layer {
+): { run: CriuRun; server: PageServer; directory: string } {
   const number = chain.under
   const directory = join(path, String(number))
   mkdirSync(directory, { mode: 0o700 })
-  const [ours, theirs] = socketPair()
-  setBlocking(theirs)
+  const [near, far] = socketPair()
+  setBlocking(far)
   try {
-    const run = startCriu(
-      criu,
-      action,
-      [
-        ...['-t', String(pid), '-D', directory, '--track-mem', '--page-server', '--ps-socket', '3'],
-        ...(number === 0 ? [] : ['--prev-images-dir', `../${number - 1}`]),
-        ...more,
-        ...criuOptions,
-      ],
-      [theirs],
-    )
-    const server = new SocketPageServer(ours, { hasParent: (name) => chain.pagemaps.has(name) })
+    const ours = ['-t', String(pid), '-D', directory, '--track-mem', '--page-server', '--ps-socket', '3']
+    const before = number === 0 ? [] : ['--prev-images-dir', `../${number - 1}`]
+    const run = startCriu(criu, action, [...ours, ...before, ...more, ...criuOptions], [far])
+    const server = new SocketPageServer(near, (name) => chain.pagemaps.has(name))
     return { run, server, directory }
   } finally {
-    closeFd(theirs)
+    closeFd(far)
   }
 }
 

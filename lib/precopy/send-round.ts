@@ -49,7 +49,7 @@ export function nextLayer({ under, token }: PreCopyChain, last: boolean): NonNul
   return { under, last, token }
 }
 
-export interface RoundOptions {
+interface RoundOptions {
   connect: (signal: AbortSignal) => Promise<Link>
   tuning: Tuning | undefined
   /** About how many bytes will come. */
@@ -87,11 +87,10 @@ export async function sendRound(chain: PreCopyChain, server: PageServer, options
     const answers = link.reader.then((reader) => readAnswers(reader, false, dedup))
     answers.then(({ offer }) => offer).catch((reason: unknown) => stop.abort(reason))
     let begun = performance.now()
-    const onFirst = (): void => {
-      begun = performance.now()
-    }
     const offered = dedup && silence.during(inTime(dedup.ready, 'the target did not say what it has'))
-    const source = onFirstImage(offered === undefined ? server : waiting(server, offered), onFirst)
+    const source = onFirstImage(offered === undefined ? server : waiting(server, offered), () => {
+      begun = performance.now()
+    })
     const sent = await sendSnapshot(link.writer, chain.id, source, {
       ...tuning,
       known: dedup,

@@ -2,7 +2,7 @@ import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { CAPTURE_SOCKET, captureImages } from '../../lib/criu/capture.ts'
+import { CAPTURE_SOCKET, CapturedImages } from '../../lib/criu/capture.ts'
 import { openWorkDir, type WorkDir } from '../../lib/criu/work-directory.ts'
 import { Fault, type FaultCode } from '../../lib/fault.ts'
 import { encodeRequest } from '../../lib/format/streamer.ts'
@@ -35,7 +35,7 @@ test.after.each((context) => {
 async function takeAll(socket: Fd): Promise<Map<string, Buffer>> {
   const taken = new Map<string, Buffer>()
   const running: Promise<void>[] = []
-  for await (const { name, body } of captureImages(socket).images) {
+  for await (const { name, body } of new CapturedImages(socket).images) {
     if (body.kind !== 'pipe') throw new Error('not a pipe')
     running.push(
       readToEnd(body.fd).then((bytes) => {
@@ -202,7 +202,7 @@ test('a client that dies in a request, and between request and descriptor', asyn
 })
 
 test('destroy ends the iteration with its reason and closes the socket', async ({ work, criu, fds }) => {
-  const source = captureImages(await acceptUnix(work.listener))
+  const source = new CapturedImages(await acceptUnix(work.listener))
   const iterating = (async () => {
     for await (const _ of source.images);
   })()
@@ -210,7 +210,7 @@ test('destroy ends the iteration with its reason and closes the socket', async (
   await failsWith('TIMEOUT', iterating)
   criu.close()
   const next = fakeDump(join(work.path, CAPTURE_SOCKET))
-  const unstarted = captureImages(await acceptUnix(work.listener))
+  const unstarted = new CapturedImages(await acceptUnix(work.listener))
   unstarted.destroy(new Fault('TIMEOUT', 'enough'))
   await failsWith('TIMEOUT', unstarted.images[Symbol.asyncIterator]().next())
   next.close()

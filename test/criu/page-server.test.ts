@@ -22,7 +22,7 @@ const test = suite<{ ours: Fd; theirs: Fd; folder: ReturnType<typeof temporary>;
 
 const { OPEN2, PARENT, ADD_F, CLOSE } = psCommand
 const { parent, present } = pageFlag
-const none = { hasParent: () => false }
+const none = () => false
 const task = { type: dstType.task, id: 77 }
 const pages = pattern(2 * PAGE_BYTES)
 
@@ -55,7 +55,7 @@ for (const layout of Object.values(layouts)) {
   test(`a conversation with ${layout} bytes a record`, async ({ ours, theirs, folder, fds }) => {
     const asked: string[] = []
     const hasParent = (name: ImageName): boolean => asked.push(name) > 0 && name === 'pagemap-77.img'
-    const source = new SocketPageServer(ours, { hasParent })
+    const source = new SocketPageServer(ours, hasParent)
     const written = writeImages(source, folder.path)
     const shmem = { type: dstType.shmem, id: 6 }
     await writeAll(theirs, record(PARENT, task, layout))

@@ -2,7 +2,14 @@ import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
 import { basename, dirname, join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type CriuRun, checkCriuOptions, explainFailure, findCriu, leavingOption } from '../../lib/criu/run.ts'
+import {
+  type CriuRun,
+  checkCriuOptions,
+  explainFailure,
+  findCriu,
+  frozenMs,
+  leavingOption,
+} from '../../lib/criu/run.ts'
 import { Fault } from '../../lib/fault.ts'
 import { throwsFault } from '../expect.ts'
 import { temporary } from '../support/run.ts'
@@ -93,6 +100,17 @@ test('a stream that broke off is explained by the error of criu, any other failu
   assert.is(await explainFailure(broken, criu(new Promise(() => {})), 1), broken)
   clearInterval(waiting)
   assert.is(killed, 1)
+})
+
+test('how long the tasks were frozen, in milliseconds; unknown without a whole file', () => {
+  const { path, remove } = temporary()
+  assert.is(frozenMs(path), undefined)
+  const stats = Buffer.from('405910550633095713000000' + '0a1108ac0210f0930918072005' + '2864' + '9a060161', 'hex')
+  writeFileSync(join(path, 'stats-dump'), stats)
+  assert.is(frozenMs(path), 150)
+  writeFileSync(join(path, 'stats-dump'), stats.subarray(0, 10))
+  assert.is(frozenMs(path), undefined)
+  remove()
 })
 
 test.run()

@@ -2,7 +2,7 @@
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { CAPTURE_SOCKET, captureImages } from '../../lib/criu/capture.ts'
+import { CAPTURE_SOCKET, CapturedImages } from '../../lib/criu/capture.ts'
 import { openSplitDumps, type SplitDumps } from '../../lib/criu/split-dump.ts'
 import { openWorkDir, type WorkDir } from '../../lib/criu/work-directory.ts'
 import { Fault } from '../../lib/fault.ts'
@@ -83,7 +83,7 @@ function add(vaddr: number, pages: number): Buffer {
 /** What a criu that streams is to the proxy, joined with its pages. */
 function joinedWith({ splits, streamed }: Context): { source: ImageSource; end(): void } {
   const half = splits.stream(PID)
-  const images = (): ImageSource => captureImages(streamed)
+  const images = (): ImageSource => new CapturedImages(streamed)
   const criu = half.join({ pid: PID, bytes: undefined, open() {}, remove() {}, images })
   return { source: criu.images(), end: half.end }
 }

@@ -31,7 +31,7 @@ const PAGES = 3
 async function criu(): Promise<{ server: PageServer; answer: Promise<number> }> {
   const [ours, theirs] = socketPair()
   const record = (command: number, more = {}): Buffer => encodeRecord(layouts.new, { command, type: 1, id: 7, ...more })
-  const server = new SocketPageServer(ours, { hasParent: () => false })
+  const server = new SocketPageServer(ours, () => false)
   const speak = async (fd: Fd): Promise<number> => {
     try {
       await writeAll(fd, record(psCommand.OPEN2))
@@ -206,7 +206,7 @@ test('a criu that falls silent at the page server loses its round, before and in
     const [ours, theirs] = socketPair()
     const record = encodeRecord(layouts.new, { command: psCommand.OPEN2, type: 1, id: 7 })
     if (begun) await writeAll(theirs, record, { socket: true })
-    const server = new SocketPageServer(ours, { hasParent: () => false })
+    const server = new SocketPageServer(ours, () => false)
     const signal = new AbortController().signal
     const options = { connect, tuning: undefined, reserve: 0, timeoutMs: 300, signal }
     const { message } = await rejectsFault('TIMEOUT', sendRound(newChain(snapshotId('silent')), server, options))

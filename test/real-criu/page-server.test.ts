@@ -19,7 +19,7 @@ import { dumpToUs, givenAway, recordedTalks, writeImages } from '../support/page
 import { shell, start, temporary } from '../support/run.ts'
 
 const test = suite('real-criu/page-server')
-const none = { hasParent: () => false }
+const none = () => false
 
 /** The socket of the first client of a TCP port of ours. */
 async function portForOne(): Promise<{ port: number; socket: Promise<Fd> }> {
