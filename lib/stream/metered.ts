@@ -22,7 +22,6 @@ export function metered(link: Link, moved: (bytes: number) => void): Link {
           moved(part.length)
         }
       },
-      settle: (bytes) => outlet.settle(bytes),
       finish: () => outlet.finish(),
     },
     duplex: link.duplex,

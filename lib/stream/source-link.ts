@@ -75,7 +75,6 @@ export function whenConnected(connecting: Promise<Link>, timeoutMs: number, stop
     async send(bytes, more) {
       await sendSteadily((await connecting).outlet, bytes, more, timeoutMs, 'the target', stop)
     },
-    settle: async () => {},
     finish: async () => (await connecting).outlet.finish(),
   }
 }

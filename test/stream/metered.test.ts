@@ -62,7 +62,6 @@ test('the link below is told when more follows, also between the parts of one se
     ...cable().near,
     outlet: {
       send: async (bytes: Uint8Array, more = false) => void said.push([bytes.length, more]),
-      settle: async () => {},
       finish: async () => {},
     },
   }
