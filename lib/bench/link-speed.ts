@@ -36,7 +36,7 @@ export async function runLink(
   const id = snapshotId(`bench-${process.pid}-${randomBytes(4).toString('hex')}`)
   const source = madeUp(bytes, kind)
   const token = randomBytes(TOKEN_BYTES)
-  const line = resumableLink(id, token, 'sealed', connect, PATIENCE_MS)
+  const line = resumableLink({ id, token, until: 'sealed', connect, timeoutMs: PATIENCE_MS })
   const { writer } = line
   const reader = await line.reader
   const cut = (): void => line.destroy(signal.reason as Error)

@@ -183,7 +183,7 @@ class CacheServer {
   #serve(link: Link, origin: string, more: Partial<ConnectionPolicy> = {}, count = 1): Connection {
     // The cache's own socket speaks our wire in any case.
     const handle = more.trusted ? handleConnection : (this.#options.handler ?? handleConnection)
-    const targetLink = new TargetLink(link)
+    const targetLink = new TargetLink(link, (bytes) => connection.moved(bytes))
     const connection = this.#connections.add(origin, (reason) => targetLink.link.destroy(reason), count)
     void handle(targetLink, this.#context, { connection, origin, ...more }).finally(() => connection.leave())
     return connection

@@ -61,7 +61,7 @@ export async function runWarmUp(): Promise<void> {
     if (link === undefined) throw new Error('the warm-up has one link')
     return link
   }
-  const sender = resumableLink(id, token, 'sealed', connect, MOST_MS)
+  const sender = resumableLink({ id, token, until: 'sealed', connect, timeoutMs: MOST_MS })
   const images = new Map<ImageName, StoredImage>()
   const late = setTimeout(MOST_MS, undefined, { ref: false }).then(() => {
     throw new Fault('TIMEOUT', 'the warm-up')

@@ -5,10 +5,13 @@ import { timingSafeEqual } from 'node:crypto'
 import { Fault } from '../fault.ts'
 import { encodeFrame, TOKEN_BYTES } from '../format/frame.ts'
 import type { FrameOf } from '../format/frame-types.ts'
-import type { Link } from './link.ts'
+import { filling, type Link } from './link.ts'
 import { ResumableSession } from './session.ts'
 
-/** A link that may become a conversation which outlives it. */
+/** Bytes that are sent between two reports. */
+const STEP = 256 * 2 ** 10
+
+/** A link whose progress is reported, and that may become a conversation which outlives it. */
 export class TargetLink {
   /** The frames are read from it and written to it, before and after. */
   readonly link: Link
@@ -17,16 +20,27 @@ export class TargetLink {
   #session: ResumableSession | undefined
   #token: Buffer | undefined
 
-  /** Over a new connection. */
-  constructor(first: Link) {
+  /**
+   * Over a new connection. `moved` is told how many bytes were read, and how many the kernel, or the session, has
+   * taken for the other end.
+   */
+  constructor(first: Link, moved = (_bytes: number): void => {}) {
     this.#current = first
+    const read = async (into: Uint8Array): Promise<number> => {
+      const got = await this.#now().inlet.read(into)
+      moved(got)
+      return got
+    }
     this.link = {
-      inlet: {
-        fill: async (into) => this.#now().inlet.fill(into),
-        read: async (into) => this.#now().inlet.read(into),
-      },
+      inlet: { read, fill: filling(read) },
       outlet: {
-        send: async (bytes, more) => this.#now().outlet.send(bytes, more),
+        send: async (bytes, more) => {
+          for (let at = 0; at < bytes.length; at += STEP) {
+            const part = bytes.subarray(at, at + STEP)
+            await this.#now().outlet.send(part, more || at + STEP < bytes.length)
+            moved(part.length)
+          }
+        },
         finish: async () => this.#now().outlet.finish(),
       },
       duplex: first.duplex,

@@ -73,12 +73,11 @@ async function useLink(
     link.destroy(new Fault('LINK', `no greeting within ${session.quietMs / 1000} s`))
   }, session.quietMs)
   try {
-    const known = await (anew ? begin(session, link, options) : resume(session, link, options))
-    clearTimeout(silent)
+    const greeted = anew ? begin(session, link, options) : resume(session, link, options)
+    const known = await greeted.finally(() => clearTimeout(silent))
     if (known) await session.detached()
     return known
   } finally {
-    clearTimeout(silent)
     session.over.removeEventListener('abort', cut)
     link.destroy()
   }

@@ -470,7 +470,7 @@ async function converse(
       },
     },
   }
-  const targetLink = new TargetLink(counted)
+  const targetLink = new TargetLink(counted, (bytes) => connection.moved(bytes))
   const connection = cache.connections.add('client', (reason) => targetLink.link.destroy(reason))
   const over = handleConnection(targetLink, cache.context, { connection, origin: 'client' }).finally(() =>
     connection.leave(),
