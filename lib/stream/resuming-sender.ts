@@ -45,7 +45,7 @@ async function keepConnected(session: ResumableSession, options: ResumingOptions
   for (let begun = false; ; ) {
     try {
       const link = await options.connect(session.over)
-      if (!begun) session.watch()
+      session.watch()
       begun = true
       anew = !(await useLink(session, link, options, anew))
     } catch (reason) {
