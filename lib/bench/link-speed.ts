@@ -36,7 +36,7 @@ export async function runLink(
   const source = madeUp(bytes, kind)
   const token = randomBytes(TOKEN_BYTES)
   const connect = (stop: AbortSignal): Promise<Link> => connectMany(connections, cache, CONNECT_MS, stop)
-  const line = resumableLink(id, token, 'sealed', connect, PATIENCE_MS)
+  const line = resumableLink({ id, token, until: 'sealed', connect, timeoutMs: PATIENCE_MS })
   const { writer } = line
   const reader = await line.reader
   const cut = (): void => line.destroy(signal.reason as Error)

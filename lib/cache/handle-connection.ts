@@ -4,7 +4,6 @@ import type { Fault } from '../fault.ts'
 import type { FrameOf } from '../format/frame-types.ts'
 import { asFault } from '../format/refusal.ts'
 import { accepting, frameReader, frameWriter, unexpected } from '../stream/frames.ts'
-import { metered } from '../stream/metered.ts'
 import { type TargetLink, unknownSnapshot } from '../stream/resuming-receiver.ts'
 import { answerAdmin } from './admin.ts'
 import type { CacheContext, ConnectionPolicy, Peer } from './context.ts'
@@ -29,7 +28,7 @@ export async function handleConnection(
   const { connection, origin, trusted } = policy
   const memory = context.peerMemory.open()
   connection.onClose(() => memory.close())
-  const link = metered(targetLink.link, connection.moved)
+  const { link } = targetLink
   const writer = frameWriter(link.outlet)
   const reader = frameReader(link.inlet, { onGot: (position) => targetLink.onGot(position), memory })
   /** Why the table of connections closed it: whatever fails then follows from that. */

@@ -28,7 +28,7 @@ import { linkMaker, peerOf } from '../stream/endpoint.ts'
 import { fdLink } from '../stream/fd-link.ts'
 import type { Link } from '../stream/link.ts'
 import { listen } from '../stream/listen.ts'
-import { openTargetLink } from '../stream/resuming-receiver.ts'
+import { TargetLink } from '../stream/resuming-receiver.ts'
 import { admissionOf } from './admission.ts'
 import { type Connection, Connections } from './connection-limit.ts'
 import { CACHE_SOCKET, type CacheContext, type CacheOptions, type ConnectionPolicy } from './context.ts'
@@ -177,7 +177,7 @@ class CacheServer {
   #serve(link: Link, origin: string, more: Partial<ConnectionPolicy> = {}, count = 1): Connection {
     // The cache's own socket speaks our wire in any case.
     const handle = more.trusted ? handleConnection : (this.#context.options.handler ?? handleConnection)
-    const targetLink = openTargetLink(link)
+    const targetLink = new TargetLink(link, (bytes) => connection.moved(bytes))
     const connection = this.#connections.add(origin, (reason) => targetLink.link.destroy(reason), count)
     void handle(targetLink, this.#context, { connection, origin, ...more }).finally(() => connection.leave())
     return connection

@@ -70,7 +70,7 @@ export async function dumpTree(
   await withCriu(criu, pid, criuOptions, options, async ({ dumping, run, gates }) => {
     const gate = closedGate(gates, dumping.pid, 'post-dump')
     const onDrained = async (endBytes: number): Promise<void> => {
-      await link.outlet.settle(endBytes)
+      await link.outlet.settle?.(endBytes)
       gate.open()
     }
     try {
@@ -279,7 +279,6 @@ async function send(
       waits
         ? sendSteadily(to.outlet, bytes, follows, timeoutMs, 'whoever reads stdout', stuck)
         : to.outlet.send(bytes, follows),
-    settle: to.outlet.settle,
     finish: to.outlet.finish,
   }
   const options = { signal: stop.signal, silence, ...tuning, ...more, onDrained }

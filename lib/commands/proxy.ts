@@ -33,8 +33,7 @@ import type { Delivery, DeliveryContext, RoundRequest } from '../precopy/deliver
 import { lastLayer, nextLayer, type PreCopyChain } from '../precopy/send-round.ts'
 import type { Report } from '../progress.ts'
 import { freshId } from '../store/fresh-id.ts'
-import { takeReplayMemory } from '../stream/replay-buffer.ts'
-import { SENDER_WINDOW } from '../stream/resuming-sender.ts'
+import { giveReplayMemory, takeReplayMemory } from '../stream/replay-buffer.ts'
 
 export interface ProxyOptions {
   delivery: Delivery
@@ -102,7 +101,7 @@ class ImageProxy {
       }
       onStatus?.(() => report({ event: 'status', of: 'proxy', dumps: this.#running.size, sent: this.#sent }))
       report({ event: 'ready' })
-      takeReplayMemory(SENDER_WINDOW).give()
+      giveReplayMemory(takeReplayMemory())
       return await this.#acceptDumps()
     } finally {
       await this.#close()

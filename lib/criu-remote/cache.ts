@@ -25,7 +25,6 @@ import { freshId } from '../store/fresh-id.ts'
 import type { IncomingSnapshot } from '../store/snapshots.ts'
 import { type MemoryWriter, writeInto } from '../store/stored-image.ts'
 import type { Inlet } from '../stream/link.ts'
-import { metered } from '../stream/metered.ts'
 import type { TargetLink } from '../stream/resuming-receiver.ts'
 import { summarize } from '../stream/summary.ts'
 import { RemoteWireDecoder, type RemoteWireEvent } from './cache-wire.ts'
@@ -43,11 +42,10 @@ const MOST_AT_ONCE = 8 * 2 ** 20
 
 /** Takes what an image-proxy of `criu --remote` sends, to its end. Reports what fails, and closes the link. */
 export async function handleRemoteConnection(
-  { link: target }: TargetLink,
+  { link }: TargetLink,
   context: CacheContext,
   { connection, origin }: ConnectionPolicy,
 ): Promise<void> {
-  const link = metered(target, connection.moved)
   const id = freshId()
   const receiver = new RemoteReceiver(id, context)
   connection.onClose(() => receiver.drop())

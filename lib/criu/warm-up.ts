@@ -21,7 +21,7 @@ import { accepting, frameReader, frameWriter } from '../stream/frames.ts'
 import type { ImageSink } from '../stream/image.ts'
 import type { Link } from '../stream/link.ts'
 import { receiveSnapshot } from '../stream/receive.ts'
-import { openTargetLink } from '../stream/resuming-receiver.ts'
+import { TargetLink } from '../stream/resuming-receiver.ts'
 import { sendSnapshot } from '../stream/send.ts'
 import { resumableLink } from '../stream/source-link.ts'
 import { rejectAfter } from '../stream/wait.ts'
@@ -52,7 +52,7 @@ export function warmUp(): Promise<void> {
 /** One warm-up. Throws what fails in it, and `TIMEOUT`. */
 export async function runWarmUp(): Promise<void> {
   const [near, far] = socketPair()
-  const receiver = openTargetLink(fdLink(far, 'the warm-up', 'socket'))
+  const receiver = new TargetLink(fdLink(far, 'the warm-up', 'socket'))
   const [token, id] = [Buffer.alloc(TOKEN_BYTES, 1), snapshotId('warm-up')]
   const links = [fdLink(near, 'the warm-up', 'socket')]
   const connect = async (): Promise<Link> => {
@@ -60,7 +60,7 @@ export async function runWarmUp(): Promise<void> {
     if (link === undefined) throw new Error('the warm-up has one link')
     return link
   }
-  const sender = resumableLink(id, token, 'sealed', connect, MOST_MS)
+  const sender = resumableLink({ id, token, until: 'sealed', connect, timeoutMs: MOST_MS })
   const images = new Map<ImageName, StoredImage>()
   const late = rejectAfter(MOST_MS, 'the warm-up did not end', new AbortController().signal)
   const moved = Promise.all([receive(receiver, sinkTo(images)), send(sender)])
@@ -87,13 +87,15 @@ async function send({ reader, writer }: ReturnType<typeof resumableLink>): Promi
   while ((await (await reader).expect(answers)).type !== 'sealed');
 }
 
-async function receive({ link, onGot, outlive }: ReturnType<typeof openTargetLink>, sink: ImageSink): Promise<void> {
-  const [reader, writer] = [frameReader(link.inlet, { onGot }), frameWriter(link.outlet)]
+async function receive(target: TargetLink, sink: ImageSink): Promise<void> {
+  const { inlet, outlet } = target.link
+  const writer = frameWriter(outlet)
+  const reader = frameReader(inlet, { onGot: (position) => target.onGot(position) })
   await writer.send({ type: 'hello' })
   await reader.expect(firstFrame)
   const { digest } = await receiveSnapshot(reader, sink, {
     onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
-    onHandOver: (_until, token = Buffer.alloc(TOKEN_BYTES)) => outlive(token, MOST_MS),
+    onHandOver: (_until, token = Buffer.alloc(TOKEN_BYTES)) => target.outlive(token, MOST_MS),
   })
   await writer.send({ type: 'sealed', digest })
 }

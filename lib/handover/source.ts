@@ -165,7 +165,7 @@ class SourceHandover {
     this.#criuTimeout = openCriuTimeout(timeoutMs, (reason) => this.#onSilence(reason))
     const connected = (): Promise<Link> => (signal.aborted ? Promise.reject(signal.reason) : connect(signal))
     this.#link = resumes
-      ? resumableLink(id, this.#token, until, connect, timeoutMs)
+      ? resumableLink({ id, token: this.#token, until, connect, timeoutMs })
       : singleLink(connected(), timeoutMs, this.#stop)
     this.#answers = this.#link.reader.then((reader) => readAnswers(reader, this.#link.greeted, this.#dedup))
     this.#refusal = this.#answers.then((answers) => answers.offer)

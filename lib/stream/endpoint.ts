@@ -15,29 +15,31 @@ import { allows, duplicate, type Fd, isPipe, limitUnsent, ownNonBlocking, type P
 import { inheritedSocket } from '../kernel/inherited.ts'
 import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
+import type { ListenAt } from './listen.ts'
 import { NOT_SEEN, refuseOtherUsers } from './listener-owner.ts'
 import { duplexLink, fdOf, readableLink, writableLink } from './node-link.ts'
 import { secureClient, secureServer } from './tls.ts'
 import { readSecrets } from './tls-secrets.ts'
 import { sleep } from './wait.ts'
 
-export type Endpoint =
-  /**
-   * Plain without `credentials`. With `uids` the listener must be on loopback, and belong to one of these users of
-   * this host, to root or to our own user.
-   */
-  | {
-      kind: 'tcp'
-      host: string
-      port: number
-      credentials?: Credentials | undefined
-      uids?: readonly number[] | undefined
-    }
-  | { kind: 'unix'; path: string }
-  | { kind: 'fd'; fd: number }
-  | { kind: 'stdio' }
-  /** A socket that is connected already; `take` throws `LINK` the second time. */
-  | { kind: 'inherited'; name: string; take: () => Link }
+export type Endpoint = TcpEndpoint | UnixEndpoint | InheritedEndpoint | { kind: 'fd'; fd: number } | { kind: 'stdio' }
+
+/**
+ * Plain without `credentials`. With `uids` the listener must be on loopback, and belong to one of these users of this
+ * host, to root or to our own user.
+ */
+interface TcpEndpoint {
+  kind: 'tcp'
+  host: string
+  port: number
+  credentials?: Credentials | undefined
+  uids?: readonly number[] | undefined
+}
+
+type UnixEndpoint = { kind: 'unix'; path: string }
+
+/** A socket that is connected already; `take` throws `LINK` the second time. */
+type InheritedEndpoint = { kind: 'inherited'; name: string; take: () => Link }
 
 /**
  * Reads an endpoint; `credentials` and `uids` are as in `Endpoint`. Throws `USAGE`, also for credentials that are not
@@ -166,7 +168,7 @@ function connectFault(peer: string, cause: NodeJS.ErrnoException): Fault {
 }
 
 async function connectSocket(
-  endpoint: Extract<Endpoint, { kind: 'tcp' | 'unix' }>,
+  endpoint: TcpEndpoint | UnixEndpoint,
   timeoutMs: number,
   signal: AbortSignal,
 ): Promise<net.Socket> {
@@ -190,11 +192,11 @@ async function connectSocket(
 /** Secure where there are credentials; else the listener must be of one of `uids`, if any are given. */
 async function trustedLink(
   socket: net.Socket,
-  { host, credentials, uids }: Extract<Endpoint, { kind: 'tcp' }>,
+  { host, credentials, uids }: TcpEndpoint,
   peer: string,
   signal: AbortSignal,
 ): Promise<Link> {
-  if (credentials !== undefined) return secureClient(socket, { host, peer }, credentials, signal)
+  if (credentials !== undefined) return secureClient(socket, host, peer, credentials, signal)
   try {
     if (uids !== undefined) await refuseOtherUsers(socket, uids, signal)
   } catch (reason) {
@@ -216,22 +218,24 @@ export function linkOverSocket(socket: net.Socket, peer: string): Link {
   return fdLink(takeFd(socket), peer, 'socket')
 }
 
-/** The descriptor of a paused Node socket that has not read yet; Node's half is closed. */
+/**
+ * The descriptor of a paused Node socket that has not read yet. Node's half is closed, even if this throws: `IO` where
+ * there are no descriptors left.
+ */
 export function takeFd(socket: net.Socket): Fd {
-  const fd = duplicate(fdOf(socket))
   socket.on('error', () => {})
-  socket.destroy()
-  return fd
+  try {
+    return duplicate(fdOf(socket))
+  } finally {
+    socket.destroy()
+  }
 }
 
 /**
  * The other end of a connected socket that we were given as descriptor `fd`, for one use. Throws `USAGE` if it is no
  * such socket, or leads to another host and `insecure` does not allow that.
  */
-export async function inheritedEndpoint(
-  fd: number,
-  insecure: boolean,
-): Promise<Extract<Endpoint, { kind: 'inherited' }>> {
+export async function inheritedEndpoint(fd: number, insecure: boolean): Promise<InheritedEndpoint> {
   const socket = inheritedSocket(fd, 'connected')
   if (socket.address !== undefined && !insecure) await refuseOpenNetwork(socket.address.host)
   const name = `fd:${fd}`
@@ -253,7 +257,7 @@ export async function inheritedEndpoint(
 }
 
 /** The TCP listener that we were given as descriptor `fd`. Throws `USAGE` if it is none. */
-export function inheritedListener(fd: number): { host: string; port: number; listener: Fd } {
+export function inheritedListener(fd: number): ListenAt {
   const socket = inheritedSocket(fd, 'listening')
   if (socket.address !== undefined) return { ...socket.address, listener: socket.fd }
   throw new Fault('USAGE', `fd ${fd} does not listen on TCP`, { hint: 'as in ListenStream=127.0.0.1:9997' })
@@ -273,14 +277,7 @@ export function linkMaker(
   credentials: Credentials | undefined,
 ): (socket: net.Socket, peer: string, source: string) => Promise<Link> {
   if (credentials !== undefined) return secureServer(credentials)
-  return async (socket, peer) => {
-    try {
-      return linkOverSocket(socket, peer)
-    } catch (error) {
-      socket.destroy()
-      throw error
-    }
-  }
+  return async (socket, peer) => linkOverSocket(socket, peer)
 }
 
 /**

@@ -34,7 +34,7 @@ export interface Outlet {
   /** Sends `bytes` bytes of a pipe by reference. */
   splice?(pipe: Fd, bytes: number): Promise<void>
   /** For a file: writes what was sent to its disk, and makes sure that `bytes` more will fit. Throws `IO`. */
-  settle(bytes: number): Promise<void>
+  settle?(bytes: number): Promise<void>
   /** Hands everything to the kernel, and closes a socket for writing. A pipe or a file is closed by `destroy`. */
   finish(): Promise<void>
 }

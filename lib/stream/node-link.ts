@@ -49,7 +49,6 @@ function writableOutlet(stream: Writable): Outlet {
     })
   return {
     send: (bytes) => settled((done) => stream.write(bytes, done)),
-    settle: async () => {},
     finish: () => settled((done) => stream.end(done)),
   }
 }
@@ -65,7 +64,6 @@ const nothing: Inlet & Outlet = {
   send: async () => {
     throw new Error('this link only receives')
   },
-  settle: async () => {},
   finish: async () => {},
 }
 

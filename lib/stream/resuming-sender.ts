@@ -6,14 +6,9 @@ import type { SnapshotId } from '../format/names.ts'
 import { encodePreamble } from '../format/preamble.ts'
 import { accepting, frameReader } from './frames.ts'
 import type { Link } from './link.ts'
-import { takeReplayMemory } from './replay-buffer.ts'
 import { ResumableSession } from './session.ts'
 import { sleep } from './wait.ts'
 
-/** As much as is lost in the queues of a link of 1 Gbit/s and 60 ms when it breaks; more would only cost memory. */
-export const SENDER_WINDOW = 8 * 2 ** 20
-/** The receiver sends little: its acks must not fill its window before it gets a `got` from us. */
-const ACK_EVERY = 16 * 2 ** 10
 const RETRY_MS = 100
 
 const greeting = accepting('hello')
@@ -38,14 +33,8 @@ export interface ResumingOptions {
  * fails for good ends the session.
  */
 export function resumingSender(options: ResumingOptions): ResumableSession {
-  const session = new ResumableSession({
-    peer: `snapshot ${options.id}`,
-    role: 'sender',
-    window: SENDER_WINDOW,
-    memory: takeReplayMemory(SENDER_WINDOW),
-    ackEvery: ACK_EVERY,
-    timeoutMs: options.timeoutMs,
-  })
+  const { id, timeoutMs } = options
+  const session = new ResumableSession({ peer: `snapshot ${id}`, role: 'sender', timeoutMs })
   keepConnected(session, options).catch((reason: unknown) => session.link.destroy(reason as Error))
   return session
 }
@@ -56,7 +45,7 @@ async function keepConnected(session: ResumableSession, options: ResumingOptions
   for (let begun = false; ; ) {
     try {
       const link = await options.connect(session.over)
-      if (!begun) session.watch()
+      session.watch()
       begun = true
       anew = !(await useLink(session, link, options, anew))
     } catch (reason) {
@@ -84,12 +73,11 @@ async function useLink(
     link.destroy(new Fault('LINK', `no greeting within ${session.quietMs / 1000} s`))
   }, session.quietMs)
   try {
-    const known = await (anew ? begin(session, link, options) : resume(session, link, options))
-    clearTimeout(silent)
+    const greeted = anew ? begin(session, link, options) : resume(session, link, options)
+    const known = await greeted.finally(() => clearTimeout(silent))
     if (known) await session.detached()
     return known
   } finally {
-    clearTimeout(silent)
     session.over.removeEventListener('abort', cut)
     link.destroy()
   }

@@ -15,9 +15,10 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { encodeFrame, HEADER_BYTES } from '../format/frame.ts'
 import type { Fd } from '../kernel/fd.ts'
+import type { Region } from '../kernel/mapped-memory.ts'
 import { openCondition } from './condition.ts'
 import { type Filled, filling, type Link } from './link.ts'
-import { ReplayBuffer, type ReplayMemory } from './replay-buffer.ts'
+import { giveReplayMemory, ReplayBuffer, takeReplayMemory } from './replay-buffer.ts'
 import { SpliceBuffer } from './splice-buffer.ts'
 
 export interface SessionOptions {
@@ -28,14 +29,8 @@ export interface SessionOptions {
    * `LIMIT`.
    */
   role: 'sender' | 'receiver'
-  /** Bytes that are kept for the peer: a power of two. */
-  window: number
-  /** Where they are kept; given back when the session is over. Without it the memory grows up to the window. */
-  memory?: ReplayMemory
-  /** Told how many bytes more are kept, where no `memory` is given. */
+  /** Told how many bytes more a receiver keeps for its peer: its memory grows up to the window. */
   onGrow?: (bytes: number) => void
-  /** `got` is sent each time that this many bytes were received. */
-  ackEvery: number
   /**
    * How long the sender's stream may stand still, with a link or without. Then the session ends: the sender's with
    * `LINK`, the receiver's with `TIMEOUT`.
@@ -43,6 +38,14 @@ export interface SessionOptions {
   timeoutMs: number
 }
 
+/** A receiver keeps more than all acks of the largest snapshot: a sender that reads at all never fills it. */
+export const RECEIVER_WINDOW = 4 * 2 ** 20
+/**
+ * `got` is sent each time that this many bytes were received. The sender's window is 8 times what a receiver waits for,
+ * so the sender does not wait for a `got` on a link that carries. The receiver sends little: its acks must not fill its
+ * window before it gets a `got`.
+ */
+const ACK_EVERY = { sender: 16 * 2 ** 10, receiver: 2 ** 20 }
 /** How often `got` is sent at least, and how often the session checks whether anything moves. */
 const TICK_MS = 500
 /** A link on which nothing moves is dropped after this long, or after a quarter of the time-out where that is less. */
@@ -60,16 +63,16 @@ export class ResumableSession {
   readonly quietMs: number
 
   readonly #role: SessionOptions['role']
-  readonly #ackEvery: number
-  readonly #window: number
   readonly #timeoutMs: number
-  readonly #memory: ReplayMemory | undefined
+  /** A sender's replay buffer; given back when the session is over. */
+  readonly #memory: Region | undefined
   /** What was sent and not yet acknowledged, and what is still to be sent. */
   readonly #replay: ReplayBuffer
   /** Where the replay buffer has gaps: bytes that are passed on by reference. */
   readonly #spliced = new SpliceBuffer()
-  /** Aborted when the session is over. */
   readonly #over = new AbortController()
+  /** Aborted, with the reason, when the session is over. */
+  readonly over = this.#over.signal
   /**
    * Notified when there is another link or none, when there is more to send, and when the peer has acknowledged more.
    */
@@ -83,8 +86,8 @@ export class ResumableSession {
   #mostSent = 0
   /** The position in the peer's last `got`. */
   #acknowledged = 0
-  /** Bytes of the peer's stream that were read. */
-  #received = 0
+  /** Bytes of the peer's stream that were read. Nobody else changes it. */
+  received = 0
   /** How many of them our last `got` acknowledged. */
   #receivedAcknowledged = 0
   /** The last bytes in the replay buffer are a part of a frame: no `got` may follow them. */
@@ -106,14 +109,12 @@ export class ResumableSession {
   #lastMoved = 0
   #lastAttached = 0
 
-  constructor({ peer, role, window, memory, onGrow, ackEvery, timeoutMs }: SessionOptions) {
+  constructor({ peer, role, onGrow, timeoutMs }: SessionOptions) {
     this.quietMs = Math.min(timeoutMs, Math.max(LEAST_QUIET_MS, Math.min(timeoutMs / 4, MOST_QUIET_MS)))
     this.#role = role
-    this.#window = window
-    this.#ackEvery = ackEvery
     this.#timeoutMs = timeoutMs
-    this.#memory = memory
-    this.#replay = new ReplayBuffer(window, memory?.region.window, onGrow)
+    this.#memory = role === 'sender' ? takeReplayMemory() : undefined
+    this.#replay = new ReplayBuffer(this.#memory?.bytes ?? RECEIVER_WINDOW, this.#memory?.window, onGrow)
     const read = (into: Uint8Array): Promise<number> => this.#read(into)
     this.link = {
       inlet: { fill: filling(read), read },
@@ -121,7 +122,6 @@ export class ResumableSession {
         send: (bytes, more) => this.#send(bytes, more),
         fillInPlace: (headBytes, most, fill) => this.#fillInPlace(headBytes, most, fill),
         passOn: (pipe, most, head) => this.#passOn(pipe, most, head),
-        settle: async () => {},
         finish: () => this.#finish(),
       },
       duplex: true,
@@ -130,19 +130,9 @@ export class ResumableSession {
     }
   }
 
-  /** Bytes of the peer's stream that were read. */
-  get received(): number {
-    return this.#received
-  }
-
   /** Nothing was ever acknowledged and nothing ever received: the conversation can begin again. */
   get untouched(): boolean {
-    return this.#received === 0 && this.#replay.from === 0
-  }
-
-  /** Aborted, with the reason, when the session is over. */
-  get over(): AbortSignal {
-    return this.#over.signal
+    return this.received === 0 && this.#replay.from === 0
   }
 
   /** Starts the time-out: from now on something must move. */
@@ -218,7 +208,7 @@ export class ResumableSession {
       }
       // What a link brought after another took its place comes again over that one.
       if (link !== this.#current) continue
-      this.#received += bytes
+      this.received += bytes
       if (this.#role === 'receiver') this.#lastMoved = performance.now()
       this.#sendGotIfDue()
       return bytes
@@ -233,7 +223,7 @@ export class ResumableSession {
       this.#changed.notify()
       if (rest.length === 0) break
       if (this.#role === 'receiver') {
-        throw new Fault('LIMIT', `the other end does not say that it has got the ${this.#window} bytes kept for it`)
+        throw new Fault('LIMIT', `the other end does not say that it has got the ${RECEIVER_WINDOW} bytes kept for it`)
       }
       await this.#moreRoom()
     }
@@ -285,16 +275,16 @@ export class ResumableSession {
   }
 
   #sendGotIfDue(): void {
-    if (this.#received - this.#receivedAcknowledged >= this.#ackEvery) this.#sendGot()
+    if (this.received - this.#receivedAcknowledged >= ACK_EVERY[this.#role]) this.#sendGot()
   }
 
   /** Sends `got`, if it may be sent now and there is room for it. */
   #sendGot(): void {
     if (this.#inFrame || this.#finished || this.#current === undefined) return
-    const frame = encodeFrame({ type: 'got', offset: this.#received })
+    const frame = encodeFrame({ type: 'got', offset: this.received })
     if (frame.length > this.#replay.free) return
     this.#replay.append(frame)
-    this.#receivedAcknowledged = this.#received
+    this.#receivedAcknowledged = this.received
     this.#changed.notify()
   }
 
@@ -397,7 +387,7 @@ export class ResumableSession {
   /** Gives the buffers back when the session is over and no pump is still sending from them. */
   #release(): void {
     if (!this.over.aborted || this.#pumps > 0) return
-    this.#memory?.give()
+    if (this.#memory !== undefined) giveReplayMemory(this.#memory)
     this.#spliced.close()
   }
 }

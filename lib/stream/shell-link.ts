@@ -13,31 +13,17 @@ import { linkOverSocket } from './endpoint.ts'
 import type { Link } from './link.ts'
 import { readableLink } from './node-link.ts'
 
-export interface ShellLinks {
-  /** Starts the command once more. Throws the signal's reason if that is aborted already. */
-  connect(signal: AbortSignal): Promise<Link>
-  /** Waits until every command that was started has exited, and terminates those that do not. */
-  end(): Promise<void>
-}
-
 /** How long a command may take to exit once its link is destroyed: it may still have to print why. */
 const EXIT_MS = 3000
 /** How long it may take after SIGTERM. */
 const TERM_MS = 500
 
-export function openShellLinks(command: string): ShellLinks {
+/** Links over `command`, which is started for each of them. */
+export function openShellLinks(command: string) {
   const running = new Map<ChildProcess, Link>()
-
-  async function end(child: ChildProcess, link: Link): Promise<void> {
-    const exited = once(child, 'exit')
-    link.destroy()
-    if ((await Promise.race([exited, setTimeout(EXIT_MS, 'stays', { ref: false })])) !== 'stays') return
-    terminate(child.pid ?? 0)
-    await Promise.race([exited, setTimeout(TERM_MS)])
-  }
-
   return {
-    async connect(signal) {
+    /** Starts the command once more. Throws the signal's reason if that is aborted already. */
+    async connect(signal: AbortSignal): Promise<Link> {
       signal.throwIfAborted()
       const child = spawn('sh', ['-c', `trap '' HUP INT QUIT\n${command}`], { stdio: ['pipe', 'pipe', 'inherit'] })
       child.on('error', () => {})
@@ -57,10 +43,19 @@ export function openShellLinks(command: string): ShellLinks {
       if (child.pid !== undefined) running.set(child, link)
       return link
     },
-    async end() {
-      await Promise.all([...running].map(([child, link]) => end(child, link)))
+    /** Waits until every command that was started has exited, and terminates those that do not. */
+    async end(): Promise<void> {
+      await Promise.all([...running].map(([child, link]) => endOne(child, link)))
     },
   }
+}
+
+async function endOne(child: ChildProcess, link: Link): Promise<void> {
+  const exited = once(child, 'exit')
+  link.destroy()
+  if ((await Promise.race([exited, setTimeout(EXIT_MS, 'stays', { ref: false })])) !== 'stays') return
+  terminate(child.pid ?? 0)
+  await Promise.race([exited, setTimeout(TERM_MS)])
 }
 
 /**

@@ -1,10 +1,8 @@
 /** The source's side of a hand-over's link: one connection, or a session that goes on over new ones. */
 import { Fault } from '../fault.ts'
-import type { Until } from '../format/enums.ts'
-import type { SnapshotId } from '../format/names.ts'
 import { type FrameReader, type FrameWriter, frameReader, frameWriter } from './frames.ts'
 import type { Link, Outlet } from './link.ts'
-import { resumingSender } from './resuming-sender.ts'
+import { type ResumingOptions, resumingSender } from './resuming-sender.ts'
 
 export interface SourceLink {
   /** Resolves when there is a link. */
@@ -30,14 +28,8 @@ export function singleLink(connecting: Promise<Link>, timeoutMs: number, stop: A
 }
 
 /** A session that goes on over a new connection, which `connect` makes, when one breaks (see session.ts). */
-export function resumableLink(
-  id: SnapshotId,
-  token: Buffer,
-  until: Until,
-  connect: (signal: AbortSignal) => Promise<Link>,
-  timeoutMs: number,
-): SourceLink {
-  const session = resumingSender({ id, token, until, connect, timeoutMs })
+export function resumableLink(options: ResumingOptions): SourceLink {
+  const session = resumingSender(options)
   const { inlet, outlet, destroy } = session.link
   const onGot = (position: number): void => session.acknowledged(position)
   return {
@@ -75,7 +67,6 @@ export function whenConnected(connecting: Promise<Link>, timeoutMs: number, stop
     async send(bytes, more) {
       await sendSteadily((await connecting).outlet, bytes, more, timeoutMs, 'the target', stop)
     },
-    settle: async () => {},
     finish: async () => (await connecting).outlet.finish(),
   }
 }

@@ -80,8 +80,6 @@ class StripedOutlet implements Outlet {
     }
   }
 
-  async settle(): Promise<void> {}
-
   /** Waits until all connections have room, and ends each of them with an empty chunk. */
   async finish(): Promise<void> {
     const all: SendLane[] = []

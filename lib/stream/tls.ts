@@ -53,7 +53,8 @@ async function finished(handshake: Handshake, raw: net.Socket, timeout: string, 
  */
 export async function secureClient(
   raw: net.Socket,
-  { host, peer }: { host: string; peer: string },
+  host: string,
+  peer: string,
   credentials: Credentials,
   signal: AbortSignal,
 ): Promise<Link> {
@@ -63,7 +64,7 @@ export async function secureClient(
   try {
     return await finished(handshake, raw, `${peer}: ${late}`, () => {
       signal.throwIfAborted()
-      beginClient(handshake, raw, { host, peer }, credentials)
+      beginClient(handshake, raw, host, peer, credentials)
     })
   } finally {
     signal.removeEventListener('abort', stop)
@@ -73,7 +74,8 @@ export async function secureClient(
 function beginClient(
   { resolve, reject }: Handshake,
   raw: net.Socket,
-  { host, peer }: { host: string; peer: string },
+  host: string,
+  peer: string,
   credentials: Credentials,
 ): void {
   const socket = tls.connect({ ...readSecrets(credentials).client, socket: raw, host })

@@ -31,7 +31,7 @@ import { fdLink } from '../../lib/stream/fd-link.ts'
 import { frameReader } from '../../lib/stream/frames.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { duplexLink } from '../../lib/stream/node-link.ts'
-import { openTargetLink } from '../../lib/stream/resuming-receiver.ts'
+import { TargetLink } from '../../lib/stream/resuming-receiver.ts'
 import { within } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
 import { anyFrame } from '../support/any-frame.ts'
@@ -470,7 +470,7 @@ async function converse(
       },
     },
   }
-  const targetLink = openTargetLink(counted)
+  const targetLink = new TargetLink(counted, (bytes) => connection.moved(bytes))
   const connection = cache.connections.add('client', (reason) => targetLink.link.destroy(reason))
   const over = handleConnection(targetLink, cache.context, { connection, origin: 'client' }).finally(() =>
     connection.leave(),

@@ -99,7 +99,6 @@ export function cable({
       outlet: {
         send: out.send,
         ...(splices ? { splice: (pipe: Fd, bytes: number) => drain(pipe, bytes, out.send) } : {}),
-        settle: async () => {},
         finish: async () => {},
       },
       duplex: true,

@@ -4,13 +4,13 @@ import * as assert from 'uvu/assert'
 import { Fault } from '../../lib/fault.ts'
 import { ConnectionGroups, connectJoined } from '../../lib/stream/connection-groups.ts'
 import type { Link } from '../../lib/stream/link.ts'
-import { openTargetLink } from '../../lib/stream/resuming-receiver.ts'
+import { TargetLink } from '../../lib/stream/resuming-receiver.ts'
 import { rejectsFault, waits, within } from '../expect.ts'
 import { cable } from './cables.ts'
 
 const test = suite('stream/connection-groups')
 const token = Buffer.alloc(16, 7)
-const member = () => openTargetLink(cable().far)
+const member = () => new TargetLink(cable().far)
 
 test('connections that wait for one which does not come are refused, and the next ones begin anew', async () => {
   const admitted: number[] = []

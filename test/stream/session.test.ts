@@ -14,15 +14,11 @@ import type { ImageSink } from '../../lib/stream/image.ts'
 import type { Link } from '../../lib/stream/link.ts'
 import { RateLimit } from '../../lib/stream/rate-limit.ts'
 import { receiveSnapshot } from '../../lib/stream/receive.ts'
-import {
-  openTargetLink,
-  RECEIVER_WINDOW,
-  type TargetLink,
-  unknownSnapshot,
-} from '../../lib/stream/resuming-receiver.ts'
-import { resumingSender, SENDER_WINDOW } from '../../lib/stream/resuming-sender.ts'
+import { SENDER_WINDOW } from '../../lib/stream/replay-buffer.ts'
+import { TargetLink, unknownSnapshot } from '../../lib/stream/resuming-receiver.ts'
+import { resumingSender } from '../../lib/stream/resuming-sender.ts'
 import { type SendOptions, sendSnapshot } from '../../lib/stream/send.ts'
-import { ResumableSession } from '../../lib/stream/session.ts'
+import { RECEIVER_WINDOW, ResumableSession } from '../../lib/stream/session.ts'
 import { rejectsFault, throwsFault } from '../expect.ts'
 import { openPipes } from '../kernel/fds.ts'
 import { anyFrame } from '../support/any-frame.ts'
@@ -82,8 +78,8 @@ function receiver(timeoutMs = 20_000) {
     await reader.next(anyFrame).catch(() => {})
   }
   async function answer(link: Link): Promise<void> {
-    const target = openTargetLink(link)
-    const reader = frameReader(target.link.inlet, { onGot: target.onGot })
+    const target = new TargetLink(link)
+    const reader = frameReader(target.link.inlet, { onGot: (bytes) => target.onGot(bytes) })
     const writer = frameWriter(target.link.outlet)
     try {
       await writer.send({ type: 'hello' })
@@ -435,8 +431,7 @@ test('a receiver that names an impossible position fails the sender', async () =
 })
 
 test('a got frame names a position between what was acknowledged and what was sent, or is FORMAT', async () => {
-  const options = { peer: 'x', role: 'receiver', ackEvery: 2 ** 20, timeoutMs: 60_000 } as const
-  const session = new ResumableSession({ ...options, window: 2 ** 16 })
+  const session = new ResumableSession({ peer: 'x', role: 'receiver', timeoutMs: 60_000 })
   const { near } = cable()
   session.attach(near, 0)
   await session.link.outlet.send(Buffer.alloc(100))
@@ -462,13 +457,7 @@ test('a got frame names a position between what was acknowledged and what was se
 })
 
 test('bytes of an old link that come after another took its place do not count', async () => {
-  const session = new ResumableSession({
-    peer: 'x',
-    window: 2 ** 16,
-    role: 'receiver',
-    ackEvery: 2 ** 20,
-    timeoutMs: 60_000,
-  })
+  const session = new ResumableSession({ peer: 'x', role: 'receiver', timeoutMs: 60_000 })
   const [old, next] = [cable(), cable()]
   let deliver = (): void => {}
   // The kernel has delivered them already, but the read has not returned yet.
@@ -531,13 +520,7 @@ test('a sender whose window is full waits, and goes on when there is room', asyn
 })
 
 test('a receiver does not keep more than its window for a sender that never says what it has', async () => {
-  const session = new ResumableSession({
-    peer: 'x',
-    window: RECEIVER_WINDOW,
-    role: 'receiver',
-    ackEvery: 2 ** 20,
-    timeoutMs: 60_000,
-  })
+  const session = new ResumableSession({ peer: 'x', role: 'receiver', timeoutMs: 60_000 })
   await session.link.outlet.send(Buffer.alloc(RECEIVER_WINDOW))
   await rejectsFault('LIMIT', session.link.outlet.send(Buffer.alloc(1)))
   session.link.destroy()

@@ -60,7 +60,6 @@ function spy(bytes: Buffer, { step = 1 << 20, ends = true, take = async () => {}
         link.sent.push(Buffer.from(given))
         await take()
       },
-      settle: async () => {},
       finish: async () => {},
     },
     duplex: true,

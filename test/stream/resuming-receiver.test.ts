@@ -1,17 +1,18 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import type { Link } from '../../lib/stream/link.ts'
-import { metered } from '../../lib/stream/metered.ts'
+import { TargetLink } from '../../lib/stream/resuming-receiver.ts'
 import { rejectsFault, within } from '../expect.ts'
 import { cable } from './cables.ts'
 
-const test = suite('stream/metered')
+const test = suite('stream/resuming-receiver')
 const MIB = 2 ** 20
 
-/** A metered end, and what it reported. */
+/** The link of an end, and what it reported. */
 function meter(link: Link) {
   const told: number[] = []
-  return { told, sum: () => told.reduce((sum, bytes) => sum + bytes, 0), end: metered(link, (n) => void told.push(n)) }
+  const { link: end } = new TargetLink(link, (bytes) => void told.push(bytes))
+  return { told, sum: () => told.reduce((sum, bytes) => sum + bytes, 0), end }
 }
 
 test('bytes are reported as they are read, by either call', async () => {
@@ -62,7 +63,6 @@ test('the link below is told when more follows, also between the parts of one se
     ...cable().near,
     outlet: {
       send: async (bytes: Uint8Array, more = false) => void said.push([bytes.length, more]),
-      settle: async () => {},
       finish: async () => {},
     },
   }
