@@ -11,7 +11,7 @@
 import { closeSync, existsSync, lstatSync, readlinkSync, readSync, realpathSync, type Stats, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
-import { type PlannedRange, planChain, plannedEntries } from '../format/chain-plan.ts'
+import { planChain, plannedEntries } from '../format/chain-plan.ts'
 import { MOST_DATA } from '../format/frame.ts'
 import { decodeInventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
@@ -23,11 +23,13 @@ import {
   presentPages,
   readPagemap,
 } from '../format/pagemap.ts'
-import type { ImageBody, ImageSource } from '../stream/image.ts'
-import { ioFault, listImages, openImage, PARENT, piecesOf, readImage, unreadable } from './directory.ts'
+import type { ImageBody } from '../stream/image.ts'
+import { ioFault, listImages, openImage, piecesOf, readImage, unreadable } from './directory.ts'
 
 export const pagemapPattern = /^pagemap-(shmem-)?\d+\.img$/
 
+/** The name of CRIU's link to the directory of the dump before, which has the pages that did not change since. */
+const PARENT = 'parent'
 /** Bytes of a pagemap that are read at a time. */
 const CHUNK_BYTES = 2 ** 16
 
@@ -37,10 +39,6 @@ export type DirectoryChain = readonly [string, ...string[]]
 export interface FlatImage {
   name: ImageName
   body: Extract<ImageBody, { kind: 'pieces' }>
-}
-
-export interface ChainSource extends ImageSource {
-  readonly images: AsyncIterable<FlatImage>
 }
 
 /** Follows the links `parent`. Throws `MISSING`, `FORMAT` or `IO`. */
@@ -86,23 +84,11 @@ function identity(path: string): string {
  * The images of the newest dump of a chain, with all its pages. Throws `MISSING`, `FAILED_DUMP`, `FORMAT`, `LIMIT` or
  * `IO`.
  */
-export function chainSource(chain: DirectoryChain): ChainSource {
+export function flatImages(chain: DirectoryChain): Iterable<FlatImage> {
   const names = listImages(chain[0])
   for (const directory of chain) checkInventory(directory, directory === chain[0])
   checkPagemaps(names, ` in ${chain[0]}`)
-  let failure: Error | undefined
-  async function* images(): AsyncGenerator<FlatImage> {
-    for (const image of flatImages(chain, names)) {
-      if (failure !== undefined) throw failure
-      yield image
-    }
-  }
-  return {
-    images: images(),
-    destroy(reason) {
-      failure ??= reason
-    },
-  }
+  return flattened(chain, names)
 }
 
 /** A directory that a page server has filled has no inventory, and is a parent all the same. */
@@ -118,7 +104,7 @@ function checkInventory(directory: string, newest: boolean): void {
 }
 
 /** Yields images in the order of `names`. Pagemaps come before pages there, and each brings its pages image itself. */
-function* flatImages(chain: DirectoryChain, names: readonly ImageName[]): Generator<FlatImage> {
+function* flattened(chain: DirectoryChain, names: readonly ImageName[]): Generator<FlatImage> {
   const brought = new Set<ImageName>()
   for (const name of names) {
     if (brought.has(name)) continue
@@ -132,7 +118,7 @@ function* flatImages(chain: DirectoryChain, names: readonly ImageName[]): Genera
       throw new Fault('FORMAT', `${join(chain[0], name)} has its pages in ${pages}, as another pagemap has`)
     }
     brought.add(pages)
-    const pagemap = withLayers(chain, name, (layers) => encodePagemap(pagesId, plannedEntries(plan(layers))))
+    const pagemap = withLayers(chain, name, (layers) => encodePagemap(pagesId, plannedEntries(planChain(layers))))
     yield { name, body: { kind: 'pieces', pieces: pagemap } }
     yield { name: pages, body: { kind: 'pieces', pieces: withLayers(chain, name, allPages) } }
   }
@@ -144,9 +130,8 @@ export function pagesName(pagesId: number): ImageName {
 }
 
 /** A pagemap in one directory of a chain, and its pages. */
-interface Layer {
+interface Layer extends Iterable<PagemapEntry> {
   pagesId: number
-  entries: Iterable<PagemapEntry>
   /** Fills `into` with pages from that page on. Throws `FORMAT` where they are not there. */
   read(into: Buffer, page: number): void
   /** After the last entry: throws `FORMAT` unless there are just as many pages. */
@@ -190,7 +175,7 @@ function openLayer(directory: string, name: ImageName, opened: number[]): Layer 
   }
   return {
     pagesId,
-    entries: readingItems(file, counted()),
+    [Symbol.iterator]: () => readingItems(file, counted()),
     checkSize() {
       const bytes = statSync(pages, { throwIfNoEntry: false })?.size ?? 0
       if (bytes === count * PAGE_BYTES) return
@@ -207,10 +192,6 @@ function openLayer(directory: string, name: ImageName, opened: number[]): Layer 
   }
 }
 
-function plan(layers: readonly Layer[]): Generator<PlannedRange> {
-  return planChain(layers.map(({ entries }) => entries))
-}
-
 /**
  * Yields the pages of the plan one behind the other, in pieces of a size that is good to write. A piece is overwritten
  * when the next one is asked for: fresh memory for each costs as much as reading into it.
@@ -218,7 +199,7 @@ function plan(layers: readonly Layer[]): Generator<PlannedRange> {
 function* allPages(layers: readonly Layer[]): Generator<Buffer> {
   const piece = Buffer.allocUnsafeSlow(MOST_DATA)
   let filled = 0
-  for (const range of plan(layers)) {
+  for (const range of planChain(layers)) {
     for (let page = 0; page < presentPages(range); ) {
       const pages = Math.min(range.pages - page, (MOST_DATA - filled) / PAGE_BYTES)
       const end = filled + pages * PAGE_BYTES

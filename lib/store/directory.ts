@@ -1,60 +1,10 @@
-/**
- * Images in a directory, as CRIU itself writes and reads them.
- *
- * The directory has a temporary name beside the real one and is renamed when everything is verified. Its mode is 0700,
- * that of its files 0600. So a failed run leaves nothing, and nobody else reads the images.
- */
-
-import { closeSync, constants, createReadStream, fstatSync, lstatSync, readdirSync, readFileSync } from 'node:fs'
-import type { FileHandle } from 'node:fs/promises'
+/** The images in a directory that CRIU wrote: its files are opened, read and listed. */
+import { closeSync, constants, createReadStream, type Dirent, fstatSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
 import { MOST_DATA } from '../format/frame.ts'
 import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
 import { openRegularFile } from '../kernel/own-file.ts'
-import type { ImageSink, ImageSource, OpenImage } from '../stream/image.ts'
-import { PartialDirectory } from './partial-directory.ts'
-
-/** The name of CRIU's link to the directory of the dump before, which has the pages that did not change since. */
-export const PARENT = 'parent'
-
-export interface DirectorySink extends ImageSink {
-  /** Everything is there: gives the directory its name. Throws `EXISTS` or `IO`. */
-  seal(): void
-  /** Removes what was written. */
-  drop(): Promise<void>
-}
-
-/** Throws `EXISTS` if `path` is there and is not an empty directory, `IO` if nothing can be made beside it. */
-export function directorySink(path: string): DirectorySink {
-  const directory = new PartialDirectory(path)
-  const files = new Set<FileHandle>()
-  return {
-    async open(name) {
-      const file = await directory.create(name).catch(ioFault(join(path, name)))
-      files.add(file)
-      const scratch = Buffer.allocUnsafeSlow(MOST_DATA)
-      return {
-        room: () => scratch,
-        async wrote(bytes) {
-          for (let done = 0; done < bytes; ) {
-            done += (await file.write(scratch, done, bytes - done).catch(ioFault(join(path, name)))).bytesWritten
-          }
-        },
-        async end() {
-          files.delete(file)
-          await file.close().catch(ioFault(join(path, name)))
-        },
-      }
-    },
-    seal: () => directory.seal(),
-    async drop() {
-      for (const file of files) await file.close().catch(() => {})
-      directory.drop()
-    },
-  }
-}
 
 /** Returns what throws an error at `path` as a Fault `IO`. A Fault is thrown as it is. */
 export function ioFault(path: string): (cause: unknown) => never {
@@ -65,32 +15,6 @@ export function ioFault(path: string): (cause: unknown) => never {
       cause,
       ...(code === 'ENOSPC' ? { hint: 'make room on that file system, or write elsewhere' } : {}),
     })
-  }
-}
-
-/**
- * Reads the images of a directory that `criu dump -D` wrote: its regular files `*.img`, inventory.img last, as CRIU
- * writes it. Throws as `listImages` does, and `USAGE` for an incremental dump.
- */
-export function directorySource(path: string): ImageSource {
-  const names = listImages(path)
-  if (lstatSync(join(path, PARENT), { throwIfNoEntry: false }) !== undefined) {
-    throw new Fault('USAGE', `${path} is an incremental dump: its pages are partly in its parent`, {
-      hint: `flatten it: ${commandName('flatten')} -D ${path} --to-dir OUT`,
-    })
-  }
-  let failure: Error | undefined
-  async function* images(): AsyncGenerator<OpenImage> {
-    for (const name of names) {
-      if (failure !== undefined) throw failure
-      yield { name, body: { kind: 'pieces', pieces: piecesOf(join(path, name)) } }
-    }
-  }
-  return {
-    images: images(),
-    destroy(reason) {
-      failure ??= reason
-    },
   }
 }
 
@@ -151,9 +75,9 @@ function refuseOdd(file: string): never {
 
 /** Lists the images in a directory, inventory.img last. Throws `MISSING`, `NAME` or `FAILED_DUMP`. */
 export function listImages(path: string): ImageName[] {
-  let files: ReturnType<typeof entries>
+  let files: Dirent[]
   try {
-    files = entries(path)
+    files = readdirSync(path, { withFileTypes: true })
   } catch (cause) {
     throw unreadable(path, cause)
   }
@@ -167,10 +91,6 @@ export function listImages(path: string): ImageName[] {
     })
   }
   return [...names.filter((name) => name !== INVENTORY).sort(), INVENTORY]
-}
-
-function entries(path: string) {
-  return readdirSync(path, { withFileTypes: true })
 }
 
 /** The fault `MISSING` for a directory that cannot be read. */
