@@ -8,7 +8,7 @@
  * The plan of a pagemap is lib/format/chain-plan.ts. It is made twice, for the pagemap and for its pages, because it is
  * cheap and may be long: only a chunk of each directory's pagemap and one piece of pages are held.
  */
-import { closeSync, existsSync, lstatSync, readlinkSync, readSync, realpathSync, type Stats, statSync } from 'node:fs'
+import { closeSync, existsSync, lstatSync, readlinkSync, readSync, realpathSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { planChain, plannedEntries } from '../format/chain-plan.ts'
@@ -24,7 +24,7 @@ import {
   readPagemap,
 } from '../format/pagemap.ts'
 import type { ImageBody } from '../stream/image.ts'
-import { ioFault, listImages, openImage, piecesOf, readImage, unreadable } from './directory.ts'
+import { ioFault, listImages, openImage, orFault, piecesOf, readImage, unreadable } from './directory.ts'
 
 export const pagemapPattern = /^pagemap-(shmem-)?\d+\.img$/
 
@@ -70,12 +70,7 @@ function parentOf(path: string): string | undefined {
 }
 
 function identity(path: string): string {
-  let found: Stats
-  try {
-    found = statSync(path)
-  } catch (cause) {
-    throw unreadable(path, cause)
-  }
+  const found = orFault(() => statSync(path), unreadable(path))
   if (!found.isDirectory()) throw new Fault('MISSING', `${path} is not a directory`)
   return `${found.dev}:${found.ino}`
 }
@@ -246,11 +241,7 @@ function readAt(fd: number, file: string, into: Buffer, position: number): numbe
 }
 
 function readingFile<Result>(file: string, read: () => Result): Result {
-  try {
-    return read()
-  } catch (error) {
-    throw faultIn(file, error)
-  }
+  return orFault(read, (error) => faultIn(file, error))
 }
 
 function* readingItems<Item>(file: string, items: Iterable<Item>): Generator<Item> {

@@ -26,7 +26,7 @@ import type { ImageName } from '../format/names.ts'
 import { openPath, renameNew } from '../kernel/rename.ts'
 import { userName } from '../kernel/trusted-path.ts'
 import type { ImageSink, ImageWriter } from '../stream/image.ts'
-import { ioFault } from './directory.ts'
+import { ioFault, orFault } from './directory.ts'
 
 const { O_DIRECTORY, O_NOFOLLOW, O_RDONLY } = constants
 
@@ -53,7 +53,7 @@ export class DirectorySink implements ImageSink {
     this.#target = resolve(path)
     this.#folder = dirname(this.#target)
     this.#name = basename(this.#target)
-    this.#parent = openParent(this.#folder)
+    this.#parent = orFault(() => openPath(this.#folder), unmade(this.#folder))
     let made: number | undefined
     try {
       refuseUnlessEmpty(this.#beside(this.#name), this.#target, this.#parent)
@@ -63,7 +63,7 @@ export class DirectorySink implements ImageSink {
     } catch (cause) {
       if (made !== undefined) closeSync(made)
       closeSync(this.#parent)
-      throw cause instanceof Fault ? cause : unmade(this.#folder, cause)
+      throw cause instanceof Fault ? cause : unmade(this.#folder)(cause)
     }
     this.#directory = made
   }
@@ -92,13 +92,19 @@ export class DirectorySink implements ImageSink {
 
   /** Everything is there: gives the directory its name. Throws `EXISTS` or `IO`. */
   seal(): void {
-    const [parent, from, to] = [this.#parent, this.#beside(this.#temporary), this.#beside(this.#name)]
+    const [path, from, to] = [this.#target, this.#beside(this.#temporary), this.#beside(this.#name)]
     if (!this.#isAt(from)) throw exchanged(join(this.#folder, this.#temporary))
-    if (refuseUnlessEmpty(to, this.#target, parent)) makeWay(to, this.#target)
-    const became = renameNew(parent, this.#temporary, this.#name)
-    if (became === 'in the way') throw inTheWay(this.#target)
-    if (became === 'unknown') renamePlainly(from, to, this.#target)
-    if (!this.#isAt(this.#target)) throw exchanged(this.#target)
+    if (refuseUnlessEmpty(to, path, this.#parent)) {
+      orFault(
+        () => rmdirSync(to),
+        () => inTheWay(path),
+      )
+    }
+    const became = renameNew(this.#parent, this.#temporary, this.#name)
+    if (became === 'in the way') throw inTheWay(path)
+    // A file system without RENAME_NOREPLACE: an empty directory is replaced at most.
+    if (became === 'unknown') orFault(() => renameSync(from, to), unnamed(path))
+    if (!this.#isAt(path)) throw exchanged(path)
     this.#close()
   }
 
@@ -144,25 +150,8 @@ export class DirectorySink implements ImageSink {
   }
 }
 
-/** For a file system without RENAME_NOREPLACE. Replaces an empty directory at most. `path` is for messages. */
-function renamePlainly(from: string, to: string, path: string): void {
-  try {
-    renameSync(from, to)
-  } catch (cause) {
-    throw new Fault('IO', `cannot give ${path} its name (${(cause as NodeJS.ErrnoException).code})`, { cause })
-  }
-}
-
 function descriptorPath(directory: number): string {
   return `/proc/self/fd/${directory}`
-}
-
-function openParent(folder: string): number {
-  try {
-    return openPath(folder)
-  } catch (cause) {
-    throw unmade(folder, cause)
-  }
 }
 
 /**
@@ -189,14 +178,6 @@ function refuseUnlessFresh(directory: number, path: string): void {
   if ((mode & 0o022) !== 0 || readdirSync(descriptorPath(directory)).length > 0) throw exchanged(path)
 }
 
-function makeWay(at: string, path: string): void {
-  try {
-    rmdirSync(at)
-  } catch {
-    throw inTheWay(path)
-  }
-}
-
 function inTheWay(path: string): Fault {
   return new Fault('EXISTS', `${path} is there already and is not an empty directory`, {
     hint: 'name a directory that does not exist yet',
@@ -209,9 +190,15 @@ function exchanged(path: string): Fault {
   })
 }
 
-function unmade(folder: string, cause: unknown): Fault {
-  return new Fault('IO', `cannot make a directory in ${folder} (${(cause as NodeJS.ErrnoException).code})`, {
-    hint: 'it must exist and be writable',
-    cause,
-  })
+function unmade(folder: string): (cause: unknown) => Fault {
+  return (cause) =>
+    new Fault('IO', `cannot make a directory in ${folder} (${(cause as NodeJS.ErrnoException).code})`, {
+      hint: 'it must exist and be writable',
+      cause,
+    })
+}
+
+function unnamed(path: string): (cause: unknown) => Fault {
+  return (cause) =>
+    new Fault('IO', `cannot give ${path} its name (${(cause as NodeJS.ErrnoException).code})`, { cause })
 }

@@ -1,10 +1,19 @@
 /** The images in a directory that CRIU wrote: its files are opened, read and listed. */
-import { closeSync, constants, createReadStream, type Dirent, fstatSync, readdirSync, readFileSync } from 'node:fs'
+import { closeSync, constants, createReadStream, fstatSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
 import { MOST_DATA } from '../format/frame.ts'
 import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
 import { openRegularFile } from '../kernel/own-file.ts'
+
+/** Returns what `work` returns. What it throws becomes what `faultOf` makes of it. */
+export function orFault<Result>(work: () => Result, faultOf: (cause: unknown) => unknown): Result {
+  try {
+    return work()
+  } catch (cause) {
+    throw faultOf(cause)
+  }
+}
 
 /** Returns what throws an error at `path` as a Fault `IO`. A Fault is thrown as it is. */
 export function ioFault(path: string): (cause: unknown) => never {
@@ -42,11 +51,7 @@ export async function* piecesOf(file: string): AsyncGenerator<Buffer> {
 /** Reads one image at once. Throws as `openImage` does. */
 export function readImage(file: string): Buffer {
   const fd = openImage(file)
-  try {
-    return readAndClose(fd)
-  } catch (cause) {
-    return ioFault(file)(cause)
-  }
+  return orFault(() => readAndClose(fd), ioFault(file))
 }
 
 function readAndClose(fd: number): Buffer {
@@ -62,28 +67,22 @@ function readAndClose(fd: number): Buffer {
  * `MISSING` for what is no regular file.
  */
 export function openImage(file: string): number {
-  try {
-    return openRegularFile(file, constants.O_RDONLY | constants.O_NOFOLLOW)
-  } catch (cause) {
-    return cause instanceof Fault ? refuseOdd(file) : ioFault(file)(cause)
-  }
+  return orFault(
+    () => openRegularFile(file, constants.O_RDONLY | constants.O_NOFOLLOW),
+    (cause) => (cause instanceof Fault ? oddFault(file) : ioFault(file)(cause)),
+  )
 }
 
-function refuseOdd(file: string): never {
-  throw new Fault('MISSING', `${file} is not a regular file`, { hint: 'put the image itself there' })
+function oddFault(file: string): Fault {
+  return new Fault('MISSING', `${file} is not a regular file`, { hint: 'put the image itself there' })
 }
 
 /** Lists the images in a directory, inventory.img last. Throws `MISSING`, `NAME` or `FAILED_DUMP`. */
 export function listImages(path: string): ImageName[] {
-  let files: Dirent[]
-  try {
-    files = readdirSync(path, { withFileTypes: true })
-  } catch (cause) {
-    throw unreadable(path, cause)
-  }
+  const files = orFault(() => readdirSync(path, { withFileTypes: true }), unreadable(path))
   const images = files.filter((file) => file.name.endsWith('.img'))
   const odd = images.find((file) => !file.isFile())
-  if (odd !== undefined) refuseOdd(join(path, odd.name))
+  if (odd !== undefined) throw oddFault(join(path, odd.name))
   const names = images.map((file) => imageName(file.name))
   if (!names.includes(INVENTORY)) {
     throw new Fault('FAILED_DUMP', `no ${INVENTORY} in ${path}`, {
@@ -93,8 +92,10 @@ export function listImages(path: string): ImageName[] {
   return [...names.filter((name) => name !== INVENTORY).sort(), INVENTORY]
 }
 
-/** The fault `MISSING` for a directory that cannot be read. */
-export function unreadable(path: string, cause: unknown): Fault {
-  const { code } = cause as NodeJS.ErrnoException
-  return new Fault('MISSING', `cannot read the directory ${path} (${code})`, { cause })
+/** Returns what makes an error the fault `MISSING` for a directory that cannot be read. */
+export function unreadable(path: string): (cause: unknown) => Fault {
+  return (cause) => {
+    const { code } = cause as NodeJS.ErrnoException
+    return new Fault('MISSING', `cannot read the directory ${path} (${code})`, { cause })
+  }
 }
