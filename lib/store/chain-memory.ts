@@ -64,7 +64,7 @@ export class ChainMemory {
    * then.
    */
   async round(): Promise<void> {
-    this.#check(false)
+    inventoryIn(this.#sink.images)
     await this.#reading
     await runInSlices(this.#fold())
     await runInSlices(this.#warmUp())
@@ -79,7 +79,10 @@ export class ChainMemory {
    * `FAILED_DUMP` for a pre-dump.
    */
   async last(): Promise<void> {
-    this.#check(true)
+    if (inventoryIn(this.#sink.images)?.preDump === true) {
+      throw new Fault('FAILED_DUMP', 'a pre-dump has pages and no process: it cannot end a chain')
+    }
+    checkPagemaps(this.#sink.images.keys())
     await this.#reading
     await runInSlices(this.#flatten())
   }
@@ -92,12 +95,6 @@ export class ChainMemory {
   /** Where the pages of all rounds so far lie, between two of them. */
   *places(): Generator<Place> {
     for (const { runs } of this.#below.values()) yield* placesOf(runs)
-  }
-
-  #check(last: boolean): void {
-    const preDump = inventoryIn(this.#sink.images)?.preDump === true
-    if (last && preDump) throw new Fault('FAILED_DUMP', 'a pre-dump has pages and no process: it cannot end a chain')
-    if (last) checkPagemaps(this.#sink.images.keys())
   }
 
   #readEarly(image: StoredImage): void {
@@ -152,21 +149,17 @@ export class ChainMemory {
     for (const [name, { pagesId, runs }] of yield* this.#fold()) {
       const old = this.#sink.images.get(name)
       if (old !== undefined) this.#read.push(old)
-      yield* this.#rewrite(name, encodePagemap(pagesId, entriesOf(runs)))
+      const writer = this.#sink.open(name)
+      let size = 0
+      for (const part of encodePagemap(pagesId, entriesOf(runs))) {
+        writeInto(writer, part)
+        size += part.length
+        yield
+      }
+      writer.end({ name, size, digest: 0n })
       const entry: ImageEntry = { name: pagesName(pagesId), size: presentBytes(runs), digest: 0n }
       this.#sink.replace({ ...entry, ...this.#sink.piecesAt(placesOf(runs)) })
     }
-  }
-
-  *#rewrite(name: ImageName, parts: Iterable<Buffer>): Generator<void, void> {
-    const writer = this.#sink.open(name)
-    let size = 0
-    for (const part of parts) {
-      writeInto(writer, part)
-      size += part.length
-      yield
-    }
-    writer.end({ name, size, digest: 0n })
   }
 
   /** Runs what `last` runs, once: code that is first called while the tasks are frozen is compiled while they are. */

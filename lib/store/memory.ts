@@ -5,7 +5,7 @@
 import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES, pagesPattern } from '../format/pagemap.ts'
 import type { ImageSink } from '../stream/image.ts'
-import { type Account, type ImageCharges, openAccount, openImageCharges } from './accounting.ts'
+import { Account, ImageCharges } from './accounting.ts'
 import { PageRanges } from './page-ranges.ts'
 import { EXTENT, type Extent, heldIn, type Pool } from './pool.ts'
 import { Prefault } from './prefault.ts'
@@ -58,20 +58,18 @@ export class MemorySnapshot implements ImageSink {
   /** Memory outside of extents that is counted to the snapshot. */
   readonly #charges: Account
   /** What is known of images, on JavaScript's heap. */
-  readonly #known: Account
-  readonly #imageCharges: ImageCharges
+  readonly #known: ImageCharges
 
   /** Takes its first extent at once, so that empty snapshots count, too. Throws `MEMORY`. */
   constructor(pool: Pool, apart = false) {
     this.#pool = pool
     this.#apart = apart
     this.#prefault = new Prefault(pool)
-    const first = pieceOf(this.#take())
+    const first = this.#take()
     this.#small = { free: first, extents: [first] }
     this.#needed = new PageRanges(pool)
-    this.#charges = openAccount(pool)
-    this.#known = openAccount({ charge: (bytes) => pool.charge(bytes, true) })
-    this.#imageCharges = openImageCharges(this.#known)
+    this.#charges = new Account(pool)
+    this.#known = new ImageCharges({ charge: (bytes) => pool.charge(bytes, true) })
   }
 
   /** The images that are complete and verified. */
@@ -103,7 +101,7 @@ export class MemorySnapshot implements ImageSink {
   open(name: ImageName, ended: (image: StoredImage) => void = () => {}): MemoryWriter {
     this.#guard.check()
     const apart = this.#apart && pagesPattern.test(name)
-    this.#imageCharges.opened(apart)
+    this.#known.opened(apart)
     const target: WriterTarget = {
       guard: this.#guard,
       pool: this.#pool,
@@ -117,10 +115,10 @@ export class MemorySnapshot implements ImageSink {
         ended(image)
       },
     }
-    if (!apart) return new MemoryWriter(name, target)
+    if (!apart) return new MemoryWriter(target)
     const ranges = new PageRanges(this.#pool)
     this.#ranges.add(ranges)
-    return new MemoryWriter(name, target, ranges)
+    return new MemoryWriter(target, ranges)
   }
 
   /** Makes memory ready for images that are announced. See `Prefault.reserve`. */
@@ -144,7 +142,7 @@ export class MemorySnapshot implements ImageSink {
    */
   reopen(): void {
     this.#images.clear()
-    this.#imageCharges.forgotten()
+    this.#known.forgotten()
     this.#closeRanges()
     for (const { address } of this.#small.extents.splice(1)) this.#giveAt(Number(address))
     this.#small.free = this.#small.extents[0]
@@ -231,7 +229,7 @@ export class MemorySnapshot implements ImageSink {
 
   #carve(shared: SharedExtent, bytes: number): Piece {
     if (shared.free === undefined || shared.free.window.length < bytes) {
-      shared.free = pieceOf(this.#take())
+      shared.free = this.#take()
       shared.extents?.push(shared.free)
     }
     const piece = firstOf(shared.free, bytes)
@@ -239,10 +237,10 @@ export class MemorySnapshot implements ImageSink {
     return piece
   }
 
-  #takeOwned(): Piece {
+  #takeOwned(): Extent {
     const extent = this.#take()
     this.#owned.add(Number(extent.address))
-    return pieceOf(extent)
+    return extent
   }
 
   #take(): Extent {
@@ -293,8 +291,4 @@ export class MemorySnapshot implements ImageSink {
     for (const ranges of this.#ranges) ranges.close()
     this.#ranges.clear()
   }
-}
-
-function pieceOf({ address, window }: Extent): Piece {
-  return { address, window }
 }

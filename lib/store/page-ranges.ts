@@ -1,6 +1,6 @@
 /** Where consecutive bytes lie, range after range. Ranges are kept in columns: there may be one for every page. */
 import { PAGE_BYTES } from '../format/pagemap.ts'
-import { type Account, openAccount } from './accounting.ts'
+import { Account } from './accounting.ts'
 import { EXTENT, type Pool } from './pool.ts'
 
 /** Ranges that the columns hold at first, which are not charged. */
@@ -19,7 +19,7 @@ export class PageRanges {
 
   /** The memory of long columns is charged to `pool`. */
   constructor(pool: Pick<Pool, 'charge'>) {
-    this.#account = openAccount(pool)
+    this.#account = new Account(pool)
   }
 
   /** Bytes in all ranges. */

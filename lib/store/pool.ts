@@ -170,7 +170,10 @@ export class Pool {
 
   /** The address of an extent's worth of zeros that takes no memory, because nobody writes there. */
   get zeros(): number {
-    this.#zeros ??= mapZeros()
+    if (this.#zeros === undefined) {
+      this.#zeros = mapMemory(EXTENT)
+      allowWriting(this.#zeros.address, EXTENT, false)
+    }
     return Number(this.#zeros.address)
   }
 
@@ -366,12 +369,6 @@ function holesOf(extent: Extent): NonNullable<Extent['holes']> {
   if (extent.holes === undefined) allowHuge(extent.address, EXTENT, false)
   extent.holes ??= { pages: new Uint8Array(PAGES), count: 0 }
   return extent.holes
-}
-
-function mapZeros(): Region {
-  const region = mapMemory(EXTENT)
-  allowWriting(region.address, region.bytes, false)
-  return region
 }
 
 function tooMany(): Fault {
