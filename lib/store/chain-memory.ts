@@ -120,7 +120,7 @@ export class ChainMemory {
       closeRuns(own)
       this.#flat.set(name, { pagesId, runs })
     } catch (error) {
-      throw faultIn(name, error)
+      throw faultIn(name)(error)
     }
   }
 

@@ -24,7 +24,7 @@ import {
   readPagemap,
 } from '../format/pagemap.ts'
 import type { ImageBody } from '../stream/image.ts'
-import { ioFault, listImages, openImage, orFault, piecesOf, readImage, unreadable } from './directory.ts'
+import { faultBy, ioFault, listImages, openImage, orFault, piecesOf, readImage, unreadable } from './directory.ts'
 
 export const pagemapPattern = /^pagemap-(shmem-)?\d+\.img$/
 
@@ -58,15 +58,13 @@ export function chainOf(path: string): DirectoryChain {
 function parentOf(path: string): string | undefined {
   const link = join(path, PARENT)
   if (lstatSync(link, { throwIfNoEntry: false }) === undefined) return undefined
-  try {
-    return realpathSync(link)
-  } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException
-    throw new Fault('MISSING', `the parent of ${path}, ${readlinkSync(link)}, cannot be read (${code})`, {
-      hint: 'the directories of a chain are moved together',
-      cause,
-    })
-  }
+  return orFault(
+    () => realpathSync(link),
+    (cause) => {
+      const what = `the parent of ${path}, ${readlinkSync(link)}, cannot be read`
+      return faultBy('MISSING', what, 'the directories of a chain are moved together')(cause)
+    },
+  )
 }
 
 function identity(path: string): string {
@@ -90,7 +88,7 @@ export function flatImages(chain: DirectoryChain): Iterable<FlatImage> {
 function checkInventory(directory: string, newest: boolean): void {
   const file = join(directory, INVENTORY)
   if (!newest && !existsSync(file)) return
-  const { preDump } = readingFile(file, () => decodeInventory(readImage(file)))
+  const { preDump } = orFault(() => decodeInventory(readImage(file)), faultIn(file))
   if (newest && preDump) {
     throw new Fault('FAILED_DUMP', `${directory} is a pre-dump: it has pages, and no process`, {
       hint: 'name the directory of the dump that came after it',
@@ -158,7 +156,7 @@ function* withLayers<Made>(
 function openLayer(directory: string, name: ImageName, opened: number[]): Layer {
   const file = join(directory, name)
   const fd = openFile(file, opened)
-  const { pagesId, entries } = readingFile(file, () => readPagemap(chunksOf(fd, file)))
+  const { pagesId, entries } = orFault(() => readPagemap(chunksOf(fd, file)), faultIn(file))
   const pages = join(directory, pagesName(pagesId))
   let pagesFd: number | undefined
   let count = 0
@@ -240,22 +238,20 @@ function readAt(fd: number, file: string, into: Buffer, position: number): numbe
   }
 }
 
-function readingFile<Result>(file: string, read: () => Result): Result {
-  return orFault(read, (error) => faultIn(file, error))
-}
-
 function* readingItems<Item>(file: string, items: Iterable<Item>): Generator<Item> {
   try {
     yield* items
   } catch (error) {
-    throw faultIn(file, error)
+    throw faultIn(file)(error)
   }
 }
 
-/** Returns `error`. A Fault of the format becomes one that says in which file. */
-export function faultIn(file: string, error: unknown): unknown {
-  const hasName = !(error instanceof Fault) || error.code === 'IO' || error.cause instanceof Fault
-  if (hasName) return error
-  const { code, message, hint } = error
-  return new Fault(code, `${file}: ${message}`, { cause: error, ...(hint !== undefined && { hint }) })
+/** Returns what returns an error; a Fault of the format becomes one that says in which file. */
+export function faultIn(file: string): (error: unknown) => unknown {
+  return (error) => {
+    const hasName = !(error instanceof Fault) || error.code === 'IO' || error.cause instanceof Fault
+    if (hasName) return error
+    const { code, message, hint } = error
+    return new Fault(code, `${file}: ${message}`, { cause: error, ...(hint !== undefined && { hint }) })
+  }
 }

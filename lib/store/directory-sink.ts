@@ -26,7 +26,7 @@ import type { ImageName } from '../format/names.ts'
 import { openPath, renameNew } from '../kernel/rename.ts'
 import { userName } from '../kernel/trusted-path.ts'
 import type { ImageSink, ImageWriter } from '../stream/image.ts'
-import { ioFault, orFault } from './directory.ts'
+import { faultBy, ioFault, orFault } from './directory.ts'
 
 const { O_DIRECTORY, O_NOFOLLOW, O_RDONLY } = constants
 
@@ -103,7 +103,7 @@ export class DirectorySink implements ImageSink {
     const became = renameNew(this.#parent, this.#temporary, this.#name)
     if (became === 'in the way') throw inTheWay(path)
     // A file system without RENAME_NOREPLACE: an empty directory is replaced at most.
-    if (became === 'unknown') orFault(() => renameSync(from, to), unnamed(path))
+    if (became === 'unknown') orFault(() => renameSync(from, to), faultBy('IO', `cannot give ${path} its name`))
     if (!this.#isAt(path)) throw exchanged(path)
     this.#close()
   }
@@ -191,14 +191,5 @@ function exchanged(path: string): Fault {
 }
 
 function unmade(folder: string): (cause: unknown) => Fault {
-  return (cause) =>
-    new Fault('IO', `cannot make a directory in ${folder} (${(cause as NodeJS.ErrnoException).code})`, {
-      hint: 'it must exist and be writable',
-      cause,
-    })
-}
-
-function unnamed(path: string): (cause: unknown) => Fault {
-  return (cause) =>
-    new Fault('IO', `cannot give ${path} its name (${(cause as NodeJS.ErrnoException).code})`, { cause })
+  return faultBy('IO', `cannot make a directory in ${folder}`, 'it must exist and be writable')
 }

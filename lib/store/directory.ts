@@ -1,7 +1,7 @@
 /** The images in a directory that CRIU wrote: its files are opened, read and listed. */
 import { closeSync, constants, createReadStream, fstatSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { Fault } from '../fault.ts'
+import { Fault, type FaultCode } from '../fault.ts'
 import { MOST_DATA } from '../format/frame.ts'
 import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
 import { openRegularFile } from '../kernel/own-file.ts'
@@ -12,6 +12,14 @@ export function orFault<Result>(work: () => Result, faultOf: (cause: unknown) =>
     return work()
   } catch (cause) {
     throw faultOf(cause)
+  }
+}
+
+/** Returns what makes a fault of an error: `what`, and the error's name in brackets. */
+export function faultBy(code: FaultCode, what: string, hint?: string): (cause: unknown) => Fault {
+  return (cause) => {
+    const { code: errno } = cause as NodeJS.ErrnoException
+    return new Fault(code, `${what} (${errno})`, { cause, ...(hint !== undefined && { hint }) })
   }
 }
 
@@ -94,8 +102,5 @@ export function listImages(path: string): ImageName[] {
 
 /** Returns what makes an error the fault `MISSING` for a directory that cannot be read. */
 export function unreadable(path: string): (cause: unknown) => Fault {
-  return (cause) => {
-    const { code } = cause as NodeJS.ErrnoException
-    return new Fault('MISSING', `cannot read the directory ${path} (${code})`, { cause })
-  }
+  return faultBy('MISSING', `cannot read the directory ${path}`)
 }
