@@ -17,7 +17,7 @@ import { checkPagemaps, encodePagemap, PAGE_BYTES, PAGEMAP_STEP, readPagemap } f
 import { faultIn, pagemapPattern, pagesName } from './directory-chain.ts'
 import type { MemorySnapshot } from './memory.ts'
 import { EXTENT } from './pool.ts'
-import { type MemoryWriter, type Place, type Places, type StoredImage, stepsOf, writeInto } from './stored-image.ts'
+import { type MemoryWriter, type Places, piecesAt, type StoredImage, stepsOf, writeInto } from './stored-image.ts'
 import { runInBackground, runInSlices } from './time-slices.ts'
 import { inventoryIn } from './validate.ts'
 
@@ -93,7 +93,7 @@ export class ChainMemory {
   }
 
   /** Where the pages of all rounds so far lie, between two of them. */
-  *places(): Generator<Place> {
+  *places(): Places {
     for (const { runs } of this.#below.values()) yield* placesOf(runs)
   }
 
@@ -114,7 +114,7 @@ export class ChainMemory {
         throw new Fault('FORMAT', `its pages are in ${pages}, as those of another pagemap are`)
       }
       this.#brought.add(pages)
-      const own = yield* pageRunsOf(batches, rangesIn(image), (bytes) => this.#sink.charge(bytes))
+      const own = yield* pageRunsOf(batches, rangesIn(image), (bytes) => this.#sink.charges.add(bytes))
       const unused = (address: number, pages: number): void => void this.#unused.push(address, pages)
       const runs = yield* overlay(own, this.#below.get(name)?.runs, unused)
       closeRuns(own)
@@ -158,7 +158,7 @@ export class ChainMemory {
       }
       writer.end({ name, size, digest: 0n })
       const entry: ImageEntry = { name: pagesName(pagesId), size: presentBytes(runs), digest: 0n }
-      this.#sink.replace({ ...entry, ...this.#sink.piecesAt(placesOf(runs)) })
+      this.#sink.replace({ ...entry, ...piecesAt(this.#sink.pool, placesOf(runs)) })
     }
   }
 

@@ -14,8 +14,6 @@ import {
   firstOf,
   MemoryWriter,
   type Piece,
-  type Places,
-  piecesAt,
   restOf,
   type StoredImage,
   WriteGuard,
@@ -35,7 +33,7 @@ interface SharedExtent {
 }
 
 export class MemorySnapshot implements ImageSink {
-  readonly #pool: Pool
+  readonly pool: Pool
   /** Pages of processes lie by themselves, each in a page of ours, so that any of them can be given back. */
   readonly #apart: boolean
   readonly #guard = new WriteGuard()
@@ -55,20 +53,20 @@ export class MemorySnapshot implements ImageSink {
   readonly #needed: PageRanges
   /** The ranges of images of pages, since `reopen`. */
   readonly #ranges = new Set<PageRanges>()
-  /** Memory outside of extents that is counted to the snapshot. */
-  readonly #charges: Account
+  /** Memory outside of extents that is counted to the snapshot until `drop`. */
+  readonly charges: Account
   /** What is known of images, on JavaScript's heap. */
   readonly #known: ImageCharges
 
   /** Takes its first extent at once, so that empty snapshots count, too. Throws `MEMORY`. */
   constructor(pool: Pool, apart = false) {
-    this.#pool = pool
+    this.pool = pool
     this.#apart = apart
     this.#prefault = new Prefault(pool)
     const first = this.#take()
     this.#small = { free: first, extents: [first] }
     this.#needed = new PageRanges(pool)
-    this.#charges = new Account(pool)
+    this.charges = new Account(pool)
     this.#known = new ImageCharges({ charge: (bytes) => pool.charge(bytes, true) })
   }
 
@@ -82,7 +80,7 @@ export class MemorySnapshot implements ImageSink {
    * snapshots still need.
    */
   get held(): number {
-    let bytes = this.#charges.bytes + this.#known.bytes
+    let bytes = this.charges.bytes + this.#known.bytes
     for (const extent of this.#extents.values()) bytes += heldIn(extent)
     for (const extent of this.#left) {
       const still = heldIn(extent)
@@ -104,7 +102,7 @@ export class MemorySnapshot implements ImageSink {
     this.#known.opened(apart)
     const target: WriterTarget = {
       guard: this.#guard,
-      pool: this.#pool,
+      pool: this.pool,
       space: apart ? this.#spaces(PAGE_BYTES, this.#smallPages) : this.#spaces(FIRST_SPACE, this.#small),
       trim: (space, filled) => {
         if (apart || this.#owned.has(Number(space.address))) this.#discardBehind(space, filled)
@@ -116,7 +114,7 @@ export class MemorySnapshot implements ImageSink {
       },
     }
     if (!apart) return new MemoryWriter(target)
-    const ranges = new PageRanges(this.#pool)
+    const ranges = new PageRanges(this.pool)
     this.#ranges.add(ranges)
     return new MemoryWriter(target, ranges)
   }
@@ -154,16 +152,6 @@ export class MemorySnapshot implements ImageSink {
     this.#images.set(image.name, image)
   }
 
-  /** Returns the bytes of an image whose pages are in this memory already. */
-  piecesAt(places: Places): Pick<StoredImage, 'pieces' | 'places'> {
-    return piecesAt(this.#pool, places)
-  }
-
-  /** Counts memory outside of extents to the snapshot until `drop`. Throws as `Account.add` does. */
-  charge(bytes: number): void {
-    this.#charges.add(bytes)
-  }
-
   /** Gives back the memory that only this piece of a complete image holds. It cannot be read again. */
   release({ address, window, pages }: Piece): void {
     if (pages) this.discardPages(Number(address), window.length / PAGE_BYTES)
@@ -180,7 +168,7 @@ export class MemorySnapshot implements ImageSink {
       const whole = extent?.holes === undefined && end - at === EXTENT
       if (
         extent !== undefined &&
-        (whole || this.#pool.givePages(extent, (at - begin) / PAGE_BYTES, (end - at) / PAGE_BYTES))
+        (whole || this.pool.givePages(extent, (at - begin) / PAGE_BYTES, (end - at) / PAGE_BYTES))
       ) {
         this.#giveAt(begin)
       }
@@ -209,9 +197,9 @@ export class MemorySnapshot implements ImageSink {
     for (const extent of this.#extents.values()) this.#give(extent)
     this.#extents.clear()
     this.#owned.clear()
-    this.#pool.unshare(this.#needed)
+    this.pool.unshare(this.#needed)
     this.#needed.close()
-    this.#charges.close()
+    this.charges.close()
     this.#known.close()
     this.#closeRanges()
   }
@@ -244,9 +232,9 @@ export class MemorySnapshot implements ImageSink {
   }
 
   #take(): Extent {
-    const extent = this.#prefault.take() ?? this.#pool.take()
+    const extent = this.#prefault.take() ?? this.pool.take()
     // This snapshot may have been dropped to make room for the extent.
-    if (this.#guard.dropped) this.#pool.give(extent)
+    if (this.#guard.dropped) this.pool.give(extent)
     this.#guard.check()
     this.#extents.set(Number(extent.address), extent)
     return extent
@@ -254,11 +242,11 @@ export class MemorySnapshot implements ImageSink {
 
   #share(address: number, pages: number): void {
     this.#guard.check()
-    this.#pool.share(address, pages)
+    this.pool.share(address, pages)
     try {
       this.#needed.add(address, pages * PAGE_BYTES)
     } catch (error) {
-      this.#pool.unshare([[address, pages * PAGE_BYTES]])
+      this.pool.unshare([[address, pages * PAGE_BYTES]])
       throw error
     }
   }
@@ -277,7 +265,7 @@ export class MemorySnapshot implements ImageSink {
 
   #give(extent: Extent): void {
     if (extent.sharing !== undefined) this.#left.add(extent)
-    this.#pool.give(extent)
+    this.pool.give(extent)
   }
 
   /** Gives back the whole pages behind the first `filled` bytes: most of the memory of a tree of small processes. */

@@ -48,6 +48,7 @@ export interface MemoryUse {
   since: number
 }
 
+/** A snapshot that is complete. `Snapshots` alone changes its fields. */
 export class SealedSnapshot {
   readonly id: SnapshotId
   readonly sink: MemorySnapshot
@@ -58,8 +59,6 @@ export class SealedSnapshot {
   notBefore = 0
   /** Some of its memory was given back: its places may be another snapshot's memory by now. */
   released = false
-  /** It is not in the cache any more. */
-  removed = false
   /** How many readers it has. */
   users = 0
   /** When it was sealed, by performance.now(). */
@@ -338,7 +337,6 @@ export class Snapshots {
     this.#sealed.delete(id)
     this.pinned.delete(id)
     if (snapshot !== undefined) {
-      snapshot.removed = true
       if (snapshot.undecided) this.lose(id, snapshot.images)
       this.#dropIfUnused(snapshot)
     }
@@ -409,7 +407,7 @@ export class Snapshots {
 
   /** Drops the memory of a snapshot that was removed, once nobody reads it. */
   #dropIfUnused(snapshot: SealedSnapshot): void {
-    if (!snapshot.removed) return
+    if (this.#sealed.get(snapshot.id) === snapshot) return
     if (snapshot.users === 0) snapshot.sink.drop()
     this.retire(snapshot)
   }
