@@ -21,13 +21,8 @@ import { type MemoryWriter, type Places, piecesAt, type StoredImage, stepsOf, wr
 import { runInBackground, runInSlices } from './time-slices.ts'
 import { inventoryIn } from './validate.ts'
 
-/** A pagemap, flattened. */
-interface FlatPagemap {
-  pagesId: number
-  runs: Runs
-}
-
-type FlatPagemaps = Map<ImageName, FlatPagemap>
+/** Pagemaps, flattened. */
+type FlatPagemaps = Map<ImageName, { pagesId: number; runs: Runs }>
 
 export class ChainMemory {
   readonly #sink: MemorySnapshot

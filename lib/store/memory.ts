@@ -10,15 +10,7 @@ import { PageRanges } from './page-ranges.ts'
 import { EXTENT, type Extent, heldIn, type Pool } from './pool.ts'
 import { Prefault } from './prefault.ts'
 import { makeReadOnly } from './read-only.ts'
-import {
-  firstOf,
-  MemoryWriter,
-  type Piece,
-  restOf,
-  type StoredImage,
-  WriteGuard,
-  type WriterTarget,
-} from './stored-image.ts'
+import { firstOf, MemoryWriter, type Piece, type StoredImage, WriteGuard, type WriterTarget } from './stored-image.ts'
 
 const FIRST_SPACE = 2 ** 10
 /** A space above this is an extent of its own. */
@@ -220,9 +212,9 @@ export class MemorySnapshot implements ImageSink {
       shared.free = this.#take()
       shared.extents?.push(shared.free)
     }
-    const piece = firstOf(shared.free, bytes)
-    shared.free = restOf(shared.free, bytes)
-    return piece
+    const { address, window } = shared.free
+    shared.free = { address: address + BigInt(bytes), window: window.subarray(bytes) }
+    return firstOf({ address, window }, bytes)
   }
 
   #takeOwned(): Extent {

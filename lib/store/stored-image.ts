@@ -58,11 +58,6 @@ export function firstOf({ address, window }: Piece, bytes: number): Piece {
   return { address, window: window.subarray(0, bytes) }
 }
 
-/** The piece behind the first `bytes` of a piece. */
-export function restOf({ address, window }: Piece, bytes: number): Piece {
-  return { address: address + BigInt(bytes), window: window.subarray(bytes) }
-}
-
 /** Keeps the writers of a snapshot out of its memory once it was dropped. */
 export class WriteGuard {
   dropped = false
@@ -145,9 +140,12 @@ export class MemoryWriter implements ImageWriter {
     const { guard } = this.#target
     guard.check()
     if (this.#space !== undefined && this.#filled === this.#space.window.length) this.#close(this.#space)
-    const space = this.#space ?? this.#open(wanted)
+    if (this.#space === undefined) {
+      this.#space = this.#target.space(wanted)
+      this.#extent = this.#target.pool.at(Number(this.#space.address))
+    }
     guard.lend(this.#extent)
-    return space.window.subarray(this.#filled)
+    return this.#space.window.subarray(this.#filled)
   }
 
   wrote(bytes: number): void {
@@ -166,13 +164,6 @@ export class MemoryWriter implements ImageWriter {
     const spaces = this.#spaces
     if (this.#ranges === undefined) this.#target.end({ ...entry, pieces: spaces })
     else this.#target.end({ ...entry, ...piecesAt(pool, this.#ranges), spaces })
-  }
-
-  #open(wanted: number): Piece {
-    const space = this.#target.space(wanted)
-    this.#extent = this.#target.pool.at(Number(space.address))
-    this.#space = space
-    return space
   }
 
   #close(space: Piece): void {
