@@ -246,7 +246,7 @@ function* readingItems<Item>(file: string, items: Iterable<Item>): Generator<Ite
   }
 }
 
-/** Returns what returns an error; a Fault of the format becomes one that says in which file. */
+/** Returns a function that returns the error it gets. A Fault of the format becomes one that names the file. */
 export function faultIn(file: string): (error: unknown) => unknown {
   return (error) => {
     const hasName = !(error instanceof Fault) || error.code === 'IO' || error.cause instanceof Fault

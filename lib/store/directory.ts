@@ -6,7 +6,7 @@ import { MOST_DATA } from '../format/frame.ts'
 import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
 import { openRegularFile } from '../kernel/own-file.ts'
 
-/** Returns what `work` returns. What it throws becomes what `faultOf` makes of it. */
+/** Returns what `work` returns. Throws what `faultOf` makes of an error that `work` throws. */
 export function orFault<Result>(work: () => Result, faultOf: (cause: unknown) => unknown): Result {
   try {
     return work()
@@ -15,7 +15,7 @@ export function orFault<Result>(work: () => Result, faultOf: (cause: unknown) =>
   }
 }
 
-/** Returns what makes a fault of an error: `what`, and the error's name in brackets. */
+/** Returns a function that makes a Fault of a system error. Its message is `what`, and the errno in brackets. */
 export function faultBy(code: FaultCode, what: string, hint?: string): (cause: unknown) => Fault {
   return (cause) => {
     const { code: errno } = cause as NodeJS.ErrnoException
@@ -23,7 +23,7 @@ export function faultBy(code: FaultCode, what: string, hint?: string): (cause: u
   }
 }
 
-/** Returns what throws an error at `path` as a Fault `IO`. A Fault is thrown as it is. */
+/** Returns a function that throws the error it gets as a Fault `IO` at `path`. A Fault is thrown as it is. */
 export function ioFault(path: string): (cause: unknown) => never {
   return (cause) => {
     if (cause instanceof Fault) throw cause
@@ -100,7 +100,7 @@ export function listImages(path: string): ImageName[] {
   return [...names.filter((name) => name !== INVENTORY).sort(), INVENTORY]
 }
 
-/** Returns what makes an error the fault `MISSING` for a directory that cannot be read. */
+/** Returns a function that makes of an error the Fault `MISSING` for a directory that cannot be read. */
 export function unreadable(path: string): (cause: unknown) => Fault {
   return faultBy('MISSING', `cannot read the directory ${path}`)
 }

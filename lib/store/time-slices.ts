@@ -5,7 +5,7 @@ const LONGEST_SLICE_MS = 10
 /** Nobody waits for background work, so it holds up other work for less time. */
 const LONGEST_BACKGROUND_SLICE_MS = 1
 
-/** Runs an iterator, mostly a generator, to its end. Other work has a turn where it yields after `longestMs` or more. */
+/** Runs an iterator to its end. Other work has a turn where the iterator yields after `longestMs` or more. */
 export async function runInSlices<Result>(
   work: Iterator<unknown, Result>,
   longestMs = LONGEST_SLICE_MS,
