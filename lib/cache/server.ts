@@ -20,7 +20,7 @@ import type { Fd } from '../kernel/fd.ts'
 import { giveBack } from '../kernel/mapped-memory.ts'
 import { reapOrphans } from '../kernel/orphans.ts'
 import { acceptUnix } from '../kernel/unix.ts'
-import { openPeerMemory } from '../store/accounting.ts'
+import { PeerMemory } from '../store/accounting.ts'
 import { Pool } from '../store/pool.ts'
 import { Snapshots } from '../store/snapshots.ts'
 import { ConnectionGroups } from '../stream/connection-groups.ts'
@@ -76,7 +76,7 @@ class CacheServer {
     this.#work = work
     const { report, timeoutMs, dedup } = options
     this.#pool = new Pool(options.maxMemory, options.reserve)
-    const peerMemory = openPeerMemory(this.#pool)
+    const peerMemory = new PeerMemory(this.#pool)
     peerMemory.relief = () => this.#connections.relieve(true)
     const snapshots = new Snapshots(this.#pool, {
       relieve: () => this.#connections.relieve(false),

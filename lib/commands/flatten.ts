@@ -5,8 +5,8 @@
  */
 import { digest } from '../format/digest.ts'
 import type { Report } from '../progress.ts'
-import { type DirectorySink, directorySink } from '../store/directory.ts'
-import { chainOf, chainSource, type FlatImage } from '../store/directory-chain.ts'
+import { chainOf, type FlatImage, flatImages } from '../store/directory-chain.ts'
+import { DirectorySink } from '../store/directory-sink.ts'
 
 export interface FlattenOptions {
   report: Report
@@ -20,12 +20,12 @@ export interface FlattenOptions {
 export async function flattenDirectory(from: string, to: string, { report, signal }: FlattenOptions): Promise<void> {
   const begun = performance.now()
   const chain = chainOf(from)
-  const source = chainSource(chain)
-  const sink = directorySink(to)
+  const flat = flatImages(chain)
+  const sink = new DirectorySink(to)
   let images = 0
   let bytes = 0
   try {
-    for await (const image of source.images) {
+    for (const image of flat) {
       bytes += await copyImage(image, sink, signal)
       images++
     }

@@ -20,7 +20,7 @@ import { giveVerdict, holdSocket } from '../handover/manual-verdict.ts'
 import { type HandoverOffer, RestoreHolder } from '../handover/standalone-target.ts'
 import { acceptSpeaker } from '../kernel/unix.ts'
 import type { Report } from '../progress.ts'
-import { directorySink } from '../store/directory.ts'
+import { DirectorySink } from '../store/directory-sink.ts'
 import { MemorySnapshot } from '../store/memory.ts'
 import { Pool } from '../store/pool.ts'
 import { runInSlices } from '../store/time-slices.ts'
@@ -111,7 +111,7 @@ export async function restoreToListener(link: Link, options: RestoreOptions): Pr
 
 /** Writes a directory that `criu restore -D` takes. It gets its name when everything is verified. */
 export async function restoreToDirectory(path: string, link: Link, options: RestoreOptions): Promise<void> {
-  const sink = directorySink(path)
+  const sink = new DirectorySink(path)
   try {
     await receive(link, sink, options, () => sink.seal())
   } finally {

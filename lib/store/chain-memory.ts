@@ -17,17 +17,12 @@ import { checkPagemaps, encodePagemap, PAGE_BYTES, PAGEMAP_STEP, readPagemap } f
 import { faultIn, pagemapPattern, pagesName } from './directory-chain.ts'
 import type { MemorySnapshot } from './memory.ts'
 import { EXTENT } from './pool.ts'
-import { type MemoryWriter, type Place, type Places, type StoredImage, stepsOf, writeInto } from './stored-image.ts'
+import { type MemoryWriter, type Places, piecesAt, type StoredImage, stepsOf, writeInto } from './stored-image.ts'
 import { runInBackground, runInSlices } from './time-slices.ts'
 import { inventoryIn } from './validate.ts'
 
-/** A pagemap, flattened. */
-interface FlatPagemap {
-  pagesId: number
-  runs: Runs
-}
-
-type FlatPagemaps = Map<ImageName, FlatPagemap>
+/** Pagemaps, flattened. */
+type FlatPagemaps = Map<ImageName, { pagesId: number; runs: Runs }>
 
 export class ChainMemory {
   readonly #sink: MemorySnapshot
@@ -64,7 +59,7 @@ export class ChainMemory {
    * then.
    */
   async round(): Promise<void> {
-    this.#check(false)
+    inventoryIn(this.#sink.images)
     await this.#reading
     await runInSlices(this.#fold())
     await runInSlices(this.#warmUp())
@@ -79,7 +74,10 @@ export class ChainMemory {
    * `FAILED_DUMP` for a pre-dump.
    */
   async last(): Promise<void> {
-    this.#check(true)
+    if (inventoryIn(this.#sink.images)?.preDump === true) {
+      throw new Fault('FAILED_DUMP', 'a pre-dump has pages and no process: it cannot end a chain')
+    }
+    checkPagemaps(this.#sink.images.keys())
     await this.#reading
     await runInSlices(this.#flatten())
   }
@@ -90,14 +88,8 @@ export class ChainMemory {
   }
 
   /** Where the pages of all rounds so far lie, between two of them. */
-  *places(): Generator<Place> {
+  *places(): Places {
     for (const { runs } of this.#below.values()) yield* placesOf(runs)
-  }
-
-  #check(last: boolean): void {
-    const preDump = inventoryIn(this.#sink.images)?.preDump === true
-    if (last && preDump) throw new Fault('FAILED_DUMP', 'a pre-dump has pages and no process: it cannot end a chain')
-    if (last) checkPagemaps(this.#sink.images.keys())
   }
 
   #readEarly(image: StoredImage): void {
@@ -117,13 +109,13 @@ export class ChainMemory {
         throw new Fault('FORMAT', `its pages are in ${pages}, as those of another pagemap are`)
       }
       this.#brought.add(pages)
-      const own = yield* pageRunsOf(batches, rangesIn(image), (bytes) => this.#sink.charge(bytes))
+      const own = yield* pageRunsOf(batches, rangesIn(image), (bytes) => this.#sink.charges.add(bytes))
       const unused = (address: number, pages: number): void => void this.#unused.push(address, pages)
       const runs = yield* overlay(own, this.#below.get(name)?.runs, unused)
       closeRuns(own)
       this.#flat.set(name, { pagesId, runs })
     } catch (error) {
-      throw faultIn(name, error)
+      throw faultIn(name)(error)
     }
   }
 
@@ -152,21 +144,17 @@ export class ChainMemory {
     for (const [name, { pagesId, runs }] of yield* this.#fold()) {
       const old = this.#sink.images.get(name)
       if (old !== undefined) this.#read.push(old)
-      yield* this.#rewrite(name, encodePagemap(pagesId, entriesOf(runs)))
+      const writer = this.#sink.open(name)
+      let size = 0
+      for (const part of encodePagemap(pagesId, entriesOf(runs))) {
+        writeInto(writer, part)
+        size += part.length
+        yield
+      }
+      writer.end({ name, size, digest: 0n })
       const entry: ImageEntry = { name: pagesName(pagesId), size: presentBytes(runs), digest: 0n }
-      this.#sink.replace({ ...entry, ...this.#sink.piecesAt(placesOf(runs)) })
+      this.#sink.replace({ ...entry, ...piecesAt(this.#sink.pool, placesOf(runs)) })
     }
-  }
-
-  *#rewrite(name: ImageName, parts: Iterable<Buffer>): Generator<void, void> {
-    const writer = this.#sink.open(name)
-    let size = 0
-    for (const part of parts) {
-      writeInto(writer, part)
-      size += part.length
-      yield
-    }
-    writer.end({ name, size, digest: 0n })
   }
 
   /** Runs what `last` runs, once: code that is first called while the tasks are frozen is compiled while they are. */

@@ -11,6 +11,7 @@ import { DIGEST_WORDS, MOST_OFFERED, MOST_RECALLED, strongDigest, weakDigest } f
 import { openPageTable, type PageTable } from '../format/page-table.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import { semaphore } from '../stream/semaphore.ts'
+import { Account } from './accounting.ts'
 import { DIGESTS_BYTES, EXTENT, type Extent, PAGES, type Pool, pageIn } from './pool.ts'
 import type { Place, Places } from './stored-image.ts'
 import { runInSlices } from './time-slices.ts'
@@ -67,8 +68,8 @@ export class DedupOffer {
   #total = 0
   /** Pages whose digests the sender has. */
   #given = 0
-  /** Bytes that are charged to the pool. */
-  #charged = 0
+  /** What the offer itself takes. The digests are charged with their extents. */
+  readonly #account: Account
   /** Whether a recall is being answered. */
   #answering = false
   /** Why nothing is offered any more. */
@@ -77,6 +78,7 @@ export class DedupOffer {
   /** `onOver` is called when it is closed or withdrawn. */
   constructor(pool: Pool, making: ReturnType<typeof semaphore>, donors: () => Iterable<Places>, onOver: () => void) {
     this.#pool = pool
+    this.#account = new Account(pool)
     this.#making = making
     this.#donors = donors
     this.#onOver = onOver
@@ -148,8 +150,7 @@ export class DedupOffer {
     for (const extent of this.#pinned.keys()) this.#pool.unpin(extent)
     this.#pinned.clear()
     this.#offered.clear()
-    this.#pool.charge(-this.#charged)
-    this.#charged = 0
+    this.#account.close()
     this.#addresses = undefined
   }
 
@@ -174,15 +175,13 @@ export class DedupOffer {
 
   *#takeDigests(): Generator<void, void> {
     const most = this.#pinAll()
-    const own = most * ENTRY_BYTES + this.#pinned.size * PAGES
-    this.#charge(own)
-    this.#charged += own
+    this.#account.add(most * ENTRY_BYTES + this.#pinned.size * PAGES)
     this.#addresses = new Float64Array(most)
-    this.#charge(most * TABLE_BYTES)
+    this.#account.add(most * TABLE_BYTES)
     try {
       yield* this.#numberPages(openPageTable(most))
     } finally {
-      this.#pool.charge(-most * TABLE_BYTES)
+      this.#account.add(-most * TABLE_BYTES)
     }
   }
 
@@ -210,7 +209,9 @@ export class DedupOffer {
   *#numberPages(table: PageTable): Generator<void, void> {
     for (const [extent, marks] of this.#pinned) {
       if (extent.digests === undefined) {
-        this.#charge(DIGESTS_BYTES)
+        this.#pool.charge(DIGESTS_BYTES)
+        // This offer itself may have been withdrawn to make room.
+        if (this.#over !== undefined) return this.#pool.charge(-DIGESTS_BYTES)
         extent.digests = { words: new Uint32Array(PAGES * DIGEST_WORDS), taken: new Uint8Array(PAGES) }
       }
       const { words, taken } = extent.digests
@@ -249,14 +250,6 @@ export class DedupOffer {
     const { words } = (this.#pool.at(address) as Extent).digests as NonNullable<Extent['digests']>
     const at = pageIn(address) * DIGEST_WORDS
     return words.subarray(at, at + DIGEST_WORDS)
-  }
-
-  /** Charges the pool. This offer itself may be withdrawn to make room: then throws why. */
-  #charge(bytes: number): void {
-    this.#pool.charge(bytes)
-    if (this.#over === undefined) return
-    this.#pool.charge(-bytes)
-    throw this.#over
   }
 }
 

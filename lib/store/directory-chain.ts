@@ -8,10 +8,10 @@
  * The plan of a pagemap is lib/format/chain-plan.ts. It is made twice, for the pagemap and for its pages, because it is
  * cheap and may be long: only a chunk of each directory's pagemap and one piece of pages are held.
  */
-import { closeSync, existsSync, lstatSync, readlinkSync, readSync, realpathSync, type Stats, statSync } from 'node:fs'
+import { closeSync, existsSync, lstatSync, readlinkSync, readSync, realpathSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { Fault } from '../fault.ts'
-import { type PlannedRange, planChain, plannedEntries } from '../format/chain-plan.ts'
+import { planChain, plannedEntries } from '../format/chain-plan.ts'
 import { MOST_DATA } from '../format/frame.ts'
 import { decodeInventory } from '../format/inventory.ts'
 import { type ImageName, INVENTORY, imageName } from '../format/names.ts'
@@ -23,11 +23,13 @@ import {
   presentPages,
   readPagemap,
 } from '../format/pagemap.ts'
-import type { ImageBody, ImageSource } from '../stream/image.ts'
-import { ioFault, listImages, openImage, PARENT, piecesOf, readImage, unreadable } from './directory.ts'
+import type { ImageBody } from '../stream/image.ts'
+import { faultBy, ioFault, listImages, openImage, orFault, piecesOf, readImage, unreadable } from './directory.ts'
 
 export const pagemapPattern = /^pagemap-(shmem-)?\d+\.img$/
 
+/** The name of CRIU's link to the directory of the dump before, which has the pages that did not change since. */
+const PARENT = 'parent'
 /** Bytes of a pagemap that are read at a time. */
 const CHUNK_BYTES = 2 ** 16
 
@@ -37,10 +39,6 @@ export type DirectoryChain = readonly [string, ...string[]]
 export interface FlatImage {
   name: ImageName
   body: Extract<ImageBody, { kind: 'pieces' }>
-}
-
-export interface ChainSource extends ImageSource {
-  readonly images: AsyncIterable<FlatImage>
 }
 
 /** Follows the links `parent`. Throws `MISSING`, `FORMAT` or `IO`. */
@@ -60,24 +58,17 @@ export function chainOf(path: string): DirectoryChain {
 function parentOf(path: string): string | undefined {
   const link = join(path, PARENT)
   if (lstatSync(link, { throwIfNoEntry: false }) === undefined) return undefined
-  try {
-    return realpathSync(link)
-  } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException
-    throw new Fault('MISSING', `the parent of ${path}, ${readlinkSync(link)}, cannot be read (${code})`, {
-      hint: 'the directories of a chain are moved together',
-      cause,
-    })
-  }
+  return orFault(
+    () => realpathSync(link),
+    (cause) => {
+      const what = `the parent of ${path}, ${readlinkSync(link)}, cannot be read`
+      return faultBy('MISSING', what, 'the directories of a chain are moved together')(cause)
+    },
+  )
 }
 
 function identity(path: string): string {
-  let found: Stats
-  try {
-    found = statSync(path)
-  } catch (cause) {
-    throw unreadable(path, cause)
-  }
+  const found = orFault(() => statSync(path), unreadable(path))
   if (!found.isDirectory()) throw new Fault('MISSING', `${path} is not a directory`)
   return `${found.dev}:${found.ino}`
 }
@@ -86,30 +77,18 @@ function identity(path: string): string {
  * The images of the newest dump of a chain, with all its pages. Throws `MISSING`, `FAILED_DUMP`, `FORMAT`, `LIMIT` or
  * `IO`.
  */
-export function chainSource(chain: DirectoryChain): ChainSource {
+export function flatImages(chain: DirectoryChain): Iterable<FlatImage> {
   const names = listImages(chain[0])
   for (const directory of chain) checkInventory(directory, directory === chain[0])
   checkPagemaps(names, ` in ${chain[0]}`)
-  let failure: Error | undefined
-  async function* images(): AsyncGenerator<FlatImage> {
-    for (const image of flatImages(chain, names)) {
-      if (failure !== undefined) throw failure
-      yield image
-    }
-  }
-  return {
-    images: images(),
-    destroy(reason) {
-      failure ??= reason
-    },
-  }
+  return flattened(chain, names)
 }
 
 /** A directory that a page server has filled has no inventory, and is a parent all the same. */
 function checkInventory(directory: string, newest: boolean): void {
   const file = join(directory, INVENTORY)
   if (!newest && !existsSync(file)) return
-  const { preDump } = readingFile(file, () => decodeInventory(readImage(file)))
+  const { preDump } = orFault(() => decodeInventory(readImage(file)), faultIn(file))
   if (newest && preDump) {
     throw new Fault('FAILED_DUMP', `${directory} is a pre-dump: it has pages, and no process`, {
       hint: 'name the directory of the dump that came after it',
@@ -118,7 +97,7 @@ function checkInventory(directory: string, newest: boolean): void {
 }
 
 /** Yields images in the order of `names`. Pagemaps come before pages there, and each brings its pages image itself. */
-function* flatImages(chain: DirectoryChain, names: readonly ImageName[]): Generator<FlatImage> {
+function* flattened(chain: DirectoryChain, names: readonly ImageName[]): Generator<FlatImage> {
   const brought = new Set<ImageName>()
   for (const name of names) {
     if (brought.has(name)) continue
@@ -132,7 +111,7 @@ function* flatImages(chain: DirectoryChain, names: readonly ImageName[]): Genera
       throw new Fault('FORMAT', `${join(chain[0], name)} has its pages in ${pages}, as another pagemap has`)
     }
     brought.add(pages)
-    const pagemap = withLayers(chain, name, (layers) => encodePagemap(pagesId, plannedEntries(plan(layers))))
+    const pagemap = withLayers(chain, name, (layers) => encodePagemap(pagesId, plannedEntries(planChain(layers))))
     yield { name, body: { kind: 'pieces', pieces: pagemap } }
     yield { name: pages, body: { kind: 'pieces', pieces: withLayers(chain, name, allPages) } }
   }
@@ -144,9 +123,8 @@ export function pagesName(pagesId: number): ImageName {
 }
 
 /** A pagemap in one directory of a chain, and its pages. */
-interface Layer {
+interface Layer extends Iterable<PagemapEntry> {
   pagesId: number
-  entries: Iterable<PagemapEntry>
   /** Fills `into` with pages from that page on. Throws `FORMAT` where they are not there. */
   read(into: Buffer, page: number): void
   /** After the last entry: throws `FORMAT` unless there are just as many pages. */
@@ -178,7 +156,7 @@ function* withLayers<Made>(
 function openLayer(directory: string, name: ImageName, opened: number[]): Layer {
   const file = join(directory, name)
   const fd = openFile(file, opened)
-  const { pagesId, entries } = readingFile(file, () => readPagemap(chunksOf(fd, file)))
+  const { pagesId, entries } = orFault(() => readPagemap(chunksOf(fd, file)), faultIn(file))
   const pages = join(directory, pagesName(pagesId))
   let pagesFd: number | undefined
   let count = 0
@@ -190,7 +168,7 @@ function openLayer(directory: string, name: ImageName, opened: number[]): Layer 
   }
   return {
     pagesId,
-    entries: readingItems(file, counted()),
+    [Symbol.iterator]: () => readingItems(file, counted()),
     checkSize() {
       const bytes = statSync(pages, { throwIfNoEntry: false })?.size ?? 0
       if (bytes === count * PAGE_BYTES) return
@@ -207,10 +185,6 @@ function openLayer(directory: string, name: ImageName, opened: number[]): Layer 
   }
 }
 
-function plan(layers: readonly Layer[]): Generator<PlannedRange> {
-  return planChain(layers.map(({ entries }) => entries))
-}
-
 /**
  * Yields the pages of the plan one behind the other, in pieces of a size that is good to write. A piece is overwritten
  * when the next one is asked for: fresh memory for each costs as much as reading into it.
@@ -218,7 +192,7 @@ function plan(layers: readonly Layer[]): Generator<PlannedRange> {
 function* allPages(layers: readonly Layer[]): Generator<Buffer> {
   const piece = Buffer.allocUnsafeSlow(MOST_DATA)
   let filled = 0
-  for (const range of plan(layers)) {
+  for (const range of planChain(layers)) {
     for (let page = 0; page < presentPages(range); ) {
       const pages = Math.min(range.pages - page, (MOST_DATA - filled) / PAGE_BYTES)
       const end = filled + pages * PAGE_BYTES
@@ -264,26 +238,20 @@ function readAt(fd: number, file: string, into: Buffer, position: number): numbe
   }
 }
 
-function readingFile<Result>(file: string, read: () => Result): Result {
-  try {
-    return read()
-  } catch (error) {
-    throw faultIn(file, error)
-  }
-}
-
 function* readingItems<Item>(file: string, items: Iterable<Item>): Generator<Item> {
   try {
     yield* items
   } catch (error) {
-    throw faultIn(file, error)
+    throw faultIn(file)(error)
   }
 }
 
-/** Returns `error`. A Fault of the format becomes one that says in which file. */
-export function faultIn(file: string, error: unknown): unknown {
-  const hasName = !(error instanceof Fault) || error.code === 'IO' || error.cause instanceof Fault
-  if (hasName) return error
-  const { code, message, hint } = error
-  return new Fault(code, `${file}: ${message}`, { cause: error, ...(hint !== undefined && { hint }) })
+/** Returns a function that returns the error it gets. A Fault of the format becomes one that names the file. */
+export function faultIn(file: string): (error: unknown) => unknown {
+  return (error) => {
+    const hasName = !(error instanceof Fault) || error.code === 'IO' || error.cause instanceof Fault
+    if (hasName) return error
+    const { code, message, hint } = error
+    return new Fault(code, `${file}: ${message}`, { cause: error, ...(hint !== undefined && { hint }) })
+  }
 }

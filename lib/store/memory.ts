@@ -5,22 +5,12 @@
 import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES, pagesPattern } from '../format/pagemap.ts'
 import type { ImageSink } from '../stream/image.ts'
-import { type Account, type ImageCharges, openAccount, openImageCharges } from './accounting.ts'
+import { Account, ImageCharges } from './accounting.ts'
 import { PageRanges } from './page-ranges.ts'
 import { EXTENT, type Extent, heldIn, type Pool } from './pool.ts'
 import { Prefault } from './prefault.ts'
 import { makeReadOnly } from './read-only.ts'
-import {
-  firstOf,
-  MemoryWriter,
-  type Piece,
-  type Places,
-  piecesAt,
-  restOf,
-  type StoredImage,
-  WriteGuard,
-  type WriterTarget,
-} from './stored-image.ts'
+import { firstOf, MemoryWriter, type Piece, type StoredImage, WriteGuard, type WriterTarget } from './stored-image.ts'
 
 const FIRST_SPACE = 2 ** 10
 /** A space above this is an extent of its own. */
@@ -35,7 +25,7 @@ interface SharedExtent {
 }
 
 export class MemorySnapshot implements ImageSink {
-  readonly #pool: Pool
+  readonly pool: Pool
   /** Pages of processes lie by themselves, each in a page of ours, so that any of them can be given back. */
   readonly #apart: boolean
   readonly #guard = new WriteGuard()
@@ -55,23 +45,21 @@ export class MemorySnapshot implements ImageSink {
   readonly #needed: PageRanges
   /** The ranges of images of pages, since `reopen`. */
   readonly #ranges = new Set<PageRanges>()
-  /** Memory outside of extents that is counted to the snapshot. */
-  readonly #charges: Account
+  /** Memory outside of extents that is counted to the snapshot until `drop`. */
+  readonly charges: Account
   /** What is known of images, on JavaScript's heap. */
-  readonly #known: Account
-  readonly #imageCharges: ImageCharges
+  readonly #known: ImageCharges
 
   /** Takes its first extent at once, so that empty snapshots count, too. Throws `MEMORY`. */
   constructor(pool: Pool, apart = false) {
-    this.#pool = pool
+    this.pool = pool
     this.#apart = apart
     this.#prefault = new Prefault(pool)
-    const first = pieceOf(this.#take())
+    const first = this.#take()
     this.#small = { free: first, extents: [first] }
     this.#needed = new PageRanges(pool)
-    this.#charges = openAccount(pool)
-    this.#known = openAccount({ charge: (bytes) => pool.charge(bytes, true) })
-    this.#imageCharges = openImageCharges(this.#known)
+    this.charges = new Account(pool)
+    this.#known = new ImageCharges({ charge: (bytes) => pool.charge(bytes, true) })
   }
 
   /** The images that are complete and verified. */
@@ -84,7 +72,7 @@ export class MemorySnapshot implements ImageSink {
    * snapshots still need.
    */
   get held(): number {
-    let bytes = this.#charges.bytes + this.#known.bytes
+    let bytes = this.charges.bytes + this.#known.bytes
     for (const extent of this.#extents.values()) bytes += heldIn(extent)
     for (const extent of this.#left) {
       const still = heldIn(extent)
@@ -103,10 +91,10 @@ export class MemorySnapshot implements ImageSink {
   open(name: ImageName, ended: (image: StoredImage) => void = () => {}): MemoryWriter {
     this.#guard.check()
     const apart = this.#apart && pagesPattern.test(name)
-    this.#imageCharges.opened(apart)
+    this.#known.opened(apart)
     const target: WriterTarget = {
       guard: this.#guard,
-      pool: this.#pool,
+      pool: this.pool,
       space: apart ? this.#spaces(PAGE_BYTES, this.#smallPages) : this.#spaces(FIRST_SPACE, this.#small),
       trim: (space, filled) => {
         if (apart || this.#owned.has(Number(space.address))) this.#discardBehind(space, filled)
@@ -117,10 +105,10 @@ export class MemorySnapshot implements ImageSink {
         ended(image)
       },
     }
-    if (!apart) return new MemoryWriter(name, target)
-    const ranges = new PageRanges(this.#pool)
+    if (!apart) return new MemoryWriter(target)
+    const ranges = new PageRanges(this.pool)
     this.#ranges.add(ranges)
-    return new MemoryWriter(name, target, ranges)
+    return new MemoryWriter(target, ranges)
   }
 
   /** Makes memory ready for images that are announced. See `Prefault.reserve`. */
@@ -144,7 +132,7 @@ export class MemorySnapshot implements ImageSink {
    */
   reopen(): void {
     this.#images.clear()
-    this.#imageCharges.forgotten()
+    this.#known.forgotten()
     this.#closeRanges()
     for (const { address } of this.#small.extents.splice(1)) this.#giveAt(Number(address))
     this.#small.free = this.#small.extents[0]
@@ -154,16 +142,6 @@ export class MemorySnapshot implements ImageSink {
   /** Puts `image` in the place of the image of that name. */
   replace(image: StoredImage): void {
     this.#images.set(image.name, image)
-  }
-
-  /** Returns the bytes of an image whose pages are in this memory already. */
-  piecesAt(places: Places): Pick<StoredImage, 'pieces' | 'places'> {
-    return piecesAt(this.#pool, places)
-  }
-
-  /** Counts memory outside of extents to the snapshot until `drop`. Throws as `Account.add` does. */
-  charge(bytes: number): void {
-    this.#charges.add(bytes)
   }
 
   /** Gives back the memory that only this piece of a complete image holds. It cannot be read again. */
@@ -182,7 +160,7 @@ export class MemorySnapshot implements ImageSink {
       const whole = extent?.holes === undefined && end - at === EXTENT
       if (
         extent !== undefined &&
-        (whole || this.#pool.givePages(extent, (at - begin) / PAGE_BYTES, (end - at) / PAGE_BYTES))
+        (whole || this.pool.givePages(extent, (at - begin) / PAGE_BYTES, (end - at) / PAGE_BYTES))
       ) {
         this.#giveAt(begin)
       }
@@ -211,9 +189,9 @@ export class MemorySnapshot implements ImageSink {
     for (const extent of this.#extents.values()) this.#give(extent)
     this.#extents.clear()
     this.#owned.clear()
-    this.#pool.unshare(this.#needed)
+    this.pool.unshare(this.#needed)
     this.#needed.close()
-    this.#charges.close()
+    this.charges.close()
     this.#known.close()
     this.#closeRanges()
   }
@@ -231,24 +209,24 @@ export class MemorySnapshot implements ImageSink {
 
   #carve(shared: SharedExtent, bytes: number): Piece {
     if (shared.free === undefined || shared.free.window.length < bytes) {
-      shared.free = pieceOf(this.#take())
+      shared.free = this.#take()
       shared.extents?.push(shared.free)
     }
-    const piece = firstOf(shared.free, bytes)
-    shared.free = restOf(shared.free, bytes)
-    return piece
+    const { address, window } = shared.free
+    shared.free = { address: address + BigInt(bytes), window: window.subarray(bytes) }
+    return firstOf({ address, window }, bytes)
   }
 
-  #takeOwned(): Piece {
+  #takeOwned(): Extent {
     const extent = this.#take()
     this.#owned.add(Number(extent.address))
-    return pieceOf(extent)
+    return extent
   }
 
   #take(): Extent {
-    const extent = this.#prefault.take() ?? this.#pool.take()
+    const extent = this.#prefault.take() ?? this.pool.take()
     // This snapshot may have been dropped to make room for the extent.
-    if (this.#guard.dropped) this.#pool.give(extent)
+    if (this.#guard.dropped) this.pool.give(extent)
     this.#guard.check()
     this.#extents.set(Number(extent.address), extent)
     return extent
@@ -256,11 +234,11 @@ export class MemorySnapshot implements ImageSink {
 
   #share(address: number, pages: number): void {
     this.#guard.check()
-    this.#pool.share(address, pages)
+    this.pool.share(address, pages)
     try {
       this.#needed.add(address, pages * PAGE_BYTES)
     } catch (error) {
-      this.#pool.unshare([[address, pages * PAGE_BYTES]])
+      this.pool.unshare([[address, pages * PAGE_BYTES]])
       throw error
     }
   }
@@ -279,7 +257,7 @@ export class MemorySnapshot implements ImageSink {
 
   #give(extent: Extent): void {
     if (extent.sharing !== undefined) this.#left.add(extent)
-    this.#pool.give(extent)
+    this.pool.give(extent)
   }
 
   /** Gives back the whole pages behind the first `filled` bytes: most of the memory of a tree of small processes. */
@@ -293,8 +271,4 @@ export class MemorySnapshot implements ImageSink {
     for (const ranges of this.#ranges) ranges.close()
     this.#ranges.clear()
   }
-}
-
-function pieceOf({ address, window }: Extent): Piece {
-  return { address, window }
 }

@@ -1,6 +1,6 @@
 /** Where consecutive bytes lie, range after range. Ranges are kept in columns: there may be one for every page. */
 import { PAGE_BYTES } from '../format/pagemap.ts'
-import { type Account, openAccount } from './accounting.ts'
+import { Account } from './accounting.ts'
 import { EXTENT, type Pool } from './pool.ts'
 
 /** Ranges that the columns hold at first, which are not charged. */
@@ -19,7 +19,7 @@ export class PageRanges {
 
   /** The memory of long columns is charged to `pool`. */
   constructor(pool: Pick<Pool, 'charge'>) {
-    this.#account = openAccount(pool)
+    this.#account = new Account(pool)
   }
 
   /** Bytes in all ranges. */
@@ -47,7 +47,13 @@ export class PageRanges {
   /** Returns where page number `page` lies and how many lie behind it without a gap; undefined behind the last page. */
   run(page: number): [address: number, pages: number] | undefined {
     const position = page * PAGE_BYTES
-    const at = this.#find(position)
+    let [at, high] = [0, this.#count]
+    // Find the first range that ends behind `position`.
+    while (at < high) {
+      const middle = (at + high) >>> 1
+      if (this.#endOf(middle) > position) high = middle
+      else at = middle + 1
+    }
     if (at === this.#count) return undefined
     const address = (this.#addresses[at] as number) + position - this.#endOf(at - 1)
     return [address, Math.floor((this.#endOf(at) - position) / PAGE_BYTES)]
@@ -69,23 +75,15 @@ export class PageRanges {
     return at < 0 ? 0 : (this.#ends[at] as number)
   }
 
-  /** Returns the first range that ends behind `position`. */
-  #find(position: number): number {
-    let [low, high] = [0, this.#count]
-    while (low < high) {
-      const middle = (low + high) >>> 1
-      if (this.#endOf(middle) > position) high = middle
-      else low = middle + 1
-    }
-    return low
-  }
-
   #grow(): void {
     this.#account.add(this.#addresses.length * ENTRY_BYTES)
-    const [addresses, ends] = [this.#addresses, this.#ends]
-    this.#addresses = new Float64Array(2 * addresses.length)
-    this.#ends = new Float64Array(2 * ends.length)
-    this.#addresses.set(addresses)
-    this.#ends.set(ends)
+    this.#addresses = twiceAsLong(this.#addresses)
+    this.#ends = twiceAsLong(this.#ends)
   }
+}
+
+function twiceAsLong(column: Float64Array): Float64Array<ArrayBuffer> {
+  const longer = new Float64Array(2 * column.length)
+  longer.set(column)
+  return longer
 }

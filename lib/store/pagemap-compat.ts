@@ -10,15 +10,11 @@ import { runInSlices } from './time-slices.ts'
  */
 export async function forEveryRelease(pieces: Iterable<Piece>): Promise<Iterable<Uint8Array> | undefined> {
   try {
-    await runInSlices(readThrough(pieces))
+    await runInSlices(readPagemap(stepsOf(pieces, PAGEMAP_STEP)).batches[Symbol.iterator]())
   } catch (error) {
     if (error instanceof Fault) return undefined
     throw error
   }
   const { pagesId, entries } = readPagemap(stepsOf(pieces, PAGEMAP_STEP))
   return encodePagemap(pagesId, entries)
-}
-
-function* readThrough(pieces: Iterable<Piece>): Generator<void, void> {
-  for (const _ of readPagemap(stepsOf(pieces, PAGEMAP_STEP)).batches) yield
 }

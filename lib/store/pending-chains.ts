@@ -24,7 +24,8 @@ export interface PendingChain {
 export class PendingChains {
   readonly #pool: Pool
   readonly #onDropped: (id: SnapshotId, chain: PendingChain) => void
-  readonly #chains = new Map<SnapshotId, PendingChain>()
+  /** Changed by the methods alone. */
+  readonly all = new Map<SnapshotId, PendingChain>()
 
   /** `onDropped` is called with each chain that was dropped: other snapshots may still need some of its memory. */
   constructor(pool: Pool, onDropped: (id: SnapshotId, chain: PendingChain) => void) {
@@ -32,20 +33,16 @@ export class PendingChains {
     this.#onDropped = onDropped
   }
 
-  get all(): ReadonlyMap<SnapshotId, PendingChain> {
-    return this.#chains
-  }
-
   /**
    * Takes out the chain that this part continues, or begins one. The caller puts it back, or drops its memory. Throws
    * `MISSING` where the chain is not here as the part says, `EXISTS` for a chain of another owner, and `MEMORY`.
    */
   take(id: SnapshotId, { under, token }: Layer): PendingChain {
-    const found = this.#chains.get(id)
+    const found = this.all.get(id)
     const isOwn = found !== undefined && timingSafeEqual(found.token, token)
     if (under > 0) {
       if (!isOwn || found.rounds !== under) throw notHere(id, under)
-      this.#chains.delete(id)
+      this.all.delete(id)
       return found
     }
     if (found !== undefined && !isOwn) throw unfinished(id)
@@ -57,20 +54,20 @@ export class PendingChains {
   /** Puts a chain back: it waits for its next part. */
   put(id: SnapshotId, chain: PendingChain): void {
     chain.since = performance.now()
-    this.#chains.set(id, chain)
+    this.all.set(id, chain)
   }
 
   /** Forgets a chain and gives its memory back. Returns whether it was here. */
   drop(id: SnapshotId): boolean {
-    const chain = this.#chains.get(id)
+    const chain = this.all.get(id)
     chain?.sink.drop()
     if (chain !== undefined) this.#onDropped(id, chain)
-    return this.#chains.delete(id)
+    return this.all.delete(id)
   }
 
   /** Drops the chain that was idle longest, if for at least `ms`; not one that is `spared`. Returns which. */
   dropIdle(ms: number, spared: ReadonlySet<SnapshotId>): { id: SnapshotId; ms: number } | undefined {
-    const [oldest] = [...this.#chains].filter(([id]) => !spared.has(id)).sort(([, a], [, b]) => a.since - b.since)
+    const [oldest] = [...this.all].filter(([id]) => !spared.has(id)).sort(([, a], [, b]) => a.since - b.since)
     if (oldest === undefined) return undefined
     const [id, { since }] = oldest
     const idle = performance.now() - since

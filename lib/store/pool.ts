@@ -33,8 +33,8 @@ export interface Extent {
   holes?: { pages: Uint8Array; count: number } | undefined
   /** Counts who needs its pages, where not only its owner does. */
   sharing?: Sharing
-  /** The digests of its pages that were taken so far, see dedup-index.ts. */
-  digests?: Digests
+  /** The digests of its pages that were taken so far, see dedup-index.ts. `taken`: 1 for each of these pages. */
+  digests?: { words: Uint32Array; taken: Uint8Array }
   /** It may be read-only, see read-only.ts. */
   readOnly?: boolean
   /**
@@ -51,12 +51,6 @@ interface Sharing {
   given: Uint8Array
   /** While there is a pin, no page goes back. */
   pins: number
-}
-
-interface Digests {
-  words: Uint32Array
-  /** 1 for a page whose digest was taken. */
-  taken: Uint8Array
 }
 
 export const EXTENT = HUGE_PAGE
@@ -170,7 +164,10 @@ export class Pool {
 
   /** The address of an extent's worth of zeros that takes no memory, because nobody writes there. */
   get zeros(): number {
-    this.#zeros ??= mapZeros()
+    if (this.#zeros === undefined) {
+      this.#zeros = mapMemory(EXTENT)
+      allowWriting(this.#zeros.address, EXTENT, false)
+    }
     return Number(this.#zeros.address)
   }
 
@@ -366,12 +363,6 @@ function holesOf(extent: Extent): NonNullable<Extent['holes']> {
   if (extent.holes === undefined) allowHuge(extent.address, EXTENT, false)
   extent.holes ??= { pages: new Uint8Array(PAGES), count: 0 }
   return extent.holes
-}
-
-function mapZeros(): Region {
-  const region = mapMemory(EXTENT)
-  allowWriting(region.address, region.bytes, false)
-  return region
 }
 
 function tooMany(): Fault {

@@ -24,23 +24,6 @@ import { type FindOptions, type Images, type Search, Waiters } from './waiters.t
 /** How long the newest snapshot is waited for without its verdict: most verdicts take some milliseconds. */
 const VERDICT_MS = 10_000
 
-export interface SealedSnapshot {
-  readonly id: SnapshotId
-  readonly images: ReadonlyMap<ImageName, StoredImage>
-  /** The source has not said yet what becomes of its tasks: only a restore that can be held may have the snapshot. */
-  readonly undecided: boolean
-  /**
-   * Gives back the memory of a piece that was read, unless there is another reader. The snapshot cannot be used again
-   * then.
-   */
-  release(piece: Piece): void
-  /**
-   * Adds a reader: the memory stays, read-only, until the returned function is called. Throws `EXISTS` where some of it
-   * was released.
-   */
-  use(): () => void
-}
-
 export interface SnapshotsOptions {
   /**
    * A chain that waited as long for its next part gives way when memory runs out, and so does an offer to a sender
@@ -65,26 +48,17 @@ export interface MemoryUse {
   since: number
 }
 
-/** A snapshot that was removed, while it is read or others share pages of it. */
-interface Retired {
-  readonly id: SnapshotId
-  readonly sink: MemorySnapshot
-  /** How many readers it has. */
-  readonly users: number
-  readonly since: number
-}
-
-class StoredSnapshot implements SealedSnapshot {
+/** A snapshot that is complete. `Snapshots` alone changes its fields. */
+export class SealedSnapshot {
   readonly id: SnapshotId
   readonly sink: MemorySnapshot
   readonly images: ReadonlyMap<ImageName, StoredImage>
+  /** The source has not said yet what becomes of its tasks: only a restore that can be held may have the snapshot. */
   undecided: boolean
   /** A restore that waited before this time, by performance.now(), does not get it. */
   notBefore = 0
   /** Some of its memory was given back: its places may be another snapshot's memory by now. */
   released = false
-  /** It is not in the cache any more. */
-  removed = false
   /** How many readers it has. */
   users = 0
   /** When it was sealed, by performance.now(). */
@@ -93,7 +67,7 @@ class StoredSnapshot implements SealedSnapshot {
   readonly #protecting: Generator<void, void>
 
   /** `onUnused` is called when a reader has ended. */
-  constructor(id: SnapshotId, sink: MemorySnapshot, undecided: boolean, onUnused: (own: StoredSnapshot) => void) {
+  constructor(id: SnapshotId, sink: MemorySnapshot, undecided: boolean, onUnused: (own: SealedSnapshot) => void) {
     this.id = id
     this.sink = sink
     this.images = sink.images
@@ -102,12 +76,20 @@ class StoredSnapshot implements SealedSnapshot {
     this.#protecting = sink.protect()
   }
 
+  /**
+   * Gives back the memory of a piece that was read, unless there is another reader. The snapshot cannot be used again
+   * then.
+   */
   release(piece: Piece): void {
     if (this.users !== 1) return
     this.released = true
     this.sink.release(piece)
   }
 
+  /**
+   * Adds a reader: the memory stays, read-only, until the returned function is called. Throws `EXISTS` where some of it
+   * was released.
+   */
   use(): () => void {
     if (this.released) {
       throw new Fault('EXISTS', `the memory of snapshot ${this.id} is given back as it is restored`, {
@@ -128,128 +110,29 @@ class StoredSnapshot implements SealedSnapshot {
   }
 }
 
-/** All snapshots by their state. `Snapshots` and `IncomingSnapshot` move them from one state to the next. */
-class SnapshotTable {
-  readonly pool: Pool
-  readonly dedup: DedupIndex | undefined
-  readonly incoming = new Map<SnapshotId, { sink: MemorySnapshot; since: number }>()
-  readonly chains: PendingChains
-  /** In the order of their sealing. */
-  readonly sealed = new Map<SnapshotId, StoredSnapshot>()
-  readonly #retired = new Set<Retired>()
-  /** See `Snapshots.pinned`. */
-  readonly pinned = new Set<SnapshotId>()
-  readonly waiters = new Waiters<SealedSnapshot>((search) => this.search(search))
-
-  constructor(pool: Pool, dedup: boolean) {
-    this.pool = pool
-    this.dedup = dedup ? new DedupIndex(pool) : undefined
-    this.chains = new PendingChains(pool, (id, { sink, since }) => this.retire(id, sink, since))
-  }
-
-  /** Yields everything that has memory here. */
-  *all(): Generator<MemoryUse> {
-    for (const [id, { sink, since }] of this.incoming) {
-      yield { id, state: 'arriving', count: sink.images.size, sink, since }
-    }
-    for (const { id, images, sink, since } of this.sealed.values()) {
-      yield { id, state: 'sealed', count: images.size, sink, since }
-    }
-    this.#forgetRetired()
-    for (const { id, sink, since } of this.#retired) {
-      yield { id, state: 'leaving', count: sink.images.size, sink, since }
-    }
-    for (const [id, { sink, rounds, since }] of this.chains.all)
-      yield { id, state: 'chain', count: rounds, sink, since }
-  }
-
-  /** Yields the places of pages that can be offered to a sender: first its own chain, then the newest snapshot. */
-  *donors(own: PendingChain | undefined): Generator<Places> {
-    if (own !== undefined) yield own.flat.places()
-    for (const { images, released } of [...this.sealed.values()].reverse()) {
-      if (released) continue
-      for (const { places = [] } of images.values()) yield places
-    }
-    for (const { flat } of this.chains.all.values()) yield flat.places()
-  }
-
-  /** Returns the snapshot that is searched for, if it may be had now. */
-  search({ id, early, fits, since }: Search): StoredSnapshot | undefined {
-    const mayHave = ({ undecided, notBefore }: StoredSnapshot): boolean => (early || !undecided) && notBefore <= since
-    if (id !== undefined) {
-      const found = this.sealed.get(id)
-      return found !== undefined && mayHave(found) ? found : undefined
-    }
-    const oldest = performance.now() - VERDICT_MS
-    const waitsForVerdict = (snapshot: StoredSnapshot): boolean =>
-      snapshot.undecided && Math.min(snapshot.since, since) > oldest
-    const newest = [...this.sealed.values()].findLast(
-      (snapshot) => (fits?.(snapshot.images) ?? true) && (mayHave(snapshot) || waitsForVerdict(snapshot)),
-    )
-    return newest !== undefined && mayHave(newest) ? newest : undefined
-  }
-
-  /** Wakes the searches for the newest once they have waited for the verdict on `snapshot` long enough. */
-  wakeWithoutVerdict(snapshot: StoredSnapshot): void {
-    const left = snapshot.since + VERDICT_MS - performance.now()
-    // A timer may fire some milliseconds early, and `search` would find nothing then.
-    if (left > 0) setTimeout(() => this.wakeWithoutVerdict(snapshot), Math.ceil(left)).unref()
-    else this.waiters.wake()
-  }
-
-  /** Throws `EXISTS` where a snapshot of that id is here or on its way. */
-  refuseTaken(id: SnapshotId): void {
-    if (!this.sealed.has(id) && !this.incoming.has(id)) return
-    throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
-  }
-
-  /** Rejects the searches that wait for `id`. */
-  lose(id: SnapshotId, images: Images): void {
-    const undecided = [...this.sealed.values()].filter((snapshot) => snapshot.undecided)
-    const onTheirWay = [...this.incoming.keys(), ...undecided.map((snapshot) => snapshot.id)]
-    this.waiters.lose({ id, images, others: onTheirWay.some((other) => other !== id) })
-  }
-
-  /** Lists the memory of a snapshot that was dropped, for as long as others need some of it. */
-  retire(id: SnapshotId, sink: MemorySnapshot, since = performance.now()): void {
-    this.#retire({ id, sink, users: 0, since })
-  }
-
-  /** Drops the memory of a snapshot that was removed, once nobody reads it. */
-  dropIfUnused(snapshot: StoredSnapshot): void {
-    if (!snapshot.removed) return
-    if (snapshot.users === 0) snapshot.sink.drop()
-    this.#retire(snapshot)
-  }
-
-  #retire(snapshot: Retired): void {
-    this.#retired.add(snapshot)
-    this.#forgetRetired()
-  }
-
-  #forgetRetired(): void {
-    for (const one of this.#retired) if (one.users === 0 && one.sink.held === 0) this.#retired.delete(one)
-  }
-}
+/** A snapshot that was removed, while it is read or others share pages of it. */
+type Retired = Pick<SealedSnapshot, 'id' | 'sink' | 'users' | 'since'>
 
 /** A snapshot on its way in. Its methods throw `ABORTED` once it was dropped. */
 export class IncomingSnapshot {
   readonly #id: SnapshotId
-  readonly #table: SnapshotTable
+  readonly #snapshots: Snapshots
   /** Where its images go; undefined where the id is that of an unfinished chain, before `join`. */
   #sink: MemorySnapshot | undefined
   /** The part of a chain that it is, and the chain. */
   #layer: Layer | undefined
   #chain: PendingChain | undefined
-  #offer: DedupOffer | undefined
+  /** The pages that are offered to its sender, undefined where none are. The offer ends with `seal` or `drop`. */
+  offer: DedupOffer | undefined
   #sealed = false
   #dropped = false
 
-  constructor(id: SnapshotId, table: SnapshotTable, layer: Layer | undefined) {
+  constructor(id: SnapshotId, snapshots: Snapshots, layer: Layer | undefined) {
     this.#id = id
-    this.#table = table
+    this.#snapshots = snapshots
     if (layer !== undefined) this.join(layer)
-    else if (!table.chains.all.has(id)) this.#begin(new MemorySnapshot(table.pool, table.dedup !== undefined))
+    else if (!snapshots.chains.all.has(id))
+      this.#begin(new MemorySnapshot(snapshots.pool, snapshots.dedup !== undefined))
   }
 
   /** Throws `EXISTS` where it would take the place of an unfinished chain. */
@@ -264,11 +147,6 @@ export class IncomingSnapshot {
     return this.#sink !== undefined
   }
 
-  /** The pages that are offered to its sender, undefined where none are. The offer ends with `seal` or `drop`. */
-  get offer(): DedupOffer | undefined {
-    return this.#offer
-  }
-
   /** Begins an image that comes whole, and once: a pagemap is read while other images come. Throws as `sink` does. */
   open(name: ImageName): MemoryWriter {
     return (this.#chain === undefined ? this.sink : this.#chain.flat).open(name)
@@ -280,9 +158,9 @@ export class IncomingSnapshot {
    */
   join(layer: Layer): void {
     this.#check()
-    if (this.#sink === undefined) this.#table.refuseTaken(this.#id)
+    if (this.#sink === undefined) this.#snapshots.refuseTaken(this.#id)
     this.#sink?.drop()
-    this.#chain = this.#table.chains.take(this.#id, layer)
+    this.#chain = this.#snapshots.chains.take(this.#id, layer)
     this.#layer = layer
     this.#begin(this.#chain.sink)
   }
@@ -306,23 +184,19 @@ export class IncomingSnapshot {
    */
   seal(undecided = false): void {
     const { sink } = this
-    const [id, table, chain] = [this.#id, this.#table, this.#chain]
+    const [id, snapshots, chain] = [this.#id, this.#snapshots, this.#chain]
     this.#sealed = true
-    table.incoming.delete(id)
-    this.#offer?.close()
+    snapshots.incoming.delete(id)
+    this.offer?.close()
     if (chain !== undefined && this.#layer?.last === false) {
       chain.rounds++
-      table.chains.put(id, chain)
-      table.waiters.wake()
+      snapshots.chains.put(id, chain)
+      snapshots.waiters.wake()
       return
     }
     sink.complete()
-    const snapshot = new StoredSnapshot(id, sink, undecided, (own) => table.dropIfUnused(own))
-    table.sealed.set(id, snapshot)
-    void snapshot.protect()
-    if (undecided) table.wakeWithoutVerdict(snapshot)
+    snapshots.add(id, sink, undecided)
     void chain?.flat.settle()
-    table.waiters.wake()
   }
 
   /**
@@ -337,14 +211,14 @@ export class IncomingSnapshot {
     if (this.#sealed) return
     this.#dropped = true
     if (this.#sink === undefined) return
-    const [id, table] = [this.#id, this.#table]
-    this.#offer?.close()
-    table.incoming.delete(id)
-    if (this.#layer?.last !== false) table.lose(id, this.#sink.images)
-    this.#sink.drop()
-    table.pinned.delete(id)
-    table.retire(id, this.#sink)
-    table.waiters.wake()
+    const [id, snapshots, sink] = [this.#id, this.#snapshots, this.#sink]
+    this.offer?.close()
+    snapshots.incoming.delete(id)
+    if (this.#layer?.last !== false) snapshots.lose(id, sink.images)
+    sink.drop()
+    snapshots.pinned.delete(id)
+    snapshots.retire({ id, sink, users: 0, since: performance.now() })
+    snapshots.waiters.wake()
   }
 
   #check(): void {
@@ -353,44 +227,59 @@ export class IncomingSnapshot {
 
   #begin(sink: MemorySnapshot): void {
     this.#sink = sink
-    this.#table.incoming.set(this.#id, { sink, since: performance.now() })
-    this.#offer ??= this.#table.dedup?.open(() => this.#table.donors(this.#chain))
+    this.#snapshots.incoming.set(this.#id, { sink, since: performance.now() })
+    this.offer ??= this.#snapshots.dedup?.open(() => this.#snapshots.donors(this.#chain))
   }
 }
 
+/** All snapshots of a cache by their state. */
 export class Snapshots {
-  readonly #table: SnapshotTable
+  /**
+   * The ids that neither a shortage of memory nor a restore removes. An id that is removed otherwise is taken out of
+   * this set.
+   */
+  readonly pinned = new Set<SnapshotId>()
+  /** `IncomingSnapshot` uses these five, and nobody else does. */
+  readonly pool: Pool
+  readonly dedup: DedupIndex | undefined
+  readonly incoming = new Map<SnapshotId, { sink: MemorySnapshot; since: number }>()
+  readonly chains: PendingChains
+  readonly waiters = new Waiters<SealedSnapshot>((search) => this.#search(search))
+  /** In the order of their sealing. */
+  readonly #sealed = new Map<SnapshotId, SealedSnapshot>()
+  readonly #retired = new Set<Retired>()
 
   constructor(
     pool: Pool,
     { idleMs = Number.POSITIVE_INFINITY, dedup = false, onDropped, relieve = () => false }: SnapshotsOptions = {},
   ) {
-    const table = new SnapshotTable(pool, dedup)
-    this.#table = table
+    this.pool = pool
+    this.dedup = dedup ? new DedupIndex(pool) : undefined
+    this.chains = new PendingChains(pool, (id, { sink, since }) => this.retire({ id, sink, users: 0, since }))
     pool.relief = () => {
-      const idle = table.chains.dropIdle(idleMs, table.pinned)
+      const idle = this.chains.dropIdle(idleMs, this.pinned)
       if (idle !== undefined) onDropped?.(idle.id, idle.ms)
-      return idle !== undefined || table.dedup?.withdrawIdle(idleMs) === true || relieve()
+      return idle !== undefined || this.dedup?.withdrawIdle(idleMs) === true || relieve()
     }
   }
 
   /** How many snapshots are sealed, how many chains wait for their next part, and how many restores for a snapshot. */
   get counts(): { snapshots: number; chains: number; parked: number } {
-    const { sealed, chains, waiters } = this.#table
-    return { snapshots: sealed.size, chains: chains.all.size, parked: waiters.count }
-  }
-
-  /**
-   * The ids that neither a shortage of memory nor a restore removes. An id that is removed otherwise is taken out of
-   * this set.
-   */
-  get pinned(): Set<SnapshotId> {
-    return this.#table.pinned
+    return { snapshots: this.#sealed.size, chains: this.chains.all.size, parked: this.waiters.count }
   }
 
   /** Everything that has memory here. */
   get all(): MemoryUse[] {
-    return [...this.#table.all()]
+    this.#forgetRetired()
+    const useOf = (state: MemoryUse['state'], { id, sink, since }: Omit<Retired, 'users'>): MemoryUse => {
+      return { id, state, count: sink.images.size, sink, since }
+    }
+    return [
+      ...[...this.incoming].map(([id, coming]) => useOf('arriving', { id, ...coming })),
+      ...[...this.#sealed.values()].map((snapshot) => useOf('sealed', snapshot)),
+      ...[...this.#retired].map((snapshot) => useOf('leaving', snapshot)),
+      ...[...this.chains.all].map(([id, chain]) => ({ ...useOf('chain', { id, ...chain }), count: chain.rounds })),
+    ]
   }
 
   /**
@@ -398,13 +287,13 @@ export class Snapshots {
    * replaced. Throws `MEMORY`, and what `IncomingSnapshot.join` throws.
    */
   receive(id: SnapshotId, layer?: Layer): IncomingSnapshot {
-    this.#table.refuseTaken(id)
-    return new IncomingSnapshot(id, this.#table, layer)
+    this.refuseTaken(id)
+    return new IncomingSnapshot(id, this, layer)
   }
 
   /** Whether `find` would resolve at once. */
   has(id: SnapshotId | undefined): boolean {
-    return this.#table.search({ id, since: performance.now() }) !== undefined
+    return this.#search({ id, since: performance.now() }) !== undefined
   }
 
   /**
@@ -417,12 +306,17 @@ export class Snapshots {
     signal?: AbortSignal,
     wants?: FindOptions,
   ): Promise<SealedSnapshot> {
-    return this.#table.waiters.wait({ ...wants, id, since: performance.now() }, timeoutMs, signal)
+    return this.waiters.wait({ ...wants, id, since: performance.now() }, timeoutMs, signal)
   }
 
-  /** The dump of that id failed, whichever way it came: searches that wait for it are rejected. */
-  lose(id: SnapshotId): void {
-    this.#table.lose(id, new Map())
+  /**
+   * The dump of that id failed, whichever way it came: searches that wait for it are rejected. `images`: those of it
+   * that came.
+   */
+  lose(id: SnapshotId, images: Images = new Map()): void {
+    const undecided = [...this.#sealed.values()].filter((snapshot) => snapshot.undecided)
+    const onTheirWay = [...this.incoming.keys(), ...undecided.map((snapshot) => snapshot.id)]
+    this.waiters.lose({ id, images, others: onTheirWay.some((other) => other !== id) })
   }
 
   /**
@@ -430,31 +324,95 @@ export class Snapshots {
    * that wait already do not get it: they did not ask for a copy.
    */
   decide(id: SnapshotId, sourceRuns: boolean): void {
-    const snapshot = this.#table.sealed.get(id)
+    const snapshot = this.#sealed.get(id)
     if (snapshot === undefined) return
     snapshot.undecided = false
     if (sourceRuns) snapshot.notBefore = performance.now()
-    this.#table.waiters.wake()
+    this.waiters.wake()
   }
 
   /** Forgets a sealed snapshot, if it is here. Its memory goes when nobody reads it any more. */
   remove(id: SnapshotId): void {
-    const table = this.#table
-    const snapshot = table.sealed.get(id)
-    table.sealed.delete(id)
-    table.pinned.delete(id)
+    const snapshot = this.#sealed.get(id)
+    this.#sealed.delete(id)
+    this.pinned.delete(id)
     if (snapshot !== undefined) {
-      snapshot.removed = true
-      if (snapshot.undecided) table.lose(id, snapshot.images)
-      table.dropIfUnused(snapshot)
+      if (snapshot.undecided) this.lose(id, snapshot.images)
+      this.#dropIfUnused(snapshot)
     }
-    table.waiters.wake()
+    this.waiters.wake()
   }
 
   /** Forgets a chain that waits for its next part. Returns whether it was here. */
   removeChain(id: SnapshotId): boolean {
-    const wasHere = this.#table.chains.drop(id)
-    if (wasHere) this.#table.pinned.delete(id)
+    const wasHere = this.chains.drop(id)
+    if (wasHere) this.pinned.delete(id)
     return wasHere
+  }
+
+  /** Adds a snapshot that is complete. Wakes the searches that may have it. */
+  add(id: SnapshotId, sink: MemorySnapshot, undecided: boolean): void {
+    const snapshot = new SealedSnapshot(id, sink, undecided, (own) => this.#dropIfUnused(own))
+    this.#sealed.set(id, snapshot)
+    void snapshot.protect()
+    if (undecided) this.#wakeWithoutVerdict(snapshot)
+    this.waiters.wake()
+  }
+
+  /** Throws `EXISTS` where a snapshot of that id is here or on its way. */
+  refuseTaken(id: SnapshotId): void {
+    if (!this.#sealed.has(id) && !this.incoming.has(id)) return
+    throw new Fault('EXISTS', `a snapshot ${id} is here already`, { hint: 'choose another --snapshot ID' })
+  }
+
+  /** Yields the places of pages that can be offered to a sender: first its own chain, then the newest snapshot. */
+  *donors(own: PendingChain | undefined): Generator<Places> {
+    if (own !== undefined) yield own.flat.places()
+    for (const { images, released } of [...this.#sealed.values()].reverse()) {
+      if (released) continue
+      for (const { places = [] } of images.values()) yield places
+    }
+    for (const { flat } of this.chains.all.values()) yield flat.places()
+  }
+
+  /** Lists the memory of a snapshot that was removed, for as long as it is read or others need some of it. */
+  retire(snapshot: Retired): void {
+    this.#retired.add(snapshot)
+    this.#forgetRetired()
+  }
+
+  /** Returns the snapshot that is searched for, if it may be had now. */
+  #search({ id, early, fits, since }: Search): SealedSnapshot | undefined {
+    const mayHave = ({ undecided, notBefore }: SealedSnapshot): boolean => (early || !undecided) && notBefore <= since
+    if (id !== undefined) {
+      const found = this.#sealed.get(id)
+      return found !== undefined && mayHave(found) ? found : undefined
+    }
+    const oldest = performance.now() - VERDICT_MS
+    const waitsForVerdict = (snapshot: SealedSnapshot): boolean =>
+      snapshot.undecided && Math.min(snapshot.since, since) > oldest
+    const newest = [...this.#sealed.values()].findLast(
+      (snapshot) => (fits?.(snapshot.images) ?? true) && (mayHave(snapshot) || waitsForVerdict(snapshot)),
+    )
+    return newest !== undefined && mayHave(newest) ? newest : undefined
+  }
+
+  /** Wakes the searches for the newest once they have waited for the verdict on `snapshot` long enough. */
+  #wakeWithoutVerdict(snapshot: SealedSnapshot): void {
+    const left = snapshot.since + VERDICT_MS - performance.now()
+    // A timer may fire some milliseconds early, and `search` would find nothing then.
+    if (left > 0) setTimeout(() => this.#wakeWithoutVerdict(snapshot), Math.ceil(left)).unref()
+    else this.waiters.wake()
+  }
+
+  /** Drops the memory of a snapshot that was removed, once nobody reads it. */
+  #dropIfUnused(snapshot: SealedSnapshot): void {
+    if (this.#sealed.get(snapshot.id) === snapshot) return
+    if (snapshot.users === 0) snapshot.sink.drop()
+    this.retire(snapshot)
+  }
+
+  #forgetRetired(): void {
+    for (const one of this.#retired) if (one.users === 0 && one.sink.held === 0) this.#retired.delete(one)
   }
 }

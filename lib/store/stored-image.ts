@@ -6,7 +6,6 @@
  * bytes lie.
  */
 import type { ImageEntry } from '../format/image-list.ts'
-import type { ImageName } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
 import type { ImageWriter, SharedPages } from '../stream/image.ts'
 import { dropped } from './accounting.ts'
@@ -59,26 +58,17 @@ export function firstOf({ address, window }: Piece, bytes: number): Piece {
   return { address, window: window.subarray(0, bytes) }
 }
 
-/** The piece behind the first `bytes` of a piece. */
-export function restOf({ address, window }: Piece, bytes: number): Piece {
-  return { address: address + BigInt(bytes), window: window.subarray(bytes) }
-}
-
 /** Keeps the writers of a snapshot out of its memory once it was dropped. */
 export class WriteGuard {
-  #dropped = false
+  dropped = false
   /** The extent into which bytes come between a writer's `room` and its `wrote`. */
   #lent: Extent | undefined
   /** Resolves the promise `lent` of an extent that was dropped while bytes came. */
   #returned = (): void => {}
 
-  get dropped(): boolean {
-    return this.#dropped
-  }
-
   /** Throws `ABORTED` once the snapshot was dropped. */
   check(): void {
-    if (this.#dropped) throw dropped()
+    if (this.dropped) throw dropped()
   }
 
   /** Bytes may come into `extent` from now on, until `returned`. */
@@ -97,11 +87,11 @@ export class WriteGuard {
    * extent from others until they are there. A second call says that no more come. Returns whether this was the first.
    */
   drop(): boolean {
-    if (this.#dropped) {
+    if (this.dropped) {
       this.#returned()
       return false
     }
-    this.#dropped = true
+    this.dropped = true
     if (this.#lent !== undefined) {
       this.#lent.lent = new Promise((resolve) => {
         this.#returned = resolve
@@ -127,7 +117,6 @@ export interface WriterTarget {
 
 /** Takes one image into memory. All methods throw `ABORTED` once the snapshot was dropped. */
 export class MemoryWriter implements ImageWriter {
-  readonly #name: ImageName
   readonly #target: WriterTarget
   /** Where all bytes lie, for an image of pages that lie apart. */
   readonly #ranges: PageRanges | undefined
@@ -141,8 +130,7 @@ export class MemoryWriter implements ImageWriter {
   readonly shared?: SharedPages
 
   /** `ranges`, which are empty, become the places of an image of pages. */
-  constructor(name: ImageName, target: WriterTarget, ranges?: PageRanges) {
-    this.#name = name
+  constructor(target: WriterTarget, ranges?: PageRanges) {
     this.#target = target
     this.#ranges = ranges
     if (ranges !== undefined) this.shared = sharedPages(target, ranges)
@@ -152,9 +140,12 @@ export class MemoryWriter implements ImageWriter {
     const { guard } = this.#target
     guard.check()
     if (this.#space !== undefined && this.#filled === this.#space.window.length) this.#close(this.#space)
-    const space = this.#space ?? this.#open(wanted)
+    if (this.#space === undefined) {
+      this.#space = this.#target.space(wanted)
+      this.#extent = this.#target.pool.at(Number(this.#space.address))
+    }
     guard.lend(this.#extent)
-    return space.window.subarray(this.#filled)
+    return this.#space.window.subarray(this.#filled)
   }
 
   wrote(bytes: number): void {
@@ -172,14 +163,7 @@ export class MemoryWriter implements ImageWriter {
     if (this.#space !== undefined) this.#close(this.#space)
     const spaces = this.#spaces
     if (this.#ranges === undefined) this.#target.end({ ...entry, pieces: spaces })
-    else this.#target.end({ ...entry, name: this.#name, ...piecesAt(pool, this.#ranges), spaces })
-  }
-
-  #open(wanted: number): Piece {
-    const space = this.#target.space(wanted)
-    this.#extent = this.#target.pool.at(Number(space.address))
-    this.#space = space
-    return space
+    else this.#target.end({ ...entry, ...piecesAt(pool, this.#ranges), spaces })
   }
 
   #close(space: Piece): void {

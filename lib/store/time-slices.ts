@@ -5,9 +5,9 @@ const LONGEST_SLICE_MS = 10
 /** Nobody waits for background work, so it holds up other work for less time. */
 const LONGEST_BACKGROUND_SLICE_MS = 1
 
-/** Runs a generator to its end. Other work has a turn where the generator yields after `longestMs` or more. */
+/** Runs an iterator to its end. Other work has a turn where the iterator yields after `longestMs` or more. */
 export async function runInSlices<Result>(
-  work: Generator<unknown, Result>,
+  work: Iterator<unknown, Result>,
   longestMs = LONGEST_SLICE_MS,
 ): Promise<Result> {
   for (let since = performance.now(); ; ) {

@@ -23,7 +23,7 @@ import { imageName, type SnapshotId, snapshotId } from '../../lib/format/names.t
 import { encodePreamble } from '../../lib/format/preamble.ts'
 import { socketPair } from '../../lib/kernel/unix.ts'
 import type { Progress } from '../../lib/progress.ts'
-import { openPeerMemory } from '../../lib/store/accounting.ts'
+import { PeerMemory } from '../../lib/store/accounting.ts'
 import { Pool } from '../../lib/store/pool.ts'
 import { Snapshots } from '../../lib/store/snapshots.ts'
 import { ConnectionGroups } from '../../lib/stream/connection-groups.ts'
@@ -56,7 +56,7 @@ function openCache() {
   }
   const pool = new Pool(64 * MIB)
   const connections = new Connections({ most: 16, silentMs: 5000 })
-  const peers = openPeerMemory(pool)
+  const peers = new PeerMemory(pool)
   peers.relief = () => connections.relieve(true)
   const snapshots = new Snapshots(pool, { relieve: () => connections.relieve(false), idleMs: PATIENCE_MS })
   const options: CacheOptions = {

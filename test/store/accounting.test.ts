@@ -1,6 +1,6 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { type Account, openAccount, openImageCharges, openPeerMemory } from '../../lib/store/accounting.ts'
+import { Account, ImageCharges, PeerMemory } from '../../lib/store/accounting.ts'
 import { EXTENT, Pool } from '../../lib/store/pool.ts'
 import { throwsFault } from '../expect.ts'
 
@@ -9,7 +9,7 @@ const MIB = 2 ** 20
 
 test('bytes that are added count to the pool, and close gives them back once', () => {
   const pool = new Pool(4 * MIB)
-  const charges = openAccount(pool)
+  const charges = new Account(pool)
   charges.add(3 * MIB)
   charges.add(-MIB)
   assert.equal([charges.bytes, pool.used], [2 * MIB, 2 * MIB])
@@ -22,7 +22,7 @@ test('bytes that are added count to the pool, and close gives them back once', (
 
 test('a closed account refuses more bytes, and ignores bytes that are given back twice', () => {
   const pool = new Pool(4 * MIB)
-  const charges = openAccount(pool)
+  const charges = new Account(pool)
   charges.add(MIB)
   charges.close()
   charges.add(-MIB)
@@ -32,7 +32,7 @@ test('a closed account refuses more bytes, and ignores bytes that are given back
 
 test('the holder that gives way for a charge may be the one that asks: nothing stays counted', () => {
   const pool = new Pool(EXTENT)
-  const [own, other] = [openAccount(pool), openAccount(pool)]
+  const [own, other] = [new Account(pool), new Account(pool)]
   own.add(EXTENT)
   pool.relief = () => {
     own.close()
@@ -53,13 +53,13 @@ test('peers have a quarter of the pool, at least 16 MiB of it and at most 128', 
     [512, 128],
     [8192, 128],
   ] as const) {
-    assert.is(openPeerMemory(new Pool(pool * MIB)).limit, peers * MIB, `of ${pool} MiB`)
+    assert.is(new PeerMemory(new Pool(pool * MIB)).limit, peers * MIB, `of ${pool} MiB`)
   }
 })
 
 test('all peers share one budget: one that asks for more than is left is refused, and holds what it had', () => {
   const pool = new Pool(64 * MIB)
-  const peers = openPeerMemory(pool)
+  const peers = new PeerMemory(pool)
   const each = Array.from({ length: 16 }, () => peers.open())
   for (const one of each) one.add(MIB)
   assert.equal([peers.used, pool.used], [16 * MIB, 16 * MIB])
@@ -75,7 +75,7 @@ test('all peers share one budget: one that asks for more than is left is refused
 
 test('where the pool is full of images no peer gets more, and its budget is as it was', () => {
   const pool = new Pool(16 * MIB)
-  const peers = openPeerMemory(pool)
+  const peers = new PeerMemory(pool)
   for (let count = 0; count < 7; count++) pool.take()
   const one = peers.open()
   one.add(2 * MIB)
@@ -87,7 +87,7 @@ test('where the pool is full of images no peer gets more, and its budget is as i
 
 test('where the budget is used up peers give way, as many as it takes', () => {
   const pool = new Pool(64 * MIB)
-  const peers = openPeerMemory(pool)
+  const peers = new PeerMemory(pool)
   const still: Account[] = []
   let asked = 0
   peers.relief = () => {
@@ -110,7 +110,7 @@ test('where the budget is used up peers give way, as many as it takes', () => {
 
 test('the peer that gives way for the budget may be the one that asks: nothing stays counted', () => {
   const pool = new Pool(64 * MIB)
-  const peers = openPeerMemory(pool)
+  const peers = new PeerMemory(pool)
   const one = peers.open()
   peers.relief = () => {
     const had = one.bytes > 0
@@ -124,7 +124,7 @@ test('the peer that gives way for the budget may be the one that asks: nothing s
 
 test('the peer that gives way for the pool may be the one that asks, too', () => {
   const pool = new Pool(16 * MIB)
-  const peers = openPeerMemory(pool)
+  const peers = new PeerMemory(pool)
   for (let count = 0; count < 7; count++) pool.take()
   const one = peers.open()
   one.add(2 * MIB)
@@ -139,7 +139,7 @@ test('the peer that gives way for the pool may be the one that asks, too', () =>
 
 test('images are charged in portions; the first extent of their snapshot covers the first portion', () => {
   const paid: number[] = []
-  const pay = openImageCharges({ add: (bytes) => void paid.push(bytes) })
+  const pay = new ImageCharges({ charge: (bytes) => void paid.push(bytes) })
   const portion = 2 ** 18
   for (let images = 0; images < 128; images++) pay.opened(false)
   assert.equal(paid, [])

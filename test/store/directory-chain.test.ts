@@ -16,7 +16,8 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { encodePagemap, PAGE_BYTES, type PagemapEntry, pageFlag, readPagemap } from '../../lib/format/pagemap.ts'
-import { chainOf, chainSource } from '../../lib/store/directory-chain.ts'
+import { chainOf, flatImages } from '../../lib/store/directory-chain.ts'
+import { directorySource } from '../../lib/store/directory-stage.ts'
 import { reasonOf, rejectsFault, throwsFault } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
 import { chains, pagemapOf, pagesByAddress, splitDump, type Writing } from '../support/chains.ts'
@@ -37,7 +38,7 @@ const { parent, lazy, present } = pageFlag
 async function write(from: string, to: string): Promise<string[]> {
   mkdirSync(to)
   const names: string[] = []
-  for await (const { name, body } of chainSource(chainOf(from)).images) {
+  for (const { name, body } of flatImages(chainOf(from))) {
     const pieces: Uint8Array[] = []
     for await (const piece of body.pieces) pieces.push(Buffer.from(piece))
     writeFileSync(join(to, name), Buffer.concat(pieces), { flag: 'wx' })
@@ -179,14 +180,14 @@ test('the error for a parent that leads nowhere, or in a circle, has its path', 
 test('a chain that cannot be flattened is refused before the first image', ({ dir }) => {
   const [recorded] = chains()
   const [first = '', , , last = ''] = recorded?.directories ?? []
-  const preDump = throwsFault('FAILED_DUMP', () => chainSource(chainOf(first)))
+  const preDump = throwsFault('FAILED_DUMP', () => flatImages(chainOf(first)))
   assert.match(preDump.message, /\/1 is a pre-dump/)
   mkdirSync(join(dir, 'empty'))
-  throwsFault('FAILED_DUMP', () => chainSource([join(dir, 'empty')]))
+  throwsFault('FAILED_DUMP', () => flatImages([join(dir, 'empty')]))
   cpSync(last, join(dir, '4'), { recursive: true, verbatimSymlinks: true })
   mkdirSync(join(dir, '3'))
   writeFileSync(join(dir, '3', 'inventory.img'), Buffer.from('16313158020000000803', 'hex'))
-  const newer = throwsFault('FORMAT', () => chainSource(chainOf(join(dir, '4'))))
+  const newer = throwsFault('FORMAT', () => flatImages(chainOf(join(dir, '4'))))
   assert.match(newer.message, /\/3\/inventory\.img: images of version 3/)
 })
 
@@ -326,7 +327,7 @@ test('ranges may be longer than a piece, and begin anywhere', async ({ dir }) =>
 })
 
 test('a source that is destroyed throws the reason', async ({ dir }) => {
-  const source = chainSource(chainOf(twoLayers(dir)))
+  const source = directorySource(twoLayers(dir))
   const reason = new Error('enough')
   source.destroy(reason)
   const reading = (async () => {
@@ -361,7 +362,7 @@ test('a quarter of a GiB in many thousand ranges takes a few MiB of memory', asy
   const before = process.memoryUsage.rss()
   let most = before
   let bytes = 0
-  for await (const { body } of chainSource(chainOf(join(dir, '2'))).images) {
+  for (const { body } of flatImages(chainOf(join(dir, '2')))) {
     for await (const piece of body.pieces) {
       bytes += piece.length
       most = Math.max(most, process.memoryUsage.rss())

@@ -17,7 +17,8 @@ import { MOST_DATA } from '../../lib/format/frame.ts'
 import { imageName } from '../../lib/format/names.ts'
 import { check } from '../../lib/kernel/fd.ts'
 import { mkfifo } from '../../lib/kernel/libc.ts'
-import { directorySink, directorySource } from '../../lib/store/directory.ts'
+import { DirectorySink } from '../../lib/store/directory-sink.ts'
+import { directorySource } from '../../lib/store/directory-stage.ts'
 import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { frameWriter } from '../../lib/stream/frames.ts'
 import type { ImageSink, ImageSource } from '../../lib/stream/image.ts'
@@ -57,7 +58,7 @@ function tree(dir: string): string[] {
 
 test('images are written private, and the directory has its name only when it is sealed', async ({ dir, target }) => {
   const before = openFds()
-  const sink = directorySink(target)
+  const sink = new DirectorySink(target)
   await move(sourceOf(images), sink)
   assert.not(existsSync(target))
   const [partial = ''] = readdirSync(dir)
@@ -77,7 +78,7 @@ test('images are written private, and the directory has its name only when it is
 
 test('a drop leaves nothing behind, in the middle of an image too', async ({ dir, target }) => {
   const before = openFds()
-  const sink = directorySink(target)
+  const sink = new DirectorySink(target)
   const writer = await sink.open(imageName('pages-1.img'))
   writer.room(100).set(bytesOf('x', 100))
   await writer.wrote(100)
@@ -90,7 +91,7 @@ test('a drop leaves nothing behind, in the middle of an image too', async ({ dir
 })
 
 test('a damaged stream leaves nothing behind', async ({ dir, target }) => {
-  const sink = directorySink(target)
+  const sink = new DirectorySink(target)
   await rejectsFault('CRIU', move(sourceOf(images.slice(0, 2), new Fault('CRIU', 'criu failed')), sink))
   await sink.drop()
   assert.equal(readdirSync(dir), [])
@@ -105,7 +106,7 @@ test('a target that exists is refused before anything is written, and stays', ({
   symlinkSync('empty', join(dir, 'link-to-empty'))
   const before = tree(dir)
   for (const name of ['images', 'file', 'link', 'link-to-empty']) {
-    throwsFault('EXISTS', () => directorySink(join(dir, name)), name)
+    throwsFault('EXISTS', () => new DirectorySink(join(dir, name)), name)
   }
   assert.equal(tree(dir), before)
   assert.is(readFileSync(join(target, 'precious'), 'utf8'), 'x')
@@ -113,7 +114,7 @@ test('a target that exists is refused before anything is written, and stays', ({
 
 test('an empty directory at the target is replaced', async ({ dir, target }) => {
   mkdirSync(target, { mode: 0o755 })
-  const sink = directorySink(target)
+  const sink = new DirectorySink(target)
   await move(sourceOf(images), sink)
   sink.seal()
   assert.equal(readdirSync(dir), ['images'])
@@ -122,7 +123,7 @@ test('an empty directory at the target is replaced', async ({ dir, target }) => 
 })
 
 test('a target that appears meanwhile is not replaced', async ({ dir, target }) => {
-  const sink = directorySink(target)
+  const sink = new DirectorySink(target)
   await move(sourceOf(images), sink)
   mkdirSync(target)
   writeFileSync(join(target, 'precious'), 'x')
@@ -132,13 +133,13 @@ test('a target that appears meanwhile is not replaced', async ({ dir, target }) 
 })
 
 test('a place that cannot be written to is IO with a hint', ({ dir }) => {
-  const fault = throwsFault('IO', () => directorySink(join(dir, 'no', 'images')))
+  const fault = throwsFault('IO', () => new DirectorySink(join(dir, 'no', 'images')))
   assert.match(fault.message, 'ENOENT')
   assert.ok(fault.hint)
 })
 
 test('a file that cannot be made is IO', async ({ target }) => {
-  const sink = directorySink(target)
+  const sink = new DirectorySink(target)
   await sink.drop()
   await rejectsFault('IO', Promise.resolve(sink.open(imageName('a.img'))))
 })
@@ -155,7 +156,7 @@ test('a link in the place of the partial directory gets no image, and never the 
   const before = openFds()
   for (const name of ['images', 'early', 'late']) {
     const at = join(dir, name)
-    const sink = directorySink(at)
+    const sink = new DirectorySink(at)
     const partial = readdirSync(dir).find((each) => each.startsWith(`.${name}.partial-`)) ?? ''
     if (name === 'early') exchange(dir, partial, victim)
     await move(sourceOf(images), sink)
@@ -175,7 +176,7 @@ test('nothing gets the name after the parent was moved away', async ({ dir }) =>
   const parent = join(dir, 'parent')
   mkdirSync(parent)
   mkdirSync(join(dir, 'victim'))
-  const sink = directorySink(join(parent, 'images'))
+  const sink = new DirectorySink(join(parent, 'images'))
   await move(sourceOf(images), sink)
   exchange(dir, 'parent', join(dir, 'victim'))
   assert.match(throwsFault('IO', () => sink.seal()).message, /exchanged/)
@@ -209,7 +210,7 @@ test('an image that is no regular file is refused, not left out', ({ dir, target
 })
 
 test('what was written can be read', async ({ target }) => {
-  const written = directorySink(target)
+  const written = new DirectorySink(target)
   await move(sourceOf(images), written)
   written.seal()
   const sink = new MemorySnapshot(pool)
@@ -219,12 +220,12 @@ test('what was written can be read', async ({ target }) => {
   sink.drop()
 })
 
-test('an incremental dump is refused, its parent a link or not', ({ dir, target }) => {
+test('an incremental dump without its parent is refused, its parent a link or not', ({ dir, target }) => {
   fill(target, ['inventory.img'])
   symlinkSync('../nowhere', join(target, 'parent'))
-  assert.match(throwsFault('USAGE', () => directorySource(target)).message, 'incremental')
+  assert.match(throwsFault('MISSING', () => directorySource(target)).message, /^the parent of .*, \.\.\/nowhere,/)
   fill(join(dir, 'second'), ['inventory.img', 'parent'])
-  throwsFault('USAGE', () => directorySource(join(dir, 'second')))
+  throwsFault('MISSING', () => directorySource(join(dir, 'second')))
 })
 
 test('a directory without inventory.img is FAILED_DUMP, and a link is no inventory.img', ({ target }) => {

@@ -1,5 +1,6 @@
 /**
- * A directory that gets its name only when all files are in it.
+ * Writes images into a directory, as CRIU itself writes them. It gets its name only when all files are in it and
+ * verified. Its mode is 0700, that of its files 0600. So a failed run leaves nothing, and nobody else reads the images.
  *
  * It may be made below a directory of another user, who can then rename it and put a link in its place. So nothing is
  * found by its path: the parent and the new directory are opened once, and files and names are made and removed by
@@ -20,12 +21,16 @@ import {
 import { type FileHandle, open } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
+import { MOST_DATA } from '../format/frame.ts'
+import type { ImageName } from '../format/names.ts'
 import { openPath, renameNew } from '../kernel/rename.ts'
 import { userName } from '../kernel/trusted-path.ts'
+import type { ImageSink, ImageWriter } from '../stream/image.ts'
+import { faultBy, ioFault, orFault } from './directory.ts'
 
 const { O_DIRECTORY, O_NOFOLLOW, O_RDONLY } = constants
 
-export class PartialDirectory {
+export class DirectorySink implements ImageSink {
   /** The path as the caller gave it, and made absolute. */
   readonly #path: string
   readonly #target: string
@@ -37,8 +42,9 @@ export class PartialDirectory {
   /** Descriptors of `#folder` and of the directory itself. */
   readonly #parent: number
   readonly #directory: number
-  /** Files that were made in it. */
+  /** Files that were made in it, and those of them that are open. */
   readonly #written: string[] = []
+  readonly #files = new Set<FileHandle>()
   #isOpen = true
 
   /** Throws `EXISTS` if `path` is there and is not an empty directory, `IO` if nothing can be made beside it. */
@@ -47,7 +53,7 @@ export class PartialDirectory {
     this.#target = resolve(path)
     this.#folder = dirname(this.#target)
     this.#name = basename(this.#target)
-    this.#parent = openParent(this.#folder)
+    this.#parent = orFault(() => openPath(this.#folder), unmade(this.#folder))
     let made: number | undefined
     try {
       refuseUnlessEmpty(this.#beside(this.#name), this.#target, this.#parent)
@@ -57,33 +63,54 @@ export class PartialDirectory {
     } catch (cause) {
       if (made !== undefined) closeSync(made)
       closeSync(this.#parent)
-      throw cause instanceof Fault ? cause : unmade(this.#folder, cause)
+      throw cause instanceof Fault ? cause : unmade(this.#folder)(cause)
     }
     this.#directory = made
   }
 
-  /** Makes a file in it, mode 0600. Throws `IO` after `seal` or `drop`. Rejects with what open(2) says. */
-  async create(name: string): Promise<FileHandle> {
+  /** Makes a file in it, mode 0600. Rejects with `IO`, also after `seal` or `drop`. */
+  async open(name: ImageName): Promise<ImageWriter> {
     if (!this.#isOpen) throw new Fault('IO', `${this.#path} was dropped`)
-    const handle = await open(join(descriptorPath(this.#directory), name), 'wx', 0o600)
+    const failed = ioFault(join(this.#path, name))
+    const file = await open(join(descriptorPath(this.#directory), name), 'wx', 0o600).catch(failed)
     this.#written.push(name)
-    return handle
+    this.#files.add(file)
+    const scratch = Buffer.allocUnsafeSlow(MOST_DATA)
+    return {
+      room: () => scratch,
+      async wrote(bytes) {
+        for (let done = 0; done < bytes; ) {
+          done += (await file.write(scratch, done, bytes - done).catch(failed)).bytesWritten
+        }
+      },
+      end: async () => {
+        this.#files.delete(file)
+        await file.close().catch(failed)
+      },
+    }
   }
 
-  /** Gives it its name. Throws `EXISTS` or `IO`. */
+  /** Everything is there: gives the directory its name. Throws `EXISTS` or `IO`. */
   seal(): void {
-    const [parent, from, to] = [this.#parent, this.#beside(this.#temporary), this.#beside(this.#name)]
+    const [path, from, to] = [this.#target, this.#beside(this.#temporary), this.#beside(this.#name)]
     if (!this.#isAt(from)) throw exchanged(join(this.#folder, this.#temporary))
-    if (refuseUnlessEmpty(to, this.#target, parent)) makeWay(to, this.#target)
-    const became = renameNew(parent, this.#temporary, this.#name)
-    if (became === 'in the way') throw inTheWay(this.#target)
-    if (became === 'unknown') renamePlainly(from, to, this.#target)
-    if (!this.#isAt(this.#target)) throw exchanged(this.#target)
+    if (refuseUnlessEmpty(to, path, this.#parent)) {
+      orFault(
+        () => rmdirSync(to),
+        () => inTheWay(path),
+      )
+    }
+    const became = renameNew(this.#parent, this.#temporary, this.#name)
+    if (became === 'in the way') throw inTheWay(path)
+    // A file system without RENAME_NOREPLACE: an empty directory is replaced at most.
+    if (became === 'unknown') orFault(() => renameSync(from, to), faultBy('IO', `cannot give ${path} its name`))
+    if (!this.#isAt(path)) throw exchanged(path)
     this.#close()
   }
 
   /** Removes what was written, unless it was sealed. May be called twice. */
-  drop(): void {
+  async drop(): Promise<void> {
+    for (const file of this.#files) await file.close().catch(() => {})
     if (!this.#isOpen) return
     try {
       for (const file of this.#written) unlinkSync(join(descriptorPath(this.#directory), file))
@@ -123,25 +150,8 @@ export class PartialDirectory {
   }
 }
 
-/** For a file system without RENAME_NOREPLACE. Replaces an empty directory at most. `path` is for messages. */
-function renamePlainly(from: string, to: string, path: string): void {
-  try {
-    renameSync(from, to)
-  } catch (cause) {
-    throw new Fault('IO', `cannot give ${path} its name (${(cause as NodeJS.ErrnoException).code})`, { cause })
-  }
-}
-
 function descriptorPath(directory: number): string {
   return `/proc/self/fd/${directory}`
-}
-
-function openParent(folder: string): number {
-  try {
-    return openPath(folder)
-  } catch (cause) {
-    throw unmade(folder, cause)
-  }
 }
 
 /**
@@ -168,14 +178,6 @@ function refuseUnlessFresh(directory: number, path: string): void {
   if ((mode & 0o022) !== 0 || readdirSync(descriptorPath(directory)).length > 0) throw exchanged(path)
 }
 
-function makeWay(at: string, path: string): void {
-  try {
-    rmdirSync(at)
-  } catch {
-    throw inTheWay(path)
-  }
-}
-
 function inTheWay(path: string): Fault {
   return new Fault('EXISTS', `${path} is there already and is not an empty directory`, {
     hint: 'name a directory that does not exist yet',
@@ -188,9 +190,6 @@ function exchanged(path: string): Fault {
   })
 }
 
-function unmade(folder: string, cause: unknown): Fault {
-  return new Fault('IO', `cannot make a directory in ${folder} (${(cause as NodeJS.ErrnoException).code})`, {
-    hint: 'it must exist and be writable',
-    cause,
-  })
+function unmade(folder: string): (cause: unknown) => Fault {
+  return faultBy('IO', `cannot make a directory in ${folder}`, 'it must exist and be writable')
 }
