@@ -1,7 +1,6 @@
 #!/usr/bin/env node
-import { dumpOptions, dumpUsage, readDumpOptions } from '../lib/cli/dump-options.ts'
+import { dumpCommand, readDumpOptions } from '../lib/cli/dump-options.ts'
 import { main } from '../lib/cli/main.ts'
-import { commandName } from '../lib/command-name.ts'
 import { dumpFromDirectory, dumpFromListener, dumpTree } from '../lib/commands/dump.ts'
 import { handOverTree, settleVia } from '../lib/commands/dump-via.ts'
 import { findCriu } from '../lib/criu/run.ts'
@@ -9,9 +8,7 @@ import { freshId } from '../lib/store/fresh-id.ts'
 import { stdoutLink } from '../lib/stream/endpoint.ts'
 import { tuningOf } from '../lib/stream/tuning.ts'
 
-const command = { name: commandName('dump-to-stdout'), usage: dumpUsage, options: dumpOptions }
-
-main(command, async ({ values, rest, report, signal }) => {
+main(dumpCommand, async ({ values, rest, report, signal }) => {
   const { job, id = freshId(), send, ...common } = readDumpOptions(values, rest)
   const options = { ...common, id, tuning: tuningOf(send), report, signal }
   switch (job.kind) {

@@ -1,8 +1,7 @@
 #!/usr/bin/env node
 import { main } from '../lib/cli/main.ts'
 import { readManualVerdict } from '../lib/cli/manual-verdict-options.ts'
-import { readRestoreOptions, restoreOptions, restoreUsage } from '../lib/cli/restore-options.ts'
-import { commandName } from '../lib/command-name.ts'
+import { readRestoreOptions, restoreCommand } from '../lib/cli/restore-options.ts'
 import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/commands/restore.ts'
 import { findCriu } from '../lib/criu/run.ts'
 import { HOLD_DIRECTORY } from '../lib/defaults.ts'
@@ -10,9 +9,7 @@ import { giveManualVerdict } from '../lib/handover/manual-verdict.ts'
 import { holdSocket } from '../lib/handover/standalone-target.ts'
 import { checkNetwork, connectEndpoint, parseEndpoint, stdoutLink } from '../lib/stream/endpoint.ts'
 
-const command = { name: commandName('restore-from-socket'), usage: restoreUsage, options: restoreOptions }
-
-main(command, async ({ values, rest, report, signal }) => {
+main(restoreCommand, async ({ values, rest, report, signal }) => {
   const verdict = readManualVerdict(values)
   if (verdict !== undefined) return giveManualVerdict(values.dir ?? HOLD_DIRECTORY, holdSocket(verdict.id), verdict)
   const { job, from, fromStdin, protection, ...common } = readRestoreOptions(values, rest)

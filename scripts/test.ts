@@ -79,7 +79,7 @@ const failures: string[] = []
 const again: Task[] = []
 let [passed, failed, done] = [0, 0, 0]
 
-/** Runs a file and tells how it went: `where` says what comes before its name. Returns what it has passed and failed. */
+/** Runs a file and tells how it went; `where` comes before its name. Returns what it has passed and failed. */
 async function runAndTell(task: Task, where: () => string): Promise<Score> {
   const begun = performance.now()
   const ran = await runFile(task)
