@@ -8,7 +8,7 @@ export function inheritedFd(flag: string, text: string): number {
   const fd = wholeNumber(flag, text, 3, 2 ** 20)
   if (isOpen(fd) && !isOfNode(fd)) return fd
   throw new Fault('USAGE', `${flag}: fd ${fd} is not open`, {
-    hint: `whoever starts this command must pass fd ${fd} on`,
+    hint: `the program that starts this command must pass fd ${fd} on`,
   })
 }
 

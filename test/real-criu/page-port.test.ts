@@ -192,7 +192,7 @@ function pagePort(criu: string): void {
       stranger.on('error', () => {})
       stranger.write(Buffer.alloc(32))
       await new Promise((resolve) => stranger.once('close', resolve))
-      await proxy.says(/whoever connected to the page server port is no criu that dumps/)
+      await proxy.says(/the client of the page server port is not a criu that dumps/)
       const dumped = await dump(criu, stage, pages).ended
       assert.is(dumped.code, 0, dumped.stderr + proxy.stderr())
       await cache.says(/restored in/)
