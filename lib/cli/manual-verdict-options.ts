@@ -6,8 +6,8 @@ import { atMostOne } from './parse.ts'
 export const manualVerdictOptions = { 'let-run': { type: 'string' }, drop: { type: 'string' } } as const
 
 /** The part of a usage text about these options. */
-export const manualVerdictHelp = `      --let-run ID     resume the copy of snapshot ID that is held in DIR. Only if you know
-                       that its process is gone at the source: else there are two
+export const manualVerdictHelp = `      --let-run ID     resume the copy of snapshot ID that is held in DIR. Only
+                       if you know that its process is gone at the source: else there are two
       --drop ID        kill that copy: its process runs on at the source`
 
 /** The verdict, if one is given. Throws `USAGE`. */

@@ -12,8 +12,8 @@ export const memoryOptions = {
 /** The part of `totalmem` that images may take if nobody says how much. */
 const SHARE = 0.8
 
-export const memoryHelp = `      --max-memory SZ  most memory for images (default: ${SHARE * 100} % of the memory of this
-                       machine, or of our control group)
+export const memoryHelp = `      --max-memory SZ  most memory for images (default: ${SHARE * 100} % of what this
+                       machine has, or our control group)
       --reserve SIZE   allocate this much of it before images come, to avoid page faults`
 
 /** Both in bytes. Throws `USAGE`. */

@@ -68,8 +68,9 @@ const there = {
 
 function status(now: Extract<Progress, { event: 'status' }>): string {
   if (now.of === 'proxy') return `dumps in progress: ${now.dumps}, sent: ${formatSize(now.sent)}`
+  const memory = `${formatSize(now.used)} of ${formatSize(now.limit)}`
   return (
-    `snapshots: ${now.snapshots}, chains: ${now.chains}, memory: ${formatSize(now.used)} of ${formatSize(now.limit)}, ` +
+    `snapshots: ${now.snapshots}, chains: ${now.chains}, memory: ${memory}, ` +
     `links: ${now.links}, silent: ${now.silent}, held for peers: ${formatSize(now.peers)}, ` +
     `restores that wait: ${now.parked}`
   )

@@ -10,8 +10,8 @@ export const sendOptions = {
   'no-checksum': { type: 'boolean', default: false },
 } as const
 
-export const sendHelp = `      --compress HOW   ${sendOptions.compress.default} (the default), zstd, lz4 or auto. auto picks
-                       what is fastest: none if the link is fast or the memory does not shrink
+export const sendHelp = `      --compress HOW   ${sendOptions.compress.default} (the default), zstd, lz4 or auto: what
+                       is fastest, none if the link is fast or if the memory does not shrink
       --rate-limit SZ  send at most SZ bytes per second, as in 50M
       --no-checksum    compare only sizes: damaged data is not noticed`
 

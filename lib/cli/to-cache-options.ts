@@ -15,13 +15,15 @@ export const toCacheOptions = {
   ...credentialOptions,
 } as const
 
-export const cacheAddressHelp = `      --address HOST   the host of the cache (default: ${toCacheOptions.address.default})
+const { address, timeout } = toCacheOptions
+
+export const cacheAddressHelp = `      --address HOST   the host of the cache (default: ${address.default})
       --port N         the port of the cache`
 
-export const agreementHelp = `      --until WHAT     kill the process here when the cache has all images (sealed, the default),
-                       or when the target has restored it and holds it (running)
+export const agreementHelp = `      --until WHAT     kill the process here when the cache has all images (sealed,
+                       the default), or when the target has restored it and holds it (running)
       --timeout SEC    how long the cache may be unreachable or take to agree, and how long
-                       criu may be silent (default: ${toCacheOptions.timeout.default})`
+                       criu may be silent (default: ${timeout.default})`
 
 export const sendToCacheHelp = `${sendHelp}
       --dedup          do not send pages that the cache has already, if it was started with

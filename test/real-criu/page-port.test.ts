@@ -135,7 +135,9 @@ function pagePort(criu: string): void {
       assert.is(ran.code, 1)
       assert.is(
         ran.stderr,
-        `pre-copy: error: another pre-copy is at work on process ${pid}, or on a tree that shares tasks with its own\npre-copy: hint: wait until it has ended; a proxy with rounds of it counts too, until it dumps it or ends\n`,
+        `pre-copy: error: another pre-copy is at work on process ${pid}, or on a tree that shares ` +
+          `tasks with its own\npre-copy: hint: wait until it has ended; a proxy with rounds of it ` +
+          `counts too, until it dumps it or ends\n`,
       )
       assert.not(existsSync(join(folder, 'owed')))
       await stayed()
