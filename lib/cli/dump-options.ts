@@ -62,7 +62,7 @@ after all its images are written; if anything fails before that, the tree runs o
       --settle ID      tell the target what became of the process of snapshot ID, whose
                        ${dump} was killed or could not reach the target
   -D, --dir DIR        work directory (default: a private temporary one; for the verdicts
-                       of --via ${HOLD_DIRECTORY})
+                       of --via: ${HOLD_DIRECTORY})
 ${snapshotHelp}
 ${criuHelp}
 ${sendHelp}

@@ -48,7 +48,7 @@ ${commandName('dump-to-stdout')} --via) is restored, but does not run until its 
       --to-dir DIR     write plain images; DIR appears when all of them are verified
 ${manualVerdictHelp}
   -D, --dir DIR        work directory (default: a private temporary one; for processes that
-                       are held ${HOLD_DIRECTORY})
+                       are held: ${HOLD_DIRECTORY})
       --timeout SEC    how long to wait for a connection and for a snapshot (default: ${timeoutOption.timeout.default})
 ${memoryHelp}
 ${criuHelp}
