@@ -15,19 +15,14 @@ main(cacheCommand, async ({ values, rest, ...life }) => {
     const answer = await askCache(request.directory, request)
     return answer === 'done' || answer === undefined ? undefined : printHoldings(answer, request.json)
   }
-  const { host, port, listener, connection, protection, criuRemote, restore, ...options } = readCacheOptions(
-    values,
-    rest,
-  )
-  const { credentials, allowUids, insecure } = protection
+  const choice = readCacheOptions(values, rest)
+  const { host, port, listener, connection, insecure, criuRemote, restore, ...options } = choice
   const where = listener === undefined ? { host, port } : inheritedListener(listener)
-  if (where.port !== undefined) await checkNetwork(where.host, credentials, insecure)
+  if (where.port !== undefined) await checkNetwork(where.host, options.credentials, insecure)
   const peer = connection === undefined ? undefined : await inheritedEndpoint(connection, insecure)
   await runCache({
     ...options,
     ...where,
-    credentials,
-    allowUids,
     first: peer?.take(),
     handler: criuRemote ? handleRemoteConnection : undefined,
     openRestores: (script, context) => new RemoteRestores(script, context),

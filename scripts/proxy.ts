@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { main } from '../lib/cli/main.ts'
 import { proxyCommand, readProxyOptions } from '../lib/cli/proxy-options.ts'
-import { runProxy } from '../lib/commands/proxy.ts'
+import { ImageProxy } from '../lib/commands/proxy.ts'
 import { RemoteDelivery } from '../lib/criu-remote/proxy.ts'
 import { ferryDelivery } from '../lib/precopy/ferry-delivery.ts'
 import { checkNetwork, inheritedEndpoint } from '../lib/stream/endpoint.ts'
@@ -13,5 +13,5 @@ main(proxyCommand, async ({ values, ...life }) => {
   const cache = at.kind === 'tcp' ? at : await inheritedEndpoint(at.fd, insecure)
   const way = { ...agreed, cache, tuning: tuningOf(send, life.report) }
   const delivery = remote ? new RemoteDelivery({ ...way, ...remote }) : ferryDelivery(way)
-  await runProxy({ ...place, delivery, ...life })
+  await new ImageProxy({ ...place, delivery, ...life }).run()
 })

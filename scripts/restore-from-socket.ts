@@ -12,8 +12,8 @@ import { checkNetwork, connectEndpoint, parseEndpoint, stdoutLink } from '../lib
 main(restoreCommand, async ({ values, rest, report, signal }) => {
   const verdict = readManualVerdict(values)
   if (verdict !== undefined) return giveManualVerdict(values.dir ?? HOLD_DIRECTORY, holdSocket(verdict.id), verdict)
-  const { job, from, fromStdin, protection, ...common } = readRestoreOptions(values, rest)
-  const { credentials, allowUids, insecure } = protection
+  const choice = readRestoreOptions(values, rest)
+  const { job, from, fromStdin, credentials, allowUids, insecure, ...common } = choice
   const criu = job.kind === 'tree' ? findCriu(job.criu) : ''
   const endpoint = parseEndpoint(from, credentials, allowUids)
   if (endpoint.kind === 'tcp') await checkNetwork(endpoint.host, credentials, insecure)

@@ -104,10 +104,9 @@ export function readCacheRequest(values: Values) {
   const { dir, ls, json, rm, pin, unpin, drop, 'let-run': letRun } = values
   const directory = required('--dir', dir, 'the directory that criu restore --stream gets as -D')
   const questions = { '--ls': ls, '--rm': rm, '--pin': pin, '--unpin': unpin, '--let-run': letRun, '--drop': drop }
-  atMostOne(questions)
+  const asks = atMostOne(questions)
   if (json && !ls) throw new Fault('USAGE', '--json is for --ls', { hint: 'add --ls' })
   const verdict = readManualVerdict(values)
-  const asks = Object.values(questions).some((value) => value !== undefined && value !== false)
   return asks ? { directory, ls, json, rm, pin, unpin, verdict } : undefined
 }
 
@@ -126,7 +125,7 @@ export function readCacheOptions(values: Values, criuOptions: readonly string[])
     listener,
     /** The descriptor of the first connection, if it was handed over. */
     connection: psSocket === undefined ? undefined : inheritedFd('--ps-socket', psSocket),
-    protection: readCredentials(values),
+    ...readCredentials(values),
     directory,
     id: readSnapshot(values),
     timeoutMs: timeoutMs(values.timeout),

@@ -78,7 +78,7 @@ export function readRestoreOptions(values: Values, criuOptions: readonly string[
     timeoutMs: timeoutMs(values.timeout),
     from,
     fromStdin: from === restoreOptions.from.default,
-    protection: readCredentials(values),
+    ...readCredentials(values),
     job: readJob(values, criuOptions),
   }
 }

@@ -36,7 +36,7 @@ import { freshId } from '../store/fresh-id.ts'
 import { takeReplayMemory } from '../stream/replay-buffer.ts'
 import { SENDER_WINDOW } from '../stream/resuming-sender.ts'
 
-export interface ProxyOptions {
+interface ProxyOptions {
   delivery: Delivery
   directory: string
   /** The id of every snapshot that passes; a fresh one each if undefined. */
@@ -45,15 +45,10 @@ export interface ProxyOptions {
   pagePort: number | undefined
   report: Report
   signal: AbortSignal
-  onStatus?: (listener: () => void) => void
+  onStatus: (listener: () => void) => void
 }
 
-/** Runs until the signal comes; throws its reason. Throws `EXISTS` or `IO` if the socket cannot be made. */
-export async function runProxy(options: ProxyOptions): Promise<never> {
-  return new ImageProxy(options).run()
-}
-
-class ImageProxy {
+export class ImageProxy {
   readonly #options: ProxyOptions
   readonly #work: WorkDir
   readonly #context: DeliveryContext
@@ -69,6 +64,7 @@ class ImageProxy {
   /** Bytes of images that went to the cache. */
   #sent = 0
 
+  /** Throws `EXISTS` or `IO` if the socket cannot be made. */
   constructor(options: ProxyOptions) {
     const { delivery, directory, pagePort, report, signal } = options
     this.#options = options
@@ -89,6 +85,7 @@ class ImageProxy {
     this.#refusals = openFailureLog(report)
   }
 
+  /** Runs until the signal comes; throws its reason. */
   async run(): Promise<never> {
     const { delivery, pagePort, report, signal, onStatus } = this.#options
     try {
@@ -100,7 +97,7 @@ class ImageProxy {
         this.#port = await this.#openPort(pagePort)
         report({ event: 'listening', at: `127.0.0.1:${this.#port.port}` })
       }
-      onStatus?.(() => report({ event: 'status', of: 'proxy', dumps: this.#running.size, sent: this.#sent }))
+      onStatus(() => report({ event: 'status', of: 'proxy', dumps: this.#running.size, sent: this.#sent }))
       report({ event: 'ready' })
       takeReplayMemory(SENDER_WINDOW).give()
       return await this.#acceptDumps()
