@@ -1,29 +1,27 @@
 #!/usr/bin/env node
-import { dumpOptions, dumpUsage, readDumpOptions } from '../lib/cli/dump-options.ts'
+import { dumpCommand, readDumpOptions } from '../lib/cli/dump-options.ts'
 import { main } from '../lib/cli/main.ts'
-import { commandName } from '../lib/command-name.ts'
 import { dumpFromDirectory, dumpFromListener, dumpTree } from '../lib/commands/dump.ts'
-import { handOverTree, settleVia } from '../lib/commands/dump-via.ts'
+import { handOverTree, withShellRoute } from '../lib/commands/dump-via.ts'
 import { findCriu } from '../lib/criu/run.ts'
+import { settleVerdict } from '../lib/handover/standalone-source.ts'
 import { freshId } from '../lib/store/fresh-id.ts'
 import { stdoutLink } from '../lib/stream/endpoint.ts'
 import { tuningOf } from '../lib/stream/tuning.ts'
 
-const command = { name: commandName('dump-to-stdout'), usage: dumpUsage, options: dumpOptions }
-
-main(command, async ({ values, rest, report, signal }) => {
+main(dumpCommand, async ({ values, rest, report, signal }) => {
   const { job, id = freshId(), send, ...common } = readDumpOptions(values, rest)
   const options = { ...common, id, tuning: tuningOf(send), report, signal }
   switch (job.kind) {
     case 'tree':
-      return dumpTree(findCriu(job.criu), job.pid, job.criuOptions, stdoutLink(), options)
+      return dumpTree({ ...job, criu: findCriu(job.criu) }, stdoutLink(), options)
     case 'hand-over':
-      return handOverTree(findCriu(job.criu), job.pid, job.criuOptions, job.command, { ...options, until: job.until })
+      return handOverTree({ ...job, criu: findCriu(job.criu) }, job.command, { ...options, until: job.until })
     case 'listener':
       return dumpFromListener(stdoutLink(), options)
     case 'directory':
       return dumpFromDirectory(job.path, stdoutLink(), options)
     case 'settle':
-      return settleVia(job.settled, job.command, options)
+      return withShellRoute(job.command, options, (route) => settleVerdict(job.settled, route))
   }
 })

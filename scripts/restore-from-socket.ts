@@ -1,21 +1,18 @@
 #!/usr/bin/env node
 import { main } from '../lib/cli/main.ts'
 import { readManualVerdict } from '../lib/cli/manual-verdict-options.ts'
-import { readRestoreOptions, restoreOptions, restoreUsage } from '../lib/cli/restore-options.ts'
-import { commandName } from '../lib/command-name.ts'
+import { readRestoreOptions, restoreCommand } from '../lib/cli/restore-options.ts'
 import { restoreToDirectory, restoreToListener, restoreTree } from '../lib/commands/restore.ts'
 import { findCriu } from '../lib/criu/run.ts'
 import { HOLD_DIRECTORY } from '../lib/defaults.ts'
 import { giveManualVerdict, holdSocket } from '../lib/handover/manual-verdict.ts'
 import { checkNetwork, connectEndpoint, parseEndpoint, stdoutLink } from '../lib/stream/endpoint.ts'
 
-const command = { name: commandName('restore-from-socket'), usage: restoreUsage, options: restoreOptions }
-
-main(command, async ({ values, rest, report, signal }) => {
+main(restoreCommand, async ({ values, rest, report, signal }) => {
   const verdict = readManualVerdict(values)
   if (verdict !== undefined) return giveManualVerdict(values.dir ?? HOLD_DIRECTORY, holdSocket(verdict.id), verdict)
-  const { job, from, fromStdin, protection, ...common } = readRestoreOptions(values, rest)
-  const { credentials, allowUids, insecure } = protection
+  const choice = readRestoreOptions(values, rest)
+  const { job, from, fromStdin, credentials, allowUids, insecure, ...common } = choice
   const criu = job.kind === 'tree' ? findCriu(job.criu) : ''
   const endpoint = parseEndpoint(from, credentials, allowUids)
   if (endpoint.kind === 'tcp') await checkNetwork(endpoint.host, credentials, insecure)

@@ -32,7 +32,8 @@ interface Run {
 export async function benchLongLinks(options: LongLinksOptions): Promise<string> {
   const { runs, kind } = options
   const lines = [
-    `${new Date().toISOString().slice(0, 10)}: ${cpus()[0]?.model}, ${cpus().length} cores; Linux ${release()}, Node ${process.version}; load before ${loadavg()[0]?.toFixed(1)}`,
+    `${new Date().toISOString().slice(0, 10)}: ${cpus()[0]?.model}, ${cpus().length} cores; Linux ` +
+      `${release()}, Node ${process.version}; load before ${loadavg()[0]?.toFixed(1)}`,
     `medians of ${runs} interleaved runs, ${kind} memory, sealed by the cache; x ideal: against size / rate`,
     SIMULATED_HOW,
     row(['link', 'size', 'connections', 'seconds', 'least-most', 'x ideal', 'x one', 'Mbit/s', 'CPU s']),

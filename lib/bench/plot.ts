@@ -18,14 +18,16 @@ export function plot(lanes: readonly Lane[], title: string): string {
     const middle = top + BAR / 2
     return [
       `<text x="${LEFT - 8}" y="${middle + 4}" text-anchor="end">${xmlText(name)}, ${formatSize(bytes)}</text>`,
-      `<rect x="${LEFT}" y="${top}" width="${(x(median(values)) - LEFT).toFixed(1)}" height="${BAR}" fill="${name === 'ferry' ? '#2a6' : '#999'}"/>`,
+      `<rect x="${LEFT}" y="${top}" width="${(x(median(values)) - LEFT).toFixed(1)}" height="${BAR}" ` +
+        `fill="${name === 'ferry' ? '#2a6' : '#999'}"/>`,
       `<path d="M${x(Math.min(...values)).toFixed(1)} ${middle}H${x(Math.max(...values)).toFixed(1)}" stroke="#000"/>`,
       `<text x="${(x(Math.max(...values)) + 6).toFixed(1)}" y="${middle + 4}">${median(values).toFixed(2)} s</text>`,
     ].join('\n')
   })
   const height = TOP + lanes.length * (BAR + GAP)
   return [
-    `<svg xmlns="http://www.w3.org/2000/svg" width="${LEFT + WIDTH + RIGHT}" height="${height}" font-family="sans-serif" font-size="12">`,
+    `<svg xmlns="http://www.w3.org/2000/svg" width="${LEFT + WIDTH + RIGHT}" height="${height}" ` +
+      `font-family="sans-serif" font-size="12">`,
     `<title>${xmlText(title)}</title>`,
     `<text x="8" y="18">${xmlText(title)}</text>`,
     ...bars,

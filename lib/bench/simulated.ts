@@ -42,7 +42,8 @@ export const linkKinds: readonly LinkKind[] = [
 ]
 
 export const SIMULATED_HOW =
-  'simulated: two network namespaces, packets carried between tun devices and held back by a program, rate by tc tbf; ' +
+  'simulated: two network namespaces, packets carried between tun devices and held back by a program, ' +
+  'rate by tc tbf; ' +
   'tcp cubic, buffers as Linux has them (tcp_rmem up to 6 MiB, tcp_wmem up to 4 MiB)'
 
 /** Why links cannot be simulated here. */

@@ -71,7 +71,10 @@ export function remarks(lanes: readonly Lane[]): string {
 function early(lane: Lane): string {
   const both = middle(lane, 'bothPeak')
   if (both === undefined) return ''
-  return `${lane.name} ${formatSize(lane.bytes)}: cache and process together held ${both.toFixed(2)} x the process at most\n`
+  return (
+    `${lane.name} ${formatSize(lane.bytes)}: cache and process together held ${both.toFixed(2)} x the ` +
+    `process at most\n`
+  )
 }
 
 function images(lane: Lane, lanes: readonly Lane[]): string {
@@ -92,15 +95,20 @@ const MANY = 100
 function start(lane: Lane): string {
   const [proxy, cache] = [middle(lane, 'proxyStart'), middle(lane, 'cacheStart')]
   if (proxy === undefined || cache === undefined) return ''
-  return `${lane.name} ${formatSize(lane.bytes)}: sockets there ${proxy.toFixed(2)} s (proxy) and ${cache.toFixed(2)} s (cache) after the start\n`
+  return (
+    `${lane.name} ${formatSize(lane.bytes)}: sockets there ${proxy.toFixed(2)} s (proxy) and ` +
+    `${cache.toFixed(2)} s (cache) after the start\n`
+  )
 }
 
 /** One paragraph: where and with what. */
 export function describe(machine: Machine, kind: string, runs: number, children: number): string {
   const { date, processor, cores, memory, kernel, criu, node, load } = machine
   return [
-    `${date}: ${processor}, ${cores} cores, ${memory}; Linux ${kernel}, CRIU ${criu}, Node ${node}; load before ${load.toFixed(1)}`,
-    `medians of ${runs} interleaved runs, ${kind} memory${children === 0 ? '' : `, ${children} children`}, each verified afterwards; still: the process's own clock, freeze to running`,
+    `${date}: ${processor}, ${cores} cores, ${memory}; Linux ${kernel}, CRIU ${criu}, Node ${node}; ` +
+      `load before ${load.toFixed(1)}`,
+    `medians of ${runs} interleaved runs, ${kind} memory${children === 0 ? '' : `, ${children} children`}, ` +
+      "each verified afterwards; still: the process's own clock, freeze to running",
     '',
   ].join('\n')
 }

@@ -90,7 +90,7 @@ function pinHolding(id: SnapshotId, pinned: boolean, context: CacheContext): voi
   const { snapshots, options } = context
   holding(id, context)
   if (!snapshots.all.some((each) => each.id === id && each.state !== 'leaving'))
-    throw new Fault('MISSING', `of snapshot ${id} no images are here`)
+    throw new Fault('MISSING', `no images of snapshot ${id} are here`)
   if (!pinned) return void snapshots.pinned.delete(id)
   if (options.releaseEarly) throw new Fault('REFUSED', 'a cache with --release-early keeps nothing that is restored')
   snapshots.pinned.add(id)

@@ -1,6 +1,6 @@
 /** The command line of the benchmark. */
 import type { ValuesOf } from './common-options.ts'
-import { credentialHelp, credentialOptions, type Protection, readCredentials } from './credential-options.ts'
+import { credentialHelp, credentialOptions, readCredentials } from './credential-options.ts'
 import { exitCodeHelp } from './exit-codes.ts'
 import { atMostOne, oneOf, wholeMiB, wholeNumber } from './parse.ts'
 
@@ -56,45 +56,27 @@ example, on two hosts:
   npm run bench -- --link 127.0.0.1:9997 --size 4G`
 }
 
-type BenchJob<Way> =
-  | { kind: 'long-links'; size: number | undefined; place: string }
-  | { kind: 'link'; endpoint: string; connections: number; protection: Protection }
-  | {
-      kind: 'moves'
-      ways: readonly Way[]
-      children: number
-      /** The one that is found if undefined. */
-      criu: string | undefined
-      place: string
-      json: boolean
-      chart: string | undefined
-    }
-
-interface BenchChoice<Kind, Way> {
-  common: { sizes: number[]; kind: Kind; runs: number }
-  job: BenchJob<Way>
-}
-
 /** What is to be measured, of these kinds of memory and these ways. Throws `USAGE`. */
 export function readBenchOptions<Kind extends string, Way extends { name: string }>(
   values: ValuesOf<typeof benchOptions>,
   kinds: readonly Kind[],
   ways: readonly Way[],
-): BenchChoice<Kind, Way> {
+) {
   const { link, only, plot, json, place, criu, 'long-links': long } = values
   const sizes = (values.size ?? [DEFAULT_SIZE]).map((size) => wholeMiB('--size', size))
   const kind = oneOf('--memory', values.memory, kinds)
   const common = { sizes, kind, runs: wholeNumber('--runs', values.runs, 1, 1000) }
   atMostOne({ '--link': link, '--long-links': long, '--only, --plot or --json': only ?? plot ?? json })
-  if (long) return { common, job: { kind: 'long-links', size: values.size && sizes[0], place } }
+  if (long) return { common, job: { kind: 'long-links' as const, size: values.size && sizes[0], place } }
   if (link !== undefined) {
     const connections = wholeNumber('--connections', values.connections, 1, 16)
-    return { common, job: { kind: 'link', endpoint: link, connections, protection: readCredentials(values) } }
+    return { common, job: { kind: 'link' as const, endpoint: link, connections, protection: readCredentials(values) } }
   }
   const names = ways.map(({ name }) => name)
   const chosen = only?.map((name) => oneOf('--only', name, names)) ?? names
   const children = wholeNumber('--tree', values.tree, 0, 1000)
   if (children > 0) atMostOne({ '--tree': values.tree, '--memory heap': kind === 'heap' })
   const moved = ways.filter(({ name }) => chosen.includes(name))
-  return { common, job: { kind: 'moves', ways: moved, children, criu, place, json, chart: plot } }
+  /** `criu`: the one that is found if undefined. */
+  return { common, job: { kind: 'moves' as const, ways: moved, children, criu, place, json, chart: plot } }
 }

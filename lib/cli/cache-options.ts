@@ -2,23 +2,23 @@
 
 import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
-import { type SnapshotId, snapshotId } from '../format/names.ts'
 import {
   addressOption,
   criuHelp,
   criuOption,
   daemonCommonHelp,
+  readSnapshot,
   snapshotOption,
   timeoutOption,
   type ValuesOf,
 } from './common-options.ts'
-import { credentialHelp, credentialOptions, type Protection, readCredentials } from './credential-options.ts'
-import { daemonHelp, daemonOptions } from './daemon-options.ts'
+import { credentialHelp, credentialOptions, readCredentials } from './credential-options.ts'
+import { daemonHelp, daemonOptions } from './daemon.ts'
 import { exitCodeHelp } from './exit-codes.ts'
 import { inheritedFd, listenFd } from './inherited-fds.ts'
 import { manualVerdictHelp, manualVerdictOptions, readManualVerdict } from './manual-verdict-options.ts'
-import { type Memory, memoryHelp, memoryOptions, readMemory } from './memory-options.ts'
-import { atMostOne, required, timeoutMs, wholeNumber } from './parse.ts'
+import { memoryHelp, memoryOptions, readMemory } from './memory-options.ts'
+import { atMostOne, portOf, required, timeoutMs } from './parse.ts'
 import { isCriuRemote, wireHelp, wireOption } from './wire-option.ts'
 
 export const cacheOptions = {
@@ -47,7 +47,7 @@ export const cacheOptions = {
 
 const cache = commandName('cache')
 
-export const cacheUsage = `usage: ${cache} --port N -D DIR [OPTIONS] [-- CRIU OPTIONS]
+const usage = `usage: ${cache} --port N -D DIR [OPTIONS] [-- CRIU OPTIONS]
        ${cache} -D DIR --ls [--json] | --rm ID | --pin ID | --unpin ID
        ${cache} -D DIR --let-run ID | --drop ID
 
@@ -65,17 +65,17 @@ With --action-script DIR/post-restore criu restore takes part in a hand-over.
       --restore        restore every process that is handed over, as soon as its images are
                        here
       --release-early  free the images while they are restored: less memory, but only one try
-      --keep           keep a snapshot whose process runs, for more restores of it (--rm drops
+      --keep           keep a snapshot whose process runs, for more restores of it (--rm removes
                        it). Copies of one process share its identity: pids, host name, keys,
                        connections. Give each a pid and a network namespace
       --dedup          let senders leave out pages that are here, and store those once. A
                        sender learns which pages are here: for snapshots of one owner
       --ls             list what the cache in DIR holds: id, state, memory, age
       --json           print the list as one JSON object
-      --rm ID          drop a snapshot or an unfinished chain, but none whose process may be
-                       lost with it
+      --rm ID          remove a snapshot or an unfinished chain; refused where a process may
+                       be lost with it
       --pin ID         keep this snapshot, as --keep does, also when memory runs out
-      --unpin ID       undo --pin; this does not drop the snapshot
+      --unpin ID       undo --pin; this does not remove the snapshot
 ${manualVerdictHelp}
 ${criuHelp}
       --timeout SEC    how long a restore waits for its snapshot, how long an unfinished chain
@@ -97,51 +97,21 @@ example, on the target host:
 
 type Values = ValuesOf<typeof cacheOptions>
 
-interface CacheRequest {
-  directory: string
-  ls: boolean
-  json: boolean
-  rm: string | undefined
-  pin: string | undefined
-  unpin: string | undefined
-  verdict: ReturnType<typeof readManualVerdict>
-}
+export const cacheCommand = { name: cache, usage, options: cacheOptions, daemon: true as const }
 
 /** What the cache that runs in a directory is asked for; undefined where a cache is to be started. Throws `USAGE`. */
-export function readCacheRequest(values: Values): CacheRequest | undefined {
+export function readCacheRequest(values: Values) {
   const { dir, ls, json, rm, pin, unpin, drop, 'let-run': letRun } = values
   const directory = required('--dir', dir, 'the directory that criu restore --stream gets as -D')
   const questions = { '--ls': ls, '--rm': rm, '--pin': pin, '--unpin': unpin, '--let-run': letRun, '--drop': drop }
-  atMostOne(questions)
+  const asks = atMostOne(questions)
   if (json && !ls) throw new Fault('USAGE', '--json is for --ls', { hint: 'add --ls' })
   const verdict = readManualVerdict(values)
-  const asks = Object.values(questions).some((value) => value !== undefined && value !== false)
   return asks ? { directory, ls, json, rm, pin, unpin, verdict } : undefined
 }
 
-interface CacheChoice extends Memory {
-  host: string
-  /** Undefined: no port to listen on by itself. */
-  port: number | undefined
-  /** The descriptor of a listening socket that systemd handed over. */
-  listener: number | undefined
-  /** The descriptor of the first connection, if it was handed over. */
-  connection: number | undefined
-  protection: Protection
-  directory: string
-  id: SnapshotId | undefined
-  timeoutMs: number
-  keep: boolean
-  dedup: boolean
-  releaseEarly: boolean
-  /** Whether it hears the wire of `criu --remote`. */
-  criuRemote: boolean
-  /** Undefined: it restores nothing by itself. `criu`: the one that is found if undefined. */
-  restore: { criu: string | undefined; options: readonly string[] } | undefined
-}
-
 /** The cache that is to be started. `criuOptions`: what follows `--`. Throws `USAGE`. */
-export function readCacheOptions(values: Values, criuOptions: readonly string[]): CacheChoice {
+export function readCacheOptions(values: Values, criuOptions: readonly string[]) {
   const { dir, snapshot, keep, dedup, restore, criu, 'release-early': releaseEarly, 'ps-socket': psSocket } = values
   const directory = required('--dir', dir, 'the directory that criu restore --stream gets as -D')
   atMostOne({ '--keep': keep, '--release-early': releaseEarly })
@@ -151,15 +121,18 @@ export function readCacheOptions(values: Values, criuOptions: readonly string[])
   return {
     host: values.address,
     port: readPort(values, listener),
+    /** The descriptor of a listening socket that systemd handed over. */
     listener,
+    /** The descriptor of the first connection, if it was handed over. */
     connection: psSocket === undefined ? undefined : inheritedFd('--ps-socket', psSocket),
-    protection: readCredentials(values),
+    ...readCredentials(values),
     directory,
-    id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
+    id: readSnapshot(values),
     timeoutMs: timeoutMs(values.timeout),
     ...readMemory(values),
     ...{ keep, dedup, releaseEarly },
     criuRemote: isCriuRemote(values, refused),
+    /** Undefined: it restores nothing by itself. `criu`: the one that is found if undefined. */
     restore: restore ? { criu, options: criuOptions } : undefined,
   }
 }
@@ -167,6 +140,6 @@ export function readCacheOptions(values: Values, criuOptions: readonly string[])
 /** The port to listen on; none where a listener or the one connection was handed over. */
 function readPort({ port, 'ps-socket': psSocket }: Values, listener: number | undefined): number | undefined {
   atMostOne({ '--port': port, LISTEN_FDS: listener })
-  if (port === undefined && (psSocket !== undefined || listener !== undefined)) return undefined
-  return wholeNumber('--port', required('--port', port, 'as in --port 9997'), 0, 65535)
+  if (psSocket === undefined && listener === undefined) required('--port', port, 'as in --port 9997')
+  return portOf('--port', port)
 }

@@ -1,5 +1,6 @@
 /** Options that several commands have, one by one, each with its help and its default. */
 import type { ParseArgsConfig, parseArgs } from 'node:util'
+import { type SnapshotId, snapshotId } from '../format/names.ts'
 
 export type Options = NonNullable<ParseArgsConfig['options']>
 /** What `parseArgs` makes of a command line with the options `Spec`. */
@@ -31,13 +32,13 @@ export const snapshotOption = { snapshot: { type: 'string' } } as const
 export const snapshotHelp = `      --snapshot ID    the name of the snapshot (default: made from the time, the host name
                        and random characters)`
 
+/** Undefined: a fresh one, or whichever the peer has. Throws `USAGE`. */
+export function readSnapshot({ snapshot }: ValuesOf<typeof snapshotOption>): SnapshotId | undefined {
+  return snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE')
+}
+
 /** Where a cache listens, and where its clients look for it. */
 export const addressOption = { address: { type: 'string', default: '127.0.0.1' } } as const
 
 /** In seconds. */
 export const timeoutOption = { timeout: { type: 'string', default: '60' } } as const
-
-/** For a command that sends to a cache. */
-export const untilOption = { until: { type: 'string', default: 'sealed' } } as const
-export const untilHelp = `      --until WHAT     let the process go when the cache has all images (sealed, the default),
-                       or when the target has restored it and holds it (running)`

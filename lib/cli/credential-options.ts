@@ -38,19 +38,12 @@ const HIGHEST_UID = 2 ** 32 - 2
 
 type Values = ValuesOf<typeof credentialOptions>
 
-export interface Protection {
-  /** What both ends prove; plain TCP if undefined. */
-  credentials: Credentials | undefined
-  /**
-   * Users of this host who may be at the other end of plain loopback, beside root and our own; everybody if undefined.
-   */
-  allowUids: number[] | undefined
-  /** Plain TCP may lead to other hosts. */
-  insecure: boolean
-}
-
-/** Throws `USAGE`. */
-export function readCredentials(values: Values): Protection {
+/**
+ * `credentials`: what both ends prove; plain TCP if undefined. `allowUids`: users of this host who may be at the other
+ * end of plain loopback, beside root and our own; everybody if undefined. `insecure`: plain TCP may lead to other
+ * hosts. Throws `USAGE`.
+ */
+export function readCredentials(values: Values) {
   const { tls, insecure, 'allow-uid': uids, 'key-file': key } = values
   const credentials = credentialsOf(values)
   noneBeside('--allow-uid', uids, { '--insecure': insecure, '--tls': tls, '--key-file': key })

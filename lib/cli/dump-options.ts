@@ -1,12 +1,20 @@
 /** The command line of dump-to-stdout. */
 import { commandName } from '../command-name.ts'
 import { HOLD_DIRECTORY } from '../defaults.ts'
-import { type Until, untils } from '../format/enums.ts'
-import { type SnapshotId, snapshotId } from '../format/names.ts'
-import { commonHelp, criuHelp, criuOption, snapshotHelp, snapshotOption, type ValuesOf } from './common-options.ts'
+import { untils } from '../format/enums.ts'
+import { snapshotId } from '../format/names.ts'
+import {
+  commonHelp,
+  criuHelp,
+  criuOption,
+  readSnapshot,
+  snapshotHelp,
+  snapshotOption,
+  type ValuesOf,
+} from './common-options.ts'
 import { exitCodeHelp } from './exit-codes.ts'
 import { atMostOne, oneOf, readPid, required, timeoutMs } from './parse.ts'
-import { readSendOptions, type SendChoice, sendHelp, sendOptions } from './send-options.ts'
+import { readSendOptions, sendHelp, sendOptions } from './send-options.ts'
 
 export const dumpOptions = {
   tree: { type: 'string', short: 't' },
@@ -30,7 +38,7 @@ const DEFAULT_READER_TIMEOUT = '300'
 
 const [dump, restore] = [commandName('dump-to-stdout'), commandName('restore-from-socket')]
 
-export const dumpUsage = `usage: ${dump} -t PID [--via COMMAND] [OPTIONS] [-- CRIU OPTIONS]
+const usage = `usage: ${dump} -t PID [--via COMMAND] [OPTIONS] [-- CRIU OPTIONS]
        ${dump} --listen -D DIR [OPTIONS]
        ${dump} --from-dir DIR [OPTIONS]
        ${dump} --settle ID --via COMMAND [-D DIR]
@@ -46,7 +54,7 @@ after all its images are written; if anything fails before that, the tree runs o
       --via COMMAND    instead of writing to stdout, hand the process over to the
                        ${restore} that COMMAND starts. The process is killed
                        here only when that is ready
-      --until WHAT     with --via: let the process go when the target has restored it
+      --until WHAT     with --via: kill the process here when the target has restored it
                        (${DEFAULT_UNTIL}, the default), or when it has all images (sealed)
       --timeout SEC    how long criu may be silent while the process is frozen; also how long
                        the target of --via may take to agree (default: ${DEFAULT_TARGET_TIMEOUT}), or how long
@@ -54,7 +62,7 @@ after all its images are written; if anything fails before that, the tree runs o
       --settle ID      tell the target what became of the process of snapshot ID, whose
                        ${dump} was killed or could not reach the target
   -D, --dir DIR        work directory (default: a private temporary one; for the verdicts
-                       of --via ${HOLD_DIRECTORY})
+                       of --via: ${HOLD_DIRECTORY})
 ${snapshotHelp}
 ${criuHelp}
 ${sendHelp}
@@ -66,32 +74,13 @@ example, on the source host:
   ${dump} -t $PID | ssh host ${restore} --from -
   ${dump} -t $PID --via 'ssh host ${restore} --from -'`
 
-interface TreeJob {
-  pid: number
-  /** Undefined: the one that is found. */
-  criu: string | undefined
-  criuOptions: readonly string[]
-}
+export const dumpCommand = { name: dump, usage, options: dumpOptions }
 
-type DumpJob =
-  | ({ kind: 'tree' } & TreeJob)
-  | ({ kind: 'hand-over'; command: string; until: Until } & TreeJob)
-  | { kind: 'listener' }
-  | { kind: 'directory'; path: string }
-  | { kind: 'settle'; settled: SnapshotId; command: string }
-
-interface DumpChoice {
-  job: DumpJob
-  /** A fresh one if undefined. */
-  id: SnapshotId | undefined
-  directory: string | undefined
-  send: SendChoice
-  timeoutMs: number
-}
+type Values = ValuesOf<typeof dumpOptions>
 
 /** What dump-to-stdout is to do. `criuOptions`: what follows `--`. Throws `USAGE`. */
-export function readDumpOptions(values: ValuesOf<typeof dumpOptions>, criuOptions: readonly string[]): DumpChoice {
-  const { tree, listen, dir, snapshot, via, settle, 'from-dir': fromDir } = values
+export function readDumpOptions(values: Values, criuOptions: readonly string[]) {
+  const { tree, listen, dir, via, settle, 'from-dir': fromDir } = values
   atMostOne({ '--tree': tree, '--listen': listen, '--from-dir': fromDir, '--settle': settle })
   atMostOne({ '--dir': dir, '--from-dir': fromDir })
   if (tree === undefined) atMostOne({ '--listen or --from-dir': true, 'criu options': criuOptions.length > 0 })
@@ -99,26 +88,27 @@ export function readDumpOptions(values: ValuesOf<typeof dumpOptions>, criuOption
   else if (settle === undefined) required('--tree', tree, '--via hands a process over: name it with -t PID')
   return {
     timeoutMs: timeoutMs(values.timeout ?? (via === undefined ? DEFAULT_READER_TIMEOUT : DEFAULT_TARGET_TIMEOUT)),
-    id: snapshot === undefined ? undefined : snapshotId(snapshot, 'USAGE'),
+    id: readSnapshot(values),
     directory: dir,
     send: readSendOptions(values),
     job: readJob(values, criuOptions),
   }
 }
 
-function readJob(values: ValuesOf<typeof dumpOptions>, criuOptions: readonly string[]): DumpJob {
+/** `criu`: the one that is found if undefined. */
+function readJob(values: Values, criuOptions: readonly string[]) {
   const { tree, listen, dir, criu, snapshot, via, settle, until, 'from-dir': path } = values
   if (settle !== undefined) {
     const command = required('--via', via, 'the command that leads to its target')
     atMostOne({ '--settle': true, '--until or --snapshot': until ?? snapshot })
-    return { kind: 'settle', settled: snapshotId(settle, 'USAGE'), command }
+    return { kind: 'settle' as const, settled: snapshotId(settle, 'USAGE'), command }
   }
-  if (path !== undefined) return { kind: 'directory', path }
+  if (path !== undefined) return { kind: 'directory' as const, path }
   if (listen) {
     required('--dir', dir, 'the directory that criu dump --stream gets as -D')
-    return { kind: 'listener' }
+    return { kind: 'listener' as const }
   }
   const job = { pid: readPid(required('--tree', tree, `${dump} --help`)), criu, criuOptions }
-  if (via === undefined) return { kind: 'tree', ...job }
-  return { kind: 'hand-over', ...job, command: via, until: oneOf('--until', until ?? DEFAULT_UNTIL, untils) }
+  if (via === undefined) return { kind: 'tree' as const, ...job }
+  return { kind: 'hand-over' as const, ...job, command: via, until: oneOf('--until', until ?? DEFAULT_UNTIL, untils) }
 }

@@ -11,7 +11,7 @@ export const flattenOptions = {
 
 const flatten = commandName('flatten')
 
-export const flattenUsage = `usage: ${flatten} -D DIR --to-dir OUT
+const usage = `usage: ${flatten} -D DIR --to-dir OUT
 
 Makes one full dump of an incremental one: of the images that criu dump
 --prev-images-dir left in DIR, and of those of the earlier rounds, to which the link
@@ -27,11 +27,10 @@ ${exitCodeHelp}
 example, on the host that has the images:
   ${flatten} -D rounds/4 --to-dir full && criu restore -D full`
 
+export const flattenCommand = { name: flatten, usage, options: flattenOptions }
+
 /** `criuOptions`: what follows `--`. Throws `USAGE`. */
-export function readFlattenOptions(
-  values: ValuesOf<typeof flattenOptions>,
-  criuOptions: readonly string[],
-): { from: string; to: string } {
+export function readFlattenOptions(values: ValuesOf<typeof flattenOptions>, criuOptions: readonly string[]) {
   const from = required('--dir', values.dir, 'the directory of the last dump')
   const to = required('--to-dir', values['to-dir'], 'a directory that does not exist yet')
   atMostOne({ [flatten]: true, 'criu options': criuOptions.length > 0 })

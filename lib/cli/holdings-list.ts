@@ -20,7 +20,7 @@ const words: Record<Exclude<HoldingState, 'chain'>, string> = {
   owning: 'waits for a restore, its source is gone',
   retained: 'retained, its process runs',
   leaving: 'removed, and still read or shared',
-  taken: 'taken by a criu that nobody held',
+  taken: 'restored by a criu that waited for no verdict',
 }
 
 /** The version of the object that `--json` prints. */

@@ -1,22 +1,23 @@
 /** Descriptors that this process has inherited from its starter. */
-import { closeSync, constants, fstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { closeSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { Fault } from '../fault.ts'
+import { allows } from '../kernel/fd.ts'
 import { wholeNumber } from './parse.ts'
 
 /** The number of an open descriptor that we inherited, from 3 up. `flag` names the option. Throws `USAGE`. */
 export function inheritedFd(flag: string, text: string): number {
   const fd = wholeNumber(flag, text, 3, 2 ** 20)
-  if (isOpen(fd) && !isOfNode(fd)) return fd
+  const what = linkOf(fd)
+  if (what !== '' && !isOfNode(what)) return fd
   throw new Fault('USAGE', `${flag}: fd ${fd} is not open`, {
-    hint: `whoever starts this command must pass fd ${fd} on`,
+    hint: `the program that starts this command must pass fd ${fd} on`,
   })
 }
 
 /** Like `inheritedFd`, for a descriptor that is open for writing. */
 export function inheritedOutput(flag: string, text: string): number {
   const fd = inheritedFd(flag, text)
-  const access = flagsOf(fd) & O_ACCMODE
-  if (access === O_WRONLY || access === O_RDWR) return fd
+  if (allows(fd, 'write')) return fd
   throw new Fault('USAGE', `${flag}: fd ${fd} is not open to write`, { hint: 'pass on the write end of a pipe' })
 }
 
@@ -36,8 +37,6 @@ export function closeInherited(except: readonly number[]): void {
   }
 }
 
-const { O_RDWR, O_WRONLY } = constants
-const O_ACCMODE = 3
 const O_CLOEXEC = 0o2000000
 
 function flagsOf(fd: number): number {
@@ -45,22 +44,13 @@ function flagsOf(fd: number): number {
   return Number.parseInt(flags, 8)
 }
 
-function isOpen(fd: number): boolean {
-  try {
-    fstatSync(fd)
-    return true
-  } catch {
-    return false
-  }
-}
-
 /** Whether it is one of Node's own: epoll, eventfd, or a pipe of which this process has both ends. */
-function isOfNode(fd: number): boolean {
-  const what = linkOf(fd)
+function isOfNode(what: string): boolean {
   if (what.startsWith('anon_inode:')) return true
   return what.startsWith('pipe:') && readdirSync('/proc/self/fd').filter((each) => linkOf(each) === what).length > 1
 }
 
+/** What the descriptor leads to, as `pipe:[17]`; empty if it is not open. */
 function linkOf(fd: number | string): string {
   try {
     return readlinkSync(`/proc/self/fd/${fd}`)

@@ -12,19 +12,6 @@ export const STARTER = 'FERRY_STARTER_FD'
 /** Ends the messages to the starter. */
 export const READY = '\0'
 
-export interface Logger {
-  /** Whether this process was started by `detach`. */
-  readonly detached: boolean
-  /** From now on messages go into the file `path`, with the time. Throws like `openLog`. */
-  logTo(path: string): void
-  /** Writes `text`, which is whole lines. */
-  say(text: string): void
-  /** Writes why the command ends: to stderr also where there is a log. */
-  sayLast(text: string): void
-  /** Tells the starter that we are ready, and closes the socket to it. */
-  ready(): void
-}
-
 /**
  * The descriptor of the socket to our starter, if there is one. It is taken out of the environment, which programs that
  * we start inherit. Throws `USAGE`.
@@ -35,36 +22,45 @@ export function starterFd(): number | undefined {
   return text === undefined ? undefined : inheritedFd(STARTER, text)
 }
 
-/** `starter`: the descriptor of the socket to the process that detached us. */
-export function openLogger(starter?: number): Logger {
-  const detached = starter !== undefined
-  let log: number | undefined
-  // Where nobody reads our stderr the work goes on.
-  process.stderr.on('error', () => {})
+export class Logger {
+  /** Whether this process was started by `detach`. */
+  readonly detached: boolean
+  /** The descriptor of the socket to the process that detached us, until we are ready. */
+  #starter: number | undefined
+  #log: number | undefined
 
-  function say(text: string): void {
-    if (log !== undefined) write(log, stamped(text))
-    if (starter !== undefined) write(starter, text)
-    if (log === undefined && starter === undefined) process.stderr.write(text)
+  constructor(starter?: number) {
+    this.detached = starter !== undefined
+    this.#starter = starter
+    // Where nobody reads our stderr the work goes on.
+    process.stderr.on('error', () => {})
   }
 
-  return {
-    detached,
-    logTo(path) {
-      log = openLog(path)
-    },
-    say,
-    sayLast(text) {
-      say(text)
-      // The stderr of a detached daemon is its log, or nothing.
-      if (log !== undefined && !detached) process.stderr.write(text)
-    },
-    ready() {
-      if (starter === undefined) return
-      write(starter, READY)
-      closeSync(starter)
-      starter = undefined
-    },
+  /** From now on messages go into the file `path`, with the time. Throws like `openLog`. */
+  logTo(path: string): void {
+    this.#log = openLog(path)
+  }
+
+  /** Writes `text`, which is whole lines. */
+  say(text: string): void {
+    if (this.#log !== undefined) write(this.#log, text.replace(/^(?=.)/gm, `${new Date().toISOString()} `))
+    if (this.#starter !== undefined) write(this.#starter, text)
+    if (this.#log === undefined && this.#starter === undefined) process.stderr.write(text)
+  }
+
+  /** Writes why the command ends: to stderr also where there is a log. */
+  sayLast(text: string): void {
+    this.say(text)
+    // The stderr of a detached daemon is its log, or nothing.
+    if (this.#log !== undefined && !this.detached) process.stderr.write(text)
+  }
+
+  /** Tells the starter that we are ready, and closes the socket to it. */
+  ready(): void {
+    if (this.#starter === undefined) return
+    write(this.#starter, READY)
+    closeSync(this.#starter)
+    this.#starter = undefined
   }
 }
 
@@ -90,8 +86,4 @@ function write(fd: number, text: string): void {
   try {
     writeSync(fd, text)
   } catch {}
-}
-
-function stamped(text: string): string {
-  return text.replace(/^(?=.)/gm, `${new Date().toISOString()} `)
 }

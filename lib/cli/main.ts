@@ -14,26 +14,23 @@ import { Fault } from '../fault.ts'
 import { takeMade } from '../made-directories.ts'
 import type { Progress, Report } from '../progress.ts'
 import { commonOptions, type Options, type ValuesOf } from './common-options.ts'
-import { beginLife, detach } from './daemon.ts'
-import { type DaemonValues, readDaemonOptions } from './daemon-options.ts'
+import { beginLife, type DaemonValues, detach, readDaemonOptions } from './daemon.ts'
 import { exitCodes } from './exit-codes.ts'
-import { type Logger, openLogger, starterFd } from './logger.ts'
+import { Logger, starterFd } from './logger.ts'
 import { describeProgress } from './progress-display.ts'
 
-export interface Command<Spec extends Options> {
+interface Command<Spec extends Options> {
   /** What the user calls it. */
   name: string
   usage: string
   options: Spec
-  /**
-   * Given for a daemon, which reports progress without `--verbose` and takes `daemonOptions`: tells systemd its state.
-   */
-  daemon?: { notify: (state: string) => void }
+  /** Set for a daemon, which reports progress without `--verbose` and takes `daemonOptions`. */
+  daemon?: true
 }
 
 type Values<Spec extends Options> = ValuesOf<Spec & typeof commonOptions>
 
-export interface Invocation<Spec extends Options> {
+interface Invocation<Spec extends Options> {
   values: Values<Spec>
   /** What follows `--`: options for criu. */
   rest: string[]
@@ -58,9 +55,9 @@ const STOP_MS = 15_000
  */
 export function main<Spec extends Options>(command: Command<Spec>, body: Body<Spec>): void {
   setFlagsFromString('--no-opt')
-  let logger = openLogger()
+  let logger = new Logger()
   // Without a listener of ours Node would open its debugger.
-  if (command.daemon !== undefined) process.on('SIGUSR1', () => {})
+  if (command.daemon) process.on('SIGUSR1', () => {})
   const stop = new AbortController()
   // Each connection of a daemon listens while it lasts.
   setMaxListeners(0, stop.signal)
@@ -75,14 +72,14 @@ export function main<Spec extends Options>(command: Command<Spec>, body: Body<Sp
     })
   }
   const begin = async (): Promise<number> => {
-    logger = openLogger(starterFd())
+    logger = new Logger(starterFd())
     return invoke(command, logger, stop.signal, body)
   }
   begin().then(
     (code) => process.exit(code === 0 ? code : (caught ?? code)),
     (error: unknown) => {
       complain(command, logger, error)
-      process.exit(caught ?? exitCode(error))
+      process.exit(caught ?? (error instanceof Fault ? exitCodes[error.code] : 1))
     },
   )
 }
@@ -102,54 +99,34 @@ async function invoke<Spec extends Options>(
   if (version === true) return print(packageVersion())
   const plan = command.daemon && readDaemonOptions(values as DaemonValues)
   if (plan?.detach === true && !logger.detached) return detach(plan, command.name, logger, signal)
-  const ready = plan && beginLife(plan, logger, notifier(command, logger), signal)
+  const ready = plan && beginLife(plan, command.name, logger, signal)
   const tell = reporter(command, values, logger, ready)
   let started = false
   const report = (progress: Progress): void => {
-    started ||= progress.event === (command.daemon === undefined ? 'listening' : 'ready')
+    started ||= progress.event === (command.daemon ? 'ready' : 'listening')
     tell(progress)
   }
   const onStatus = (listener: () => void): void => void process.on('SIGUSR1', listener)
   try {
     await body({ values, rest: cut < 0 ? [] : argv.slice(cut + 1), report, signal, onStatus })
   } catch (error) {
+    // A command that cannot start leaves no directory behind that it has made.
     if (!started) for (const directory of takeMade()) removeIfEmpty(directory)
     throw error
   }
   return 0
 }
 
-/** A command that cannot start leaves no directory behind that it has made. */
-function removeIfEmpty(directory: string): void {
-  try {
-    rmdirSync(directory)
-  } catch {}
-}
-
-/** Tells systemd the state of a daemon, and the user if that fails. */
-function notifier(
-  { name, daemon }: Pick<Command<Options>, 'name' | 'daemon'>,
-  logger: Logger,
-): (state: string) => void {
-  return (state) => {
-    try {
-      daemon?.notify(state)
-    } catch (error) {
-      logger.say(`${name}: cannot tell systemd ${state}: ${(error as Error).message}\n`)
-    }
-  }
-}
-
 /** Reports that are wanted of every command, also with `--quiet`. */
 const always: readonly Progress['event'][] = ['failed', 'status', 'undecided', 'small pipes']
 
 function reporter(
-  { name, daemon }: Pick<Command<Options>, 'name' | 'daemon'>,
+  { name, daemon }: Command<Options>,
   { quiet, verbose }: ValuesOf<typeof commonOptions>,
   logger: Logger,
   ready: (() => void) | undefined,
 ): Report {
-  const talks = quiet !== true && (daemon !== undefined || verbose === true)
+  const talks = quiet !== true && (daemon === true || verbose === true)
   return (progress) => {
     if (progress.event === 'ready') {
       ready?.()
@@ -158,6 +135,12 @@ function reporter(
     if (talks || always.includes(progress.event)) logger.say(`${name}: ${describeProgress(progress)}\n`)
     if (progress.event === 'failed') logger.say(hint(name, progress.fault) + causes(name, progress.fault, verbose))
   }
+}
+
+function removeIfEmpty(directory: string): void {
+  try {
+    rmdirSync(directory)
+  } catch {}
 }
 
 function print(text: string): number {
@@ -177,14 +160,10 @@ function parse<Spec extends Options>(command: Command<Spec>, args: string[]): Va
   }
 }
 
-function exitCode(error: unknown): number {
-  return error instanceof Fault ? exitCodes[error.code] : 1
-}
-
-function complain({ name, daemon }: Pick<Command<Options>, 'name' | 'daemon'>, logger: Logger, error: unknown): void {
+function complain({ name, daemon }: Command<Options>, logger: Logger, error: unknown): void {
   if (!(error instanceof Fault)) {
     logger.sayLast(`${name}: this is a bug: ${error instanceof Error ? error.stack : String(error)}\n`)
-  } else if (error.code === 'ABORTED' && daemon !== undefined) {
+  } else if (error.code === 'ABORTED' && daemon) {
     logger.sayLast(`${name}: ${error.message}\n`)
   } else {
     logger.sayLast(`${name}: error: ${error.message}\n${hint(name, error)}`)

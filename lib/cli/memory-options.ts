@@ -2,6 +2,7 @@
 import { totalmem } from 'node:os'
 import { Fault } from '../fault.ts'
 import { parseSize } from '../size.ts'
+import type { ValuesOf } from './common-options.ts'
 
 export const memoryOptions = {
   'max-memory': { type: 'string' },
@@ -11,18 +12,12 @@ export const memoryOptions = {
 /** The part of `totalmem` that images may take if nobody says how much. */
 const SHARE = 0.8
 
-export const memoryHelp = `      --max-memory SZ  most memory for images (default: ${SHARE * 100} % of the memory of this machine,
-                       or of our control group)
+export const memoryHelp = `      --max-memory SZ  most memory for images (default: ${SHARE * 100} % of what this
+                       machine has, or our control group)
       --reserve SIZE   allocate this much of it before images come, to avoid page faults`
 
-/** Bytes. */
-export interface Memory {
-  maxMemory: number
-  reserve: number
-}
-
-/** Throws `USAGE`. */
-export function readMemory(values: { 'max-memory'?: string | undefined; reserve?: string | undefined }): Memory {
+/** Both in bytes. Throws `USAGE`. */
+export function readMemory(values: ValuesOf<typeof memoryOptions>) {
   const most = values['max-memory']
   const maxMemory = most === undefined ? Math.floor(memoryHere() * SHARE) : parseSize(most)
   const reserve = values.reserve === undefined ? 0 : parseSize(values.reserve)

@@ -42,10 +42,10 @@ export function oneOf<Word extends string>(flag: string, text: string, words: re
   throw new Fault('USAGE', `${flag} wants ${words.join(' or ')}, not ${text}`)
 }
 
-/** Throws `USAGE` if more than one of the flags is given. */
-export function atMostOne(flags: Record<string, unknown>): void {
+/** Whether one of the flags is given. Throws `USAGE` if more than one is. */
+export function atMostOne(flags: Record<string, unknown>): boolean {
   const given = Object.entries(flags).filter(([, value]) => value !== undefined && value !== false)
-  if (given.length < 2) return
+  if (given.length < 2) return given.length === 1
   throw new Fault('USAGE', `${given.map(([flag]) => flag).join(' and ')} do not go together`, { hint: 'choose one' })
 }
 

@@ -5,6 +5,7 @@
 import { closeSync, constants, fstatSync, linkSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { Fault } from '../fault.ts'
 import { openOwnFile } from '../kernel/own-file.ts'
+import { isRunning } from '../kernel/process.ts'
 
 /**
  * Makes the pidfile `path`; the result removes it. The pidfile of a process that is gone is replaced. Throws `EXISTS`
@@ -88,12 +89,7 @@ function holder(path: string): number | undefined {
 
 /** Whether another process has that pid and runs; a zombie does not. */
 function runs(pid: number): boolean {
-  if (pid === process.pid) return false
-  try {
-    process.kill(pid, 0)
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ESRCH') return false
-  }
+  if (pid === process.pid || !isRunning(pid)) return false
   try {
     return !/\) [ZX] /.test(readFileSync(`/proc/${pid}/stat`, 'latin1'))
   } catch {

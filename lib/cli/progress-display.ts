@@ -13,16 +13,23 @@ export function describeProgress(progress: Progress): string {
       return `status: ${status(progress)}`
     case 'waiting':
       return `waiting for ${progress.what}`
-    case 'sent':
-      return `snapshot ${progress.id} sent${progress.verified ? ' and sealed by the cache' : ''}: ${amount(progress)}${spared(progress.spared)}`
-    case 'sealed':
-      return `${progress.round === undefined ? '' : `round ${progress.round} of `}snapshot ${progress.id} sealed: ${amount(progress)}, digest ${progress.digest}`
+    case 'sent': {
+      const sent = progress.verified ? 'sent and sealed by the cache' : 'sent'
+      return `snapshot ${progress.id} ${sent}: ${amount(progress)}${spared(progress.spared)}`
+    }
+    case 'sealed': {
+      const round = progress.round === undefined ? '' : `round ${progress.round} of `
+      return `${round}snapshot ${progress.id} sealed: ${amount(progress)}, digest ${progress.digest}`
+    }
     case 'served':
       return `snapshot ${progress.id} served: ${amount(progress)}`
     case 'dumped':
-      return `dumped in ${seconds(progress.ms)}${progress.frozenMs === undefined ? '' : `, frozen for ${seconds(progress.frozenMs)}`}`
+      return `dumped in ${seconds(progress.ms)}${frozen(progress.frozenMs)}`
     case 'small pipes':
-      return `pipes hold only ${formatSize(progress.bytes)}, and a dump takes up to twice as long: raise fs.pipe-max-size and fs.pipe-user-pages-soft with sysctl, or give CAP_SYS_RESOURCE`
+      return (
+        `pipes hold only ${formatSize(progress.bytes)}, and a dump takes up to twice as long: ` +
+        'raise fs.pipe-max-size and fs.pipe-user-pages-soft with sysctl, or give CAP_SYS_RESOURCE'
+      )
     case 'nothing offered':
       return `the cache offers no pages (${commandName('cache')} --dedup): all of them are sent`
     case 'restored':
@@ -32,11 +39,16 @@ export function describeProgress(progress: Progress): string {
     case 'not handed over':
       return `snapshot ${progress.id} not handed over: the source runs on, the target runs nothing of it`
     case 'undecided':
-      return `snapshot ${progress.id} is held until its source says what became of the process; by hand: ${progress.how}`
+      return (
+        `snapshot ${progress.id} is held until its source says what became of the process; ` +
+        `by hand: ${progress.how}`
+      )
     case 'round':
       return `snapshot ${progress.id}, round ${progress.number}: ${progress.pages} pages, ${rate(progress)}`
-    case 'predicted':
-      return `predicted freeze ${seconds(progress.frozenMs)}: ${progress.enough === undefined ? 'another round' : `the last dump, for ${progress.enough}`}`
+    case 'predicted': {
+      const next = progress.enough === undefined ? 'another round' : `the last dump, for ${progress.enough}`
+      return `predicted freeze ${seconds(progress.frozenMs)}: ${next}`
+    }
     case 'flattened':
       return `flattened ${progress.layers} ${progress.layers === 1 ? 'layer' : 'layers'}: ${amount(progress)}`
     case 'failed':
@@ -57,7 +69,15 @@ const there = {
 function status(now: Extract<Progress, { event: 'status' }>): string {
   if (now.of === 'proxy') return `dumps in progress: ${now.dumps}, sent: ${formatSize(now.sent)}`
   const memory = `${formatSize(now.used)} of ${formatSize(now.limit)}`
-  return `snapshots: ${now.snapshots}, chains: ${now.chains}, memory: ${memory}, links: ${now.links}, silent: ${now.silent}, held for peers: ${formatSize(now.peers)}, restores that wait: ${now.parked}`
+  return (
+    `snapshots: ${now.snapshots}, chains: ${now.chains}, memory: ${memory}, ` +
+    `links: ${now.links}, silent: ${now.silent}, held for peers: ${formatSize(now.peers)}, ` +
+    `restores that wait: ${now.parked}`
+  )
+}
+
+function frozen(ms: number | undefined): string {
+  return ms === undefined ? '' : `, frozen for ${seconds(ms)}`
 }
 
 function amount({ images, ...moved }: { images: number; bytes: number; ms: number }): string {

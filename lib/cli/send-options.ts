@@ -10,31 +10,16 @@ export const sendOptions = {
   'no-checksum': { type: 'boolean', default: false },
 } as const
 
-export const sendHelp = `      --compress HOW   ${sendOptions.compress.default} (the default), zstd, lz4 or auto. auto picks what is fastest:
-                       none if the link is fast or if the memory does not shrink
+export const sendHelp = `      --compress HOW   ${sendOptions.compress.default} (the default), zstd, lz4 or auto: what
+                       is fastest, none if the link is fast or if the memory does not shrink
       --rate-limit SZ  send at most SZ bytes per second, as in 50M
       --no-checksum    compare only sizes: damaged data is not noticed`
-
-/** For the commands that have a cache to ask which pages it has. */
-export const dedupOption = { dedup: { type: 'boolean', default: false } } as const
-
-export const dedupHelp = `      --dedup          do not send pages that the cache has already, if it was started with
-                       --dedup: for replicas and restarts over a slow link`
 
 const ways = ['none', 'auto', 'zstd', 'lz4'] as const
 const LEAST_RATE = 64 * 2 ** 10
 
-/** What the options ask for. */
-export interface SendChoice {
-  compress: Exclude<(typeof ways)[number], 'none'> | undefined
-  /** Bytes a second. */
-  rate: number | undefined
-  unchecked: boolean
-  dedup: boolean
-}
-
-/** Throws `USAGE`. */
-export function readSendOptions(values: ValuesOf<typeof sendOptions> & { dedup?: boolean }): SendChoice {
+/** How to send; `rate` in bytes a second. Throws `USAGE`. */
+export function readSendOptions(values: ValuesOf<typeof sendOptions> & { dedup?: boolean }) {
   const { dedup = false, 'no-checksum': unchecked } = values
   atMostOne({ '--dedup': dedup, '--no-checksum': unchecked })
   const way = oneOf('--compress', values.compress, ways)

@@ -5,8 +5,8 @@ import { noneBeside, oneOf } from './parse.ts'
 
 export const wireOption = { wire: { type: 'string', default: 'ferry' } } as const
 
-export const wireHelp = `      --wire WHAT      the protocol between proxy and cache: ${wireOption.wire.default} (the default); criu-remote is
-                       that of criu --remote, which acknowledges and verifies nothing`
+export const wireHelp = `      --wire WHAT      the protocol of both ends: ${wireOption.wire.default} (the default);
+                       criu-remote, of criu --remote, acknowledges and verifies nothing`
 
 const wires = ['ferry', 'criu-remote'] as const
 

@@ -38,20 +38,27 @@ import { type SendOptions, sendSnapshot } from '../stream/send.ts'
 import { sendSteadily } from '../stream/source-link.ts'
 import type { Snapshot } from '../stream/summary.ts'
 import type { Tuning } from '../stream/tuning.ts'
-import { defer, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
+import { abortWith, defer, rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 
 export interface DumpOptions {
   id: SnapshotId
   /** Work directory; a private temporary one if undefined. */
   directory: string | undefined
-  tuning?: Tuning
+  tuning: Tuning
   /** How long criu may send nothing, and the reader of stdout take nothing, while the tasks are frozen. */
   timeoutMs: number
   report: Report
   signal: AbortSignal
 }
 
-export interface Dumping {
+/** A process tree, and the criu that dumps it. */
+export interface TreeDump {
+  criu: string
+  pid: number
+  criuOptions: readonly string[]
+}
+
+interface Dumping {
   /** Waits at pre-dump, before it freezes anything. */
   dumping: IncomingDump
   run: CriuRun
@@ -59,15 +66,9 @@ export interface Dumping {
   gates: string
 }
 
-/** Dumps the tree of `pid` with `criu` to `link`. Throws `CRIU`, `LINK`, `IO`, `FAILED_DUMP`. */
-export async function dumpTree(
-  criu: string,
-  pid: number,
-  criuOptions: readonly string[],
-  link: Link,
-  options: DumpOptions,
-): Promise<void> {
-  await withCriu(criu, pid, criuOptions, options, async ({ dumping, run, gates }) => {
+/** Dumps a process tree to `link`. Throws `CRIU`, `LINK`, `IO`, `FAILED_DUMP`. */
+export async function dumpTree(tree: TreeDump, link: Link, options: DumpOptions): Promise<void> {
+  await withCriu(tree, options, async ({ dumping, run, gates }) => {
     const gate = closedGate(gates, dumping.pid, 'post-dump')
     const onDrained = async (endBytes: number): Promise<void> => {
       await link.outlet.settle?.(endBytes)
@@ -76,7 +77,7 @@ export async function dumpTree(
     try {
       const images = dumping.images()
       dumping.open()
-      await send(images, link, options, { frozen: true, reserve: dumping.bytes, onDrained, confirm: () => run.done })
+      await send(images, link, options, { reserve: dumping.bytes, onDrained, confirm: () => run.done })
     } finally {
       gate.remove()
     }
@@ -91,10 +92,8 @@ const CRIU_PATIENCE_MS = 10_000
  * `dumpTree`.
  */
 export async function withCriu(
-  criu: string,
-  pid: number,
-  criuOptions: readonly string[],
-  options: DumpOptions,
+  { criu, pid, criuOptions }: TreeDump,
+  options: Omit<DumpOptions, 'id' | 'tuning'>,
   work: (dumping: Dumping) => Promise<void>,
 ): Promise<void> {
   checkCriuOptions(criuOptions)
@@ -182,7 +181,6 @@ export async function dumpFromListener(link: Link, options: DumpOptions): Promis
       tree = watchTree(pid)
     })
     await send(dump, link, options, {
-      frozen: true,
       onDrained: async () => written.resolve(),
       async confirm() {
         if ((await fate) === 'alive' && command?.leaves !== true) throw tasksRunOnFault()
@@ -220,7 +218,7 @@ async function fateInTime(tree: WatchedTree, timeoutMs: number): Promise<'dead' 
  * or `IO`.
  */
 export async function dumpFromDirectory(path: string, to: Link, options: DumpOptions): Promise<void> {
-  const { id, tuning = {}, report, signal } = options
+  const { id, tuning, report, signal } = options
   const begun = performance.now()
   const packed = pack(tuning)
   const { done, stop } = runPipeline([
@@ -230,17 +228,26 @@ export async function dumpFromDirectory(path: string, to: Link, options: DumpOpt
     frames({ id, ...tuning }),
     link(to),
   ])
-  const cut = (): void => cutOff(to, stop, signal.reason as Error)
-  signal.addEventListener('abort', cut)
-  if (signal.aborted) cut()
-  await done.finally(() => signal.removeEventListener('abort', cut))
+  const { release } = cutter(to, signal, stop)
+  await done.finally(release)
   reportSent(report, id, packed.snapshot, begun)
 }
 
-/** A reader that has stopped reading must not hold up the end. */
-function cutOff(to: Link, stop: (reason: Error) => void, reason: Error): void {
-  stop(reason)
-  to.destroy(reason)
+/**
+ * Gives up the link, after `stop`, when `cut` is aborted or, until `release` is called, `signal`: a reader that has
+ * stopped reading must not hold up the end.
+ */
+function cutter(
+  to: Link,
+  signal: AbortSignal,
+  stop: (reason: Error) => void,
+): { cut: AbortController; release: () => void } {
+  const cut = new AbortController()
+  cut.signal.addEventListener('abort', () => {
+    stop(cut.signal.reason as Error)
+    to.destroy(cut.signal.reason as Error)
+  })
+  return { cut, release: abortWith(cut, signal) }
 }
 
 function reportSent(report: Report, id: SnapshotId, { images, bytes }: Snapshot, begun: number): void {
@@ -248,47 +255,42 @@ function reportSent(report: Report, id: SnapshotId, { images, bytes }: Snapshot,
   report({ event: 'sent', id, images: images.length, bytes, ms, verified: false })
 }
 
+/** Sends the images of a criu whose tasks are frozen until they are drained. */
 async function send(
   source: ImageSource,
   to: Link,
   { id, tuning, timeoutMs, report, signal }: DumpOptions,
-  { frozen = false, ...more }: Pick<SendOptions, 'reserve' | 'onDrained' | 'confirm'> & { frozen?: boolean } = {},
+  steps: Pick<SendOptions, 'reserve' | 'confirm'> & Required<Pick<SendOptions, 'onDrained'>>,
 ): Promise<void> {
   const begun = performance.now()
-  const [stop, stuck] = [new AbortController(), new AbortController()]
-  const cut = (reason: Error): void => cutOff(to, (why) => stop.abort(why), reason)
-  const signalled = (): void => cut(signal.reason as Error)
-  stuck.signal.addEventListener('abort', () => cut(stuck.signal.reason as Error))
-  signal.addEventListener('abort', signalled)
-  if (signal.aborted) signalled()
-  const silence = frozen
-    ? openCriuTimeout(timeoutMs, (reason) => {
-        stop.abort(reason)
-        source.destroy(reason)
-      })
-    : undefined
-  let waits = frozen
+  const stop = new AbortController()
+  const { cut, release } = cutter(to, signal, (reason) => stop.abort(reason))
+  const silence = openCriuTimeout(timeoutMs, (reason) => {
+    stop.abort(reason)
+    source.destroy(reason)
+  })
+  let waits = true
   const onDrained = async (endBytes: number): Promise<void> => {
     waits = false
-    silence?.close()
-    signal.removeEventListener('abort', signalled)
-    await more.onDrained?.(endBytes)
+    silence.close()
+    release()
+    await steps.onDrained(endBytes)
   }
   const outlet: Outlet = {
     send: (bytes, follows) =>
       waits
-        ? sendSteadily(to.outlet, bytes, follows, timeoutMs, 'whoever reads stdout', stuck)
+        ? sendSteadily(to.outlet, bytes, follows, timeoutMs, 'the reader of stdout', cut)
         : to.outlet.send(bytes, follows),
     finish: to.outlet.finish,
   }
-  const options = { signal: stop.signal, silence, ...tuning, ...more, onDrained }
+  const options = { signal: stop.signal, silence, ...tuning, ...steps, onDrained }
   try {
     const sent = await sendSnapshot(frameWriter(outlet), id, source, options)
     await to.outlet.finish()
     to.destroy()
     reportSent(report, id, sent, begun)
   } finally {
-    signal.removeEventListener('abort', signalled)
-    silence?.close()
+    release()
+    silence.close()
   }
 }

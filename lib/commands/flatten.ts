@@ -8,16 +8,15 @@ import type { Report } from '../progress.ts'
 import { chainOf, type FlatImage, flatImages } from '../store/directory-chain.ts'
 import { DirectorySink } from '../store/directory-sink.ts'
 
-export interface FlattenOptions {
-  report: Report
-  signal: AbortSignal
-}
-
 /**
  * Writes the dump in `from`, with the pages that its parents have, to `to`. Throws `MISSING`, `FAILED_DUMP`, `FORMAT`,
  * `EXISTS`, `IO`.
  */
-export async function flattenDirectory(from: string, to: string, { report, signal }: FlattenOptions): Promise<void> {
+export async function flattenDirectory(
+  from: string,
+  to: string,
+  { report, signal }: { report: Report; signal: AbortSignal },
+): Promise<void> {
   const begun = performance.now()
   const chain = chainOf(from)
   const flat = flatImages(chain)

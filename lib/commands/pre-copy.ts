@@ -15,41 +15,23 @@ import { Fault } from '../fault.ts'
 import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { PAGE_BYTES } from '../format/pagemap.ts'
-import {
-  handOverOnce,
-  reportPendingVerdicts,
-  settleVerdict,
-  type TargetRoute,
-  withRoute,
-} from '../handover/standalone-source.ts'
+import * as source from '../handover/standalone-source.ts'
 import { isRunning, lockMarks, memoryOfTree } from '../kernel/process.ts'
 import { CRIU_PATIENCE_MS, explainLayer, type PreCopy, runRounds, startLayer } from '../precopy/run-rounds.ts'
 import { abandonChain, lastLayer, newChain, nextLayer } from '../precopy/send-round.ts'
 import type { StopRule } from '../precopy/stop-rule.ts'
-import type { Report } from '../progress.ts'
 import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
-import type { Link } from '../stream/link.ts'
-import type { Tuning } from '../stream/tuning.ts'
 import { rejectAfter, rejectWhenAborted } from '../stream/wait.ts'
 
-export interface PreCopyOptions {
-  criu: string
-  pid: number
-  criuOptions: readonly string[]
+interface PreCopyOptions extends Pick<PreCopy, 'criu' | 'pid' | 'criuOptions' | 'tuning'> {
   id: SnapshotId
   until: Until
-  tuning: Tuning
   rule: StopRule
 }
 
-export interface Target {
+/** `timeoutMs`: how long the cache may be out of reach, and may take to agree. */
+interface Target extends Pick<source.RouteOptions, 'directory' | 'timeoutMs' | 'report' | 'signal'> {
   cache: Endpoint
-  /** Where verdicts are written down; the directory of all such commands if undefined. */
-  directory: string | undefined
-  /** How long the cache may be out of reach, and may take to agree. */
-  timeoutMs: number
-  report: Report
-  signal: AbortSignal
 }
 
 /**
@@ -65,7 +47,7 @@ export async function preCopy(options: PreCopyOptions, target: Target): Promise<
   if (release === undefined) throw copiedAlreadyFault(pid)
   try {
     await withCacheRoute(target, async (route) => {
-      reportPendingVerdicts(route)
+      source.reportPendingVerdicts(route)
       await copyAll(options, route)
     })
   } finally {
@@ -78,32 +60,26 @@ const ours = { '-W': 'the work directory is ours', '--work-dir': 'the work direc
 
 /** Two at a time would each clear the kernel's marks that the other needs, and neither would notice. */
 function copiedAlreadyFault(pid: number): Fault {
-  return new Fault(
-    'EXISTS',
-    `another pre-copy is at work on process ${pid}, or on a tree that shares tasks with its own`,
-    {
-      hint: 'wait until it has ended; a proxy with rounds of it counts too, until it dumps it or ends',
-    },
-  )
-}
-
-/** Delivers the verdict of an earlier hand-over. Throws like `settleVerdict`. */
-export async function settlePreCopy(id: SnapshotId, target: Target): Promise<void> {
-  await withCacheRoute(target, (route) => settleVerdict(id, route))
+  const what = `another pre-copy is at work on process ${pid}, or on a tree that shares tasks with its own`
+  const hint = 'wait until it has ended; a proxy with rounds of it counts too, until it dumps it or ends'
+  return new Fault('EXISTS', what, { hint })
 }
 
 /** Calls `work` with a route to the cache. */
-async function withCacheRoute(
+export async function withCacheRoute(
   { cache, ...target }: Target,
-  work: (route: TargetRoute) => Promise<void>,
+  work: Parameters<typeof source.withRoute>[1],
 ): Promise<void> {
-  const settleCommand = (dir: string, id: SnapshotId): string =>
-    `${commandName('pre-copy')}${dir} --settle ${id} --address HOST --port N`
-  const connect = (signal: AbortSignal): Promise<Link> => connectEndpoint(cache, target.timeoutMs, signal)
-  await withRoute({ ...target, connect, settleCommand, storesImages: true }, work)
+  const route: source.RouteOptions = {
+    ...target,
+    connect: (signal) => connectEndpoint(cache, target.timeoutMs, signal),
+    settleCommand: (dir, id) => `${commandName('pre-copy')}${dir} --settle ${id} --address HOST --port N`,
+    storesImages: true,
+  }
+  await source.withRoute(route, work)
 }
 
-async function copyAll(options: PreCopyOptions, route: TargetRoute): Promise<void> {
+async function copyAll(options: PreCopyOptions, route: source.TargetRoute): Promise<void> {
   const place = memoryDirectory()
   const copy: PreCopy = { ...options, chain: newChain(options.id), path: place.path, rounds: [] }
   try {
@@ -127,7 +103,7 @@ async function copyAll(options: PreCopyOptions, route: TargetRoute): Promise<voi
 const ABANDON_MS = 1000
 
 /** Dumps what changed since the last round, and hands the process over. */
-async function handOverRest(copy: PreCopy, until: Until, route: TargetRoute): Promise<void> {
+async function handOverRest(copy: PreCopy, until: Until, route: source.TargetRoute): Promise<void> {
   const { chain, rounds, tuning, pid } = copy
   // Not beside the images: /run may be mounted noexec.
   const secret = temporaryDirectory()
@@ -153,7 +129,7 @@ async function handOverRest(copy: PreCopy, until: Until, route: TargetRoute): Pr
     const late = rejectAfter(route.timeoutMs, 'criu dump did not come to its pre-dump', route.signal)
     await Promise.race([gate.held, run.done, late, rejectWhenAborted(route.signal)])
     const options = { id: chain.id, until, gates, tuning, resumes: true, layer: nextLayer(chain, true) }
-    await handOverOnce(criu, run.done, route, options)
+    await source.handOverOnce(criu, run.done, route, options)
     route.report({ event: 'dumped', frozenMs: frozenMs(directory), ms: performance.now() - begun })
   } catch (error) {
     remove()

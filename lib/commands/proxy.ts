@@ -35,7 +35,7 @@ import type { Report } from '../progress.ts'
 import { freshId } from '../store/fresh-id.ts'
 import { giveReplayMemory, takeReplayMemory } from '../stream/replay-buffer.ts'
 
-export interface ProxyOptions {
+interface ProxyOptions {
   delivery: Delivery
   directory: string
   /** The id of every snapshot that passes; a fresh one each if undefined. */
@@ -44,15 +44,10 @@ export interface ProxyOptions {
   pagePort: number | undefined
   report: Report
   signal: AbortSignal
-  onStatus?: (listener: () => void) => void
+  onStatus: (listener: () => void) => void
 }
 
-/** Runs until the signal comes; throws its reason. Throws `EXISTS` or `IO` if the socket cannot be made. */
-export async function runProxy(options: ProxyOptions): Promise<never> {
-  return new ImageProxy(options).run()
-}
-
-class ImageProxy {
+export class ImageProxy {
   readonly #options: ProxyOptions
   readonly #work: WorkDir
   readonly #context: DeliveryContext
@@ -68,6 +63,7 @@ class ImageProxy {
   /** Bytes of images that went to the cache. */
   #sent = 0
 
+  /** Throws `EXISTS` or `IO` if the socket cannot be made. */
   constructor(options: ProxyOptions) {
     const { delivery, directory, pagePort, report, signal } = options
     this.#options = options
@@ -88,6 +84,7 @@ class ImageProxy {
     this.#refusals = openFailureLog(report)
   }
 
+  /** Runs until the signal comes; throws its reason. */
   async run(): Promise<never> {
     const { delivery, pagePort, report, signal, onStatus } = this.#options
     try {
@@ -99,7 +96,7 @@ class ImageProxy {
         this.#port = await this.#openPort(pagePort)
         report({ event: 'listening', at: `127.0.0.1:${this.#port.port}` })
       }
-      onStatus?.(() => report({ event: 'status', of: 'proxy', dumps: this.#running.size, sent: this.#sent }))
+      onStatus(() => report({ event: 'status', of: 'proxy', dumps: this.#running.size, sent: this.#sent }))
       report({ event: 'ready' })
       giveReplayMemory(takeReplayMemory())
       return await this.#acceptDumps()

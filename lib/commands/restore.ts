@@ -12,7 +12,7 @@ import { openWorkDir, type WorkDir } from '../criu/work-directory.ts'
 import { HOLD_DIRECTORY } from '../defaults.ts'
 import { Fault } from '../fault.ts'
 import { digestWords } from '../format/digest.ts'
-import type { Until, Verdict } from '../format/enums.ts'
+import type { Until } from '../format/enums.ts'
 import type { FrameOf } from '../format/frame-types.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { refusalOf } from '../format/refusal.ts'
@@ -37,7 +37,7 @@ import type { Link } from '../stream/link.ts'
 import { expectEnd, receiveSnapshot } from '../stream/receive.ts'
 import { rejectWhenAborted } from '../stream/wait.ts'
 
-export interface RestoreOptions {
+interface RestoreOptions {
   /** The snapshot to ask a cache for; the newest sealed one if undefined. */
   id: SnapshotId | undefined
   /** Work directory; a private temporary one if undefined. */
@@ -70,9 +70,7 @@ export async function restoreTree(
       work ??= openWorkDir(options.directory, SERVE_SOCKET)
       return work
     }
-    const received = await receive(link, snapshot, { ...options, holds: true, prepare: openWork }, () =>
-      snapshot.complete(),
-    )
+    const received = await receive(link, snapshot, { ...options, prepareHold: openWork }, () => snapshot.complete())
     if (received === 'verdict delivered') return
     await runInSlices(snapshot.protect())
     const { handOver } = received
@@ -128,18 +126,14 @@ const replies = accepting('snapshot', 'refused')
 /** What a link brought: a snapshot, which may be offered for a hand-over; or a verdict, which is delivered. */
 type Received = { handOver: HandoverOffer | undefined } | 'verdict delivered'
 
-type ReceiveOptions = RestoreOptions & { holds?: boolean; prepare?: () => void }
+/** `prepareHold`: called before the snapshot comes, where a process that is handed over can be held. */
+type ReceiveOptions = RestoreOptions & { prepareHold?: () => void }
 
 /**
  * Receives one snapshot. A peer that greets with `hello` is a cache: it is asked for the snapshot, and told the digest
  * afterwards. Any other peer just streams, and may offer a hand-over if it can be answered.
  */
-async function receive(
-  link: Link,
-  sink: ImageSink,
-  options: ReceiveOptions,
-  seal: () => void = () => {},
-): Promise<Received> {
+async function receive(link: Link, sink: ImageSink, options: ReceiveOptions, seal: () => void): Promise<Received> {
   const received = receiveFrom(frameReader(link.inlet), link, sink, options, seal)
   try {
     return await Promise.race([received, rejectWhenAborted(options.signal)])
@@ -165,7 +159,7 @@ async function receiveFrom(
     await deliverVerdict(first, greet(options.replyLink()), options)
     return 'verdict delivered'
   }
-  options.prepare?.()
+  options.prepareHold?.()
   const { id, answer } = await begin(first, reader, link, options)
   let offer: HandoverOffer | undefined
   const onHandOver = (until: Until): void => {
@@ -173,7 +167,7 @@ async function receiveFrom(
     offer = { id, until, reader, writer, agree: () => writer.send({ type: 'ready' }) }
   }
   const { images, bytes, digest } = await receiveSnapshot(reader, sink, {
-    onHandOver: options.holds === true ? onHandOver : undefined,
+    onHandOver: options.prepareHold && onHandOver,
     // A cache does not wait for it.
     onReserved: async (offset) => (answer ? undefined : offer?.writer.send({ type: 'reserved', offset })),
   })
@@ -199,12 +193,12 @@ function greet(link: Link): FrameWriter {
  * tasks.
  */
 async function deliverVerdict(
-  { id, verdict }: { id: SnapshotId; verdict: Verdict },
+  verdict: FrameOf<'verdict'>,
   writer: FrameWriter,
   { directory }: RestoreOptions,
 ): Promise<void> {
   try {
-    const fate = await giveVerdict(directory ?? HOLD_DIRECTORY, holdSocket(id), { id, verdict })
+    const fate = await giveVerdict(directory ?? HOLD_DIRECTORY, holdSocket(verdict.id), verdict)
     await writer.send({ type: 'fate', fate })
   } catch (error) {
     if (!(error instanceof Fault)) throw error
@@ -218,12 +212,12 @@ async function begin(
   first: FrameOf<'hello' | 'snapshot'>,
   reader: FrameReader,
   link: Link,
-  { id, timeoutMs, report, holds }: RestoreOptions & { holds?: boolean },
+  { id, timeoutMs, report, prepareHold }: ReceiveOptions,
 ): Promise<{ id: SnapshotId; answer?: FrameWriter }> {
   if (first.type === 'snapshot') return { id: first.id }
   if (!link.duplex) throw unexpected(first)
   const answer = frameWriter(link.outlet)
-  if (holds === true) await answer.send({ type: 'handOver', until: 'running' })
+  if (prepareHold) await answer.send({ type: 'handOver', until: 'running' })
   await answer.send({ type: 'get', id, timeoutMs })
   report({ event: 'waiting', what: id ?? 'the newest snapshot' })
   const reply = await reader.expect(replies)

@@ -63,7 +63,9 @@ export function readCriuCommand(pid: number): CriuCommand | undefined {
 export function incrementalFault(command: CriuCommand | undefined): Fault | undefined {
   if (command?.before === undefined || command.splits) return undefined
   return new Fault('REFUSED', 'criu dumps with --prev-images-dir: pages of the dump before would be missing', {
-    hint: `dump without it; for rounds before a dump: ${commandName('pre-copy')}, or ${commandName('proxy')} --page-server-port`,
+    hint:
+      `dump without it; for rounds before a dump: ${commandName('pre-copy')}, or ${commandName('proxy')} ` +
+      `--page-server-port`,
   })
 }
 

@@ -45,7 +45,7 @@ function commandAt({ remoteAddress = '', remotePort = 0, localAddress = '', loca
     .map(readCriuCommand)
     .find((found) => found !== undefined)
   if (command !== undefined) return command
-  throw new Fault('REFUSED', 'whoever connected to the page server port is no criu that dumps', {
+  throw new Fault('REFUSED', 'the client of the page server port is not a criu that dumps', {
     hint: 'start it from the command line, as root, in the namespaces of this proxy',
   })
 }

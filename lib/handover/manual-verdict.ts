@@ -44,7 +44,7 @@ export async function giveVerdict(
   const place = resolve(directory)
   let socket: Fd
   try {
-    socket = connectWithin(place, name, `nobody holds a snapshot ${id} in ${directory}`)
+    socket = connectWithin(place, name, `no copy of snapshot ${id} is held in ${directory}`)
   } catch (error) {
     if (!(error instanceof Fault && error.code === 'MISSING')) throw error
     const [orphan] = existsSync(place) ? recoverRestores(place, id) : []

@@ -53,12 +53,12 @@ export function reportOutcome(id: SnapshotId, { verdict, fate }: DeliveredVerdic
       report({ event: 'not handed over', id })
       break
     case 'lost':
-      throw new Fault('MISSING', `the process of snapshot ${id} is gone from its source, and its copy was dropped`, {
-        hint: 'was it dropped by hand? look for the process on both hosts before you start it anew',
+      throw new Fault('MISSING', `the process of snapshot ${id} is gone from its source, and its copy was killed`, {
+        hint: 'was --drop used? look for the process on both hosts before you start it anew',
       })
     case 'twice':
-      throw new Fault('EXISTS', `the process of snapshot ${id} runs on at its source, and its copy was let run`, {
-        hint: 'was it let run by hand? end one of the two',
+      throw new Fault('EXISTS', `the process of snapshot ${id} runs on at its source, and its copy runs, too`, {
+        hint: 'was --let-run used? end one of the two',
       })
   }
 }

@@ -151,6 +151,7 @@ export function reportPendingVerdicts(route: TargetRoute): void {
  */
 export async function settleVerdict(id: SnapshotId, route: TargetRoute): Promise<void> {
   const pending = readPendingVerdicts(route.verdicts).find((one) => one.id === id)
-  if (pending === undefined) throw new Fault('MISSING', `nothing is owed for snapshot ${id} in ${route.verdicts}`)
+  if (pending === undefined)
+    throw new Fault('MISSING', `no verdict of snapshot ${id} waits for delivery in ${route.verdicts}`)
   reportOutcome(id, await deliverInTime(pending, route), route.report)
 }

@@ -56,7 +56,7 @@ function thisBoot(): string {
 /** `EXISTS` where a snapshot cannot have this id, because the verdict of an earlier one is not delivered. */
 export function verdictPendingFault(directory: string, id: SnapshotId): Fault | undefined {
   if (lstatSync(join(directory, `${id}${SUFFIX}`), { throwIfNoEntry: false }) === undefined) return undefined
-  return new Fault('EXISTS', `the verdict of an earlier snapshot ${id} is still owed to its target`, {
+  return new Fault('EXISTS', `the verdict of an earlier snapshot ${id} is not delivered to its target yet`, {
     hint: 'choose another --snapshot ID, or wait until the target was reached',
   })
 }

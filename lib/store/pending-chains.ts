@@ -80,7 +80,7 @@ export class PendingChains {
 /** Says the same of a chain that is not here and of one that another sender owns. */
 function notHere(id: SnapshotId, under: number): Fault {
   return new Fault('MISSING', `no chain ${id} of ${under} ${under === 1 ? 'round' : 'rounds'} is here`, {
-    hint: 'begin it anew: its tasks have changed pages that nobody noted',
+    hint: 'begin it anew: not all pages that its tasks have changed are known',
   })
 }
 

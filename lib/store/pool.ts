@@ -236,7 +236,7 @@ export class Pool {
     while (this.relief()) if (this.#used + bytes <= this.limit) return undefined
     const [used, limit] = [formatSize(this.#used), formatSize(this.limit)]
     throw new Fault('MEMORY', `the memory for images is full: ${used} of ${limit}`, {
-      hint: `raise --max-memory, or drop a snapshot: ${commandName('cache')} -D DIR --ls, and --rm ID`,
+      hint: `raise --max-memory, or remove a snapshot: ${commandName('cache')} -D DIR --ls, and --rm ID`,
     })
   }
 
@@ -367,6 +367,6 @@ function holesOf(extent: Extent): NonNullable<Extent['holes']> {
 
 function tooMany(): Fault {
   return new Fault('MEMORY', 'too many images are here at a time', {
-    hint: `drop a snapshot: ${commandName('cache')} -D DIR --ls, and --rm ID`,
+    hint: `remove a snapshot: ${commandName('cache')} -D DIR --ls, and --rm ID`,
   })
 }

@@ -37,7 +37,9 @@ export function openCriuTimeout(limitMs: number, onSilent: (reason: Fault) => vo
     if (silentTicks !== TICKS + 1) return
     onSilent(
       new Fault('TIMEOUT', `criu sent nothing for ${limitMs / 1000} s`, {
-        hint: "is it stopped, or does a script of its own take as long? then a longer --timeout; see the dump's own log",
+        hint:
+          'is it stopped, or does a script of its own take as long? then a longer --timeout; ' +
+          "see the dump's own log",
       }),
     )
   }, limitMs / TICKS).unref()

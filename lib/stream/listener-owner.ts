@@ -50,7 +50,7 @@ export async function refuseOtherUsers(
     }
     await sleep(LOOK_MS, signal)
   }
-  throw new Fault('LINK', `it cannot be seen who listens at ${remoteAddress}:${remotePort}`, {
+  throw new Fault('LINK', `cannot see who listens at ${remoteAddress}:${remotePort}`, {
     hint: 'is it stopped, or in another network namespace? --insecure does not ask',
   })
 }

@@ -36,7 +36,8 @@ test('memory that is not what it was is DIGEST', async () => {
   const broken = join(path, 'memory.pl')
   writeFileSync(
     broken,
-    'open(my $log, ">>", $ARGV[2]); $| = 1; select($log); $| = 1; print "ready\\n"; $SIG{USR1} = sub { print "WRONG at 3\\n" }; sleep 1 while 1',
+    'open(my $log, ">>", $ARGV[2]); $| = 1; select($log); $| = 1; print "ready\\n"; $SIG{USR1} = sub ' +
+      '{ print "WRONG at 3\\n" }; sleep 1 while 1',
   )
   const { verify, kill, gone } = await startMemory({ bytes: 2 ** 20, kind: 'zero', folder: path, fixtures: path })
   const fault = await rejectsFault('DIGEST', verify())

@@ -14,7 +14,7 @@ test('an open descriptor is taken, whatever it is', () => {
   closeSync(fd)
   const fault = throwsFault('USAGE', () => inheritedFd('--status-fd', String(fd)))
   assert.is(fault.message, `--status-fd: fd ${fd} is not open`)
-  assert.is(fault.hint, `whoever starts this command must pass fd ${fd} on`)
+  assert.is(fault.hint, `the program that starts this command must pass fd ${fd} on`)
 })
 
 test('one that is to be written to must be open for that', () => {

@@ -12,7 +12,7 @@ import {
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { openLog, openLogger, READY, STARTER, starterFd } from '../../lib/cli/logger.ts'
+import { Logger, openLog, READY, STARTER, starterFd } from '../../lib/cli/logger.ts'
 import { check, makePipe } from '../../lib/kernel/fd.ts'
 import { fcntl, mkfifo } from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
@@ -25,7 +25,7 @@ const test = suite('cli/logger')
 test('a log is appended to, each line with the time, and readable by its owner only', () => {
   const { path, remove } = temporary()
   const log = join(path, 'log')
-  const logger = openLogger()
+  const logger = new Logger()
   logger.logTo(log)
   logger.say('cache: one\ncache: two\n')
   assert.is(statSync(log).mode & 0o777, 0o600)
@@ -71,8 +71,8 @@ test('a log that is no file of ours is refused at once, and what it leads to sta
 
 test('a log on a full disk loses its lines and stops nobody', async () => {
   const { path, remove } = temporary()
-  const code = `import('./lib/cli/logger.ts').then(({ openLogger }) => {
-    const logger = openLogger()
+  const code = `import('./lib/cli/logger.ts').then(({ Logger }) => {
+    const logger = new Logger()
     logger.logTo(${JSON.stringify(join(path, 'log'))})
     logger.say('lost\\n')
     process.exit(7)
@@ -88,7 +88,7 @@ test('a log on a full disk loses its lines and stops nobody', async () => {
 test('the starter hears messages until it hears a zero byte', async () => {
   const [out, into] = makePipe()
   check(fcntl(into, 2, 0), 'fcntl')
-  const logger = openLogger(into)
+  const logger = new Logger(into)
   assert.ok(logger.detached)
   logger.say('one\n')
   logger.ready()
@@ -99,7 +99,7 @@ test('the starter hears messages until it hears a zero byte', async () => {
 
 test('a starter is a descriptor that was given, and its number is not passed on', () => {
   assert.is(starterFd(), undefined)
-  assert.not(openLogger().detached)
+  assert.not(new Logger().detached)
   const file = openSync('/dev/null', 'w')
   process.env[STARTER] = String(file)
   assert.is(starterFd(), file)

@@ -12,8 +12,8 @@ function preCopy(line: string) {
 }
 
 test('a move has a rule when to stop', () => {
-  const { job, address, timeoutMs, directory } = preCopy('-t 17')
-  assert.equal([address, timeoutMs, directory], ['127.0.0.1', 60_000, undefined])
+  const { job, cache, timeoutMs, directory } = preCopy('-t 17')
+  assert.equal([cache.host, timeoutMs, directory], ['127.0.0.1', 60_000, undefined])
   assert.ok(job.kind === 'move')
   assert.equal([job.pid, job.until, job.criuOptions], [17, 'sealed', ['-v4']])
   assert.equal(job.rule, { mostRounds: 8, floor: 2 ** 20, downtimeGoalMs: undefined })

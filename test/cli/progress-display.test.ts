@@ -25,7 +25,8 @@ const lines: [Progress, string][] = [
       peers: 2 ** 15,
       parked: 4,
     },
-    'status: snapshots: 3, chains: 2, memory: 2.00 MiB of 512 MiB, links: 1, silent: 2, held for peers: 32.0 KiB, restores that wait: 4',
+    'status: snapshots: 3, chains: 2, memory: 2.00 MiB of 512 MiB, links: 1, silent: 2, held for ' +
+      'peers: 32.0 KiB, restores that wait: 4',
   ],
   [{ event: 'waiting', what: 'the newest snapshot' }, 'waiting for the newest snapshot'],
   [
@@ -52,7 +53,8 @@ const lines: [Progress, string][] = [
   [{ event: 'restored', ms: 61_000 }, 'restored in 61.000 s'],
   [
     { event: 'small pipes', bytes: 2 ** 16 },
-    'pipes hold only 64.0 KiB, and a dump takes up to twice as long: raise fs.pipe-max-size and fs.pipe-user-pages-soft with sysctl, or give CAP_SYS_RESOURCE',
+    'pipes hold only 64.0 KiB, and a dump takes up to twice as long: raise fs.pipe-max-size and ' +
+      'fs.pipe-user-pages-soft with sysctl, or give CAP_SYS_RESOURCE',
   ],
   [
     { event: 'failed', what: 'snapshot web-1', fault: new Fault('LINK', 'the cache left', { hint: 'not shown here' }) },

@@ -1,11 +1,11 @@
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { readSendOptions, type SendChoice } from '../../lib/cli/send-options.ts'
+import { readSendOptions } from '../../lib/cli/send-options.ts'
 import { throwsFault } from '../expect.ts'
 
 const test = suite('cli/send-options')
 
-const of = (values: Partial<Parameters<typeof readSendOptions>[0]>): SendChoice =>
+const of = (values: Partial<Parameters<typeof readSendOptions>[0]>) =>
   readSendOptions({ compress: 'none', 'no-checksum': false, dedup: false, ...values })
 
 test('how to compress is one of four words', () => {

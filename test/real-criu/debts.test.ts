@@ -143,7 +143,7 @@ function debts(criu: string): void {
       assert.equal(readdirSync(held), ['stats-restore'])
       const again = await settle()
       assert.is(again.code, 1)
-      assert.match(again.stderr, /nothing is owed for snapshot web-1/)
+      assert.match(again.stderr, /no verdict of snapshot web-1 waits for delivery/)
     }),
   )
 
@@ -186,7 +186,7 @@ function debts(criu: string): void {
       await dumping.says(/is held until its source says/)
       await kill(holder)
       const stranger = await byHand('--drop', 'web-2').ended
-      assert.match(stranger.stderr, /nobody holds a snapshot web-2/)
+      assert.match(stranger.stderr, /no copy of snapshot web-2 is held/)
       assert.is(await copyOf(scene), 'held')
       const dropped = await byHand('--drop', id).ended
       assert.is(dropped.code, 0, dropped.stderr)

@@ -345,8 +345,11 @@ function streams({ scene }: Matrix): void {
   scene('dump-to-stdout into restore-from-socket --to-dir: the disk is full', (stage) => {
     mkdirSync(join(stage.folder, 'out'))
     const there =
-      'mount -t tmpfs -o size=4m none out && restore-from-socket --from - --to-dir out/images; code=$?; ls -A out; exit $code'
-    const line = `dump-to-stdout -t $PID | unshare -m sh -c '${there}'; echo dump-to-stdout $((PIPESTATUS[0])), restore-from-socket $((PIPESTATUS[1]))`
+      'mount -t tmpfs -o size=4m none out && restore-from-socket --from - --to-dir out/images; ' +
+      'code=$?; ls -A out; exit $code'
+    const line =
+      `dump-to-stdout -t $PID | unshare -m sh -c '${there}'; echo dump-to-stdout $((PIPESTATUS[0])), ` +
+      `restore-from-socket $((PIPESTATUS[1]))`
     return piped(stage, line)
   })
   scene('dump-to-stdout: its reader leaves', (stage) =>

@@ -208,7 +208,7 @@ function holders(criu: string): void {
         const args = ['dump', '--stream', '-t', String(other.pid), '-D', scene.source]
         assert.not((await start(criu, args, { cwd: scene.folder }).ended).code === 0)
         const [line] = await scene.proxyRun.says(/^.* failed: .*$/m)
-        assert.match(line, /snapshot web-1 failed: the verdict of an earlier snapshot web-1 is still owed/)
+        assert.match(line, /snapshot web-1 failed: the verdict of an earlier snapshot web-1 is not delivered/)
         await other.runsOn()
         assert.is(owed(), before)
         scene.relay.mend()

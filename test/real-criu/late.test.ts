@@ -99,7 +99,8 @@ function failures(criu: string): void {
 
   /** `dump-to-stdout --listen` into a restore on the target, and a criu that dumps. */
   async function listened(stage: Stage, ...options: string[]) {
-    const receiver = `${stage.host.enter.join(' ')} ${command('restore-from-socket')} --from - --to-dir ${stage.folder}/images`
+    const enter = stage.host.enter.join(' ')
+    const receiver = `${enter} ${command('restore-from-socket')} --from - --to-dir ${stage.folder}/images`
     const line = `dump-to-stdout -v --listen -D ${stage.source} | ${receiver}`
     const piped = start('bash', ['-o', 'pipefail', '-c', line])
     await piped.says(/listening on/)
@@ -135,7 +136,8 @@ function failures(criu: string): void {
   test(
     "a user's own script fails at post-dump of dump-to-stdout --via: no copy, and criu says why",
     play(async (stage) => {
-      const via = `${stage.host.enter.join(' ')} ${command('restore-from-socket')} --from - -D ${join(stage.folder, 'held')}`
+      const enter = stage.host.enter.join(' ')
+      const via = `${enter} ${command('restore-from-socket')} --from - -D ${join(stage.folder, 'held')}`
       const args = ['-t', String(stage.load.pid), '-D', stage.source, '--via', via, '--', ...failing]
       const ran = await stage.here('dump-to-stdout', args).ended
       assert.is(ran.code, 5, ran.stderr)

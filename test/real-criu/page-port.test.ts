@@ -135,7 +135,9 @@ function pagePort(criu: string): void {
       assert.is(ran.code, 1)
       assert.is(
         ran.stderr,
-        `pre-copy: error: another pre-copy is at work on process ${pid}, or on a tree that shares tasks with its own\npre-copy: hint: wait until it has ended; a proxy with rounds of it counts too, until it dumps it or ends\n`,
+        `pre-copy: error: another pre-copy is at work on process ${pid}, or on a tree that shares ` +
+          `tasks with its own\npre-copy: hint: wait until it has ended; a proxy with rounds of it ` +
+          `counts too, until it dumps it or ends\n`,
       )
       assert.not(existsSync(join(folder, 'owed')))
       await stayed()
@@ -192,7 +194,7 @@ function pagePort(criu: string): void {
       stranger.on('error', () => {})
       stranger.write(Buffer.alloc(32))
       await new Promise((resolve) => stranger.once('close', resolve))
-      await proxy.says(/whoever connected to the page server port is no criu that dumps/)
+      await proxy.says(/the client of the page server port is not a criu that dumps/)
       const dumped = await dump(criu, stage, pages).ended
       assert.is(dumped.code, 0, dumped.stderr + proxy.stderr())
       await cache.says(/restored in/)

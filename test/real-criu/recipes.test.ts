@@ -360,7 +360,9 @@ function recipes(criu: string): void {
     staged(async ({ load, folder }) => {
       const work = join(folder, 'work')
       // The reader is stopped, so that the dump cannot finish before it is killed.
-      const line = `dump-to-stdout -v --listen -D ${work} | (sleep 1.5; restore-from-socket --to-dir ${folder}/out); echo codes \${PIPESTATUS[@]} >&2`
+      const line =
+        `dump-to-stdout -v --listen -D ${work} | (sleep 1.5; restore-from-socket --to-dir ` +
+        `${folder}/out); echo codes \${PIPESTATUS[@]} >&2`
       const pipeline = start('bash', ['-c', line])
       await pipeline.says(/listening/)
       const dumping = start(criu, ['dump', '--stream', '-t', String(load.pid), '-D', work])

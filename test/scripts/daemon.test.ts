@@ -597,7 +597,7 @@ test('a command that cannot start leaves no directory that it has made, and what
 })
 
 test('--help of both says the common options, with every one of them', async () => {
-  const { daemonOptions } = await import('../../lib/cli/daemon-options.ts')
+  const { daemonOptions } = await import('../../lib/cli/daemon.ts')
   for (const command of ['proxy', 'cache']) {
     const help = (await run(command, ['--help'])).stdout.toString()
     for (const option of Object.keys(daemonOptions)) assert.match(help, new RegExp(`--${option}\\b`))

@@ -47,7 +47,9 @@ test('the last dump of a chain becomes a directory without a parent, private, an
 
 test('-v says how many layers there were; dump-to-stdout --from-dir streams the same', async ({ folder }) => {
   const last = splitDump(images, join(folder, 'rounds'), ['4.2', '4.1', '4.2'])
-  const line = `flatten -v -D ${last} --to-dir a && dump-to-stdout --from-dir ${last} | restore-from-socket --to-dir b && diff -r a b`
+  const line =
+    `flatten -v -D ${last} --to-dir a && dump-to-stdout --from-dir ${last} | restore-from-socket ` +
+    `--to-dir b && diff -r a b`
   const ran = await shell(line, { cwd: folder })
   assert.is(ran.code, 0, ran.stderr + ran.stdout)
   assert.match(ran.stderr, /^flatten: flattened 3 layers: 12 images, \d+ KiB in [\d.]+ s \([^)]+\)\n$/)

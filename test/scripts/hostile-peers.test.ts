@@ -159,7 +159,8 @@ for (const [name, { what, count, come }] of Object.entries(slow)) {
           (ms / 1000).toFixed(2),
         )
         console.log(
-          `figures: ${name}: sealed in ${seconds[0]} s (${tries} tries), had in ${seconds[1]} s, newest in ${seconds[2]} s`,
+          `figures: ${name}: sealed in ${seconds[0]} s (${tries} tries), had in ${seconds[1]} s, ` +
+            `newest in ${seconds[2]} s`,
         )
         assert.is.not(typeof taken, 'string', had(taken))
         if (typeof taken !== 'string') assert.ok(taken.images.get('core-1.img')?.equals(images['core-1.img']))

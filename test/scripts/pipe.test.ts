@@ -44,7 +44,9 @@ test('a stream becomes the directory again, by pipe, by file, by fd and compress
     file: `dump-to-stdout --from-dir ${images} > file.img && restore-from-socket --to-dir file < file.img`,
     fd: `restore-from-socket --from fd:7 --to-dir fd 7< file.img`,
     fdpipe: `restore-from-socket --from fd:7 --to-dir fdpipe 7< <(cat file.img)`,
-    zstd: `dump-to-stdout --from-dir ${images} | zstd -T0 -q > app.img.zst; zstd -dc app.img.zst | restore-from-socket --from - --to-dir zstd`,
+    zstd:
+      `dump-to-stdout --from-dir ${images} | zstd -T0 -q > app.img.zst; zstd -dc app.img.zst | ` +
+      `restore-from-socket --from - --to-dir zstd`,
   }
   for (const [name, line] of Object.entries(ways)) {
     const ran = await shell(line, { cwd: folder })
@@ -113,7 +115,9 @@ test('an output directory that is there already is not touched', async ({ folder
 
 test('a full disk: one line, nothing left behind', async ({ folder }) => {
   if (process.geteuid?.() !== 0) return void console.log('skipped: mounting a small disk needs root')
-  const line = `mount -t tmpfs -o size=64k none ${folder} && restore-from-socket --to-dir ${folder}/out; echo $? $(ls -A ${folder})`
+  const line =
+    `mount -t tmpfs -o size=64k none ${folder} && restore-from-socket --to-dir ${folder}/out; echo $? ` +
+    `$(ls -A ${folder})`
   const ran = await run('unshare', ['--mount', 'bash', '-c', line], { input: wire })
   assert.match(ran.stderr, /^restore-from-socket: error: .*: ENOSPC\nrestore-from-socket: hint: make room/)
   assert.is(ran.stdout.toString(), '1\n')
@@ -199,7 +203,8 @@ test('a dump that fails half way: the receiver learns it and writes nothing', as
   const work = join(folder, 'work')
   const pipeline = start('bash', [
     '-c',
-    `dump-to-stdout -v --listen -D ${work} | restore-from-socket --to-dir ${folder}/out; echo "codes \${PIPESTATUS[@]}" >&2`,
+    `dump-to-stdout -v --listen -D ${work} | restore-from-socket --to-dir ${folder}/out; echo "codes ` +
+      `\${PIPESTATUS[@]}" >&2`,
   ])
   await pipeline.says(/listening/)
   const dump = fakeDump(join(work, 'streamer-capture.sock'))

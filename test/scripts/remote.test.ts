@@ -504,7 +504,9 @@ test('a client that connects and closes, says nothing or talks nonsense: no unin
   await writeAll(odd, Buffer.alloc(16, 0xff))
   // At the proxy the words of one process are heard in their order.
   const path = JSON.stringify(join(here.source, DUMP_SOCKET))
-  const others = `const n = require('net'); n.connect(${path}); n.connect(${path}).destroy(); n.connect(${path}).write('nonsense'); console.log()`
+  const others =
+    `const n = require('net'); n.connect(${path}); n.connect(${path}).destroy(); ` +
+    `n.connect(${path}).write('nonsense'); console.log()`
   const child = spawn(process.execPath, ['-e', others], { stdio: ['ignore', 'pipe', 'ignore'] })
   try {
     await once(child.stdout, 'data')
@@ -631,7 +633,9 @@ test('two dumps with one -D at a time, and an image of a child that is gone: bot
   const client = (act: string, ...end: string[]): ChildProcess => {
     const fake = JSON.stringify(join(root, 'test/support/fake-remote-criu.ts'))
     const words = JSON.stringify([join(here.source, DUMP_SOCKET), snapshot]).slice(1, -1)
-    const code = `import { fakeRemote } from ${fake}; const criu = fakeRemote(${words}); await criu.${act}; console.log(); process.stdin.resume()`
+    const code =
+      `import { fakeRemote } from ${fake}; const criu = fakeRemote(${words}); await criu.${act}; ` +
+      `console.log(); process.stdin.resume()`
     const line = ['--import', 'tsx', '--input-type=module', '-e', code]
     const [program, ...args] = [...end, process.execPath, ...line] as [string, ...string[]]
     return spawn(program, args, { cwd: root, stdio: ['pipe', 'pipe', 'ignore'] })

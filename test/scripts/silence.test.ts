@@ -137,7 +137,7 @@ test('a reader of dump-to-stdout that takes nothing while the tasks are frozen',
   const dump = fakeDump(join(path, CAPTURE_SOCKET))
   const pipe = dump.open('pages-1.img')
   const broken = assertBroken(writeAll(pipe, Buffer.alloc(32 * 2 ** 20)))
-  await dumping.says(/error: whoever reads stdout took nothing for 1 s/)
+  await dumping.says(/error: the reader of stdout took nothing for 1 s/)
   await broken
   await isLeft(dump)
   closeFd(pipe)

@@ -71,7 +71,8 @@ test(`${rounds} snapshots: descriptors as after the first ${WARM_UP}, memory wit
     both.cache.child.kill('SIGUSR1')
     await both.proxy.says(/status: dumps in progress: 0,/)
     const line = new RegExp(
-      `snapshots: ${count}, chains: 0, memory: ([\\d.]+ \\w+) of .*, links: 0, silent: 0, held for peers: 0 B, restores that wait: 0`,
+      `snapshots: ${count}, chains: 0, memory: ([\\d.]+ \\w+) of .*, links: 0, silent: 0, held for ` +
+        `peers: 0 B, restores that wait: 0`,
     )
     const [, used = ''] = await both.cache.says(line)
     return { proxy: await sizeOf(both.proxy, 0), cache: await sizeOf(both.cache, parseSize(used.replace(' ', ''))) }

@@ -130,7 +130,7 @@ test('memory that is full refuses one more snapshot, and its sender learns why; 
     await dumpAll(dump, { 'pages-1.img': Buffer.alloc(20 * 2 ** 20, 7) }).catch(() => {})
     await proxy.says(/failed: .*the memory for images is full: [\d.]+ MiB of 16\.0 MiB/)
     await cache.says(/snapshot big failed: the memory for images is full/)
-    await cache.says(/hint: raise --max-memory, or drop a snapshot: cache -D DIR --ls, and --rm ID/)
+    await cache.says(/hint: raise --max-memory, or remove a snapshot: cache -D DIR --ls, and --rm ID/)
     assert.equal(
       (await held()).map(({ id, state }) => [id, state]),
       [['small', 'arriving']],

@@ -6,9 +6,11 @@ import { temporary } from './run.ts'
 
 /** The lines of docs/security.md. */
 export const authorityLine =
-  'openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -subj /CN=ferry -keyout ca.key -out ca.pem'
+  'openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -subj /CN=ferry ' +
+  '-keyout ca.key -out ca.pem'
 export const requestLine =
-  'openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=$H -addext subjectAltName=DNS:$H -keyout $H.key -out $H.csr'
+  'openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=$H -addext ' +
+  'subjectAltName=DNS:$H -keyout $H.key -out $H.csr'
 export const signLine =
   'openssl x509 -req -in $H.csr -CA ca.pem -CAkey ca.key -CAcreateserial -copy_extensions copy -days 365 -out $H.pem'
 

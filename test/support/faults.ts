@@ -212,7 +212,9 @@ function sectionsOf(text: string): Map<string, string> {
 
 function write(section: string, about: string, table: readonly string[], version: string): void {
   const head = '| fault | here | there | exit code | left over | what the commands said |\n|---|---|---|---|---|---|'
-  const made = `Made with CRIU ${version} on Linux ${release()}, Node ${process.versions.node}, on ${new Date().toISOString().slice(0, 10)}.`
+  const made =
+    `Made with CRIU ${version} on Linux ${release()}, Node ${process.versions.node}, on ` +
+    `${new Date().toISOString().slice(0, 10)}.`
   const sections = sectionsOf(existsSync(document) ? readFileSync(document, 'utf8') : '')
   sections.set(section, `${about}\n\n${head}\n${table.join('\n')}\n\n${made}`)
   const parts = [...sections].map(([name, text]) => `## ${name}\n\n${text}\n`)

@@ -80,7 +80,9 @@ function cpio(files: ReadonlyMap<string, Buffer | 'directory'>): Buffer {
 const quoted = (word: string): string => `'${word.replaceAll("'", "'\\''")}'`
 
 function firstRoot({ command, share }: VmJob): Buffer {
-  const job = `export PATH=${quoted(process.env.PATH ?? '')} HOME=/root LANG=C.UTF-8\nexec ${command.map(quoted).join(' ')}\n`
+  const job =
+    `export PATH=${quoted(process.env.PATH ?? '')} HOME=/root LANG=C.UTF-8\nexec ` +
+    `${command.map(quoted).join(' ')}\n`
   const modules = moduleFiles().map(
     (file, index) => [`modules/${String(index).padStart(2, '0')}`, readFileSync(file)] as const,
   )

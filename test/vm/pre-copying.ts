@@ -236,7 +236,9 @@ const broken: Scenario = {
 
 /** The last dump fails when its pages are out, and the process runs on: the next dump must not build on it. */
 const vetoed: Scenario = {
-  name: 'a last dump that fails when all is there: the process runs on, and the next one begins anew; restored by CRIU 4.1',
+  name:
+    'a last dump that fails when all is there: the process runs on, and the next one begins anew; ' +
+    'restored by CRIU 4.1',
   releases: ['sid'],
   missing: () => without('trixie'),
   play: (criu) =>

@@ -40,7 +40,8 @@ const rounds: Scenario = {
       expect(last <= first / 10, `the last round has ${last} bytes, the first ${first}`)
       return (
         `${sizes.map(formatSize).join(', ')} of ${formatSize(full.bytes)}; ` +
-        `the last is ${percent(last, first)} % of the first; frozen for ${frozen.toFixed(0)} ms, a full dump for ${full.frozen.toFixed(0)} ms`
+        `the last is ${percent(last, first)} % of the first; frozen for ${frozen.toFixed(0)} ms, a ` +
+        `full dump for ${full.frozen.toFixed(0)} ms`
       )
     } finally {
       load.kill()
