@@ -26,8 +26,8 @@ import type { Report } from '../progress.ts'
 import { defer, rejectAfter } from '../stream/wait.ts'
 import { type Clients, ofAncestor, openClients } from './clients.ts'
 import { RemoteImages, roundOf, unfinishedImages } from './images.ts'
-import { DUMP_SOCKET, type Reader, readIds, readRequest, unexpectedRequest } from './local-wire.ts'
-import { encodeIds } from './messages.ts'
+import { DUMP_SOCKET, type Reader, readIds, readRequest } from './local-wire.ts'
+import { encodeIds, protocolFault } from './messages.ts'
 import { answerDumpRead, type ReadableRound, type ReadingDump, withRound } from './reads.ts'
 
 export interface RemoteDumpsOptions {
@@ -164,7 +164,7 @@ export class RemoteDumps {
       if (request === undefined) return
       if (request.kind === 'push') {
         const snapshot = (await readIds(socket)).at(-1)
-        if (snapshot === undefined) throw unexpectedRequest('a list without a snapshot id')
+        if (snapshot === undefined) throw protocolFault('a list without a snapshot id')
         this.#begin(pid, snapshot)
       } else if (request.kind === 'finish') {
         if (request.of === 'dump') this.#dumpOf(pid)?.images.end()
@@ -193,7 +193,7 @@ export class RemoteDumps {
     const open = same.filter(({ images }) => !images.isOver)
     if (open.length > 1) {
       const id = printable(snapshot ?? '')
-      const fault = unexpectedRequest(`an image of ${id}, which two dumps at a time have as their -D`)
+      const fault = protocolFault(`an image of ${id}, which two dumps at a time have as their -D`)
       for (const { images } of open) images.destroy(fault)
     }
     return open.at(-1) ?? same.at(-1)

@@ -19,7 +19,8 @@ import { readSome } from '../kernel/transfer.ts'
 import { pagemapPattern } from '../store/directory-chain.ts'
 import { openCondition } from '../stream/condition.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
-import { IDS, receiveImage, unexpectedRequest } from './local-wire.ts'
+import { IDS, receiveImage } from './local-wire.ts'
+import { protocolFault } from './messages.ts'
 
 /** A larger image is passed on as it comes. Not tuned: a pagemap of 350,000 ranges is as large. */
 const LARGEST_KEPT = 4 * 2 ** 20
@@ -106,9 +107,9 @@ export class RemoteImages implements ImageSource {
 
   #objectionTo(name: ImageName): Error | undefined {
     const names = this.#names
-    if (this.#isOver) return unexpectedRequest(`${name} is written after the end of its dump`)
-    if (name === IDS) return unexpectedRequest(`no criu has an image ${name}`)
-    if (names.size >= MOST_IMAGES && !names.has(name)) return unexpectedRequest(`more than ${MOST_IMAGES} images`)
+    if (this.#isOver) return protocolFault(`${name} is written after the end of its dump`)
+    if (name === IDS) return protocolFault(`no criu has an image ${name}`)
+    if (names.size >= MOST_IMAGES && !names.has(name)) return protocolFault(`more than ${MOST_IMAGES} images`)
     return undefined
   }
 
@@ -135,7 +136,7 @@ export class RemoteImages implements ImageSource {
    * descriptor.
    */
   async #keep(name: ImageName, append: boolean, fd: Fd, begun: Buffer): Promise<boolean> {
-    if (this.#passedOn.has(name)) throw unexpectedRequest(`${name} is written again, and has been sent on`)
+    if (this.#passedOn.has(name)) throw protocolFault(`${name} is written again, and has been sent on`)
     const before = this.#kept.get(name) ?? Buffer.alloc(0)
     const parts = append ? [before, begun] : [begun]
     let size = parts.reduce((sum, part) => sum + part.length, 0)

@@ -15,6 +15,7 @@
 import { setTimeout } from 'node:timers/promises'
 import { fillPipe, piecesFor, type Served } from '../criu/serve.ts'
 import { Fault } from '../fault.ts'
+import { localImageEntry, localImageReplyEntry } from '../format/criu-messages.ts'
 import { MOST_ROUNDS } from '../format/frame.ts'
 import { type ImageName, imageName } from '../format/names.ts'
 import { type Fd, isPipeEnd } from '../kernel/fd.ts'
@@ -23,12 +24,13 @@ import { writeAll } from '../kernel/transfer.ts'
 import { receiveWithFds, shutDown } from '../kernel/unix.ts'
 import type { StoredImage } from '../store/stored-image.ts'
 import {
+  decode,
   decodeIds,
-  decodeLocalImage,
   decodeSnapshotId,
+  encode,
   encodeIds,
-  encodeLocalReply,
-  messageDecoder,
+  MessageDecoder,
+  protocolFault,
   type RemoteRequest,
   requestOf,
 } from './messages.ts'
@@ -48,7 +50,7 @@ const MOST_IDS = MOST_ROUNDS + 1
 /** What the client wants; undefined if it closes without a message. Throws `CRIU_PROTOCOL`, `NAME`, `TIMEOUT`. */
 export async function readRequest(socket: Fd): Promise<RemoteRequest | undefined> {
   const body = await inTime(readMessage(socket))
-  return body === undefined ? undefined : requestOf(decodeLocalImage(body))
+  return body === undefined ? undefined : requestOf(decode(localImageEntry, body))
 }
 
 /** Waits for something that a client has ready when it connects. Throws `TIMEOUT`. */
@@ -68,12 +70,12 @@ async function inTime<Message>(reading: Promise<Message>): Promise<Message> {
 
 /** Reads one message and nothing behind it. Returns its body; undefined at the end. Throws `CRIU_PROTOCOL`. */
 async function readMessage(socket: Fd): Promise<Buffer | undefined> {
-  const decoder = messageDecoder()
+  const decoder = new MessageDecoder()
   for (;;) {
     const part = Buffer.alloc(Math.min(decoder.wanted, 2 ** 10))
     const { bytes, fds } = await receiveWithFds(socket, part)
     for (const stray of fds) closeFd(stray)
-    if (fds.length > 0) throw unexpectedRequest('a descriptor in the middle of a message')
+    if (fds.length > 0) throw protocolFault('a descriptor in the middle of a message')
     if (bytes === 0) return void decoder.end()
     const { body } = decoder.push(part.subarray(0, bytes))
     if (body !== undefined) return body
@@ -90,7 +92,7 @@ async function readAllIds(socket: Fd): Promise<string[]> {
   for (;;) {
     const body = await readMessage(socket)
     if (body === undefined) return ids
-    if (ids.length === MOST_IDS) throw unexpectedRequest(`more than ${MOST_IDS} snapshot ids`)
+    if (ids.length === MOST_IDS) throw protocolFault(`more than ${MOST_IDS} snapshot ids`)
     ids.push(decodeSnapshotId(body))
   }
 }
@@ -99,8 +101,8 @@ async function readAllIds(socket: Fd): Promise<string[]> {
 export function idsOf(images: ReadonlyMap<ImageName, StoredImage>): string[] {
   const windows = [...(images.get(IDS)?.pieces ?? [])].map(({ window }) => window)
   try {
-    const { ids, isCut } = decodeIds(windows, MOST_IDS)
-    return isCut || ids.length > MOST_IDS ? [] : ids
+    const ids = decodeIds(windows, MOST_IDS)
+    return ids.length > MOST_IDS ? [] : ids
   } catch (error) {
     if (error instanceof Fault) return []
     throw error
@@ -129,12 +131,7 @@ export async function receiveImage(socket: Fd): Promise<ImageBytes> {
     return { fd, begun: Buffer.alloc(0) }
   }
   for (const stray of fds) closeFd(stray)
-  throw unexpectedRequest('an image that is not the read end of a pipe')
-}
-
-/** Sends an errno, or 0. */
-async function reply(socket: Fd, error: number): Promise<void> {
-  await writeAll(socket, encodeLocalReply(error), { socket: true })
+  throw protocolFault('an image that is not the read end of a pipe')
 }
 
 /** How the clients of one criu read, once that is known. */
@@ -165,7 +162,8 @@ export async function answerRead(
   let isOpen = true
   try {
     const answer = await find()
-    await reply(socket, 'error' in answer ? answer.error : 0)
+    const error = 'error' in answer ? answer.error : 0
+    await writeAll(socket, encode(localImageReplyEntry, { error }), { socket: true })
     if ('ids' in answer) return await writeAll(socket, encodeIds(answer.ids), { socket: true })
     answered()
     if ('error' in answer) return
@@ -219,7 +217,7 @@ async function handedPipe(socket: Fd): Promise<Fd | undefined> {
   if (bytes === 0) return undefined
   if (fds.length === 1 && fd !== undefined && isPipeEnd(fd, 'write')) return fd
   for (const stray of fds) closeFd(stray)
-  throw unexpectedRequest('a reader that hands over something that is not the write end of a pipe')
+  throw protocolFault('a reader that hands over something that is not the write end of a pipe')
 }
 
 /** A reader that closes its socket over unread bytes has gone as well. */
@@ -238,8 +236,4 @@ async function writeToSocket(socket: Fd, image: StoredImage): Promise<boolean> {
     if (error instanceof Fault) return false
     throw error
   }
-}
-
-export function unexpectedRequest(what: string): Fault {
-  return new Fault('CRIU_PROTOCOL', `criu --remote: ${what}`)
 }

@@ -24,16 +24,8 @@ import type { SealedSnapshot } from '../store/snapshots.ts'
 import type { Images, LostSnapshot } from '../store/waiters.ts'
 import { defer } from '../stream/wait.ts'
 import { type Clients, ofAncestor, openClients } from './clients.ts'
-import {
-  answerRead,
-  idsOf,
-  RESTORE_SOCKET,
-  type ReadAnswer,
-  type Reader,
-  readRequest,
-  unexpectedRequest,
-} from './local-wire.ts'
-import { EIO, ENOENT, type ReadRequest } from './messages.ts'
+import { answerRead, idsOf, RESTORE_SOCKET, type ReadAnswer, type Reader, readRequest } from './local-wire.ts'
+import { EIO, ENOENT, protocolFault, type ReadRequest } from './messages.ts'
 
 /** One `criu restore --remote`. */
 class Restore {
@@ -114,8 +106,7 @@ export class RemoteRestores {
       const request = await readRequest(socket)
       if (request === undefined) return
       if (request.kind === 'finish') return this.#restoreOf(pid)?.over.resolve()
-      if (request.kind !== 'pull' && request.kind !== 'read')
-        throw unexpectedRequest('an image is written to the cache')
+      if (request.kind !== 'pull' && request.kind !== 'read') throw protocolFault('an image is written to the cache')
       const snapshot = request.kind === 'read' ? request.snapshot : restoredFrom(pid)
       let restore = this.#restoreOf(pid, snapshot)
       if (request.kind === 'pull' && (restore?.pid !== pid || restore.isListed)) {
