@@ -15,20 +15,20 @@ import { type CriuCommand, readCriuCommand } from '../criu/command-line.ts'
 import type { IncomingDump } from '../criu/incoming-dump.ts'
 import type { PageServer } from '../criu/page-server.ts'
 import { Fault } from '../fault.ts'
-import { type ImageName, INVENTORY, printable, type SnapshotId } from '../format/names.ts'
+import { type ImageName, printable, type SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { endOf, isDying, memoryOfTree, openProcess, type Process, startTime } from '../kernel/process.ts'
+import { endOf, memoryOfTree } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { ProxyChains, TakenChain } from '../precopy/chains.ts'
 import type { DumpRequest, RoundRequest } from '../precopy/delivery.ts'
 import { nextLayer, type PreCopyChain } from '../precopy/send-round.ts'
 import type { Report } from '../progress.ts'
-import { defer, rejectAfter } from '../stream/wait.ts'
-import { type Clients, ofAncestor, openClients } from './clients.ts'
-import { RemoteImages, roundOf, unfinishedImages } from './images.ts'
-import { DUMP_SOCKET, type Reader, readIds, readRequest } from './local-wire.ts'
-import { encodeIds, protocolFault } from './messages.ts'
-import { answerDumpRead, type ReadableRound, type ReadingDump, withRound } from './reads.ts'
+import { rejectAfter } from '../stream/wait.ts'
+import { Clients, ofAncestor } from './clients.ts'
+import { Dump, type ReadableRound } from './dump.ts'
+import { type RemoteImages, roundOf } from './images.ts'
+import { answerRead, DUMP_SOCKET, newReader, readIds, readRequest } from './local-wire.ts'
+import { protocolFault } from './messages.ts'
 
 export interface RemoteDumpsOptions {
   /** The directory of the socket and of our action script. */
@@ -51,75 +51,6 @@ export interface RemoteDumpsOptions {
 /** Stands for the images directory of a round, so that a chain by `--remote` is not taken for one of another kind. */
 const REMOTE = 'criu --remote'
 
-/** One dump or pre-dump. */
-class Dump implements ReadingDump {
-  readonly pid: number
-  /** Its `-D`. */
-  readonly snapshot: string
-  /** Undefined where the criu cannot be seen. */
-  readonly command: CriuCommand | undefined
-  readonly images = new RemoteImages()
-  readonly reader: Reader = { form: undefined }
-  /** Resolves when nothing of it is under way. */
-  settled: Promise<void> = Promise.resolve()
-  readonly #rounds = defer<readonly ReadableRound[]>()
-  readonly #criu: Process | undefined
-  /** When the first of its tasks was started. */
-  readonly #start: number | undefined
-
-  constructor(pid: number, snapshot: string, command: CriuCommand | undefined) {
-    this.pid = pid
-    this.snapshot = snapshot
-    this.command = command
-    this.#criu = openProcess(pid)
-    this.#start = command && startTime(command.tree)
-  }
-
-  get isRound(): boolean {
-    return this.command?.action === 'pre-dump'
-  }
-
-  get rounds(): Promise<readonly ReadableRound[]> {
-    return this.#rounds.promise
-  }
-
-  /** Tells the rounds before it. Returns the `-D` of all of them and of this one. */
-  setRounds(rounds: readonly ReadableRound[]): string[] {
-    this.#rounds.resolve(rounds)
-    const snapshots = [...rounds.map((round) => round.snapshot), this.snapshot]
-    this.images.setIds(encodeIds(snapshots))
-    return snapshots
-  }
-
-  /** Resolves when its criu has ended. Throws after `close`. */
-  ended(): Promise<void> {
-    return endOf(this.pid, this.#criu)
-  }
-
-  /** Its criu sends nothing more. */
-  end(): void {
-    if (this.isRound || this.#hasKilled()) this.images.end()
-    else if (!this.images.isOver) this.images.destroy(unfinishedImages())
-  }
-
-  /** Whatever still reads or writes gets `ABORTED`. */
-  abort(): void {
-    const over = new Fault('ABORTED', 'the dump is over')
-    this.#rounds.reject(over)
-    this.images.destroy(over)
-  }
-
-  close(): void {
-    this.#criu?.close()
-  }
-
-  #hasKilled(): boolean {
-    const [tree, start] = [this.command?.tree, this.#start]
-    if (tree === undefined || start === undefined || !this.images.names.has(INVENTORY)) return false
-    return startTime(tree) !== start || isDying(tree)
-  }
-}
-
 export class RemoteDumps {
   readonly #options: RemoteDumpsOptions
   readonly #clients: Clients
@@ -134,7 +65,7 @@ export class RemoteDumps {
   constructor(options: RemoteDumpsOptions) {
     this.#options = options
     const { directory, report } = options
-    this.#clients = openClients(directory, DUMP_SOCKET, report, (socket, pid) => this.#handleInOrder(socket, pid))
+    this.#clients = new Clients(directory, DUMP_SOCKET, report, (socket, pid) => this.#handleInOrder(socket, pid))
   }
 
   close(): void {
@@ -176,7 +107,8 @@ export class RemoteDumps {
       } else {
         isOpen = false
         // Not awaited: a read that waits until the round before is sealed must not hold up the next request.
-        void answerDumpRead(socket, request, this.#dumpOf(pid)).catch((error: unknown) =>
+        const dump = this.#dumpOf(pid)
+        void answerRead(socket, dump?.answerTo(request), dump?.reader ?? newReader()).catch((error: unknown) =>
           this.#clients.failed('a read of criu --remote', error),
         )
       }
@@ -222,7 +154,7 @@ export class RemoteDumps {
   /** Ends a dump when its criu has ended. */
   async #watch(dump: Dump): Promise<void> {
     try {
-      await dump.ended()
+      await endOf(dump.pid, dump.criu)
     } catch {
       return
     }
@@ -233,7 +165,7 @@ export class RemoteDumps {
   }
 
   #release(dump: Dump): void {
-    dump.close()
+    dump.criu?.close()
     if (this.#dumps.get(dump.pid) === dump) this.#dumps.delete(dump.pid)
   }
 
@@ -267,7 +199,7 @@ export class RemoteDumps {
     // CRIU waits for no answer to a pre-dump.
     const source = { ...roundOf(dump.images), answerClose: async () => {} }
     await this.#options.sendRound(taken, source, { tree, images: REMOTE, snapshots })
-    this.#roundsOf.set(taken.chain, withRound(rounds, dump))
+    this.#roundsOf.set(taken.chain, dump.addTo(rounds))
   }
 
   async #forwardDump(dump: Dump): Promise<void> {

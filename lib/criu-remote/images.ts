@@ -32,8 +32,14 @@ export class RemoteImages implements ImageSource {
   readonly images = this.#open()
   /** Notified of everything that a client sends. */
   readonly news = openCondition()
-  readonly #kept = new Map<ImageName, Buffer>()
-  readonly #names = new Set<ImageName>()
+  /** Complete images that were kept. */
+  readonly kept = new Map<ImageName, Buffer>()
+  /** The names of all images that came. */
+  readonly names = new Set<ImageName>()
+  /** The snapshot ids of this dump and of the rounds before it: to be set before the first image is yielded. */
+  ids: Buffer | undefined
+  /** No more images come but those that are being written now. */
+  isOver = false
   /** Large images that `images` has not yielded yet. */
   readonly #large: OpenImage[] = []
   readonly #passedOn = new Set<ImageName>()
@@ -47,30 +53,14 @@ export class RemoteImages implements ImageSource {
   /** Resolves with the first image, or with the end. */
   readonly begun = this.#first.wait()
   #bytesKept = 0
-  #ids: Buffer | undefined
-  #isOver = false
   #failure: Error | undefined
-
-  /** Complete images that were kept. */
-  get kept(): ReadonlyMap<ImageName, Buffer> {
-    return this.#kept
-  }
-
-  /** The names of all images that came. */
-  get names(): ReadonlySet<ImageName> {
-    return this.#names
-  }
-
-  get isOver(): boolean {
-    return this.#isOver
-  }
 
   /** Takes an image, or with `append` more of one, from the client at the other end of `socket`, and closes that. */
   take(name: ImageName, append: boolean, socket: Fd): void {
     const objection = this.#objectionTo(name)
     if (objection !== undefined) this.destroy(objection)
     if (this.#failure !== undefined) return void closeFd(socket)
-    this.#names.add(name)
+    this.names.add(name)
     this.#first.notify()
     this.news.notify()
     const writing = (this.#writing.get(name) ?? Promise.resolve())
@@ -83,14 +73,9 @@ export class RemoteImages implements ImageSource {
     this.#writing.set(name, writing)
   }
 
-  /** Sets the snapshot ids of this dump and of the rounds before it: before the first image is yielded. */
-  setIds(ids: Buffer): void {
-    this.#ids = ids
-  }
-
   /** No more images come but those that are being written now. */
   end(): void {
-    this.#isOver = true
+    this.isOver = true
     this.#changed.notify()
     this.#first.notify()
   }
@@ -100,14 +85,14 @@ export class RemoteImages implements ImageSource {
     this.#failure = reason
     for (const fd of this.#reading) interrupt(fd, reason)
     for (const { body } of this.#large.splice(0)) if (body.kind === 'pipe') closeFd(body.fd)
-    this.#kept.clear()
+    this.kept.clear()
     this.#changed.notify()
     this.#first.notify()
   }
 
   #objectionTo(name: ImageName): Error | undefined {
-    const names = this.#names
-    if (this.#isOver) return protocolFault(`${name} is written after the end of its dump`)
+    const { names } = this
+    if (this.isOver) return protocolFault(`${name} is written after the end of its dump`)
     if (name === IDS) return protocolFault(`no criu has an image ${name}`)
     if (names.size >= MOST_IMAGES && !names.has(name)) return protocolFault(`more than ${MOST_IMAGES} images`)
     return undefined
@@ -137,7 +122,7 @@ export class RemoteImages implements ImageSource {
    */
   async #keep(name: ImageName, append: boolean, fd: Fd, begun: Buffer): Promise<boolean> {
     if (this.#passedOn.has(name)) throw protocolFault(`${name} is written again, and has been sent on`)
-    const before = this.#kept.get(name) ?? Buffer.alloc(0)
+    const before = this.kept.get(name) ?? Buffer.alloc(0)
     const parts = append ? [before, begun] : [begun]
     let size = parts.reduce((sum, part) => sum + part.length, 0)
     this.#bytesKept += size - before.length
@@ -150,14 +135,14 @@ export class RemoteImages implements ImageSource {
       const got = await readSome(fd, buffer)
       this.news.notify()
       if (got === 0) {
-        this.#kept.set(name, Buffer.concat(parts))
+        this.kept.set(name, Buffer.concat(parts))
         return true
       }
       parts.push(got < READ_BYTES / 2 ? Buffer.from(buffer.subarray(0, got)) : buffer.subarray(0, got))
       size += got
       this.#bytesKept += got
     }
-    this.#kept.delete(name)
+    this.kept.delete(name)
     this.#passedOn.add(name)
     this.#large.push({ name, body: { kind: 'pipe', fd, begun: Buffer.concat(parts) } })
     return false
@@ -166,20 +151,20 @@ export class RemoteImages implements ImageSource {
   async *#open(): AsyncGenerator<OpenImage> {
     // The first image that is yielded tells that the tasks are frozen.
     await this.begun
-    if (this.#ids !== undefined) yield imageOf(IDS, this.#ids)
+    if (this.ids !== undefined) yield imageOf(IDS, this.ids)
     for (;;) {
       this.#throwIfFailed()
       const next = this.#large.shift()
       if (next !== undefined) {
         if (next.body.kind === 'pipe') this.#bytesKept -= next.body.begun?.length ?? 0
         yield next
-      } else if (this.#isOver && this.#writing.size === 0) break
+      } else if (this.isOver && this.#writing.size === 0) break
       else await this.#changed.wait()
     }
-    const last = [...this.#kept.keys()].filter((name) => name !== INVENTORY)
-    for (const name of this.#kept.has(INVENTORY) ? [...last, INVENTORY] : last) {
+    const last = [...this.kept.keys()].filter((name) => name !== INVENTORY)
+    for (const name of this.kept.has(INVENTORY) ? [...last, INVENTORY] : last) {
       this.#throwIfFailed()
-      yield imageOf(name, this.#kept.get(name) as Buffer)
+      yield imageOf(name, this.kept.get(name) as Buffer)
     }
   }
 

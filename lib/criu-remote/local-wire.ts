@@ -27,6 +27,7 @@ import {
   decode,
   decodeIds,
   decodeSnapshotId,
+  ENOENT,
   encode,
   encodeIds,
   MessageDecoder,
@@ -134,9 +135,14 @@ export async function receiveImage(socket: Fd): Promise<ImageBytes> {
   throw protocolFault('an image that is not the read end of a pipe')
 }
 
-/** How the clients of one criu read, once that is known. */
-export interface Reader {
+/** What the clients of one criu that read have in common. */
+export interface Reader extends Served {
+  /** How they read, once that is known. */
   form: 'pipe' | 'socket' | undefined
+}
+
+export function newReader(): Reader {
+  return { form: undefined, images: [], bytes: 0 }
 }
 
 /**
@@ -149,33 +155,32 @@ const PIPE_MS = 200
 export type ReadAnswer = { ids: readonly string[] } | { image: StoredImage } | { error: number }
 
 /**
- * Answers a client that reads, as soon as `find` tells with what, and closes the socket. `answered` is called when the
- * client knows whether its image exists.
+ * Answers a client that reads, as soon as `finding` tells with what, and closes the socket; undefined: there is no such
+ * image. `answered` is called when the client knows whether its image exists.
  */
 export async function answerRead(
   socket: Fd,
-  find: () => Promise<ReadAnswer>,
+  finding: Promise<ReadAnswer | undefined> | undefined,
   reader: Reader,
-  served: Served,
   answered = (): void => {},
 ): Promise<void> {
   let isOpen = true
   try {
-    const answer = await find()
+    const answer = (await finding) ?? { error: ENOENT }
     const error = 'error' in answer ? answer.error : 0
     await writeAll(socket, encode(localImageReplyEntry, { error }), { socket: true })
     if ('ids' in answer) return await writeAll(socket, encodeIds(answer.ids), { socket: true })
     answered()
     if ('error' in answer) return
     isOpen = false
-    await giveImage(socket, answer.image, reader, served)
+    await giveImage(socket, answer.image, reader)
   } finally {
     if (isOpen) closeFd(socket)
   }
 }
 
 /** Gives an image to a reader that knows it exists, and closes the socket. A reader that leaves early is no error. */
-export async function giveImage(socket: Fd, image: StoredImage, reader: Reader, served: Served): Promise<void> {
+export async function giveImage(socket: Fd, image: StoredImage, reader: Reader): Promise<void> {
   const over = new AbortController()
   let isKnown = false
   const handed = handedPipe(socket).finally(() => {
@@ -198,16 +203,14 @@ export async function giveImage(socket: Fd, image: StoredImage, reader: Reader, 
     shutDown(socket, true)
     const wrote = await writing
     closeFd(socket)
-    if (pipe === undefined && wrote) count(image, served)
+    if (pipe === undefined && wrote) {
+      reader.images.push(image.name)
+      reader.bytes += image.size
+    }
   }
   if (pipe === undefined) return
   reader.form = 'pipe'
-  await fillPipe(pipe, image, served, () => {})
-}
-
-function count({ name, size }: StoredImage, served: Served): void {
-  served.images.push(name)
-  served.bytes += size
+  await fillPipe(pipe, image, reader, () => {})
 }
 
 /** The pipe that a reader hands over; undefined if it closes without. */

@@ -28,8 +28,8 @@ import { type CriuTimeout, openCriuTimeout } from '../stream/criu-timeout.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
 import type { ImageSource } from '../stream/image.ts'
 import type { Snapshot } from '../stream/summary.ts'
-import { defer, rejectWhenAborted } from '../stream/wait.ts'
-import { openRemoteCacheLink, type RemoteCacheLink } from './cache-link.ts'
+import { abortWith, defer, rejectWhenAborted } from '../stream/wait.ts'
+import { RemoteCacheLink } from './cache-link.ts'
 import { LONGEST_STRING } from './messages.ts'
 import { sendDump } from './send-dump.ts'
 
@@ -93,8 +93,8 @@ export class RemoteDelivery implements Delivery {
   ): Promise<SentRound> {
     const begun = performance.now()
     const link = this.#takeLink(chain)
-    const unlink = link.abortOn(signal)
-    const silence = openCriuTimeout(this.timeoutMs, (reason) => link.abort(reason))
+    const unlink = abortWith(link.stop, signal)
+    const silence = openCriuTimeout(this.timeoutMs, (reason) => link.stop.abort(reason))
     const memory = new MemorySnapshot(this.#pool)
     try {
       const { outlet, signal } = link
@@ -128,7 +128,7 @@ export class RemoteDelivery implements Delivery {
   #takeLink(chain: PreCopyChain | undefined): RemoteCacheLink {
     const link = chain && this.#links.get(chain)
     if (chain !== undefined) this.#links.delete(chain)
-    return link ?? openRemoteCacheLink(this.#cache, this.timeoutMs)
+    return link ?? new RemoteCacheLink(this.#cache, this.timeoutMs)
   }
 }
 
@@ -168,7 +168,7 @@ class DumpTransfer {
       this.#isAtGate = true
     })
     whenHeld.catch(() => {})
-    this.#ignoreSignal = link.abortOn(place.signal)
+    this.#ignoreSignal = abortWith(link.stop, place.signal)
     const waitsForUs = runsScript(criu.pid, join(place.directory, 'post-dump'))
     const complete = Promise.race([whenHeld, this.#allWritten.promise])
     this.#source = onFirstImage(criu.images({ complete, taken: async () => {}, answered() {} }), () => {
@@ -227,7 +227,7 @@ class DumpTransfer {
     const { memory, link } = this.#options
     if (this.#tree?.isDying()) this.#silence.heard()
     else if (memory.images.has(INVENTORY) && !waitsForUs) this.#allWritten.resolve()
-    else link.abort(reason)
+    else link.stop.abort(reason)
   }
 
   /** Lets criu go, and makes sure that the tasks are dead. Throws `FAILED_DUMP` where they are not. */
