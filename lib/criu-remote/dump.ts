@@ -1,6 +1,6 @@
 /**
- * One dump or pre-dump with `--remote`: how it ends, and what it reads at the source. That is the list of snapshots, and
- * the pagemaps of the rounds before it, which are kept here.
+ * One dump or pre-dump with `--remote`: how it ends, and what it reads at the source. That is the list of snapshots,
+ * and the pagemaps of the rounds before it, which are kept here.
  *
  * CRIU reads the pages of a parent only to skip them; where there are none it goes on, and notes so in its log
  * (criu/pagemap.c and criu/img-remote.c of these trees). So no pages are kept here or fetched back, and criu gets none.

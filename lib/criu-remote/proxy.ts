@@ -31,7 +31,7 @@ import type { Snapshot } from '../stream/summary.ts'
 import { abortWith, defer, rejectWhenAborted } from '../stream/wait.ts'
 import { RemoteCacheLink } from './cache-link.ts'
 import { LONGEST_STRING } from './messages.ts'
-import { sendDump } from './send-dump.ts'
+import { DumpSender } from './send-dump.ts'
 
 export interface RemoteDeliveryOptions {
   cache: Endpoint
@@ -45,19 +45,17 @@ export interface RemoteDeliveryOptions {
 
 export class RemoteDelivery implements Delivery {
   readonly timeoutMs: number
-  readonly #cache: Endpoint
-  readonly #snapshot: string | undefined
+  readonly #options: RemoteDeliveryOptions
   readonly #pool: Pool
   /** The connections of chains whose dump is still to come. */
   readonly #links = new Map<PreCopyChain, RemoteCacheLink>()
 
   /** Throws `USAGE` for what cannot be the id of a snapshot. */
-  constructor({ cache, maxMemory, snapshot, timeoutMs }: RemoteDeliveryOptions) {
-    if (snapshot !== undefined) checkSnapshot(snapshot)
-    this.timeoutMs = timeoutMs
-    this.#cache = cache
-    this.#snapshot = snapshot
-    this.#pool = new Pool(maxMemory)
+  constructor(options: RemoteDeliveryOptions) {
+    if (options.snapshot !== undefined) checkSnapshot(options.snapshot)
+    this.timeoutMs = options.timeoutMs
+    this.#options = options
+    this.#pool = new Pool(options.maxMemory)
   }
 
   async dump(criu: IncomingDump, dump: DumpRequest, place: DeliveryContext): Promise<boolean> {
@@ -69,7 +67,7 @@ export class RemoteDelivery implements Delivery {
     const memory = new MemorySnapshot(this.#pool)
     const transfer = new DumpTransfer({ criu, command, gate, link, memory, place, timeoutMs: this.timeoutMs })
     try {
-      const ids = snapshots ?? [this.#snapshot ?? idOf(command)]
+      const ids = snapshots ?? [this.#options.snapshot ?? idOf(command)]
       const { images, bytes } = await transfer.run(ids)
       const ms = performance.now() - begun
       report({ event: 'sent', id: ids.at(-1) as string, images: images.length, bytes, ms, verified: false })
@@ -97,10 +95,8 @@ export class RemoteDelivery implements Delivery {
     const silence = openCriuTimeout(this.timeoutMs, (reason) => link.stop.abort(reason))
     const memory = new MemorySnapshot(this.#pool)
     try {
-      const { outlet, signal } = link
-      const snapshot = snapshots.at(-1) as string
-      const sent = await sendDump({ outlet, memory, source, snapshot, round: true, silence, signal, onBytes })
-      signal.throwIfAborted()
+      const sent = await new DumpSender({ link, memory, source, snapshots, round: true, silence, onBytes }).run()
+      link.signal.throwIfAborted()
       chain.under++
       this.#links.set(chain, link)
       return { pages: pagesOf(sent), ms: performance.now() - begun }
@@ -128,7 +124,7 @@ export class RemoteDelivery implements Delivery {
   #takeLink(chain: PreCopyChain | undefined): RemoteCacheLink {
     const link = chain && this.#links.get(chain)
     if (chain !== undefined) this.#links.delete(chain)
-    return link ?? new RemoteCacheLink(this.#cache, this.timeoutMs)
+    return link ?? new RemoteCacheLink(this.#options.cache, this.timeoutMs)
   }
 }
 
@@ -177,8 +173,8 @@ class DumpTransfer {
     this.#silence = openCriuTimeout(timeoutMs, (reason) => this.#onSilence(reason, waitsForUs))
   }
 
-  /** `ids`: the snapshot ids of the rounds before the dump, and its own. */
-  async run(ids: readonly string[]): Promise<Snapshot> {
+  /** `snapshots`: the snapshot ids of the rounds before the dump, and its own. */
+  async run(snapshots: readonly string[]): Promise<Snapshot> {
     const { criu, link, memory, place } = this.#options
     if (criu.bytes !== undefined) {
       const ready = Promise.all([link.connected, memory.reserve(criu.bytes)])
@@ -187,14 +183,12 @@ class DumpTransfer {
         () => {},
       )
     }
-    const sent = await sendDump({
-      outlet: link.outlet,
+    const sender = new DumpSender({
+      link,
       memory,
       source: this.#source,
-      snapshot: ids.at(-1) as string,
-      before: ids.slice(0, -1),
+      snapshots,
       silence: this.#silence,
-      signal: link.signal,
       onBytes: place.onBytes,
       onTaken: () => {
         // A criu that does not wait for us kills the tasks now, and a signal comes too late.
@@ -202,6 +196,7 @@ class DumpTransfer {
       },
       confirm: () => this.#confirm(),
     })
+    const sent = await sender.run()
     await link.finish()
     return sent
   }
