@@ -194,10 +194,10 @@ export class RemoteWireDecoder {
     const snapshots = listed.filter((snapshot, at) => snapshot !== listed[at - 1])
     if (snapshots.length < pushed.length)
       throw protocolFault('a dump whose images came is not on the list', { hint: LOST })
-    for (const [at, snapshot] of snapshots.entries()) {
-      if (at < pushed.length && pushed[at] !== snapshot)
-        throw protocolFault('the list of snapshots is another one now', { hint: LOST })
-      if (at < pushed.length) continue
+    if (pushed.some((snapshot, at) => snapshot !== snapshots[at])) {
+      throw protocolFault('the list of snapshots is another one now', { hint: LOST })
+    }
+    for (const snapshot of snapshots.slice(pushed.length)) {
       if (pushed.includes(snapshot)) {
         throw protocolFault(`an earlier dump has the directory ${printable(snapshot)} too`, {
           hint: 'give every dump a -D of its own',

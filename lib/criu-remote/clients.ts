@@ -24,7 +24,7 @@ export class Clients {
   readonly #work: WorkDir
   /** Clients that have got no answer yet. */
   #waiting = 0
-  #isOpen = true
+  isOpen = true
 
   /** Listens at the socket `name` in `directory`. Throws `EXISTS` or `IO`. */
   constructor(directory: string, name: string, report: Report, handle: HandleClient) {
@@ -35,10 +35,6 @@ export class Clients {
     this.#listen().catch((error: unknown) => this.failed(name, error))
   }
 
-  get isOpen(): boolean {
-    return this.#isOpen
-  }
-
   /** Accepts the clients that have connected already. */
   acceptPending(): void {
     const { listener } = this.#work
@@ -47,12 +43,12 @@ export class Clients {
 
   /** Reports a failure, while the socket is open. */
   failed(what: string, error: unknown): void {
-    if (this.#isOpen) this.#report({ event: 'failed', what, fault: asFault(error) })
+    if (this.isOpen) this.#report({ event: 'failed', what, fault: asFault(error) })
   }
 
   /** Takes the socket away. */
   close(): void {
-    this.#isOpen = false
+    this.isOpen = false
     this.#work.remove()
   }
 

@@ -71,18 +71,11 @@ export class Dump {
     const rounds = await this.#rounds.promise.catch(() => undefined)
     if (rounds === undefined) return undefined
     if (request.kind === 'pull') return { ids: [...rounds.map((round) => round.snapshot), this.snapshot] }
-    const { name } = request
-    const bytes = this.#bytesOf(request, rounds)
-    return bytes && { image: { name, size: bytes.length, digest: 0n, pieces: [...copied([bytes])] } }
-  }
-
-  #bytesOf(
-    { name, snapshot }: Extract<ReadRequest, { kind: 'read' }>,
-    rounds: readonly ReadableRound[],
-  ): Buffer | undefined {
-    if (snapshot === this.snapshot) return this.images.kept.get(name)
+    const { name, snapshot } = request
     const round = rounds.find((each) => each.snapshot === snapshot)
-    return round?.kept.get(name) ?? (round?.pages.has(name) ? Buffer.alloc(0) : undefined)
+    const noPages = round?.pages.has(name) ? Buffer.alloc(0) : undefined
+    const bytes = snapshot === this.snapshot ? this.images.kept.get(name) : (round?.kept.get(name) ?? noPages)
+    return bytes && { image: { name, size: bytes.length, digest: 0n, pieces: [...copied([bytes])] } }
   }
 
   /** The readable rounds of its chain, when it is sealed as one more. */

@@ -20,9 +20,8 @@ import type { Fd } from '../kernel/fd.ts'
 import { endOf, memoryOfTree } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { ProxyChains, TakenChain } from '../precopy/chains.ts'
-import type { DumpRequest, RoundRequest } from '../precopy/delivery.ts'
+import type { Delivery, DeliveryContext, RoundRequest } from '../precopy/delivery.ts'
 import { nextLayer, type PreCopyChain } from '../precopy/send-round.ts'
-import type { Report } from '../progress.ts'
 import { rejectAfter } from '../stream/wait.ts'
 import { Clients, ofAncestor } from './clients.ts'
 import { Dump, type ReadableRound } from './dump.ts'
@@ -31,21 +30,17 @@ import { answerRead, DUMP_SOCKET, newReader, readIds, readRequest } from './loca
 import { protocolFault } from './messages.ts'
 
 export interface RemoteDumpsOptions {
-  /** The directory of the socket and of our action script. */
-  directory: string
+  /** How dumps are handed over, and what that needs; the socket is in the directory of our action script. */
+  delivery: Delivery
+  context: DeliveryContext
   chains: ProxyChains
   newId: () => SnapshotId
-  /** How long a criu may be silent before its first image. */
-  timeoutMs: number
   /** Sends a pre-dump and keeps the chain as that of `images`. Throws what went wrong; the chain is over then. */
   sendRound(taken: TakenChain, source: PageServer, round: RoundRequest & { images: string }): Promise<void>
-  /** Hands over a dump. Returns whether the target has it. */
-  sendDump(criu: IncomingDump, dump: DumpRequest): Promise<boolean>
   /** Tells the target that no layer follows, if it can be told. */
   abandon(chain: PreCopyChain): Promise<void>
   /** Waits for the work at the end, and reports its failure. */
   track(work: Promise<void>, what: string): void
-  report: Report
 }
 
 /** Stands for the images directory of a round, so that a chain by `--remote` is not taken for one of another kind. */
@@ -64,7 +59,7 @@ export class RemoteDumps {
   /** Listens at the socket in the directory. Throws `EXISTS` or `IO`. */
   constructor(options: RemoteDumpsOptions) {
     this.#options = options
-    const { directory, report } = options
+    const { directory, report } = options.context
     this.#clients = new Clients(directory, DUMP_SOCKET, report, (socket, pid) => this.#handleInOrder(socket, pid))
   }
 
@@ -196,20 +191,18 @@ export class RemoteDumps {
     const taken = await this.#takeChain(dump, tree)
     const rounds = this.#readable(taken)
     const snapshots = dump.setRounds(rounds)
-    // CRIU waits for no answer to a pre-dump.
-    const source = { ...roundOf(dump.images), answerClose: async () => {} }
-    await this.#options.sendRound(taken, source, { tree, images: REMOTE, snapshots })
+    await this.#options.sendRound(taken, roundOf(dump.images), { tree, images: REMOTE, snapshots })
     this.#roundsOf.set(taken.chain, dump.addTo(rounds))
   }
 
   async #forwardDump(dump: Dump): Promise<void> {
     const { pid, command, images } = dump
-    const { directory, chains, newId } = this.#options
+    const { delivery, context, chains, newId } = this.#options
     // It may clear the kernel's marks of changed pages.
     if (command === undefined) chains.breakOff(undefined)
     const taken = command && (await this.#takeChain(dump, command.tree))
     const snapshots = dump.setRounds(this.#readable(taken))
-    const gate = closedGate(directory, pid, 'pre-dump')
+    const gate = closedGate(context.directory, pid, 'pre-dump')
     void images.begun.then(() => gate.remove())
     const isChained = taken !== undefined && taken.chain.under > 0
     const layer = isChained ? nextLayer(taken.chain, true) : undefined
@@ -219,7 +212,7 @@ export class RemoteDumps {
       const bytes = await this.#bytesToCome(gate, images)
       if (!this.#clients.isOpen) throw proxyStopped()
       const criu = this.#incomingDump(dump, gate, bytes)
-      sent = await this.#options.sendDump(criu, { id, command, snapshots, layer, chain: taken?.chain })
+      sent = await delivery.dump(criu, { id, command, snapshots, layer, chain: taken?.chain }, context)
     } finally {
       gate.remove()
       taken?.end()
@@ -252,15 +245,10 @@ export class RemoteDumps {
    */
   async #bytesToCome(gate: Gate, images: RemoteImages): Promise<number | undefined> {
     const over = new AbortController()
-    const silent = rejectAfter(this.#options.timeoutMs, 'a criu that has connected began no dump', over.signal)
-    silent.catch(() => {})
+    const silent = rejectAfter(this.#options.delivery.timeoutMs, 'a criu that has connected began no dump', over.signal)
     const held = gate.held.catch(() => undefined)
-    try {
-      const root = (await Promise.race([held, images.begun, silent])) ?? undefined
-      return root === undefined ? undefined : memoryOfTree(root)
-    } finally {
-      over.abort()
-    }
+    const root = await Promise.race([held, images.begun, silent]).finally(() => over.abort())
+    return typeof root === 'number' ? memoryOfTree(root) : undefined
   }
 }
 

@@ -9,6 +9,7 @@
  * The end of an image is the end of its pipe. That no more images come is known from elsewhere (dumps.ts), which calls
  * `end`; images that are still being written then are waited for.
  */
+import type { PageServer } from '../criu/page-server.ts'
 import { Fault } from '../fault.ts'
 import { MOST_IMAGES } from '../format/image-list.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
@@ -47,11 +48,10 @@ export class RemoteImages implements ImageSource {
   readonly #writing = new Map<ImageName, Promise<void>>()
   /** Descriptors that are being read. */
   readonly #reading = new Set<Fd>()
-  /** Notified when `images` may go on. */
+  /** Notified when `images` may go on, and with the first image. */
   readonly #changed = openCondition()
-  readonly #first = openCondition()
   /** Resolves with the first image, or with the end. */
-  readonly begun = this.#first.wait()
+  readonly begun = this.#changed.wait()
   #bytesKept = 0
   #failure: Error | undefined
 
@@ -61,7 +61,7 @@ export class RemoteImages implements ImageSource {
     if (objection !== undefined) this.destroy(objection)
     if (this.#failure !== undefined) return void closeFd(socket)
     this.names.add(name)
-    this.#first.notify()
+    this.#changed.notify()
     this.news.notify()
     const writing = (this.#writing.get(name) ?? Promise.resolve())
       .then(() => this.#receive(name, append, socket))
@@ -77,7 +77,6 @@ export class RemoteImages implements ImageSource {
   end(): void {
     this.isOver = true
     this.#changed.notify()
-    this.#first.notify()
   }
 
   destroy(reason: Error): void {
@@ -87,7 +86,6 @@ export class RemoteImages implements ImageSource {
     for (const { body } of this.#large.splice(0)) if (body.kind === 'pipe') closeFd(body.fd)
     this.kept.clear()
     this.#changed.notify()
-    this.#first.notify()
   }
 
   #objectionTo(name: ImageName): Error | undefined {
@@ -181,14 +179,16 @@ function imageOf(name: ImageName, bytes: Buffer): OpenImage {
  * The images of a pre-dump, whose success nothing else tells: `images` throws `FAILED_DUMP` if there are no pagemaps,
  * or pages without their pagemap, as a criu that was killed leaves them.
  */
-export function roundOf(source: RemoteImages): ImageSource {
+export function roundOf(source: RemoteImages): PageServer {
   async function* images(): AsyncGenerator<OpenImage> {
     yield* source.images
     const count = (pattern: RegExp): number => [...source.names].filter((name) => pattern.test(name)).length
     const pagemaps = count(pagemapPattern)
     if (pagemaps === 0 || count(pagesPattern) > pagemaps) throw unfinishedImages()
   }
-  return { images: images(), destroy: (reason) => source.destroy(reason), news: source.news }
+  // CRIU waits for no answer to a pre-dump.
+  const answerClose = async (): Promise<void> => {}
+  return { images: images(), destroy: (reason) => source.destroy(reason), news: source.news, answerClose }
 }
 
 export function unfinishedImages(): Fault {

@@ -12,17 +12,17 @@
  * The snapshot ids of criu (its `-D`) may be any strings, and ours are names. So the ids of a dump and of the rounds
  * before it travel with the dump as one more image, which no criu asks for by its name.
  */
-import { setTimeout } from 'node:timers/promises'
 import { fillPipe, piecesFor, type Served } from '../criu/serve.ts'
 import { Fault } from '../fault.ts'
 import { localImageEntry, localImageReplyEntry } from '../format/criu-messages.ts'
 import { MOST_ROUNDS } from '../format/frame.ts'
 import { type ImageName, imageName } from '../format/names.ts'
-import { type Fd, isPipeEnd } from '../kernel/fd.ts'
+import { type Fd, isPipeEnd, type PipeEnd } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { writeAll } from '../kernel/transfer.ts'
 import { receiveWithFds, shutDown } from '../kernel/unix.ts'
 import type { StoredImage } from '../store/stored-image.ts'
+import { sleep } from '../stream/wait.ts'
 import {
   decode,
   decodeIds,
@@ -56,17 +56,11 @@ export async function readRequest(socket: Fd): Promise<RemoteRequest | undefined
 
 /** Waits for something that a client has ready when it connects. Throws `TIMEOUT`. */
 async function inTime<Message>(reading: Promise<Message>): Promise<Message> {
-  reading.catch(() => {})
   const over = new AbortController()
-  const late = setTimeout(FIRST_MESSAGE_MS, 'late' as const, { ref: false, signal: over.signal })
-  late.catch(() => {})
-  try {
-    const message = await Promise.race([reading, late])
-    if (message === 'late') throw new Fault('TIMEOUT', 'a client of criu --remote said nothing')
-    return message
-  } finally {
-    over.abort()
-  }
+  const late = sleep(FIRST_MESSAGE_MS, over.signal, false).then(() => {
+    throw new Fault('TIMEOUT', 'a client of criu --remote said nothing')
+  })
+  return Promise.race([reading, late]).finally(() => over.abort())
 }
 
 /** Reads one message and nothing behind it. Returns its body; undefined at the end. Throws `CRIU_PROTOCOL`. */
@@ -110,29 +104,26 @@ export function idsOf(images: ReadonlyMap<ImageName, StoredImage>): string[] {
   }
 }
 
-/** Where the bytes of an image come from that a client writes. */
-interface ImageBytes {
-  /** A pipe, or the client's socket. The caller reads it to its end and closes it. */
-  fd: Fd
-  /** Bytes that were read from it already. */
-  begun: Buffer
-}
-
 /**
- * Finds out where a client writes its image. Closes the socket if that is a pipe. Throws `CRIU_PROTOCOL`, with the
- * socket still open.
+ * Finds out where a client writes its image. `fd`: a pipe, or the client's socket, which the caller reads to its end and
+ * closes; `begun`: bytes that were read from it already. Closes the socket if that is a pipe. Throws `CRIU_PROTOCOL`,
+ * with the socket still open.
  */
-export async function receiveImage(socket: Fd): Promise<ImageBytes> {
+export async function receiveImage(socket: Fd): Promise<{ fd: Fd; begun: Buffer }> {
   const first = Buffer.alloc(2 ** 10)
   const { bytes, fds } = await receiveWithFds(socket, first)
+  if (fds.length === 0) return { fd: socket, begun: first.subarray(0, bytes) }
+  const fd = pipeIn(fds, bytes, 'read', 'an image')
+  closeFd(socket)
+  return { fd, begun: Buffer.alloc(0) }
+}
+
+/** The only descriptor, which came with one byte. Closes whatever else came, and throws `CRIU_PROTOCOL`. */
+function pipeIn(fds: readonly Fd[], bytes: number, end: PipeEnd, what: string): Fd {
   const [fd] = fds
-  if (fd === undefined) return { fd: socket, begun: first.subarray(0, bytes) }
-  if (fds.length === 1 && bytes === 1 && isPipeEnd(fd, 'read')) {
-    closeFd(socket)
-    return { fd, begun: Buffer.alloc(0) }
-  }
+  if (bytes === 1 && fds.length === 1 && fd !== undefined && isPipeEnd(fd, end)) return fd
   for (const stray of fds) closeFd(stray)
-  throw protocolFault('an image that is not the read end of a pipe')
+  throw protocolFault(`${what} that is not the ${end} end of a pipe`)
 }
 
 /** What the clients of one criu that read have in common. */
@@ -182,16 +173,13 @@ export async function answerRead(
 /** Gives an image to a reader that knows it exists, and closes the socket. A reader that leaves early is no error. */
 export async function giveImage(socket: Fd, image: StoredImage, reader: Reader): Promise<void> {
   const over = new AbortController()
-  let isKnown = false
-  const handed = handedPipe(socket).finally(() => {
-    isKnown = true
-  })
+  const handed = handedPipe(socket)
   handed.catch(() => {})
   let writing = Promise.resolve(false)
   let pipe: Fd | undefined
   try {
-    const patience = setTimeout(PIPE_MS, undefined, { signal: over.signal }).catch(() => {})
-    if (reader.form !== 'socket') await Promise.race([handed, patience])
+    const patience = sleep(PIPE_MS, over.signal).catch(() => {})
+    const isKnown = reader.form !== 'socket' && (await Promise.race([handed.then(() => true), patience]))
     if (!isKnown) {
       reader.form ??= 'socket'
       writing = writeToSocket(socket, image)
@@ -216,11 +204,7 @@ export async function giveImage(socket: Fd, image: StoredImage, reader: Reader):
 /** The pipe that a reader hands over; undefined if it closes without. */
 async function handedPipe(socket: Fd): Promise<Fd | undefined> {
   const { bytes, fds } = await receiveWithFds(socket, Buffer.alloc(1)).catch(left)
-  const [fd] = fds
-  if (bytes === 0) return undefined
-  if (fds.length === 1 && fd !== undefined && isPipeEnd(fd, 'write')) return fd
-  for (const stray of fds) closeFd(stray)
-  throw protocolFault('a reader that hands over something that is not the write end of a pipe')
+  return bytes === 0 ? undefined : pipeIn(fds, bytes, 'write', 'a reader that hands over something')
 }
 
 /** A reader that closes its socket over unread bytes has gone as well. */

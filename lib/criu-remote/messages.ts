@@ -23,7 +23,6 @@ const LENGTH_BYTES = 4
 
 /** Flags of open(2) on x86 and arm. The originals compare them and do not mask them. */
 export const openMode = { read: 0, write: 1, append: 0x400 } as const
-export type OpenMode = (typeof openMode)[keyof typeof openMode]
 
 /** The errno for an image that does not exist. */
 export const ENOENT = 2

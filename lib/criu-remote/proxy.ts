@@ -228,7 +228,11 @@ class DumpTransfer {
   /** Lets criu go, and makes sure that the tasks are dead. Throws `FAILED_DUMP` where they are not. */
   async #confirm(): Promise<void> {
     const { criu, command, gate, link } = this.#options
-    if (criu.bytes !== undefined && !this.#isAtGate) throw notAtPostDump()
+    if (criu.bytes !== undefined && !this.#isAtGate) {
+      throw new Fault('FAILED_DUMP', 'criu did not come to its post-dump: the dump did not finish', {
+        hint: "the process was not moved; see the dump's own log",
+      })
+    }
     link.signal.throwIfAborted()
     if (this.#isAtGate) {
       // From here on only what happens to the tasks counts, and a signal comes too late.
@@ -254,11 +258,5 @@ function idOf(command: CriuCommand | undefined): string {
   if (command !== undefined) return command.images
   throw new Fault('CRIU', 'cannot see the -D of this criu, by which a restore finds its images', {
     hint: 'run this command in the pid namespace of that criu, or add --snapshot DIR',
-  })
-}
-
-function notAtPostDump(): Fault {
-  return new Fault('FAILED_DUMP', 'criu did not come to its post-dump: the dump did not finish', {
-    hint: "the process was not moved; see the dump's own log",
   })
 }
