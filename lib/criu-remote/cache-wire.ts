@@ -12,7 +12,6 @@
  */
 import { Fault } from '../fault.ts'
 import { remoteImageEntry } from '../format/criu-messages.ts'
-import { MOST_ROUNDS } from '../format/frame.ts'
 import { LARGEST_IMAGE, MOST_IMAGES } from '../format/image-list.ts'
 import { type ImageName, printable } from '../format/names.ts'
 import {
@@ -22,6 +21,7 @@ import {
   encodeIds,
   LIST,
   MessageDecoder,
+  MOST_IDS,
   NO_SNAPSHOT,
   openMode,
   protocolFault,
@@ -149,7 +149,7 @@ export class RemoteWireDecoder {
   }
 
   #add(snapshot: string): RemoteWireEvent {
-    if (this.#pushed.length > MOST_ROUNDS) throw tooMany(this.#pushed.length + 1)
+    if (this.#pushed.length >= MOST_IDS) throw tooMany(this.#pushed.length + 1)
     this.#pushed.push(snapshot)
     return { kind: 'push', snapshot }
   }
@@ -210,12 +210,12 @@ export class RemoteWireDecoder {
 
 function snapshotsOf(list: Buffer): string[] {
   const ids = decodeIds([list], Number.POSITIVE_INFINITY)
-  if (ids.length > MOST_ROUNDS + 1) throw tooMany(ids.length)
+  if (ids.length > MOST_IDS) throw tooMany(ids.length)
   return ids
 }
 
 function tooMany(dumps: number): Fault {
-  return new Fault('LIMIT', `a chain of ${dumps} dumps, at most ${MOST_ROUNDS + 1} are allowed`)
+  return new Fault('LIMIT', `a chain of ${dumps} dumps, at most ${MOST_IDS} are allowed`)
 }
 
 /** The entry of a whole image. To be sent with one write of its own: the originals read it with one read. */

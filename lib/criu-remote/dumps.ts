@@ -100,9 +100,9 @@ export class RemoteDumps {
         isOpen = false
         dump.images.take(request.name, request.append, socket)
       } else {
+        const dump = this.#dumpOf(pid)
         isOpen = false
         // Not awaited: a read that waits until the round before is sealed must not hold up the next request.
-        const dump = this.#dumpOf(pid)
         void answerRead(socket, dump?.answerTo(request), dump?.reader ?? newReader()).catch((error: unknown) =>
           this.#clients.failed('a read of criu --remote', error),
         )
@@ -148,11 +148,10 @@ export class RemoteDumps {
 
   /** Ends a dump when its criu has ended. */
   async #watch(dump: Dump): Promise<void> {
-    try {
-      await endOf(dump.pid, dump.criu)
-    } catch {
-      return
-    }
+    const hasEnded = await endOf(dump.pid, dump.criu)
+      .then(() => true)
+      .catch(() => false)
+    if (!hasEnded) return
     await this.#allHandled(dump.pid)
     dump.end()
     await dump.settled
@@ -229,10 +228,8 @@ export class RemoteDumps {
         // When criu is at post-dump everything is written.
         steps?.complete
           .then(() => this.#allHandled(pid))
-          .then(
-            () => images.end(),
-            () => {},
-          )
+          .then(() => images.end())
+          .catch(() => {})
         return images
       },
       remove: () => gate.remove(),

@@ -15,7 +15,6 @@
 import { fillPipe, piecesFor, type Served } from '../criu/serve.ts'
 import { Fault } from '../fault.ts'
 import { localImageEntry, localImageReplyEntry } from '../format/criu-messages.ts'
-import { MOST_ROUNDS } from '../format/frame.ts'
 import { type ImageName, imageName } from '../format/names.ts'
 import { type Fd, isPipeEnd, type PipeEnd } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
@@ -31,6 +30,7 @@ import {
   encode,
   encodeIds,
   MessageDecoder,
+  MOST_IDS,
   protocolFault,
   type RemoteRequest,
   requestOf,
@@ -45,8 +45,6 @@ export const IDS = imageName('snapshot-ids')
 
 /** How long a client that has connected may take for its first message. */
 const FIRST_MESSAGE_MS = 10_000
-/** Most dumps that one list can name: the rounds of a chain, and the dump. */
-const MOST_IDS = MOST_ROUNDS + 1
 
 /** What the client wants; undefined if it closes without a message. Throws `CRIU_PROTOCOL`, `NAME`, `TIMEOUT`. */
 export async function readRequest(socket: Fd): Promise<RemoteRequest | undefined> {
@@ -105,9 +103,9 @@ export function idsOf(images: ReadonlyMap<ImageName, StoredImage>): string[] {
 }
 
 /**
- * Finds out where a client writes its image. `fd`: a pipe, or the client's socket, which the caller reads to its end and
- * closes; `begun`: bytes that were read from it already. Closes the socket if that is a pipe. Throws `CRIU_PROTOCOL`,
- * with the socket still open.
+ * Finds out where a client writes its image. `fd`: a pipe, or the client's socket, which the caller reads to its end
+ * and closes; `begun`: bytes that were read from it already. Closes the socket if that is a pipe. Throws
+ * `CRIU_PROTOCOL`, with the socket still open.
  */
 export async function receiveImage(socket: Fd): Promise<{ fd: Fd; begun: Buffer }> {
   const first = Buffer.alloc(2 ** 10)

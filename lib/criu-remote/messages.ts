@@ -13,12 +13,15 @@
  */
 import { Fault } from '../fault.ts'
 import { decodeMessage, encodeMessage, type localImageEntry, snapshotIdEntry } from '../format/criu-messages.ts'
+import { MOST_ROUNDS } from '../format/frame.ts'
 import { type ImageName, imageName, printable } from '../format/names.ts'
 
 /** The longest body: two of the longest strings, and what stands around them. */
 export const LONGEST_MESSAGE = 8 * 2 ** 10 + 64
 /** PATH_MAX without its NUL: the originals keep no more of a string. */
 export const LONGEST_STRING = 4095
+/** Most dumps that one list can name: the rounds of a chain, and the dump. */
+export const MOST_IDS = MOST_ROUNDS + 1
 const LENGTH_BYTES = 4
 
 /** Flags of open(2) on x86 and arm. The originals compare them and do not mask them. */

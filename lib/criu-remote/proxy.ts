@@ -178,10 +178,8 @@ class DumpTransfer {
     const { criu, link, memory, place } = this.#options
     if (criu.bytes !== undefined) {
       const ready = Promise.all([link.connected, memory.reserve(criu.bytes)])
-      this.#silence.during(ready).then(
-        () => criu.open(),
-        () => {},
-      )
+      const open = (): void => criu.open()
+      this.#silence.during(ready).then(open, () => {})
     }
     const sender = new DumpSender({
       link,

@@ -169,10 +169,8 @@ export class RemoteRestores {
     const gone = hungUp(socket)
     const stop = new AbortController()
     const unlink = abortWith(stop, options.signal)
-    gone.happened.then(
-      () => stop.abort(new Fault('LINK', 'the restore left before its snapshot was here')),
-      () => {},
-    )
+    const left = (): void => stop.abort(new Fault('LINK', 'the restore left before its snapshot was here'))
+    gone.happened.then(left, () => {})
     const fits = (images: Images): boolean => restore.fits(images)
     const lost = (failed: LostSnapshot): boolean => (id !== undefined ? failed.id === id : restore.hasLost(failed))
     return snapshots.find(id, timeoutMs, stop.signal, { early, fits, lost }).finally(() => {
