@@ -7,6 +7,7 @@ import { whenConnected } from '../stream/source-link.ts'
 /** How long work that is under way may take when something has failed. */
 const GRACE_MS = 500
 
+/** A dump and all rounds before it share one. */
 export class RemoteCacheLink {
   /** Aborted when the cache is gone or takes nothing, and by whoever gives up. */
   readonly stop = new AbortController()

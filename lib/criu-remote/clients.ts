@@ -24,6 +24,7 @@ export class Clients {
   readonly #work: WorkDir
   /** Clients that have got no answer yet. */
   #waiting = 0
+  /** Until `close`. */
   isOpen = true
 
   /** Listens at the socket `name` in `directory`. Throws `EXISTS` or `IO`. */
