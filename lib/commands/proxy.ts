@@ -138,17 +138,14 @@ export class ImageProxy {
   readonly #newId = (): SnapshotId => this.#options.id ?? freshId()
 
   #openRemote(): RemoteDumps {
-    const { delivery, report } = this.#options
     return new RemoteDumps({
-      directory: this.#work.path,
+      delivery: this.#options.delivery,
+      context: this.#context,
       chains: this.#chains,
       newId: this.#newId,
-      timeoutMs: delivery.timeoutMs,
       sendRound: (taken, source, round) => this.#forwardRound(taken, source, round),
-      sendDump: (criu, dump) => delivery.dump(criu, dump, this.#context),
       abandon: (chain) => this.#abandon(chain),
       track: (task, what) => this.#track(task, what),
-      report,
     })
   }
 

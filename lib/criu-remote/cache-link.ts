@@ -4,70 +4,61 @@ import { connectEndpoint, type Endpoint } from '../stream/endpoint.ts'
 import type { Link, Outlet } from '../stream/link.ts'
 import { whenConnected } from '../stream/source-link.ts'
 
-export interface RemoteCacheLink {
-  readonly outlet: Outlet
-  /** Rejects if the connection cannot be made. */
-  readonly connected: Promise<unknown>
-  /** Aborted when the cache is gone or takes nothing, and by `abort` and `abortOn`. */
-  readonly signal: AbortSignal
-  abort(reason: unknown): void
-  /** Aborts when `signal` does, until the returned function is called. */
-  abortOn(signal: AbortSignal): () => void
-  /** Ends the stream. Throws the reason of `signal` if that is aborted. */
-  finish(): Promise<void>
-  /** The reason to report for `error`, which something that used the connection threw. */
-  reasonOf(error: unknown): unknown
-  /** Ends the stream, if the cache can still see that, and closes the connection. */
-  close(): Promise<void>
-}
-
 /** How long work that is under way may take when something has failed. */
 const GRACE_MS = 500
 
-/** Connects. `timeoutMs`: how long the cache may be out of reach, or take nothing. */
-export function openRemoteCacheLink(cache: Endpoint, timeoutMs: number): RemoteCacheLink {
-  const stop = new AbortController()
-  const { signal } = stop
-  const connected = connectEndpoint(cache, timeoutMs, signal)
-  const outlet = whenConnected(connected, timeoutMs, stop)
-  let isConnected = false
-  let isFinished = false
-  const destroy = (): void => void connected.then((link) => link.destroy(signal.reason as Error)).catch(() => {})
-  signal.addEventListener('abort', () => setTimeout(destroy, GRACE_MS).unref())
+/** A dump and all rounds before it share one. */
+export class RemoteCacheLink {
+  /** Aborted when the cache is gone or takes nothing, and by whoever gives up. */
+  readonly stop = new AbortController()
+  /** Rejects if the connection cannot be made. */
+  readonly connected: Promise<Link>
+  readonly outlet: Outlet
+  #isConnected = false
+  #isFinished = false
 
-  async function watch(link: Link): Promise<void> {
-    isConnected = true
-    const got = await link.inlet.read(Buffer.alloc(1)).catch(endOfLink)
-    if (!isFinished) throw got === 0 ? cacheGone() : cacheSpoke()
+  /** Connects. `timeoutMs`: how long the cache may be out of reach, or take nothing. */
+  constructor(cache: Endpoint, timeoutMs: number) {
+    const { signal } = this.stop
+    this.connected = connectEndpoint(cache, timeoutMs, signal)
+    this.outlet = whenConnected(this.connected, timeoutMs, this.stop)
+    signal.addEventListener('abort', () => setTimeout(() => this.#destroy(), GRACE_MS).unref())
+    this.connected.then((link) => this.#watch(link)).catch((reason: unknown) => this.stop.abort(reason))
   }
-  connected.then(watch).catch((reason: unknown) => stop.abort(reason))
 
-  return {
-    outlet,
-    connected,
-    signal,
-    abort: (reason) => stop.abort(reason),
-    abortOn(other) {
-      const abort = (): void => stop.abort(other.reason)
-      if (other.aborted) abort()
-      other.addEventListener('abort', abort)
-      return () => other.removeEventListener('abort', abort)
-    },
-    async finish() {
-      await connected
-      signal.throwIfAborted()
-      isFinished = true
-      await outlet.finish()
-    },
-    reasonOf(error) {
-      if (signal.aborted) return signal.reason
-      return isConnected && error instanceof Fault && error.code === 'LINK' ? cacheGone() : error
-    },
-    async close() {
-      if (isConnected && !signal.aborted) await outlet.finish().catch(() => {})
-      stop.abort(new Fault('ABORTED', 'over'))
-      destroy()
-    },
+  get signal(): AbortSignal {
+    return this.stop.signal
+  }
+
+  /** Ends the stream. Throws the reason of `signal` if that is aborted. */
+  async finish(): Promise<void> {
+    await this.connected
+    this.signal.throwIfAborted()
+    this.#isFinished = true
+    await this.outlet.finish()
+  }
+
+  /** The reason to report for `error`, which something that used the connection threw. */
+  reasonOf(error: unknown): unknown {
+    if (this.signal.aborted) return this.signal.reason
+    return this.#isConnected && error instanceof Fault && error.code === 'LINK' ? cacheGone() : error
+  }
+
+  /** Ends the stream, if the cache can still see that, and closes the connection. */
+  async close(): Promise<void> {
+    if (this.#isConnected && !this.signal.aborted) await this.outlet.finish().catch(() => {})
+    this.stop.abort(new Fault('ABORTED', 'over'))
+    this.#destroy()
+  }
+
+  async #watch(link: Link): Promise<void> {
+    this.#isConnected = true
+    const got = await link.inlet.read(Buffer.alloc(1)).catch(endOfLink)
+    if (!this.#isFinished) throw got === 0 ? cacheGone() : cacheSpoke()
+  }
+
+  #destroy(): void {
+    this.connected.then((link) => link.destroy(this.signal.reason as Error)).catch(() => {})
   }
 }
 

@@ -11,18 +11,20 @@
  * all.
  */
 import { Fault } from '../fault.ts'
-import { MOST_ROUNDS } from '../format/frame.ts'
+import { remoteImageEntry } from '../format/criu-messages.ts'
 import { LARGEST_IMAGE, MOST_IMAGES } from '../format/image-list.ts'
 import { type ImageName, printable } from '../format/names.ts'
 import {
+  decode,
   decodeIds,
-  decodeRemoteImage,
+  encode,
   encodeIds,
-  encodeRemoteImage,
   LIST,
-  messageDecoder,
+  MessageDecoder,
+  MOST_IDS,
   NO_SNAPSHOT,
   openMode,
+  protocolFault,
   requestOf,
 } from './messages.ts'
 
@@ -55,9 +57,7 @@ interface OpenList {
 }
 
 export class RemoteWireDecoder {
-  readonly #entries = messageDecoder()
-  /** An entry has begun and is not complete. */
-  #inEntry = false
+  readonly #entries = new MessageDecoder()
   /** What the last entry announced, until all its bytes are here. */
   #open: { name: ImageName } | OpenList | undefined
   /** Bytes of that which are still to come. */
@@ -82,7 +82,6 @@ export class RemoteWireDecoder {
       if (this.#open === undefined) {
         const { taken, body } = this.#entries.push(bytes.subarray(at))
         at += taken
-        this.#inEntry = body === undefined
         if (body === undefined) return
         yield* this.#begin(body)
       } else {
@@ -102,9 +101,9 @@ export class RemoteWireDecoder {
   /** The stream has ended. Throws `TRUNCATED` unless an entry could begin here, and `CRIU_PROTOCOL` without a list. */
   end(): void {
     const open = this.#open
-    if (open === undefined && !this.#inEntry) {
+    if (open === undefined && !this.#entries.isInMessage) {
       if (this.#listed > 0 || this.#pushed.length === 0) return
-      throw wrong('the stream ended without the list of snapshots')
+      throw protocolFault('the stream ended without the list of snapshots')
     }
     const where = open === undefined ? 'an entry' : 'name' in open ? `image ${open.name}` : 'the list of snapshots'
     throw new Fault('TRUNCATED', `criu --remote: the stream ended in the middle of ${where}`, {
@@ -113,7 +112,7 @@ export class RemoteWireDecoder {
   }
 
   *#begin(body: Uint8Array): Generator<RemoteWireEvent> {
-    const entry = decodeRemoteImage(body)
+    const entry = decode(remoteImageEntry, body)
     const request = requestOf(entry)
     switch (request.kind) {
       case 'write':
@@ -121,15 +120,15 @@ export class RemoteWireDecoder {
         yield this.#beginImage(request.name, entry.size, request.append)
         break
       case 'push':
-        this.#beginList(entry.snapshot, entry.size, request.append)
+        this.#beginList(entry.snapshot_id, entry.size, request.append)
         break
       case 'finish':
         // Proxies until 2019 may pass a finish on, as an image of no bytes; the end of the stream tells the same.
-        if (entry.size > 0 || request.of === 'restore') throw wrong('a finish with a body, or one of a restore')
+        if (entry.size > 0 || request.of === 'restore') throw protocolFault('a finish with a body, or one of a restore')
         break
       case 'read':
       case 'pull':
-        throw wrong('it asks for an image, and nothing is ever sent back')
+        throw protocolFault('it asks for an image, and nothing is ever sent back')
     }
   }
 
@@ -141,15 +140,16 @@ export class RemoteWireDecoder {
       at = pushed.length
       yield this.#add(snapshot)
     }
-    if (at < 0) throw wrong(`an image of ${printable(snapshot)}, which is not on the list of snapshots`, LOST)
-    if (at < this.#current) throw wrong(`an image of ${printable(snapshot)} comes after those of a later dump`)
+    if (at < 0)
+      throw protocolFault(`an image of ${printable(snapshot)}, which is not on the list of snapshots`, { hint: LOST })
+    if (at < this.#current) throw protocolFault(`an image of ${printable(snapshot)} comes after those of a later dump`)
     this.#current = at
     this.#sizes = new Map()
     yield { kind: 'snapshot', snapshot }
   }
 
   #add(snapshot: string): RemoteWireEvent {
-    if (this.#pushed.length > MOST_ROUNDS) throw tooMany(this.#pushed.length + 1)
+    if (this.#pushed.length >= MOST_IDS) throw tooMany(this.#pushed.length + 1)
     this.#pushed.push(snapshot)
     return { kind: 'push', snapshot }
   }
@@ -158,7 +158,7 @@ export class RemoteWireDecoder {
     const sizes = this.#sizes
     if (size > LARGEST_IMAGE) throw new Fault('LIMIT', `image ${name} of ${size} bytes is above the limit`)
     const before = append ? (sizes.get(name) ?? 0) : 0
-    if (size < before) throw wrong(`${name} has ${before} bytes, and is to have ${size} when more is added`)
+    if (size < before) throw protocolFault(`${name} has ${before} bytes, and is to have ${size} when more is added`)
     if (!sizes.has(name) && sizes.size >= MOST_IMAGES) {
       throw new Fault('LIMIT', `more than ${MOST_IMAGES} images in one snapshot`)
     }
@@ -171,7 +171,7 @@ export class RemoteWireDecoder {
   #beginList(place: string, size: number, append: boolean): void {
     const before = append ? this.#lists.get(place) : undefined
     const filled = before?.length ?? 0
-    if (size < filled) throw wrong('the list of snapshots becomes shorter when one is added', LOST)
+    if (size < filled) throw protocolFault('the list of snapshots becomes shorter when one is added', { hint: LOST })
     if (size > LONGEST_SNAPSHOTS) throw new Fault('LIMIT', `a list of snapshots of ${size} bytes`)
     if (size === filled && append) return
     const body = Buffer.alloc(size)
@@ -192,12 +192,16 @@ export class RemoteWireDecoder {
     if (listed.length > this.#listed && listed.at(-1) === pushed[this.#current]) this.#sizes = new Map()
     this.#listed = Math.max(this.#listed, listed.length)
     const snapshots = listed.filter((snapshot, at) => snapshot !== listed[at - 1])
-    if (snapshots.length < pushed.length) throw wrong('a dump whose images came is not on the list', LOST)
-    for (const [at, snapshot] of snapshots.entries()) {
-      if (at < pushed.length && pushed[at] !== snapshot) throw wrong('the list of snapshots is another one now', LOST)
-      if (at < pushed.length) continue
+    if (snapshots.length < pushed.length)
+      throw protocolFault('a dump whose images came is not on the list', { hint: LOST })
+    if (pushed.some((snapshot, at) => snapshot !== snapshots[at])) {
+      throw protocolFault('the list of snapshots is another one now', { hint: LOST })
+    }
+    for (const snapshot of snapshots.slice(pushed.length)) {
       if (pushed.includes(snapshot)) {
-        throw wrong(`an earlier dump has the directory ${printable(snapshot)} too`, 'give every dump a -D of its own')
+        throw protocolFault(`an earlier dump has the directory ${printable(snapshot)} too`, {
+          hint: 'give every dump a -D of its own',
+        })
       }
       yield this.#add(snapshot)
     }
@@ -205,19 +209,18 @@ export class RemoteWireDecoder {
 }
 
 function snapshotsOf(list: Buffer): string[] {
-  const { ids, isCut } = decodeIds([list], Number.POSITIVE_INFINITY)
-  if (isCut) throw wrong('the list of snapshots is cut')
-  if (ids.length > MOST_ROUNDS + 1) throw tooMany(ids.length)
+  const ids = decodeIds([list], Number.POSITIVE_INFINITY)
+  if (ids.length > MOST_IDS) throw tooMany(ids.length)
   return ids
 }
 
 function tooMany(dumps: number): Fault {
-  return new Fault('LIMIT', `a chain of ${dumps} dumps, at most ${MOST_ROUNDS + 1} are allowed`)
+  return new Fault('LIMIT', `a chain of ${dumps} dumps, at most ${MOST_IDS} are allowed`)
 }
 
 /** The entry of a whole image. To be sent with one write of its own: the originals read it with one read. */
 export function encodeImageEntry(snapshot: string, name: ImageName, size: number): Buffer {
-  return encodeRemoteImage({ name, snapshot, mode: openMode.write, size })
+  return encode(remoteImageEntry, { name, snapshot_id: snapshot, open_mode: openMode.write, size })
 }
 
 /**
@@ -228,12 +231,8 @@ export function encodeImageEntry(snapshot: string, name: ImageName, size: number
 export function encodeList(snapshots: readonly string[]): Buffer[] {
   const body = encodeIds(snapshots)
   const entry = (place: string): Buffer =>
-    encodeRemoteImage({ name: LIST, snapshot: place, mode: openMode.append, size: body.length })
+    encode(remoteImageEntry, { name: LIST, snapshot_id: place, open_mode: openMode.append, size: body.length })
   return listPlaces.flatMap((place) => [entry(place), body])
 }
 
 const LOST = 'image-proxies from May 2018 on lose the first dump when the second begins: dump without pre-dumps'
-
-function wrong(how: string, hint?: string): Fault {
-  return new Fault('CRIU_PROTOCOL', `criu --remote: ${how}`, hint === undefined ? {} : { hint })
-}

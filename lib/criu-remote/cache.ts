@@ -95,15 +95,12 @@ interface Receiving {
 class RemoteReceiver {
   readonly #id: SnapshotId
   readonly #context: CacheContext
-  readonly #token = randomBytes(TOKEN_BYTES)
   /** The `-D` of every dump that was announced. */
   readonly #pushed: string[] = []
-  /** Rounds that are sealed. */
-  #rounds = 0
   /** The dump that is being received. */
   #incoming: IncomingSnapshot | undefined
   /** Its part in the chain. That it is the last one is known only at the end of the stream. */
-  #layer = { under: 0, last: false, token: this.#token }
+  #layer = { under: 0, last: false, token: randomBytes(TOKEN_BYTES) }
   #image: Receiving | undefined
   /** By performance.now(): when it began. */
   #begun = performance.now()
@@ -165,19 +162,20 @@ class RemoteReceiver {
   }
 
   async #beginDump(): Promise<void> {
-    if (this.#incoming !== undefined) await this.#seal(this.#incoming)
-    this.#layer = { under: this.#rounds, last: false, token: this.#token }
+    if (this.#incoming !== undefined) {
+      await this.#seal(this.#incoming)
+      this.#layer = { ...this.#layer, under: this.#layer.under + 1 }
+    }
     this.#incoming = this.#context.snapshots.receive(this.#id, this.#layer)
   }
 
   async #seal(incoming: IncomingSnapshot): Promise<void> {
-    const { last } = this.#layer
+    const { last, under } = this.#layer
     const snapshot = summarize([...incoming.sink.images.values()], !last)
     await incoming.complete()
     incoming.seal()
     this.#incoming = undefined
-    if (!last) this.#rounds++
-    reportSealed(this.#context.options.report, this.#id, snapshot, this.#begun, last ? undefined : this.#rounds)
+    reportSealed(this.#context.options.report, this.#id, snapshot, this.#begun, last ? undefined : under + 1)
     this.#begun = performance.now()
   }
 

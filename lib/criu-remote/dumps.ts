@@ -15,110 +15,36 @@ import { type CriuCommand, readCriuCommand } from '../criu/command-line.ts'
 import type { IncomingDump } from '../criu/incoming-dump.ts'
 import type { PageServer } from '../criu/page-server.ts'
 import { Fault } from '../fault.ts'
-import { type ImageName, INVENTORY, printable, type SnapshotId } from '../format/names.ts'
+import { type ImageName, printable, type SnapshotId } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
-import { endOf, isDying, memoryOfTree, openProcess, type Process, startTime } from '../kernel/process.ts'
+import { endOf, memoryOfTree } from '../kernel/process.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { ProxyChains, TakenChain } from '../precopy/chains.ts'
-import type { DumpRequest, RoundRequest } from '../precopy/delivery.ts'
+import type { Delivery, DeliveryContext, RoundRequest } from '../precopy/delivery.ts'
 import { nextLayer, type PreCopyChain } from '../precopy/send-round.ts'
-import type { Report } from '../progress.ts'
-import { defer, rejectAfter } from '../stream/wait.ts'
-import { type Clients, ofAncestor, openClients } from './clients.ts'
-import { RemoteImages, roundOf, unfinishedImages } from './images.ts'
-import { DUMP_SOCKET, type Reader, readIds, readRequest, unexpectedRequest } from './local-wire.ts'
-import { encodeIds } from './messages.ts'
-import { answerDumpRead, type ReadableRound, type ReadingDump, withRound } from './reads.ts'
+import { rejectAfter } from '../stream/wait.ts'
+import { Clients, ofAncestor } from './clients.ts'
+import { Dump, type ReadableRound } from './dump.ts'
+import { type RemoteImages, roundOf } from './images.ts'
+import { answerRead, DUMP_SOCKET, newReader, readIds, readRequest } from './local-wire.ts'
+import { protocolFault } from './messages.ts'
 
 export interface RemoteDumpsOptions {
-  /** The directory of the socket and of our action script. */
-  directory: string
+  /** How dumps are handed over, and what that needs; the socket is in the directory of our action script. */
+  delivery: Delivery
+  context: DeliveryContext
   chains: ProxyChains
   newId: () => SnapshotId
-  /** How long a criu may be silent before its first image. */
-  timeoutMs: number
   /** Sends a pre-dump and keeps the chain as that of `images`. Throws what went wrong; the chain is over then. */
   sendRound(taken: TakenChain, source: PageServer, round: RoundRequest & { images: string }): Promise<void>
-  /** Hands over a dump. Returns whether the target has it. */
-  sendDump(criu: IncomingDump, dump: DumpRequest): Promise<boolean>
   /** Tells the target that no layer follows, if it can be told. */
   abandon(chain: PreCopyChain): Promise<void>
   /** Waits for the work at the end, and reports its failure. */
   track(work: Promise<void>, what: string): void
-  report: Report
 }
 
 /** Stands for the images directory of a round, so that a chain by `--remote` is not taken for one of another kind. */
 const REMOTE = 'criu --remote'
-
-/** One dump or pre-dump. */
-class Dump implements ReadingDump {
-  readonly pid: number
-  /** Its `-D`. */
-  readonly snapshot: string
-  /** Undefined where the criu cannot be seen. */
-  readonly command: CriuCommand | undefined
-  readonly images = new RemoteImages()
-  readonly reader: Reader = { form: undefined }
-  /** Resolves when nothing of it is under way. */
-  settled: Promise<void> = Promise.resolve()
-  readonly #rounds = defer<readonly ReadableRound[]>()
-  readonly #criu: Process | undefined
-  /** When the first of its tasks was started. */
-  readonly #start: number | undefined
-
-  constructor(pid: number, snapshot: string, command: CriuCommand | undefined) {
-    this.pid = pid
-    this.snapshot = snapshot
-    this.command = command
-    this.#criu = openProcess(pid)
-    this.#start = command && startTime(command.tree)
-  }
-
-  get isRound(): boolean {
-    return this.command?.action === 'pre-dump'
-  }
-
-  get rounds(): Promise<readonly ReadableRound[]> {
-    return this.#rounds.promise
-  }
-
-  /** Tells the rounds before it. Returns the `-D` of all of them and of this one. */
-  setRounds(rounds: readonly ReadableRound[]): string[] {
-    this.#rounds.resolve(rounds)
-    const snapshots = [...rounds.map((round) => round.snapshot), this.snapshot]
-    this.images.setIds(encodeIds(snapshots))
-    return snapshots
-  }
-
-  /** Resolves when its criu has ended. Throws after `close`. */
-  ended(): Promise<void> {
-    return endOf(this.pid, this.#criu)
-  }
-
-  /** Its criu sends nothing more. */
-  end(): void {
-    if (this.isRound || this.#hasKilled()) this.images.end()
-    else if (!this.images.isOver) this.images.destroy(unfinishedImages())
-  }
-
-  /** Whatever still reads or writes gets `ABORTED`. */
-  abort(): void {
-    const over = new Fault('ABORTED', 'the dump is over')
-    this.#rounds.reject(over)
-    this.images.destroy(over)
-  }
-
-  close(): void {
-    this.#criu?.close()
-  }
-
-  #hasKilled(): boolean {
-    const [tree, start] = [this.command?.tree, this.#start]
-    if (tree === undefined || start === undefined || !this.images.names.has(INVENTORY)) return false
-    return startTime(tree) !== start || isDying(tree)
-  }
-}
 
 export class RemoteDumps {
   readonly #options: RemoteDumpsOptions
@@ -133,8 +59,8 @@ export class RemoteDumps {
   /** Listens at the socket in the directory. Throws `EXISTS` or `IO`. */
   constructor(options: RemoteDumpsOptions) {
     this.#options = options
-    const { directory, report } = options
-    this.#clients = openClients(directory, DUMP_SOCKET, report, (socket, pid) => this.#handleInOrder(socket, pid))
+    const { directory, report } = options.context
+    this.#clients = new Clients(directory, DUMP_SOCKET, report, (socket, pid) => this.#handleInOrder(socket, pid))
   }
 
   close(): void {
@@ -164,7 +90,7 @@ export class RemoteDumps {
       if (request === undefined) return
       if (request.kind === 'push') {
         const snapshot = (await readIds(socket)).at(-1)
-        if (snapshot === undefined) throw unexpectedRequest('a list without a snapshot id')
+        if (snapshot === undefined) throw protocolFault('a list without a snapshot id')
         this.#begin(pid, snapshot)
       } else if (request.kind === 'finish') {
         if (request.of === 'dump') this.#dumpOf(pid)?.images.end()
@@ -174,9 +100,10 @@ export class RemoteDumps {
         isOpen = false
         dump.images.take(request.name, request.append, socket)
       } else {
+        const dump = this.#dumpOf(pid)
         isOpen = false
         // Not awaited: a read that waits until the round before is sealed must not hold up the next request.
-        void answerDumpRead(socket, request, this.#dumpOf(pid)).catch((error: unknown) =>
+        void answerRead(socket, dump?.answerTo(request), dump?.reader ?? newReader()).catch((error: unknown) =>
           this.#clients.failed('a read of criu --remote', error),
         )
       }
@@ -193,7 +120,7 @@ export class RemoteDumps {
     const open = same.filter(({ images }) => !images.isOver)
     if (open.length > 1) {
       const id = printable(snapshot ?? '')
-      const fault = unexpectedRequest(`an image of ${id}, which two dumps at a time have as their -D`)
+      const fault = protocolFault(`an image of ${id}, which two dumps at a time have as their -D`)
       for (const { images } of open) images.destroy(fault)
     }
     return open.at(-1) ?? same.at(-1)
@@ -221,11 +148,10 @@ export class RemoteDumps {
 
   /** Ends a dump when its criu has ended. */
   async #watch(dump: Dump): Promise<void> {
-    try {
-      await dump.ended()
-    } catch {
-      return
-    }
+    const hasEnded = await endOf(dump.pid, dump.criu)
+      .then(() => true)
+      .catch(() => false)
+    if (!hasEnded) return
     await this.#allHandled(dump.pid)
     dump.end()
     await dump.settled
@@ -233,7 +159,7 @@ export class RemoteDumps {
   }
 
   #release(dump: Dump): void {
-    dump.close()
+    dump.criu?.close()
     if (this.#dumps.get(dump.pid) === dump) this.#dumps.delete(dump.pid)
   }
 
@@ -264,20 +190,18 @@ export class RemoteDumps {
     const taken = await this.#takeChain(dump, tree)
     const rounds = this.#readable(taken)
     const snapshots = dump.setRounds(rounds)
-    // CRIU waits for no answer to a pre-dump.
-    const source = { ...roundOf(dump.images), answerClose: async () => {} }
-    await this.#options.sendRound(taken, source, { tree, images: REMOTE, snapshots })
-    this.#roundsOf.set(taken.chain, withRound(rounds, dump))
+    await this.#options.sendRound(taken, roundOf(dump.images), { tree, images: REMOTE, snapshots })
+    this.#roundsOf.set(taken.chain, dump.addTo(rounds))
   }
 
   async #forwardDump(dump: Dump): Promise<void> {
     const { pid, command, images } = dump
-    const { directory, chains, newId } = this.#options
+    const { delivery, context, chains, newId } = this.#options
     // It may clear the kernel's marks of changed pages.
     if (command === undefined) chains.breakOff(undefined)
     const taken = command && (await this.#takeChain(dump, command.tree))
     const snapshots = dump.setRounds(this.#readable(taken))
-    const gate = closedGate(directory, pid, 'pre-dump')
+    const gate = closedGate(context.directory, pid, 'pre-dump')
     void images.begun.then(() => gate.remove())
     const isChained = taken !== undefined && taken.chain.under > 0
     const layer = isChained ? nextLayer(taken.chain, true) : undefined
@@ -287,7 +211,7 @@ export class RemoteDumps {
       const bytes = await this.#bytesToCome(gate, images)
       if (!this.#clients.isOpen) throw proxyStopped()
       const criu = this.#incomingDump(dump, gate, bytes)
-      sent = await this.#options.sendDump(criu, { id, command, snapshots, layer, chain: taken?.chain })
+      sent = await delivery.dump(criu, { id, command, snapshots, layer, chain: taken?.chain }, context)
     } finally {
       gate.remove()
       taken?.end()
@@ -304,10 +228,8 @@ export class RemoteDumps {
         // When criu is at post-dump everything is written.
         steps?.complete
           .then(() => this.#allHandled(pid))
-          .then(
-            () => images.end(),
-            () => {},
-          )
+          .then(() => images.end())
+          .catch(() => {})
         return images
       },
       remove: () => gate.remove(),
@@ -320,15 +242,10 @@ export class RemoteDumps {
    */
   async #bytesToCome(gate: Gate, images: RemoteImages): Promise<number | undefined> {
     const over = new AbortController()
-    const silent = rejectAfter(this.#options.timeoutMs, 'a criu that has connected began no dump', over.signal)
-    silent.catch(() => {})
+    const silent = rejectAfter(this.#options.delivery.timeoutMs, 'a criu that has connected began no dump', over.signal)
     const held = gate.held.catch(() => undefined)
-    try {
-      const root = (await Promise.race([held, images.begun, silent])) ?? undefined
-      return root === undefined ? undefined : memoryOfTree(root)
-    } finally {
-      over.abort()
-    }
+    const root = await Promise.race([held, images.begun, silent]).finally(() => over.abort())
+    return typeof root === 'number' ? memoryOfTree(root) : undefined
   }
 }
 

@@ -9,6 +9,7 @@
  * The end of an image is the end of its pipe. That no more images come is known from elsewhere (dumps.ts), which calls
  * `end`; images that are still being written then are waited for.
  */
+import type { PageServer } from '../criu/page-server.ts'
 import { Fault } from '../fault.ts'
 import { MOST_IMAGES } from '../format/image-list.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
@@ -19,7 +20,8 @@ import { readSome } from '../kernel/transfer.ts'
 import { pagemapPattern } from '../store/directory-chain.ts'
 import { openCondition } from '../stream/condition.ts'
 import type { ImageSource, OpenImage } from '../stream/image.ts'
-import { IDS, receiveImage, unexpectedRequest } from './local-wire.ts'
+import { IDS, receiveImage } from './local-wire.ts'
+import { protocolFault } from './messages.ts'
 
 /** A larger image is passed on as it comes. Not tuned: a pagemap of 350,000 ranges is as large. */
 const LARGEST_KEPT = 4 * 2 ** 20
@@ -31,8 +33,14 @@ export class RemoteImages implements ImageSource {
   readonly images = this.#open()
   /** Notified of everything that a client sends. */
   readonly news = openCondition()
-  readonly #kept = new Map<ImageName, Buffer>()
-  readonly #names = new Set<ImageName>()
+  /** Complete images that were kept. */
+  readonly kept = new Map<ImageName, Buffer>()
+  /** The names of all images that came. */
+  readonly names = new Set<ImageName>()
+  /** The snapshot ids of this dump and of the rounds before it: to be set before the first image is yielded. */
+  ids: Buffer | undefined
+  /** No more images come but those that are being written now. */
+  isOver = false
   /** Large images that `images` has not yielded yet. */
   readonly #large: OpenImage[] = []
   readonly #passedOn = new Set<ImageName>()
@@ -40,37 +48,20 @@ export class RemoteImages implements ImageSource {
   readonly #writing = new Map<ImageName, Promise<void>>()
   /** Descriptors that are being read. */
   readonly #reading = new Set<Fd>()
-  /** Notified when `images` may go on. */
+  /** Notified when `images` may go on, and with the first image. */
   readonly #changed = openCondition()
-  readonly #first = openCondition()
   /** Resolves with the first image, or with the end. */
-  readonly begun = this.#first.wait()
+  readonly begun = this.#changed.wait()
   #bytesKept = 0
-  #ids: Buffer | undefined
-  #isOver = false
   #failure: Error | undefined
-
-  /** Complete images that were kept. */
-  get kept(): ReadonlyMap<ImageName, Buffer> {
-    return this.#kept
-  }
-
-  /** The names of all images that came. */
-  get names(): ReadonlySet<ImageName> {
-    return this.#names
-  }
-
-  get isOver(): boolean {
-    return this.#isOver
-  }
 
   /** Takes an image, or with `append` more of one, from the client at the other end of `socket`, and closes that. */
   take(name: ImageName, append: boolean, socket: Fd): void {
     const objection = this.#objectionTo(name)
     if (objection !== undefined) this.destroy(objection)
     if (this.#failure !== undefined) return void closeFd(socket)
-    this.#names.add(name)
-    this.#first.notify()
+    this.names.add(name)
+    this.#changed.notify()
     this.news.notify()
     const writing = (this.#writing.get(name) ?? Promise.resolve())
       .then(() => this.#receive(name, append, socket))
@@ -82,16 +73,10 @@ export class RemoteImages implements ImageSource {
     this.#writing.set(name, writing)
   }
 
-  /** Sets the snapshot ids of this dump and of the rounds before it: before the first image is yielded. */
-  setIds(ids: Buffer): void {
-    this.#ids = ids
-  }
-
   /** No more images come but those that are being written now. */
   end(): void {
-    this.#isOver = true
+    this.isOver = true
     this.#changed.notify()
-    this.#first.notify()
   }
 
   destroy(reason: Error): void {
@@ -99,16 +84,15 @@ export class RemoteImages implements ImageSource {
     this.#failure = reason
     for (const fd of this.#reading) interrupt(fd, reason)
     for (const { body } of this.#large.splice(0)) if (body.kind === 'pipe') closeFd(body.fd)
-    this.#kept.clear()
+    this.kept.clear()
     this.#changed.notify()
-    this.#first.notify()
   }
 
   #objectionTo(name: ImageName): Error | undefined {
-    const names = this.#names
-    if (this.#isOver) return unexpectedRequest(`${name} is written after the end of its dump`)
-    if (name === IDS) return unexpectedRequest(`no criu has an image ${name}`)
-    if (names.size >= MOST_IMAGES && !names.has(name)) return unexpectedRequest(`more than ${MOST_IMAGES} images`)
+    const { names } = this
+    if (this.isOver) return protocolFault(`${name} is written after the end of its dump`)
+    if (name === IDS) return protocolFault(`no criu has an image ${name}`)
+    if (names.size >= MOST_IMAGES && !names.has(name)) return protocolFault(`more than ${MOST_IMAGES} images`)
     return undefined
   }
 
@@ -135,8 +119,8 @@ export class RemoteImages implements ImageSource {
    * descriptor.
    */
   async #keep(name: ImageName, append: boolean, fd: Fd, begun: Buffer): Promise<boolean> {
-    if (this.#passedOn.has(name)) throw unexpectedRequest(`${name} is written again, and has been sent on`)
-    const before = this.#kept.get(name) ?? Buffer.alloc(0)
+    if (this.#passedOn.has(name)) throw protocolFault(`${name} is written again, and has been sent on`)
+    const before = this.kept.get(name) ?? Buffer.alloc(0)
     const parts = append ? [before, begun] : [begun]
     let size = parts.reduce((sum, part) => sum + part.length, 0)
     this.#bytesKept += size - before.length
@@ -149,14 +133,14 @@ export class RemoteImages implements ImageSource {
       const got = await readSome(fd, buffer)
       this.news.notify()
       if (got === 0) {
-        this.#kept.set(name, Buffer.concat(parts))
+        this.kept.set(name, Buffer.concat(parts))
         return true
       }
       parts.push(got < READ_BYTES / 2 ? Buffer.from(buffer.subarray(0, got)) : buffer.subarray(0, got))
       size += got
       this.#bytesKept += got
     }
-    this.#kept.delete(name)
+    this.kept.delete(name)
     this.#passedOn.add(name)
     this.#large.push({ name, body: { kind: 'pipe', fd, begun: Buffer.concat(parts) } })
     return false
@@ -165,20 +149,20 @@ export class RemoteImages implements ImageSource {
   async *#open(): AsyncGenerator<OpenImage> {
     // The first image that is yielded tells that the tasks are frozen.
     await this.begun
-    if (this.#ids !== undefined) yield imageOf(IDS, this.#ids)
+    if (this.ids !== undefined) yield imageOf(IDS, this.ids)
     for (;;) {
       this.#throwIfFailed()
       const next = this.#large.shift()
       if (next !== undefined) {
         if (next.body.kind === 'pipe') this.#bytesKept -= next.body.begun?.length ?? 0
         yield next
-      } else if (this.#isOver && this.#writing.size === 0) break
+      } else if (this.isOver && this.#writing.size === 0) break
       else await this.#changed.wait()
     }
-    const last = [...this.#kept.keys()].filter((name) => name !== INVENTORY)
-    for (const name of this.#kept.has(INVENTORY) ? [...last, INVENTORY] : last) {
+    const last = [...this.kept.keys()].filter((name) => name !== INVENTORY)
+    for (const name of this.kept.has(INVENTORY) ? [...last, INVENTORY] : last) {
       this.#throwIfFailed()
-      yield imageOf(name, this.#kept.get(name) as Buffer)
+      yield imageOf(name, this.kept.get(name) as Buffer)
     }
   }
 
@@ -195,14 +179,16 @@ function imageOf(name: ImageName, bytes: Buffer): OpenImage {
  * The images of a pre-dump, whose success nothing else tells: `images` throws `FAILED_DUMP` if there are no pagemaps,
  * or pages without their pagemap, as a criu that was killed leaves them.
  */
-export function roundOf(source: RemoteImages): ImageSource {
+export function roundOf(source: RemoteImages): PageServer {
   async function* images(): AsyncGenerator<OpenImage> {
     yield* source.images
     const count = (pattern: RegExp): number => [...source.names].filter((name) => pattern.test(name)).length
     const pagemaps = count(pagemapPattern)
     if (pagemaps === 0 || count(pagesPattern) > pagemaps) throw unfinishedImages()
   }
-  return { images: images(), destroy: (reason) => source.destroy(reason), news: source.news }
+  // CRIU waits for no answer to a pre-dump.
+  const answerClose = async (): Promise<void> => {}
+  return { images: images(), destroy: (reason) => source.destroy(reason), news: source.news, answerClose }
 }
 
 export function unfinishedImages(): Fault {

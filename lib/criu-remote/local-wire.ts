@@ -12,23 +12,26 @@
  * The snapshot ids of criu (its `-D`) may be any strings, and ours are names. So the ids of a dump and of the rounds
  * before it travel with the dump as one more image, which no criu asks for by its name.
  */
-import { setTimeout } from 'node:timers/promises'
 import { fillPipe, piecesFor, type Served } from '../criu/serve.ts'
 import { Fault } from '../fault.ts'
-import { MOST_ROUNDS } from '../format/frame.ts'
+import { localImageEntry, localImageReplyEntry } from '../format/criu-messages.ts'
 import { type ImageName, imageName } from '../format/names.ts'
-import { type Fd, isPipeEnd } from '../kernel/fd.ts'
+import { type Fd, isPipeEnd, type PipeEnd } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { writeAll } from '../kernel/transfer.ts'
 import { receiveWithFds, shutDown } from '../kernel/unix.ts'
 import type { StoredImage } from '../store/stored-image.ts'
+import { sleep } from '../stream/wait.ts'
 import {
+  decode,
   decodeIds,
-  decodeLocalImage,
   decodeSnapshotId,
+  ENOENT,
+  encode,
   encodeIds,
-  encodeLocalReply,
-  messageDecoder,
+  MessageDecoder,
+  MOST_IDS,
+  protocolFault,
   type RemoteRequest,
   requestOf,
 } from './messages.ts'
@@ -42,38 +45,30 @@ export const IDS = imageName('snapshot-ids')
 
 /** How long a client that has connected may take for its first message. */
 const FIRST_MESSAGE_MS = 10_000
-/** Most dumps that one list can name: the rounds of a chain, and the dump. */
-const MOST_IDS = MOST_ROUNDS + 1
 
 /** What the client wants; undefined if it closes without a message. Throws `CRIU_PROTOCOL`, `NAME`, `TIMEOUT`. */
 export async function readRequest(socket: Fd): Promise<RemoteRequest | undefined> {
   const body = await inTime(readMessage(socket))
-  return body === undefined ? undefined : requestOf(decodeLocalImage(body))
+  return body === undefined ? undefined : requestOf(decode(localImageEntry, body))
 }
 
 /** Waits for something that a client has ready when it connects. Throws `TIMEOUT`. */
 async function inTime<Message>(reading: Promise<Message>): Promise<Message> {
-  reading.catch(() => {})
   const over = new AbortController()
-  const late = setTimeout(FIRST_MESSAGE_MS, 'late' as const, { ref: false, signal: over.signal })
-  late.catch(() => {})
-  try {
-    const message = await Promise.race([reading, late])
-    if (message === 'late') throw new Fault('TIMEOUT', 'a client of criu --remote said nothing')
-    return message
-  } finally {
-    over.abort()
-  }
+  const late = sleep(FIRST_MESSAGE_MS, over.signal, false).then(() => {
+    throw new Fault('TIMEOUT', 'a client of criu --remote said nothing')
+  })
+  return Promise.race([reading, late]).finally(() => over.abort())
 }
 
 /** Reads one message and nothing behind it. Returns its body; undefined at the end. Throws `CRIU_PROTOCOL`. */
 async function readMessage(socket: Fd): Promise<Buffer | undefined> {
-  const decoder = messageDecoder()
+  const decoder = new MessageDecoder()
   for (;;) {
     const part = Buffer.alloc(Math.min(decoder.wanted, 2 ** 10))
     const { bytes, fds } = await receiveWithFds(socket, part)
     for (const stray of fds) closeFd(stray)
-    if (fds.length > 0) throw unexpectedRequest('a descriptor in the middle of a message')
+    if (fds.length > 0) throw protocolFault('a descriptor in the middle of a message')
     if (bytes === 0) return void decoder.end()
     const { body } = decoder.push(part.subarray(0, bytes))
     if (body !== undefined) return body
@@ -90,7 +85,7 @@ async function readAllIds(socket: Fd): Promise<string[]> {
   for (;;) {
     const body = await readMessage(socket)
     if (body === undefined) return ids
-    if (ids.length === MOST_IDS) throw unexpectedRequest(`more than ${MOST_IDS} snapshot ids`)
+    if (ids.length === MOST_IDS) throw protocolFault(`more than ${MOST_IDS} snapshot ids`)
     ids.push(decodeSnapshotId(body))
   }
 }
@@ -99,47 +94,44 @@ async function readAllIds(socket: Fd): Promise<string[]> {
 export function idsOf(images: ReadonlyMap<ImageName, StoredImage>): string[] {
   const windows = [...(images.get(IDS)?.pieces ?? [])].map(({ window }) => window)
   try {
-    const { ids, isCut } = decodeIds(windows, MOST_IDS)
-    return isCut || ids.length > MOST_IDS ? [] : ids
+    const ids = decodeIds(windows, MOST_IDS)
+    return ids.length > MOST_IDS ? [] : ids
   } catch (error) {
     if (error instanceof Fault) return []
     throw error
   }
 }
 
-/** Where the bytes of an image come from that a client writes. */
-interface ImageBytes {
-  /** A pipe, or the client's socket. The caller reads it to its end and closes it. */
-  fd: Fd
-  /** Bytes that were read from it already. */
-  begun: Buffer
-}
-
 /**
- * Finds out where a client writes its image. Closes the socket if that is a pipe. Throws `CRIU_PROTOCOL`, with the
- * socket still open.
+ * Finds out where a client writes its image. `fd`: a pipe, or the client's socket, which the caller reads to its end
+ * and closes; `begun`: bytes that were read from it already. Closes the socket if that is a pipe. Throws
+ * `CRIU_PROTOCOL`, with the socket still open.
  */
-export async function receiveImage(socket: Fd): Promise<ImageBytes> {
+export async function receiveImage(socket: Fd): Promise<{ fd: Fd; begun: Buffer }> {
   const first = Buffer.alloc(2 ** 10)
   const { bytes, fds } = await receiveWithFds(socket, first)
+  if (fds.length === 0) return { fd: socket, begun: first.subarray(0, bytes) }
+  const fd = pipeIn(fds, bytes, 'read', 'an image')
+  closeFd(socket)
+  return { fd, begun: Buffer.alloc(0) }
+}
+
+/** The only descriptor, which came with one byte. Closes whatever else came, and throws `CRIU_PROTOCOL`. */
+function pipeIn(fds: readonly Fd[], bytes: number, end: PipeEnd, what: string): Fd {
   const [fd] = fds
-  if (fd === undefined) return { fd: socket, begun: first.subarray(0, bytes) }
-  if (fds.length === 1 && bytes === 1 && isPipeEnd(fd, 'read')) {
-    closeFd(socket)
-    return { fd, begun: Buffer.alloc(0) }
-  }
+  if (bytes === 1 && fds.length === 1 && fd !== undefined && isPipeEnd(fd, end)) return fd
   for (const stray of fds) closeFd(stray)
-  throw unexpectedRequest('an image that is not the read end of a pipe')
+  throw protocolFault(`${what} that is not the ${end} end of a pipe`)
 }
 
-/** Sends an errno, or 0. */
-async function reply(socket: Fd, error: number): Promise<void> {
-  await writeAll(socket, encodeLocalReply(error), { socket: true })
-}
-
-/** How the clients of one criu read, once that is known. */
-export interface Reader {
+/** What the clients of one criu that read have in common. */
+export interface Reader extends Served {
+  /** How they read, once that is known. */
   form: 'pipe' | 'socket' | undefined
+}
+
+export function newReader(): Reader {
+  return { form: undefined, images: [], bytes: 0 }
 }
 
 /**
@@ -152,43 +144,40 @@ const PIPE_MS = 200
 export type ReadAnswer = { ids: readonly string[] } | { image: StoredImage } | { error: number }
 
 /**
- * Answers a client that reads, as soon as `find` tells with what, and closes the socket. `answered` is called when the
- * client knows whether its image exists.
+ * Answers a client that reads, as soon as `finding` tells with what, and closes the socket; undefined: there is no such
+ * image. `answered` is called when the client knows whether its image exists.
  */
 export async function answerRead(
   socket: Fd,
-  find: () => Promise<ReadAnswer>,
+  finding: Promise<ReadAnswer | undefined> | undefined,
   reader: Reader,
-  served: Served,
   answered = (): void => {},
 ): Promise<void> {
   let isOpen = true
   try {
-    const answer = await find()
-    await reply(socket, 'error' in answer ? answer.error : 0)
+    const answer = (await finding) ?? { error: ENOENT }
+    const error = 'error' in answer ? answer.error : 0
+    await writeAll(socket, encode(localImageReplyEntry, { error }), { socket: true })
     if ('ids' in answer) return await writeAll(socket, encodeIds(answer.ids), { socket: true })
     answered()
     if ('error' in answer) return
     isOpen = false
-    await giveImage(socket, answer.image, reader, served)
+    await giveImage(socket, answer.image, reader)
   } finally {
     if (isOpen) closeFd(socket)
   }
 }
 
 /** Gives an image to a reader that knows it exists, and closes the socket. A reader that leaves early is no error. */
-export async function giveImage(socket: Fd, image: StoredImage, reader: Reader, served: Served): Promise<void> {
+export async function giveImage(socket: Fd, image: StoredImage, reader: Reader): Promise<void> {
   const over = new AbortController()
-  let isKnown = false
-  const handed = handedPipe(socket).finally(() => {
-    isKnown = true
-  })
+  const handed = handedPipe(socket)
   handed.catch(() => {})
   let writing = Promise.resolve(false)
   let pipe: Fd | undefined
   try {
-    const patience = setTimeout(PIPE_MS, undefined, { signal: over.signal }).catch(() => {})
-    if (reader.form !== 'socket') await Promise.race([handed, patience])
+    const patience = sleep(PIPE_MS, over.signal).catch(() => {})
+    const isKnown = reader.form !== 'socket' && (await Promise.race([handed.then(() => true), patience]))
     if (!isKnown) {
       reader.form ??= 'socket'
       writing = writeToSocket(socket, image)
@@ -200,26 +189,20 @@ export async function giveImage(socket: Fd, image: StoredImage, reader: Reader, 
     shutDown(socket, true)
     const wrote = await writing
     closeFd(socket)
-    if (pipe === undefined && wrote) count(image, served)
+    if (pipe === undefined && wrote) {
+      reader.images.push(image.name)
+      reader.bytes += image.size
+    }
   }
   if (pipe === undefined) return
   reader.form = 'pipe'
-  await fillPipe(pipe, image, served, () => {})
-}
-
-function count({ name, size }: StoredImage, served: Served): void {
-  served.images.push(name)
-  served.bytes += size
+  await fillPipe(pipe, image, reader, () => {})
 }
 
 /** The pipe that a reader hands over; undefined if it closes without. */
 async function handedPipe(socket: Fd): Promise<Fd | undefined> {
   const { bytes, fds } = await receiveWithFds(socket, Buffer.alloc(1)).catch(left)
-  const [fd] = fds
-  if (bytes === 0) return undefined
-  if (fds.length === 1 && fd !== undefined && isPipeEnd(fd, 'write')) return fd
-  for (const stray of fds) closeFd(stray)
-  throw unexpectedRequest('a reader that hands over something that is not the write end of a pipe')
+  return bytes === 0 ? undefined : pipeIn(fds, bytes, 'write', 'a reader that hands over something')
 }
 
 /** A reader that closes its socket over unread bytes has gone as well. */
@@ -238,8 +221,4 @@ async function writeToSocket(socket: Fd, image: StoredImage): Promise<boolean> {
     if (error instanceof Fault) return false
     throw error
   }
-}
-
-export function unexpectedRequest(what: string): Fault {
-  return new Fault('CRIU_PROTOCOL', `criu --remote: ${what}`)
 }

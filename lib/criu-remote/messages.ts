@@ -12,42 +12,30 @@
  * snapshots.
  */
 import { Fault } from '../fault.ts'
-import {
-  decodeMessage,
-  encodeMessage,
-  localImageEntry,
-  localImageReplyEntry,
-  remoteImageEntry,
-  snapshotIdEntry,
-} from '../format/criu-messages.ts'
+import { decodeMessage, encodeMessage, type localImageEntry, snapshotIdEntry } from '../format/criu-messages.ts'
+import { MOST_ROUNDS } from '../format/frame.ts'
 import { type ImageName, imageName, printable } from '../format/names.ts'
 
 /** The longest body: two of the longest strings, and what stands around them. */
 export const LONGEST_MESSAGE = 8 * 2 ** 10 + 64
 /** PATH_MAX without its NUL: the originals keep no more of a string. */
 export const LONGEST_STRING = 4095
+/** Most dumps that one list can name: the rounds of a chain, and the dump. */
+export const MOST_IDS = MOST_ROUNDS + 1
 const LENGTH_BYTES = 4
 
 /** Flags of open(2) on x86 and arm. The originals compare them and do not mask them. */
 export const openMode = { read: 0, write: 1, append: 0x400 } as const
-export type OpenMode = (typeof openMode)[keyof typeof openMode]
 
 /** The errno for an image that does not exist. */
 export const ENOENT = 2
 /** Any errno but `ENOENT` makes criu give up. */
 export const EIO = 5
 
-/** The first message of a client on this host. */
-export interface LocalImage {
-  name: string
-  /** The `-D` of the criu that dumped. */
-  snapshot: string
-  mode: number
-}
-
-export interface RemoteImage extends LocalImage {
-  /** Bytes of the whole image, also where only the bytes that an append adds follow. */
-  size: number
+type Fields = Parameters<typeof decodeMessage>[0]
+/** The fields of a message, all of them required. */
+export type Decoded<Message extends Fields> = {
+  [Name in keyof Message]: Message[Name][1] extends 'bytes' ? string : number
 }
 
 /** The meaning of a first message. */
@@ -76,7 +64,8 @@ const finishWords: Record<string, 'dump' | 'restore'> = { DUMP_FINISH: 'dump', R
  * The meaning of a first message. Throws `CRIU_PROTOCOL` for what no client sends, and `NAME` for an image name that we
  * refuse.
  */
-export function requestOf({ name, snapshot, mode }: LocalImage): RemoteRequest {
+export function requestOf(entry: Decoded<typeof localImageEntry>): RemoteRequest {
+  const { name, snapshot_id: snapshot, open_mode: mode } = entry
   const nowhere = snapshot === '' || snapshot === NO_SNAPSHOT
   const old = finishWords[name]
   if (nowhere && old !== undefined) return { kind: 'finish', of: old }
@@ -94,40 +83,6 @@ function isAppend(mode: number): boolean {
   throw wrong(`has the open mode ${mode}`)
 }
 
-export function encodeLocalImage(image: LocalImage): Buffer {
-  return framed(encodeMessage(localImageEntry, fieldsOf(image)))
-}
-
-/** Throws `CRIU_PROTOCOL`. */
-export function decodeLocalImage(body: Uint8Array): LocalImage {
-  const { name, snapshot_id: snapshot, open_mode: mode } = decode(localImageEntry, body)
-  return { name, snapshot, mode }
-}
-
-export function encodeRemoteImage(image: RemoteImage): Buffer {
-  return framed(encodeMessage(remoteImageEntry, { ...fieldsOf(image), size: image.size }))
-}
-
-/** Throws `CRIU_PROTOCOL`, also for a size of 2^53 or more. */
-export function decodeRemoteImage(body: Uint8Array): RemoteImage {
-  const { name, snapshot_id: snapshot, open_mode: mode, size } = decode(remoteImageEntry, body)
-  return { name, snapshot, mode, size }
-}
-
-/** `error`: 0, or an errno. */
-export function encodeLocalReply(error: number): Buffer {
-  return framed(encodeMessage(localImageReplyEntry, { error }))
-}
-
-/** Throws `CRIU_PROTOCOL`. */
-export function decodeLocalReply(body: Uint8Array): number {
-  return decode(localImageReplyEntry, body).error
-}
-
-export function encodeSnapshotId(snapshot: string): Buffer {
-  return framed(encodeMessage(snapshotIdEntry, { snapshot_id: Buffer.from(snapshot) }))
-}
-
 /** Throws `CRIU_PROTOCOL`, also for an empty id. */
 export function decodeSnapshotId(body: Uint8Array): string {
   const { snapshot_id: snapshot } = decode(snapshotIdEntry, body)
@@ -135,70 +90,69 @@ export function decodeSnapshotId(body: Uint8Array): string {
   return snapshot
 }
 
+/** The message of each snapshot id. */
 export function encodeIds(ids: readonly string[]): Buffer {
-  return Buffer.concat(ids.map(encodeSnapshotId))
+  return Buffer.concat(ids.map((snapshot) => encode(snapshotIdEntry, { snapshot_id: snapshot })))
 }
 
-/**
- * The snapshot ids in these bytes, up to the first one above `most`, and whether the last message is cut. Throws
- * `CRIU_PROTOCOL`.
- */
-export function decodeIds(parts: Iterable<Uint8Array>, most: number): { ids: string[]; isCut: boolean } {
-  const decoder = messageDecoder()
+/** The snapshot ids in these bytes, up to the first one above `most`. Throws `CRIU_PROTOCOL`. */
+export function decodeIds(parts: Iterable<Uint8Array>, most: number): string[] {
+  const decoder = new MessageDecoder()
   const ids: string[] = []
-  let isCut = false
   for (const part of parts) {
     for (let at = 0; at < part.length && ids.length <= most; ) {
       const { taken, body } = decoder.push(part.subarray(at))
       at += taken
-      isCut = body === undefined
       if (body !== undefined) ids.push(decodeSnapshotId(body))
     }
   }
-  return { ids, isCut }
+  if (decoder.isInMessage) throw protocolFault('the list of snapshots is cut')
+  return ids
 }
 
 /** Finds the messages in a stream of bytes that comes in any pieces. */
-export interface MessageDecoder {
+export class MessageDecoder {
+  /** The length of a message, or its body, of which `#filled` bytes are there. */
+  #space = Buffer.alloc(LENGTH_BYTES)
+  #filled = 0
+  #isBody = false
+
+  /**
+   * Bytes that the message still needs, as far as is known: reading no more than that reads nothing behind the message.
+   */
+  get wanted(): number {
+    return this.#space.length - this.#filled
+  }
+
+  /** A message has begun and is not complete. */
+  get isInMessage(): boolean {
+    return this.#isBody || this.#filled > 0
+  }
+
   /**
    * Takes bytes up to the end of one message, and no further. Returns how many it took, and the body if the message is
    * complete. Throws `CRIU_PROTOCOL` for a length beyond `LONGEST_MESSAGE`.
    */
-  push(bytes: Uint8Array): { taken: number; body: Buffer | undefined }
-  /**
-   * Bytes that the message still needs, as far as is known: reading no more than that reads nothing behind the message.
-   */
-  readonly wanted: number
-  /** The stream has ended. Throws `CRIU_PROTOCOL` in the middle of a message. */
-  end(): void
-}
+  push(bytes: Uint8Array): { taken: number; body: Buffer | undefined } {
+    let taken = 0
+    for (;;) {
+      const some = bytes.subarray(taken, taken + this.wanted)
+      this.#space.set(some, this.#filled)
+      taken += some.length
+      this.#filled += some.length
+      if (this.wanted > 0) return { taken, body: undefined }
+      const complete = this.#space
+      const isBody = this.#isBody
+      this.#space = Buffer.alloc(isBody ? LENGTH_BYTES : lengthOf(complete))
+      this.#filled = 0
+      this.#isBody = !isBody
+      if (isBody) return { taken, body: complete }
+    }
+  }
 
-export function messageDecoder(): MessageDecoder {
-  const head = Buffer.alloc(LENGTH_BYTES)
-  let filled = 0
-  let body: Buffer | undefined
-  const space = (): Buffer => body ?? head
-  return {
-    get wanted() {
-      return space().length - filled
-    },
-    push(bytes) {
-      let taken = 0
-      for (;;) {
-        const some = bytes.subarray(taken, taken + space().length - filled)
-        space().set(some, filled)
-        taken += some.length
-        filled += some.length
-        if (filled < space().length) return { taken, body: undefined }
-        filled = 0
-        const complete = body
-        body = complete === undefined ? Buffer.alloc(lengthOf(head)) : undefined
-        if (complete !== undefined) return { taken, body: complete }
-      }
-    },
-    end() {
-      if (filled > 0 || body !== undefined) throw wrong('is cut')
-    },
+  /** The stream has ended. Throws `CRIU_PROTOCOL` in the middle of a message. */
+  end(): void {
+    if (this.isInMessage) throw wrong('is cut')
   }
 }
 
@@ -209,24 +163,21 @@ function lengthOf(head: Buffer): number {
   throw wrong(`has ${length} bytes, at most ${LONGEST_MESSAGE} are allowed`)
 }
 
-function fieldsOf({ name, snapshot, mode }: LocalImage) {
-  return { name: Buffer.from(name), snapshot_id: Buffer.from(snapshot), open_mode: mode }
-}
-
-function framed(body: Uint8Array): Buffer {
+/** A whole message. */
+export function encode<Message extends Fields>(message: Message, values: Decoded<Message>): Buffer {
+  const fields = Object.entries<string | number>(values).map(([name, value]) => [
+    name,
+    typeof value === 'string' ? Buffer.from(value) : value,
+  ])
+  const body = encodeMessage(message, Object.fromEntries(fields))
   const out = Buffer.alloc(LENGTH_BYTES + body.length)
   out.writeUInt32LE(body.length)
   out.set(body, LENGTH_BYTES)
   return out
 }
 
-type Fields = Parameters<typeof decodeMessage>[0]
-type Decoded<Message extends Fields> = {
-  [Name in keyof Message]: Message[Name][1] extends 'bytes' ? string : number
-}
-
-/** The fields of a message, all of them required; the strings are checked. Throws `CRIU_PROTOCOL`. */
-function decode<Message extends Fields>(message: Message, body: Uint8Array): Decoded<Message> {
+/** The fields of a message; the strings are checked. Throws `CRIU_PROTOCOL`, also for a number of 2^53 or more. */
+export function decode<Message extends Fields>(message: Message, body: Uint8Array): Decoded<Message> {
   const decoded: Record<string, string | number> = {}
   try {
     const values: Record<string, unknown> = decodeMessage(message, body)
@@ -252,5 +203,10 @@ function text(bytes: Uint8Array): string {
 }
 
 function wrong(how: string, cause?: unknown): Fault {
-  return new Fault('CRIU_PROTOCOL', `criu --remote: a message that ${how}`, { cause })
+  return protocolFault(`a message that ${how}`, { cause })
+}
+
+/** The `CRIU_PROTOCOL` for what no program of criu --remote does. */
+export function protocolFault(what: string, options?: { hint?: string; cause?: unknown }): Fault {
+  return new Fault('CRIU_PROTOCOL', `criu --remote: ${what}`, options)
 }

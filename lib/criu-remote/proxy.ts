@@ -28,10 +28,10 @@ import { type CriuTimeout, openCriuTimeout } from '../stream/criu-timeout.ts'
 import type { Endpoint } from '../stream/endpoint.ts'
 import type { ImageSource } from '../stream/image.ts'
 import type { Snapshot } from '../stream/summary.ts'
-import { defer, rejectWhenAborted } from '../stream/wait.ts'
-import { openRemoteCacheLink, type RemoteCacheLink } from './cache-link.ts'
+import { abortWith, defer, rejectWhenAborted } from '../stream/wait.ts'
+import { RemoteCacheLink } from './cache-link.ts'
 import { LONGEST_STRING } from './messages.ts'
-import { sendDump } from './send-dump.ts'
+import { DumpSender } from './send-dump.ts'
 
 export interface RemoteDeliveryOptions {
   cache: Endpoint
@@ -45,19 +45,17 @@ export interface RemoteDeliveryOptions {
 
 export class RemoteDelivery implements Delivery {
   readonly timeoutMs: number
-  readonly #cache: Endpoint
-  readonly #snapshot: string | undefined
+  readonly #options: RemoteDeliveryOptions
   readonly #pool: Pool
   /** The connections of chains whose dump is still to come. */
   readonly #links = new Map<PreCopyChain, RemoteCacheLink>()
 
   /** Throws `USAGE` for what cannot be the id of a snapshot. */
-  constructor({ cache, maxMemory, snapshot, timeoutMs }: RemoteDeliveryOptions) {
-    if (snapshot !== undefined) checkSnapshot(snapshot)
-    this.timeoutMs = timeoutMs
-    this.#cache = cache
-    this.#snapshot = snapshot
-    this.#pool = new Pool(maxMemory)
+  constructor(options: RemoteDeliveryOptions) {
+    if (options.snapshot !== undefined) checkSnapshot(options.snapshot)
+    this.timeoutMs = options.timeoutMs
+    this.#options = options
+    this.#pool = new Pool(options.maxMemory)
   }
 
   async dump(criu: IncomingDump, dump: DumpRequest, place: DeliveryContext): Promise<boolean> {
@@ -69,7 +67,7 @@ export class RemoteDelivery implements Delivery {
     const memory = new MemorySnapshot(this.#pool)
     const transfer = new DumpTransfer({ criu, command, gate, link, memory, place, timeoutMs: this.timeoutMs })
     try {
-      const ids = snapshots ?? [this.#snapshot ?? idOf(command)]
+      const ids = snapshots ?? [this.#options.snapshot ?? idOf(command)]
       const { images, bytes } = await transfer.run(ids)
       const ms = performance.now() - begun
       report({ event: 'sent', id: ids.at(-1) as string, images: images.length, bytes, ms, verified: false })
@@ -93,14 +91,12 @@ export class RemoteDelivery implements Delivery {
   ): Promise<SentRound> {
     const begun = performance.now()
     const link = this.#takeLink(chain)
-    const unlink = link.abortOn(signal)
-    const silence = openCriuTimeout(this.timeoutMs, (reason) => link.abort(reason))
+    const unlink = abortWith(link.stop, signal)
+    const silence = openCriuTimeout(this.timeoutMs, (reason) => link.stop.abort(reason))
     const memory = new MemorySnapshot(this.#pool)
     try {
-      const { outlet, signal } = link
-      const snapshot = snapshots.at(-1) as string
-      const sent = await sendDump({ outlet, memory, source, snapshot, round: true, silence, signal, onBytes })
-      signal.throwIfAborted()
+      const sent = await new DumpSender({ link, memory, source, snapshots, round: true, silence, onBytes }).run()
+      link.signal.throwIfAborted()
       chain.under++
       this.#links.set(chain, link)
       return { pages: pagesOf(sent), ms: performance.now() - begun }
@@ -128,7 +124,7 @@ export class RemoteDelivery implements Delivery {
   #takeLink(chain: PreCopyChain | undefined): RemoteCacheLink {
     const link = chain && this.#links.get(chain)
     if (chain !== undefined) this.#links.delete(chain)
-    return link ?? openRemoteCacheLink(this.#cache, this.timeoutMs)
+    return link ?? new RemoteCacheLink(this.#options.cache, this.timeoutMs)
   }
 }
 
@@ -168,7 +164,7 @@ class DumpTransfer {
       this.#isAtGate = true
     })
     whenHeld.catch(() => {})
-    this.#ignoreSignal = link.abortOn(place.signal)
+    this.#ignoreSignal = abortWith(link.stop, place.signal)
     const waitsForUs = runsScript(criu.pid, join(place.directory, 'post-dump'))
     const complete = Promise.race([whenHeld, this.#allWritten.promise])
     this.#source = onFirstImage(criu.images({ complete, taken: async () => {}, answered() {} }), () => {
@@ -177,24 +173,20 @@ class DumpTransfer {
     this.#silence = openCriuTimeout(timeoutMs, (reason) => this.#onSilence(reason, waitsForUs))
   }
 
-  /** `ids`: the snapshot ids of the rounds before the dump, and its own. */
-  async run(ids: readonly string[]): Promise<Snapshot> {
+  /** `snapshots`: the snapshot ids of the rounds before the dump, and its own. */
+  async run(snapshots: readonly string[]): Promise<Snapshot> {
     const { criu, link, memory, place } = this.#options
     if (criu.bytes !== undefined) {
       const ready = Promise.all([link.connected, memory.reserve(criu.bytes)])
-      this.#silence.during(ready).then(
-        () => criu.open(),
-        () => {},
-      )
+      const open = (): void => criu.open()
+      this.#silence.during(ready).then(open, () => {})
     }
-    const sent = await sendDump({
-      outlet: link.outlet,
+    const sender = new DumpSender({
+      link,
       memory,
       source: this.#source,
-      snapshot: ids.at(-1) as string,
-      before: ids.slice(0, -1),
+      snapshots,
       silence: this.#silence,
-      signal: link.signal,
       onBytes: place.onBytes,
       onTaken: () => {
         // A criu that does not wait for us kills the tasks now, and a signal comes too late.
@@ -202,6 +194,7 @@ class DumpTransfer {
       },
       confirm: () => this.#confirm(),
     })
+    const sent = await sender.run()
     await link.finish()
     return sent
   }
@@ -227,13 +220,17 @@ class DumpTransfer {
     const { memory, link } = this.#options
     if (this.#tree?.isDying()) this.#silence.heard()
     else if (memory.images.has(INVENTORY) && !waitsForUs) this.#allWritten.resolve()
-    else link.abort(reason)
+    else link.stop.abort(reason)
   }
 
   /** Lets criu go, and makes sure that the tasks are dead. Throws `FAILED_DUMP` where they are not. */
   async #confirm(): Promise<void> {
     const { criu, command, gate, link } = this.#options
-    if (criu.bytes !== undefined && !this.#isAtGate) throw notAtPostDump()
+    if (criu.bytes !== undefined && !this.#isAtGate) {
+      throw new Fault('FAILED_DUMP', 'criu did not come to its post-dump: the dump did not finish', {
+        hint: "the process was not moved; see the dump's own log",
+      })
+    }
     link.signal.throwIfAborted()
     if (this.#isAtGate) {
       // From here on only what happens to the tasks counts, and a signal comes too late.
@@ -259,11 +256,5 @@ function idOf(command: CriuCommand | undefined): string {
   if (command !== undefined) return command.images
   throw new Fault('CRIU', 'cannot see the -D of this criu, by which a restore finds its images', {
     hint: 'run this command in the pid namespace of that criu, or add --snapshot DIR',
-  })
-}
-
-function notAtPostDump(): Fault {
-  return new Fault('FAILED_DUMP', 'criu did not come to its post-dump: the dump did not finish', {
-    hint: "the process was not moved; see the dump's own log",
   })
 }

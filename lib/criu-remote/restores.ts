@@ -14,7 +14,6 @@
 import type { CacheContext } from '../cache/context.ts'
 import { ExternalRestore } from '../cache/external-restore.ts'
 import { restoredFrom } from '../criu/command-line.ts'
-import type { Served } from '../criu/serve.ts'
 import { Fault } from '../fault.ts'
 import { printable } from '../format/names.ts'
 import type { Fd } from '../kernel/fd.ts'
@@ -22,18 +21,10 @@ import { endOf } from '../kernel/process.ts'
 import { closeFd, hungUp } from '../kernel/readiness.ts'
 import type { SealedSnapshot } from '../store/snapshots.ts'
 import type { Images, LostSnapshot } from '../store/waiters.ts'
-import { defer } from '../stream/wait.ts'
-import { type Clients, ofAncestor, openClients } from './clients.ts'
-import {
-  answerRead,
-  idsOf,
-  RESTORE_SOCKET,
-  type ReadAnswer,
-  type Reader,
-  readRequest,
-  unexpectedRequest,
-} from './local-wire.ts'
-import { EIO, ENOENT, type ReadRequest } from './messages.ts'
+import { abortWith, defer } from '../stream/wait.ts'
+import { Clients, ofAncestor } from './clients.ts'
+import { answerRead, idsOf, newReader, RESTORE_SOCKET, type ReadAnswer, readRequest } from './local-wire.ts'
+import { EIO, protocolFault, type ReadRequest } from './messages.ts'
 
 /** One `criu restore --remote`. */
 class Restore {
@@ -44,8 +35,7 @@ class Restore {
   isListed = false
   /** The snapshot that it gets. */
   readonly found = defer<SealedSnapshot>()
-  readonly reader: Reader = { form: undefined }
-  readonly served: Served = { images: [], bytes: 0 }
+  readonly reader = newReader()
   /** Answers that are being given to it. */
   readonly answers = new Set<Promise<void>>()
   /** Resolved when it says that it is over. */
@@ -58,19 +48,19 @@ class Restore {
 
   /** Answers a request as soon as there is a snapshot, and closes the socket. */
   async answer(socket: Fd, request: ReadRequest, answered: () => void): Promise<void> {
-    const answer = answerRead(socket, () => this.#find(request), this.reader, this.served, answered).finally(() =>
+    const answer = answerRead(socket, this.#find(request), this.reader, answered).finally(() =>
       this.answers.delete(answer),
     )
     this.answers.add(answer)
     await answer
   }
 
-  async #find(request: ReadRequest): Promise<ReadAnswer> {
+  async #find(request: ReadRequest): Promise<ReadAnswer | undefined> {
     const sealed = await this.found.promise.catch(() => undefined)
     if (sealed === undefined) return { error: EIO }
     if (request.kind === 'pull') return { ids: [this.snapshot ?? sealed.id] }
     const image = request.snapshot === this.snapshot ? sealed.images.get(request.name) : undefined
-    return image === undefined ? { error: ENOENT } : { image }
+    return image && { image }
   }
 
   /** Whether a snapshot is for it, as far as its images have come. */
@@ -100,7 +90,7 @@ export class RemoteRestores {
     this.#script = script
     this.#context = context
     const { directory, report } = context.options
-    this.#clients = openClients(directory, RESTORE_SOCKET, report, (...client) => this.#handle(...client))
+    this.#clients = new Clients(directory, RESTORE_SOCKET, report, (...client) => this.#handle(...client))
   }
 
   close(): void {
@@ -114,8 +104,7 @@ export class RemoteRestores {
       const request = await readRequest(socket)
       if (request === undefined) return
       if (request.kind === 'finish') return this.#restoreOf(pid)?.over.resolve()
-      if (request.kind !== 'pull' && request.kind !== 'read')
-        throw unexpectedRequest('an image is written to the cache')
+      if (request.kind !== 'pull' && request.kind !== 'read') throw protocolFault('an image is written to the cache')
       const snapshot = request.kind === 'read' ? request.snapshot : restoredFrom(pid)
       let restore = this.#restoreOf(pid, snapshot)
       if (request.kind === 'pull' && (restore?.pid !== pid || restore.isListed)) {
@@ -156,7 +145,7 @@ export class RemoteRestores {
 
   /** Follows a restore from its first request to its end. */
   async #follow(restore: Restore, socket: Fd): Promise<void> {
-    const { pid, served } = restore
+    const { pid, reader } = restore
     const external = new ExternalRestore(pid, this.#context)
     try {
       external.hold(this.#script)
@@ -167,7 +156,7 @@ export class RemoteRestores {
       await Promise.race([restore.over.promise, endOf(pid, external.criu)])
       await external.finish()
       await Promise.allSettled(restore.answers)
-      external.reportServed(served)
+      external.reportServed(reader)
     } finally {
       external.close()
     }
@@ -178,15 +167,15 @@ export class RemoteRestores {
     const { snapshots, options } = this.#context
     const { id, timeoutMs } = options
     const gone = hungUp(socket)
-    const left = new AbortController()
-    gone.happened.then(
-      () => left.abort(new Fault('LINK', 'the restore left before its snapshot was here')),
-      () => {},
-    )
+    const stop = new AbortController()
+    const unlink = abortWith(stop, options.signal)
+    const left = (): void => stop.abort(new Fault('LINK', 'the restore left before its snapshot was here'))
+    gone.happened.then(left, () => {})
     const fits = (images: Images): boolean => restore.fits(images)
     const lost = (failed: LostSnapshot): boolean => (id !== undefined ? failed.id === id : restore.hasLost(failed))
-    return snapshots
-      .find(id, timeoutMs, AbortSignal.any([left.signal, options.signal]), { early, fits, lost })
-      .finally(() => gone.forget())
+    return snapshots.find(id, timeoutMs, stop.signal, { early, fits, lost }).finally(() => {
+      gone.forget()
+      unlink()
+    })
   }
 }

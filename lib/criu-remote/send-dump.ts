@@ -14,12 +14,13 @@ import { type ImageEntry, MOST_IMAGES } from '../format/image-list.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import type { MemorySnapshot } from '../store/memory.ts'
-import { type MemoryWriter, type StoredImage, writeInto } from '../store/stored-image.ts'
+import { type StoredImage, writeInto } from '../store/stored-image.ts'
 import type { CriuTimeout } from '../stream/criu-timeout.ts'
 import type { ImageBody, ImageSource, OpenImage } from '../stream/image.ts'
-import type { Outlet } from '../stream/link.ts'
 import { PipeReader } from '../stream/pipe-reader.ts'
 import { type Snapshot, summarize } from '../stream/summary.ts'
+import { abortWith } from '../stream/wait.ts'
+import type { RemoteCacheLink } from './cache-link.ts'
 import { encodeImageEntry, encodeList } from './cache-wire.ts'
 import { IDS } from './local-wire.ts'
 
@@ -27,39 +28,31 @@ import { IDS } from './local-wire.ts'
 const MOST_SENT = 2 ** 20
 
 export interface SendDumpOptions {
-  /** The connection to the cache. */
-  outlet: Outlet
+  /** The connection to the cache. When its signal is aborted everything stops, and the reason is thrown. */
+  link: Pick<RemoteCacheLink, 'outlet' | 'signal'>
   /** Holds the images that are not sent yet. */
   memory: MemorySnapshot
   /** What criu dumps. Destroyed if sending fails. */
   source: ImageSource
-  /** The `-D` of the criu that dumps, by which a restore finds the dump. */
-  snapshot: string
-  /** The `-D` of the rounds that this connection has carried before it, the oldest first. */
-  before?: readonly string[]
+  /**
+   * The `-D` of the criu that dumps, by which a restore finds the dump, after those of the rounds that this connection
+   * has carried before it, the oldest first.
+   */
+  snapshots: readonly string[]
   /** A dump follows, which sends the list of snapshots: this one needs no inventory.img. */
   round?: boolean
   /** Called when every image is out of CRIU's pipes. */
   onTaken?: () => void
   /** Awaited when all other images were sent, before inventory.img is. */
-  confirm?: () => void | Promise<void>
+  confirm?: () => Promise<void>
   /** Is told when CRIU has sent something, and closed when it has sent everything. */
-  silence?: CriuTimeout
+  silence: CriuTimeout
   /** Called for progress. */
-  onBytes?: (bytes: number) => void
-  /** Stops everything; its reason is thrown. */
-  signal: AbortSignal
+  onBytes: (bytes: number) => void
 }
 
-/**
- * Sends all images; the stream does not end. Throws `FAILED_DUMP` for a dump without inventory.img, `MEMORY` where an
- * image does not fit, `CRIU_PROTOCOL`, `LINK`, and the reason of the signal.
- */
-export function sendDump(options: SendDumpOptions): Promise<Snapshot> {
-  return new DumpSender(options).run()
-}
-
-class DumpSender {
+/** Sends one dump. */
+export class DumpSender {
   readonly #options: SendDumpOptions
   /** Aborted with the first failure. */
   readonly #stop = new AbortController()
@@ -69,18 +62,24 @@ class DumpSender {
   readonly #names = new Set<ImageName>()
   /** The images that were sent. */
   readonly #sent: ImageEntry[] = []
-  readonly #running = new Set<Promise<void>>()
+  /** Resolve when an image is sent, or has failed. */
+  readonly #running: Promise<void>[] = []
   /** Resolves when everything that was queued for the link is sent. */
   #queue: Promise<void> = Promise.resolve()
 
   constructor(options: SendDumpOptions) {
     this.#options = options
+    this.#stop.signal.addEventListener('abort', () => this.#interrupt())
   }
 
+  /**
+   * Sends all images; the stream does not end. Throws `FAILED_DUMP` for a dump without inventory.img, `MEMORY` where an
+   * image does not fit, `CRIU_PROTOCOL`, `LINK`, and the reason of the link's signal. To be called once.
+   */
   async run(): Promise<Snapshot> {
-    const { memory, round = false, confirm, signal } = this.#options
-    const aborted = (): void => this.#fail(signal.reason)
-    signal.addEventListener('abort', aborted)
+    const { link, memory, round = false, confirm } = this.#options
+    const { signal } = this.#stop
+    const unlink = abortWith(this.#stop, link.signal)
     try {
       signal.throwIfAborted()
       if (!round) {
@@ -89,40 +88,39 @@ class DumpSender {
       }
       await this.#takeImages()
       await Promise.all(this.#running)
-      this.#stop.signal.throwIfAborted()
+      signal.throwIfAborted()
       await confirm?.()
       const inventory = memory.images.get(INVENTORY)
       if (!round && inventory !== undefined) await this.#send(inventory)
       return summarize(this.#sent, round)
     } catch (error) {
-      this.#fail(error)
+      this.#stop.abort(error)
       await Promise.all(this.#running)
-      throw this.#stop.signal.reason
+      throw signal.reason
     } finally {
-      signal.removeEventListener('abort', aborted)
+      unlink()
     }
   }
 
-  #fail(reason: unknown): void {
-    if (this.#stop.signal.aborted) return
-    this.#stop.abort(reason)
-    this.#options.source.destroy(reason as Error)
-    for (const reader of this.#readers) reader.interrupt(reason as Error)
+  #interrupt(): void {
+    const reason = this.#stop.signal.reason as Error
+    this.#options.source.destroy(reason)
+    for (const reader of this.#readers) reader.interrupt(reason)
   }
 
   /** Reads every image into memory, and queues it for the link. */
   async #takeImages(): Promise<void> {
     const { source, silence, onTaken } = this.#options
     const reads: Promise<unknown>[] = []
-    silence?.follow(source.news)
+    silence.follow(source.news)
     for await (const image of source.images) {
-      silence?.heard()
+      silence.heard()
       // The list of snapshots tells the ids.
       if (image.name === IDS && image.body.kind === 'pieces') continue
       reads.push(this.#take(image))
     }
     await Promise.all(reads)
-    silence?.close()
+    silence.close()
     onTaken?.()
   }
 
@@ -139,55 +137,43 @@ class DumpSender {
   }
 
   #track(task: Promise<void>): void {
-    const tracked = task.catch((error: unknown) => this.#fail(error)).finally(() => this.#running.delete(tracked))
-    this.#running.add(tracked)
+    this.#running.push(task.catch((error: unknown) => this.#stop.abort(error)))
   }
 
   async #read(name: ImageName, body: ImageBody): Promise<StoredImage> {
-    const writer = this.#open(name, body)
-    const size = body.kind === 'pipe' ? await this.#readPipe(writer, body) : await this.#copyPieces(writer, body)
-    writer.end({ name, size, digest: 0n })
-    return this.#options.memory.images.get(name) as StoredImage
-  }
-
-  #open(name: ImageName, body: ImageBody): MemoryWriter {
-    try {
-      return this.#options.memory.open(name)
-    } catch (error) {
-      if (body.kind === 'pipe') closeFd(body.fd)
-      throw error
+    const { memory, silence } = this.#options
+    if (body.kind === 'pipe') await this.#readPipe(name, new PipeReader(body.fd, body.begun))
+    else {
+      const writer = memory.open(name)
+      let size = 0
+      for await (const piece of body.pieces) {
+        silence.heard()
+        writeInto(writer, piece)
+        size += piece.length
+      }
+      writer.end({ name, size, digest: 0n })
     }
+    return memory.images.get(name) as StoredImage
   }
 
-  async #readPipe(writer: MemoryWriter, { fd, begun }: Extract<ImageBody, { kind: 'pipe' }>): Promise<number> {
-    const { silence } = this.#options
-    const { signal } = this.#stop
-    const reader = new PipeReader(fd, begun)
+  async #readPipe(name: ImageName, reader: PipeReader): Promise<void> {
+    const { memory, silence } = this.#options
     this.#readers.add(reader)
-    let size = 0
     try {
+      const writer = memory.open(name)
+      let size = 0
       while (await reader.ready()) {
-        signal.throwIfAborted()
+        this.#stop.signal.throwIfAborted()
         const got = reader.take(writer.room(1))
         writer.wrote(got)
-        silence?.heard()
+        silence.heard()
         size += got
       }
-      return size
+      writer.end({ name, size, digest: 0n })
     } finally {
       this.#readers.delete(reader)
       reader.close()
     }
-  }
-
-  async #copyPieces(writer: MemoryWriter, { pieces }: Extract<ImageBody, { kind: 'pieces' }>): Promise<number> {
-    let size = 0
-    for await (const piece of pieces) {
-      this.#options.silence?.heard()
-      writeInto(writer, piece)
-      size += piece.length
-    }
-    return size
   }
 
   /** Sends an image when all that are queued before it are sent. */
@@ -197,18 +183,19 @@ class DumpSender {
   }
 
   async #sendWhole(image: StoredImage): Promise<void> {
-    const { outlet, memory, snapshot, onBytes } = this.#options
+    const { link, memory, snapshots, onBytes } = this.#options
+    const { outlet } = link
     const { signal } = this.#stop
     signal.throwIfAborted()
     // The originals take all that follows for the bytes of an empty image, and answer that there is no such image.
     if (image.size === 0) return
-    await outlet.send(encodeImageEntry(snapshot, image.name, image.size))
+    await outlet.send(encodeImageEntry(snapshots.at(-1) as string, image.name, image.size))
     for (const { window } of image.pieces) {
       for (let at = 0; at < window.length; at += MOST_SENT) {
         signal.throwIfAborted()
         const part = window.subarray(at, at + MOST_SENT)
         await outlet.send(part)
-        onBytes?.(part.length)
+        onBytes(part.length)
       }
     }
     memory.discard(image)
@@ -216,7 +203,7 @@ class DumpSender {
   }
 
   async #sendList(): Promise<void> {
-    const { outlet, before = [], snapshot } = this.#options
-    for (const part of encodeList([...before, snapshot])) await outlet.send(part)
+    const { link, snapshots } = this.#options
+    for (const part of encodeList(snapshots)) await link.outlet.send(part)
   }
 }

@@ -8,7 +8,8 @@ import {
   RemoteWireDecoder,
   type RemoteWireEvent,
 } from '../../lib/criu-remote/cache-wire.ts'
-import { encodeRemoteImage, encodeSnapshotId, openMode } from '../../lib/criu-remote/messages.ts'
+import { encode, encodeIds, openMode } from '../../lib/criu-remote/messages.ts'
+import { remoteImageEntry } from '../../lib/format/criu-messages.ts'
 import type { ImageName } from '../../lib/format/names.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
 import { pattern } from '../support/talk.ts'
@@ -50,13 +51,13 @@ function hear(
 }
 
 const entry = (name: string, size: number, mode: number = write, snapshot = D): Buffer =>
-  encodeRemoteImage({ name, snapshot, mode, size })
+  encode(remoteImageEntry, { name, snapshot_id: snapshot, open_mode: mode, size })
 
 function pushes(...snapshots: string[]): Buffer {
   let size = 0
   return Buffer.concat(
     snapshots.flatMap((each) => {
-      const id = encodeSnapshotId(each)
+      const id = encodeIds([each])
       size += id.length
       return [entry('parent', size, append, ''), id, entry('parent', size, append, 'null'), id]
     }),
@@ -191,14 +192,14 @@ test('dumps come in the order of the list, and an image of an unlisted dump is r
 
 test('a dump that is tried again in the same directory replaces what came', () => {
   const one = [pushes('a'), entry('a.img', 5, append, 'a'), Buffer.alloc(5)]
-  const id = encodeSnapshotId('a')
+  const id = encodeIds(['a'])
   const again = [entry('parent', 2 * id.length, append, ''), id, entry('a.img', 3, append, 'a'), Buffer.alloc(3)]
   const last = hear([...one, ...again]).findLast((event) => event.kind === 'image')
   assert.equal(last, { kind: 'image', name: 'a.img', append: false, bytes: 3 })
 })
 
 test('a list that loses its first dump is refused: proxies since May 2018 do so', () => {
-  const [first, second] = [encodeSnapshotId('/tmp/first'), encodeSnapshotId('/tmp/b')]
+  const [first, second] = [encodeIds(['/tmp/first']), encodeIds(['/tmp/b'])]
   const lost = [entry('parent', first.length, append, ''), first, entry('parent', second.length, append, ''), second]
   const { hint } = throwsFault('CRIU_PROTOCOL', () => hear(lost))
   assert.match(hint ?? '', /dump without pre-dumps/)
@@ -222,12 +223,12 @@ test('hostile entries have limits', () => {
     head.writeUInt32LE(length)
     throwsFault('CRIU_PROTOCOL', () => hear([head]))
   }
-  const cut = encodeSnapshotId('abc').subarray(0, -1)
+  const cut = encodeIds(['abc']).subarray(0, -1)
   throwsFault('CRIU_PROTOCOL', () => hear([entry('parent', cut.length, append, ''), cut]))
 })
 
 function tooMany(): Buffer {
-  const ids = Buffer.concat(Array.from({ length: 1002 }, (_, at) => encodeSnapshotId(`d${at}`)))
+  const ids = encodeIds(Array.from({ length: 1002 }, (_, at) => `d${at}`))
   return Buffer.concat([entry('parent', ids.length, append, ''), ids])
 }
 

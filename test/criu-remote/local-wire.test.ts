@@ -3,7 +3,7 @@ import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RemoteImages } from '../../lib/criu-remote/images.ts'
-import { giveImage, IDS, idsOf, type Reader, receiveImage } from '../../lib/criu-remote/local-wire.ts'
+import { giveImage, IDS, idsOf, newReader, receiveImage } from '../../lib/criu-remote/local-wire.ts'
 import { encodeIds } from '../../lib/criu-remote/messages.ts'
 import { imageName } from '../../lib/format/names.ts'
 import { duplicate, makePipe } from '../../lib/kernel/fd.ts'
@@ -29,10 +29,6 @@ function imageOf(bytes: Buffer): StoredImage {
   writeInto(writer, bytes)
   writer.end({ name, size: bytes.length, digest: 0n })
   return snapshot.images.get(name) as StoredImage
-}
-
-function nothing() {
-  return { images: [], bytes: 0 }
 }
 
 test('an image of more than 2 GiB is received to its end (the original of 3.3 counts in an int)', async () => {
@@ -70,13 +66,8 @@ test('an image of more than 2 GiB is given to a reader to its end', async () => 
     },
   }
   const [criu, ours] = socketPair()
-  const served = nothing()
-  const giving = giveImage(
-    ours,
-    { name: imageName('pages-1.img'), size: count * bytes, digest: 0n, pieces },
-    { form: undefined },
-    served,
-  )
+  const reader = newReader()
+  const giving = giveImage(ours, { name: imageName('pages-1.img'), size: count * bytes, digest: 0n, pieces }, reader)
   const [out, into] = makePipe()
   await sendFd(criu, into)
   closeFd(criu)
@@ -85,15 +76,15 @@ test('an image of more than 2 GiB is given to a reader to its end', async () => 
   for (let got = await readSome(out, room); got > 0; got = await readSome(out, room)) taken += got
   closeFd(out)
   await giving
-  assert.equal([taken, served.bytes], [count * bytes, count * bytes])
+  assert.equal([taken, reader.bytes], [count * bytes, count * bytes])
 })
 
 for (const size of [0, 5000, 3_000_000]) {
   test(`a reader that hands over its pipe late gets all ${size} bytes there`, async () => {
     const image = imageOf(pattern(size))
     const [criu, ours] = socketPair()
-    const reader: Reader = { form: undefined }
-    const giving = giveImage(ours, image, reader, nothing())
+    const reader = newReader()
+    const giving = giveImage(ours, image, reader)
     await setTimeout(400)
     assert.is(reader.form, 'socket', 'it was taken for an old one')
     const [out, into] = makePipe()
@@ -109,7 +100,7 @@ for (const size of [0, 5000, 3_000_000]) {
 test('a reader that leaves half way is no error, with a pipe and with a socket', async () => {
   for (const form of ['pipe', 'socket'] as const) {
     const [criu, ours] = socketPair()
-    const giving = giveImage(ours, imageOf(pattern(3_000_000)), { form }, nothing())
+    const giving = giveImage(ours, imageOf(pattern(3_000_000)), { ...newReader(), form })
     if (form === 'pipe') {
       const [out, into] = makePipe()
       await sendFd(criu, into)
@@ -134,7 +125,7 @@ test('a client must hand over the right end of a pipe', async () => {
   }
   for (const [what, fd] of Object.entries({ 'a read end': out, ...others.fds })) {
     const [criu, ours] = socketPair()
-    const giving = rejectsFault('CRIU_PROTOCOL', giveImage(ours, image, { form: undefined }, nothing()), what)
+    const giving = rejectsFault('CRIU_PROTOCOL', giveImage(ours, image, newReader()), what)
     await sendFd(criu, duplicate(fd))
     assert.match((await giving).message, 'not the write end of a pipe')
     closeFd(criu)

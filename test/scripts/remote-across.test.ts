@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { DUMP_SOCKET, RESTORE_SOCKET } from '../../lib/criu-remote/local-wire.ts'
-import { encodeSnapshotId } from '../../lib/criu-remote/messages.ts'
+import { encodeIds } from '../../lib/criu-remote/messages.ts'
 import { within } from '../expect.ts'
 import { chains } from '../support/chains.ts'
 import { type Daemons, daemons, startCache, startProxy } from '../support/daemons.ts'
@@ -103,7 +103,7 @@ for (const [age, forgets, form] of [
       await within(proxy.says(/snapshot \S+\/r4 sent: \d+ images/))
     })
     assert.is(came.flaw, undefined)
-    const list = Buffer.concat(ids.map(encodeSnapshotId))
+    const list = encodeIds(ids)
     assert.ok(came.images.get(' parent')?.equals(list))
     assert.ok(came.images.get('null parent')?.equals(list))
     const dumped = ids.flatMap((id, at) =>

@@ -7,7 +7,8 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { RESTORE_SOCKET } from '../../lib/criu-remote/local-wire.ts'
-import { encodeRemoteImage, openMode } from '../../lib/criu-remote/messages.ts'
+import { encode, openMode } from '../../lib/criu-remote/messages.ts'
+import { remoteImageEntry } from '../../lib/format/criu-messages.ts'
 import { impatient, reasonOf, within } from '../expect.ts'
 import { chains } from '../support/chains.ts'
 import { type Daemons, daemons, startCache, startProxy } from '../support/daemons.ts'
@@ -107,7 +108,9 @@ test('TCP EOF inside a body is no complete image (3.3)', () =>
     proxy.push(snapshot)
     for (const [name, bytes] of real) if (name !== 'inventory.img') proxy.image(snapshot, name, bytes)
     const bytes = real.get('inventory.img') as Buffer
-    proxy.raw(encodeRemoteImage({ name: 'inventory.img', snapshot, mode: 1, size: bytes.length }))
+    proxy.raw(
+      encode(remoteImageEntry, { name: 'inventory.img', snapshot_id: snapshot, open_mode: 1, size: bytes.length }),
+    )
     proxy.raw(bytes.subarray(0, -1))
     await proxy.end()
     await cache.says(/failed: criu --remote: the stream ended in the middle of image inventory.img/)
@@ -188,7 +191,9 @@ test('what is added to an image is behind what there was', () =>
     proxy.push(snapshot)
     const ghost = pattern(300_000, 3)
     for (const end of [1, 5000, 200_000, 300_000]) {
-      proxy.raw(encodeRemoteImage({ name: 'ghost-1.img', snapshot, mode: openMode.append, size: end }))
+      proxy.raw(
+        encode(remoteImageEntry, { name: 'ghost-1.img', snapshot_id: snapshot, open_mode: openMode.append, size: end }),
+      )
       proxy.raw(ghost.subarray(end === 1 ? 0 : end === 5000 ? 1 : end === 200_000 ? 5000 : 200_000, end))
     }
     for (const [name, bytes] of real) proxy.image(snapshot, name, bytes)
@@ -202,7 +207,7 @@ test('memory has its limit, also for an image-proxy that says more than it sends
     async ({ port, cache }) => {
       const proxy = await originalProxy(port)
       proxy.push(snapshot)
-      proxy.raw(encodeRemoteImage({ name: 'pages-1.img', snapshot, mode: 1, size: 2 ** 40 }))
+      proxy.raw(encode(remoteImageEntry, { name: 'pages-1.img', snapshot_id: snapshot, open_mode: 1, size: 2 ** 40 }))
       for (let mib = 0; mib < 12; mib++) proxy.raw(Buffer.alloc(2 ** 20, 1))
       await proxy.end()
       await cache.says(/failed: the memory for images is full/)

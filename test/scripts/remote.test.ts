@@ -11,7 +11,8 @@ import { gunzipSync } from 'node:zlib'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { DUMP_SOCKET, RESTORE_SOCKET } from '../../lib/criu-remote/local-wire.ts'
-import { encodeLocalImage, openMode } from '../../lib/criu-remote/messages.ts'
+import { encode, openMode } from '../../lib/criu-remote/messages.ts'
+import { localImageEntry } from '../../lib/format/criu-messages.ts'
 import { pageFlag } from '../../lib/format/pagemap.ts'
 import type { Fd } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
@@ -538,10 +539,10 @@ test('a client that is gone before its reply: nothing of it is used any more (us
   const done = sealed()
   await dumpOf(dumper(snapshot), { 'a.img': pattern(100_000) })
   await done
-  const asked = { name: 'a.img', snapshot, mode: openMode.read }
+  const asked = { name: 'a.img', snapshot_id: snapshot, open_mode: openMode.read }
   for (let time = 0; time < 20; time++) {
     const socket = await reached(join(here.target, RESTORE_SOCKET))
-    await writeAll(socket, encodeLocalImage(asked))
+    await writeAll(socket, encode(localImageEntry, asked))
     closeFd(socket)
   }
   await expectImages(restorer(snapshot), { 'a.img': pattern(100_000) })

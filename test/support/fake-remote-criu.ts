@@ -14,15 +14,15 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import {
-  decodeLocalReply,
+  decode,
   decodeSnapshotId,
   ENOENT,
-  encodeLocalImage,
-  encodeLocalReply,
-  encodeSnapshotId,
-  messageDecoder,
+  encode,
+  encodeIds,
+  MessageDecoder,
   openMode,
 } from '../../lib/criu-remote/messages.ts'
+import { localImageEntry, localImageReplyEntry } from '../../lib/format/criu-messages.ts'
 import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome, writeAll } from '../../lib/kernel/transfer.ts'
@@ -57,22 +57,22 @@ export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes',
   async function connect(name: string, of: string, mode: number): Promise<Fd> {
     const socket = await connectBlocking(path)
     said.push('connect')
-    const message = encodeLocalImage({ name, snapshot: of, mode })
+    const message = encode(localImageEntry, { name, snapshot_id: of, open_mode: mode })
     said.push(`> ${message.toString('hex')}`)
     await writeAll(socket, message, { socket: true })
     return socket
   }
 
   async function answer(socket: Fd): Promise<number> {
-    const decoder = messageDecoder()
+    const decoder = new MessageDecoder()
     for (;;) {
       const part = Buffer.alloc(decoder.wanted)
       const got = await readSome(socket, part)
       if (got === 0) throw new Error('the connection was closed instead of an answer')
       const { body } = decoder.push(part.subarray(0, got))
       if (body === undefined) continue
-      const error = decodeLocalReply(body)
-      said.push(`< ${encodeLocalReply(error).toString('hex')}`)
+      const { error } = decode(localImageReplyEntry, body)
+      said.push(`< ${encode(localImageReplyEntry, { error }).toString('hex')}`)
       return error
     }
   }
@@ -92,7 +92,7 @@ export function fakeRemote(path: string, snapshot: string, form: Form = 'pipes',
     said,
     async push(id = snapshot) {
       const socket = await connect('parent', nowhere, openMode.append)
-      const message = encodeSnapshotId(id)
+      const message = encodeIds([id])
       said.push(`> ${message.toString('hex')}`)
       await writeAll(socket, message, { socket: true })
       closeFd(socket)
@@ -172,7 +172,7 @@ async function connectBlocking(path: string): Promise<Fd> {
 
 function idsIn(bytes: Buffer): string[] {
   const ids: string[] = []
-  const decoder = messageDecoder()
+  const decoder = new MessageDecoder()
   for (let at = 0; at < bytes.length; ) {
     const { taken, body } = decoder.push(bytes.subarray(at))
     at += taken

@@ -5,7 +5,8 @@
  */
 import { once } from 'node:events'
 import net from 'node:net'
-import { decodeRemoteImage, encodeRemoteImage, encodeSnapshotId, openMode } from '../../lib/criu-remote/messages.ts'
+import { decode, encode, encodeIds, openMode } from '../../lib/criu-remote/messages.ts'
+import { remoteImageEntry } from '../../lib/format/criu-messages.ts'
 import type { Fd } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { readSome } from '../../lib/kernel/transfer.ts'
@@ -32,13 +33,13 @@ export async function originalProxy(port: string, place = ''): Promise<OriginalP
   return {
     raw,
     image(snapshot, name, bytes, mode = openMode.write) {
-      raw(encodeRemoteImage({ name, snapshot, mode, size: bytes.length }))
+      raw(encode(remoteImageEntry, { name, snapshot_id: snapshot, open_mode: mode, size: bytes.length }))
       raw(bytes)
     },
     push(snapshot) {
-      const body = encodeSnapshotId(snapshot)
+      const body = encodeIds([snapshot])
       list += body.length
-      raw(encodeRemoteImage({ name: 'parent', snapshot: place, mode: openMode.append, size: list }))
+      raw(encode(remoteImageEntry, { name: 'parent', snapshot_id: place, open_mode: openMode.append, size: list }))
       raw(body)
     },
     async end() {
@@ -88,7 +89,7 @@ async function receive(fd: Fd, forgets: boolean): Promise<Received> {
     const body = Buffer.alloc(length.readUInt32LE())
     // No second try: what is not there yet is missing.
     if ((await readSome(fd, body)) < body.length) return { images, flaw: 'an entry in two pieces' }
-    const { name, snapshot, mode, size } = decodeRemoteImage(body)
+    const { name, snapshot_id: snapshot, open_mode: mode, size } = decode(remoteImageEntry, body)
     const key = `${snapshot} ${name}`
     if (size === 0) return { images, flaw: `${key} has no bytes: all that follows is taken for it` }
     const keeps = (mode === openMode.append) !== forgets
