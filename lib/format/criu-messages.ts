@@ -3,6 +3,7 @@
  * have millions of entries, are decoded by hand in pagemap.ts.
  */
 import pb from 'protobufjs/minimal.js'
+import { Fault, type FaultCode } from '../fault.ts'
 
 interface FieldTypes {
   uint32: number
@@ -52,19 +53,31 @@ const wireTypes: Record<keyof FieldTypes, number> = { uint32: 0, uint64: 0, bool
 
 /**
  * The fields of a message that are there. Of one that is there twice the last counts; unknown fields, and known ones of
- * another type, are passed over. Throws what protobufjs throws for bytes that are no protobuf.
+ * another type, are passed over. Throws a fault of that code and text for bytes that are no protobuf.
  */
-export function decodeMessage<Message extends Fields>(message: Message, body: Uint8Array): Partial<Values<Message>> {
+export function decodeMessage<Message extends Fields>(
+  message: Message,
+  body: Uint8Array,
+  code: FaultCode,
+  what: string,
+): Partial<Values<Message>> {
+  try {
+    return decodeFields(message, pb.Reader.create(body)) as Partial<Values<Message>>
+  } catch (cause) {
+    throw new Fault(code, what, { cause })
+  }
+}
+
+function decodeFields(message: Fields, reader: pb.Reader): Record<string, unknown> {
   const values: Record<string, unknown> = {}
-  const reader = pb.Reader.create(body)
   while (reader.pos < reader.len) {
     const tag = reader.uint32()
-    const name = Object.keys(message).find((key) => message[key]?.[0] === tag >>> 3)
-    const type = name === undefined ? undefined : message[name]?.[1]
+    const [name, field] = Object.entries(message).find(([, [number]]) => number === tag >>> 3) ?? []
+    const type = field?.[1]
     if (name === undefined || type === undefined || (tag & 7) !== wireTypes[type]) reader.skipType(tag & 7)
     else values[name] = type === 'uint64' ? Number(String(reader.uint64())) : reader[type]()
   }
-  return values as Partial<Values<Message>>
+  return values
 }
 
 /** The bytes of a message, in the order of its fields. */

@@ -24,7 +24,7 @@ import {
 } from './image-list.ts'
 import { imageName, LONGEST_ID, LONGEST_NAME, type SnapshotId, snapshotId } from './names.ts'
 import { decodeRecalled, decodeSame, encodeRecalled, encodeSame, LONGEST_RECALLED, SAME_BYTES } from './page-digest.ts'
-import { cutText, harmless, LONGEST_REASON } from './reason.ts'
+import { cutText, harmless, LONGEST_REASON } from './refusal.ts'
 import { decodeJoin, encodeJoin, JOIN_BYTES } from './stripes.ts'
 
 export const HEADER_BYTES = 24

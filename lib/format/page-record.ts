@@ -35,7 +35,6 @@ export const psCommand = {
 /** Types of dst_id: the first of each is what CRIU sends, the others are what it sent before 2018. */
 const TASK_TYPES: readonly number[] = [1, 10, 11, 16, 17]
 const SHMEM_TYPES: readonly number[] = [2, 27, 28, 29, 32, 33, 34]
-export const dstType = { task: 1, shmem: 2 } as const
 
 /** PID_MAX_LIMIT of Linux. */
 const MOST_PID = 2 ** 22
@@ -51,18 +50,6 @@ export interface PsRecord {
   type: number
   /** The number of the task, or of the shared memory object. */
   id: number
-}
-
-/** A record as CRIU sends it: for replaying, and for tests. */
-export function encodeRecord(layout: Layout, said: Partial<PsRecord> & { command: number }): Buffer {
-  const { command, flags = 0, pages = 0, vaddr = 0, type = 0, id = 0 } = said
-  const bytes = Buffer.alloc(layout)
-  bytes.writeUInt32LE(command + flags * 2 ** 16, 0)
-  if (layout === layouts.old) bytes.writeUInt32LE(pages, 4)
-  else bytes.writeBigUInt64LE(BigInt(pages), 8)
-  bytes.writeBigUInt64LE(BigInt(vaddr), layout - 16)
-  bytes.writeBigUInt64LE(BigInt(id) * 256n + BigInt(type), layout - 8)
-  return bytes
 }
 
 /** Throws nothing: the fields are checked by who uses them. */

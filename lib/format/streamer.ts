@@ -21,7 +21,7 @@ export function decodeLength(bytes: Buffer): number {
 
 /** An `img_streamer_request_entry`. Throws `CRIU_PROTOCOL` or `NAME`. */
 export function decodeRequest(body: Uint8Array): ImageName {
-  const { filename } = decoded(imgStreamerRequestEntry, body, 'a request that is not protobuf')
+  const { filename } = decodeMessage(imgStreamerRequestEntry, body, 'CRIU_PROTOCOL', 'a request that is not protobuf')
   if (filename === undefined) throw new Fault('CRIU_PROTOCOL', 'a request without a file name')
   return imageName(filename)
 }
@@ -33,25 +33,6 @@ export function encodeRequest(name: string): Buffer {
 /** An `img_streamer_reply_entry`. */
 export function encodeReply(exists: boolean): Buffer {
   return framed(encodeMessage(imgStreamerReplyEntry, { exists }))
-}
-
-/** Whether the file exists. Throws `CRIU_PROTOCOL`. */
-export function decodeReply(body: Uint8Array): boolean {
-  const { exists } = decoded(imgStreamerReplyEntry, body, 'a reply that is not protobuf')
-  if (exists === undefined) throw new Fault('CRIU_PROTOCOL', 'a reply of another kind')
-  return exists
-}
-
-function decoded<Message extends Parameters<typeof decodeMessage>[0]>(
-  message: Message,
-  body: Uint8Array,
-  failure: string,
-): ReturnType<typeof decodeMessage<Message>> {
-  try {
-    return decodeMessage(message, body)
-  } catch (cause) {
-    throw new Fault('CRIU_PROTOCOL', failure, { cause })
-  }
 }
 
 function framed(body: Uint8Array): Buffer {

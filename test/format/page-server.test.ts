@@ -4,19 +4,11 @@ import { gunzipSync } from 'node:zlib'
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import {
-  decodeRecord,
-  dstType,
-  encodeRecord,
-  type Layout,
-  layouts,
-  type PsRecord,
-  psCommand,
-} from '../../lib/format/page-record.ts'
+import { decodeRecord, type Layout, layouts, type PsRecord, psCommand } from '../../lib/format/page-record.ts'
 import { closeReply, PageServerDecoder, type PageServerEvent } from '../../lib/format/page-server.ts'
 import { PAGE_BYTES, type PagemapEntry, pageFlag } from '../../lib/format/pagemap.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
-import { recordedTalks } from '../support/page-server.ts'
+import { dstType, encodeRecord, recordedTalks } from '../support/page-server.ts'
 import { fixtures } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
