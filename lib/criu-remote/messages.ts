@@ -220,7 +220,6 @@ function framed(body: Uint8Array): Buffer {
   return out
 }
 
-const NO_PROTOBUF = 'criu --remote: a message that is not protobuf'
 type Fields = Parameters<typeof decodeMessage>[0]
 type Decoded<Message extends Fields> = {
   [Name in keyof Message]: Message[Name][1] extends 'bytes' ? string : number
@@ -230,7 +229,7 @@ type Decoded<Message extends Fields> = {
 function decode<Message extends Fields>(message: Message, body: Uint8Array): Decoded<Message> {
   const decoded: Record<string, string | number> = {}
   try {
-    const values: Record<string, unknown> = decodeMessage(message, body, 'CRIU_PROTOCOL', NO_PROTOBUF)
+    const values: Record<string, unknown> = decodeMessage(message, body)
     for (const [name, [number]] of Object.entries(message)) {
       const value = values[name]
       if (value === undefined) throw wrong(`lacks field ${number}`)
@@ -239,7 +238,7 @@ function decode<Message extends Fields>(message: Message, body: Uint8Array): Dec
     }
   } catch (cause) {
     if (cause instanceof Fault) throw cause
-    throw new Fault('CRIU_PROTOCOL', NO_PROTOBUF, { cause })
+    throw wrong('is not protobuf', cause)
   }
   return decoded as Decoded<Message>
 }
@@ -252,6 +251,6 @@ function text(bytes: Uint8Array): string {
   return utf8.decode(bytes)
 }
 
-function wrong(how: string): Fault {
-  return new Fault('CRIU_PROTOCOL', `criu --remote: a message that ${how}`)
+function wrong(how: string, cause?: unknown): Fault {
+  return new Fault('CRIU_PROTOCOL', `criu --remote: a message that ${how}`, { cause })
 }

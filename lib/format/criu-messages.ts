@@ -53,23 +53,11 @@ const wireTypes: Record<keyof FieldTypes, number> = { uint32: 0, uint64: 0, bool
 
 /**
  * The fields of a message that are there. Of one that is there twice the last counts; unknown fields, and known ones of
- * another type, are passed over. Throws a fault of that code and text for bytes that are no protobuf.
+ * another type, are passed over. Throws what protobufjs throws for bytes that are no protobuf.
  */
-export function decodeMessage<Message extends Fields>(
-  message: Message,
-  body: Uint8Array,
-  code: FaultCode,
-  what: string,
-): Partial<Values<Message>> {
-  try {
-    return decodeFields(message, pb.Reader.create(body)) as Partial<Values<Message>>
-  } catch (cause) {
-    throw new Fault(code, what, { cause })
-  }
-}
-
-function decodeFields(message: Fields, reader: pb.Reader): Record<string, unknown> {
+export function decodeMessage<Message extends Fields>(message: Message, body: Uint8Array): Partial<Values<Message>> {
   const values: Record<string, unknown> = {}
+  const reader = pb.Reader.create(body)
   while (reader.pos < reader.len) {
     const tag = reader.uint32()
     const [name, field] = Object.entries(message).find(([, [number]]) => number === tag >>> 3) ?? []
@@ -77,7 +65,21 @@ function decodeFields(message: Fields, reader: pb.Reader): Record<string, unknow
     if (name === undefined || type === undefined || (tag & 7) !== wireTypes[type]) reader.skipType(tag & 7)
     else values[name] = type === 'uint64' ? Number(String(reader.uint64())) : reader[type]()
   }
-  return values
+  return values as Partial<Values<Message>>
+}
+
+/** The same, but throws a `Fault` of that code and text. */
+export function decodeOrFault<Message extends Fields>(
+  code: FaultCode,
+  text: string,
+  message: Message,
+  body: Uint8Array,
+): Partial<Values<Message>> {
+  try {
+    return decodeMessage(message, body)
+  } catch (cause) {
+    throw new Fault(code, text, { cause })
+  }
 }
 
 /** The bytes of a message, in the order of its fields. */

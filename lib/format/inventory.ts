@@ -3,7 +3,7 @@
  * a size u32, and an `inventory_entry`.
  */
 import { Fault } from '../fault.ts'
-import { decodeMessage, inventoryEntry } from './criu-messages.ts'
+import { decodeOrFault, inventoryEntry } from './criu-messages.ts'
 
 export interface Inventory {
   /** The images are those of a pre-dump: there are pages, and no process. */
@@ -23,7 +23,7 @@ export function decodeInventory(bytes: Buffer): Inventory {
   }
   const body = bytes.subarray(HEAD_BYTES)
   if (body.length !== bytes.readUInt32LE(4)) throw new Fault('FORMAT', 'a damaged inventory')
-  const said = decodeMessage(inventoryEntry, body, 'FORMAT', 'a damaged inventory')
+  const said = decodeOrFault('FORMAT', 'a damaged inventory', inventoryEntry, body)
   const { img_version: version = 0, pre_dump_mode: preDumpMode = 0, compress = 0 } = said
   const preDump = preDumpMode !== 0
   if (version !== KNOWN_VERSION && !(preDump && version === PRE_DUMP_VERSION)) {

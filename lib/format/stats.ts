@@ -1,5 +1,5 @@
 import { Fault } from '../fault.ts'
-import { decodeMessage, dumpStatsEntry, statsEntry } from './criu-messages.ts'
+import { decodeOrFault, dumpStatsEntry, statsEntry } from './criu-messages.ts'
 
 /** From CRIU's `stats-dump`, in microseconds (images/stats.proto, 4.1.1). */
 export interface DumpStats {
@@ -20,8 +20,8 @@ export function decodeDumpStats(bytes: Buffer): DumpStats {
     throw new Fault('FORMAT', 'not a stats-dump of CRIU')
   }
   const damaged = ['FORMAT', 'a damaged stats-dump of CRIU'] as const
-  const { dump } = decodeMessage(statsEntry, bytes.subarray(HEAD_BYTES), ...damaged)
-  const stats = dump === undefined ? {} : decodeMessage(dumpStatsEntry, dump, ...damaged)
+  const { dump } = decodeOrFault(...damaged, statsEntry, bytes.subarray(HEAD_BYTES))
+  const stats = dump === undefined ? {} : decodeOrFault(...damaged, dumpStatsEntry, dump)
   return {
     freezingTime: stats.freezing_time ?? 0,
     frozenTime: stats.frozen_time ?? 0,

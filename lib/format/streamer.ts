@@ -3,7 +3,7 @@
  * protobuf body of one field. There is no magic and no version; which message it is follows from who speaks.
  */
 import { Fault } from '../fault.ts'
-import { decodeMessage, encodeMessage, imgStreamerReplyEntry, imgStreamerRequestEntry } from './criu-messages.ts'
+import { decodeOrFault, encodeMessage, imgStreamerReplyEntry, imgStreamerRequestEntry } from './criu-messages.ts'
 import { type ImageName, imageName, LONGEST_NAME } from './names.ts'
 
 export const LENGTH_BYTES = 4
@@ -21,7 +21,7 @@ export function decodeLength(bytes: Buffer): number {
 
 /** An `img_streamer_request_entry`. Throws `CRIU_PROTOCOL` or `NAME`. */
 export function decodeRequest(body: Uint8Array): ImageName {
-  const { filename } = decodeMessage(imgStreamerRequestEntry, body, 'CRIU_PROTOCOL', 'a request that is not protobuf')
+  const { filename } = decodeOrFault('CRIU_PROTOCOL', 'a request that is not protobuf', imgStreamerRequestEntry, body)
   if (filename === undefined) throw new Fault('CRIU_PROTOCOL', 'a request without a file name')
   return imageName(filename)
 }

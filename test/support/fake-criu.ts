@@ -5,7 +5,7 @@
 import { join } from 'node:path'
 import { CAPTURE_SOCKET } from '../../lib/criu/capture.ts'
 import { Fault } from '../../lib/fault.ts'
-import { decodeMessage, imgStreamerReplyEntry } from '../../lib/format/criu-messages.ts'
+import { decodeOrFault, imgStreamerReplyEntry } from '../../lib/format/criu-messages.ts'
 import { encodeRequest, LENGTH_BYTES } from '../../lib/format/streamer.ts'
 import { check, type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
@@ -173,7 +173,7 @@ export async function incrementalCriu(directory: string, before: string): Promis
 
 /** Whether the file exists, by an `img_streamer_reply_entry`. Throws `CRIU_PROTOCOL`. */
 export function decodeReply(body: Uint8Array): boolean {
-  const { exists } = decodeMessage(imgStreamerReplyEntry, body, 'CRIU_PROTOCOL', 'a reply that is not protobuf')
+  const { exists } = decodeOrFault('CRIU_PROTOCOL', 'a reply that is not protobuf', imgStreamerReplyEntry, body)
   if (exists === undefined) throw new Fault('CRIU_PROTOCOL', 'a reply of another kind')
   return exists
 }
