@@ -227,7 +227,8 @@ played('a consumer that stops leaves no pipe of an image that was opened meanwhi
   stream.close()
 })
 
-played('the pages go elsewhere: refused while the tasks can run on', async (context) => {
+/** Sends a dump whose first image shows that its pages go elsewhere, and expects that it is refused. */
+async function refusesFirstImage(context: Parameters<typeof joinedWith>[0]): Promise<void> {
   const { stream, pages, paged } = context
   const { source, end } = joinedWith(context)
   const whole = rejectsFault('REFUSED', sent(source))
@@ -236,7 +237,9 @@ played('the pages go elsewhere: refused while the tasks can run on', async (cont
   end()
   stream.close()
   for (const fd of [pages, paged]) closeFd(fd)
-})
+}
+
+played('the pages go elsewhere: refused while the tasks can run on', refusesFirstImage)
 
 played('the stream goes elsewhere: the pages are refused, and not answered', async (context) => {
   const { splits, stream, streamed, pages, paged } = context
@@ -306,15 +309,8 @@ played('a second connection of the same criu is refused', async (context) => {
   stream.close()
 })
 
-played('a proxy without a port for pages refuses at the first image', async (context) => {
-  const { stream, pages, paged } = context
-  const { source, end } = joinedWith({ ...context, splits: openSplitDumps(false, never) })
-  const whole = rejectsFault('REFUSED', sent(source))
-  await stream.image('files.img', inventory)
-  await whole
-  end()
-  stream.close()
-  for (const fd of [pages, paged]) closeFd(fd)
-})
+played('a proxy without a port for pages refuses at the first image', (context) =>
+  refusesFirstImage({ ...context, splits: openSplitDumps(false, never) }),
+)
 
 test.run()
