@@ -89,10 +89,7 @@ export function encodeMessage<Message extends Fields>(message: Message, values: 
     const value: FieldTypes[keyof FieldTypes] | undefined = values[name]
     if (value === undefined) continue
     writer.uint32(number * 8 + wireTypes[type])
-    if (typeof value === 'number') writer.uint64(value)
-    else if (typeof value === 'boolean') writer.bool(value)
-    else if (typeof value === 'string') writer.string(value)
-    else writer.bytes(value)
+    writer[type](value as never)
   }
   return writer.finish()
 }

@@ -53,7 +53,7 @@ export function tryLock(fd: number): boolean {
 
 /** A second descriptor for the same open file. */
 export function duplicate(fd: number): Fd {
-  return asFd(check(libc.dup(fd, libc.F_DUPFD_CLOEXEC, 3), 'dup'))
+  return asFd(check(libc.fcntl(fd, libc.F_DUPFD_CLOEXEC, 3), 'dup'))
 }
 
 /**

@@ -48,8 +48,7 @@ export const read = call<[fd: number, into: Pointer, bytes: number]>('int64_t re
 export const write = call<[fd: number, from: Pointer, bytes: number]>('int64_t write(int, void *, size_t)')
 export const close = call<[fd: number]>('int close(int)')
 export const open = call<[path: string, flags: number, mode: number]>('int open(const char *, int, int)')
-export const dup = call<[fd: number, command: number, from: number]>('int fcntl(int, int, int)')
-export const fcntl = dup
+export const fcntl = call<[fd: number, command: number, argument: number]>('int fcntl(int, int, int)')
 export const ioctlInt = call<[fd: number, request: number, value: Int32Array]>('int ioctl(int, unsigned long, int *)')
 export const fallocate = call<[fd: number, mode: number, offset: number, bytes: number]>(
   'int fallocate(int, int, int64_t, int64_t)',

@@ -37,13 +37,20 @@ export function unixSocket(kind = libc.SOCK_STREAM): Fd {
   return asFd(check(libc.socket(libc.AF_UNIX, kind | libc.SOCK_NONBLOCK | libc.SOCK_CLOEXEC, 0), 'socket'))
 }
 
-/** Connects at once. Throws `LINK` where nobody listens, and `IO` where this user may not connect. */
-export function connectUnix(path: string): Fd {
+/** A connected socket, or minus errno. */
+function tryConnect(path: string): number {
   const address = sockaddr(path)
   const fd = unixSocket()
   const result = libc.connect(fd, address, address.length)
   if (result === 0) return fd
   closeFd(fd)
+  return result
+}
+
+/** Connects at once. Throws `LINK` where nobody listens, and `IO` where this user may not connect. */
+export function connectUnix(path: string): Fd {
+  const result = tryConnect(path)
+  if (result >= 0) return asFd(result)
   if (result === -libc.EACCES || result === -libc.EPERM) {
     throw new Fault('IO', `you may not connect to ${path} (${libc.errnoName(-result)})`, {
       hint: 'run this as root, or as the user whose program listens there',
@@ -60,10 +67,8 @@ function refuseUnlessStale(path: string): void {
   if (!found.isSocket() || found.uid !== process.geteuid?.()) {
     throw new Fault('EXISTS', `${path} is in the way and is not a socket of ours`, { hint: 'choose another -D DIR' })
   }
-  const address = sockaddr(path)
-  const probe = unixSocket()
-  const result = libc.connect(probe, address, address.length)
-  closeFd(probe)
+  const result = tryConnect(path)
+  if (result >= 0) closeFd(asFd(result))
   if (result !== -libc.ECONNREFUSED) {
     throw new Fault('EXISTS', `somebody listens on ${path} already`, { hint: 'stop it, or choose another -D DIR' })
   }

@@ -4,8 +4,16 @@ import { gunzipSync } from 'node:zlib'
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { decodeRecord, type Layout, layouts, type PsRecord, psCommand } from '../../lib/format/page-record.ts'
-import { closeReply, PageServerDecoder, type PageServerEvent } from '../../lib/format/page-server.ts'
+import {
+  closeReply,
+  decodeRecord,
+  type Layout,
+  layouts,
+  PageServerDecoder,
+  type PageServerEvent,
+  type PsRecord,
+  psCommand,
+} from '../../lib/format/page-server.ts'
 import { PAGE_BYTES, type PagemapEntry, pageFlag } from '../../lib/format/pagemap.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
 import { dstType, encodeRecord, recordedTalks } from '../support/page-server.ts'

@@ -9,7 +9,7 @@ import { type PageServer, SocketPageServer } from '../../lib/criu/page-server.ts
 import { SERVE_SOCKET } from '../../lib/criu/serve.ts'
 import { Fault } from '../../lib/fault.ts'
 import { snapshotId } from '../../lib/format/names.ts'
-import { layouts, psCommand } from '../../lib/format/page-record.ts'
+import { layouts, psCommand } from '../../lib/format/page-server.ts'
 import { PAGE_BYTES, pageFlag } from '../../lib/format/pagemap.ts'
 import type { Fd } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'

@@ -2,7 +2,7 @@
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { gunzipSync } from 'node:zlib'
-import { type Layout, layouts, type PsRecord } from '../../lib/format/page-record.ts'
+import { type Layout, layouts, type PsRecord } from '../../lib/format/page-server.ts'
 import type { Fd } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
