@@ -29,7 +29,7 @@ export class Fault extends Error {
   readonly code: FaultCode
   readonly hint: string | undefined
 
-  constructor(code: FaultCode, message: string, options: { hint?: string; cause?: unknown } = {}) {
+  constructor(code: FaultCode, message: string, options: { hint?: string | undefined; cause?: unknown } = {}) {
     super(message, { cause: options.cause })
     this.name = 'Fault'
     this.code = code

@@ -7,7 +7,7 @@
  * of it is kept.
  */
 import { Fault } from '../fault.ts'
-import { endOfEntry, hex, MOST_PAGES, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from './pagemap.ts'
+import { endOfEntry, hex, joins, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from './pagemap.ts'
 
 /** Consecutive pages that stand in one layer's pages image, one behind the other; or that no image has (lazy ones). */
 export interface PlannedRange extends PagemapEntry {
@@ -17,10 +17,8 @@ export interface PlannedRange extends PagemapEntry {
   offset: number
 }
 
-interface Layer {
-  /** All of `[vaddr, end)`, which is behind what was asked for before. */
-  find(vaddr: number, end: number): Generator<PlannedRange>
-}
+/** Finds all of `[vaddr, end)`, which is behind what was asked for before, in a layer or below it. */
+type Find = (vaddr: number, end: number) => Generator<PlannedRange>
 
 /**
  * The plan of a flattened dump, in order of addresses. `layers`: the newest first. Throws `MISSING` for a page that is
@@ -36,7 +34,7 @@ export function plannedEntries(ranges: Iterable<PlannedRange>): Generator<Pagema
 }
 
 function* resolved([newest = [], ...older]: readonly Iterable<PagemapEntry>[]): Generator<PlannedRange> {
-  let below: Layer | undefined
+  let below: Find | undefined
   for (let layer = older.length; layer > 0; layer--) below = layerOf(layer, older[layer - 1] ?? [], below)
   let offset = 0
   for (const entry of newest) {
@@ -50,14 +48,14 @@ function* pagesOf(
   entry: PagemapEntry,
   layer: number,
   offset: number,
-  below: Layer | undefined,
+  below: Find | undefined,
 ): Generator<PlannedRange> {
   if ((entry.flags & pageFlag.parent) === 0) yield { ...entry, layer, offset }
   else if (below === undefined) throw missing(entry.vaddr)
-  else yield* below.find(entry.vaddr, endOfEntry(entry))
+  else yield* below(entry.vaddr, endOfEntry(entry))
 }
 
-function layerOf(layer: number, entries: Iterable<PagemapEntry>, below: Layer | undefined): Layer {
+function layerOf(layer: number, entries: Iterable<PagemapEntry>, below: Find | undefined): Find {
   const rest = entries[Symbol.iterator]()
   let entry: PagemapEntry | undefined
   let offset = 0
@@ -74,17 +72,15 @@ function layerOf(layer: number, entries: Iterable<PagemapEntry>, below: Layer | 
     return entry
   }
 
-  return {
-    *find(vaddr, end) {
-      for (let at = vaddr; at < end; ) {
-        const { vaddr: begin, flags, ...found } = seek(at)
-        const until = Math.min(end, begin + found.pages * PAGE_BYTES)
-        const part = { vaddr: at, pages: (until - at) / PAGE_BYTES, flags }
-        const before = presentPages({ vaddr: begin, pages: (at - begin) / PAGE_BYTES, flags })
-        yield* pagesOf(part, layer, offset + before, below)
-        at = until
-      }
-    },
+  return function* find(vaddr, end) {
+    for (let at = vaddr; at < end; ) {
+      const { vaddr: begin, flags, ...found } = seek(at)
+      const until = Math.min(end, begin + found.pages * PAGE_BYTES)
+      const part = { vaddr: at, pages: (until - at) / PAGE_BYTES, flags }
+      const before = presentPages({ vaddr: begin, pages: (at - begin) / PAGE_BYTES, flags })
+      yield* pagesOf(part, layer, offset + before, below)
+      at = until
+    }
   }
 }
 
@@ -101,13 +97,7 @@ function* joined<Range extends PagemapEntry>(
 ): Generator<Range> {
   let last: Range | undefined
   for (const next of ranges) {
-    const joins =
-      last !== undefined &&
-      endOfEntry(last) === next.vaddr &&
-      last.flags === next.flags &&
-      last.pages + next.pages <= MOST_PAGES &&
-      fits(last, next)
-    if (joins && last !== undefined) {
+    if (last !== undefined && joins(last, next) && fits(last, next)) {
       last = { ...last, pages: last.pages + next.pages }
       continue
     }

@@ -3,6 +3,7 @@
  * have millions of entries, are decoded by hand in pagemap.ts.
  */
 import pb from 'protobufjs/minimal.js'
+import { Fault, type FaultCode } from '../fault.ts'
 
 interface FieldTypes {
   uint32: number
@@ -59,12 +60,26 @@ export function decodeMessage<Message extends Fields>(message: Message, body: Ui
   const reader = pb.Reader.create(body)
   while (reader.pos < reader.len) {
     const tag = reader.uint32()
-    const name = Object.keys(message).find((key) => message[key]?.[0] === tag >>> 3)
-    const type = name === undefined ? undefined : message[name]?.[1]
+    const [name, field] = Object.entries(message).find(([, [number]]) => number === tag >>> 3) ?? []
+    const type = field?.[1]
     if (name === undefined || type === undefined || (tag & 7) !== wireTypes[type]) reader.skipType(tag & 7)
     else values[name] = type === 'uint64' ? Number(String(reader.uint64())) : reader[type]()
   }
   return values as Partial<Values<Message>>
+}
+
+/** The same, but throws a `Fault` of that code and text. */
+export function decodeOrFault<Message extends Fields>(
+  code: FaultCode,
+  text: string,
+  message: Message,
+  body: Uint8Array,
+): Partial<Values<Message>> {
+  try {
+    return decodeMessage(message, body)
+  } catch (cause) {
+    throw new Fault(code, text, { cause })
+  }
 }
 
 /** The bytes of a message, in the order of its fields. */
@@ -74,10 +89,7 @@ export function encodeMessage<Message extends Fields>(message: Message, values: 
     const value: FieldTypes[keyof FieldTypes] | undefined = values[name]
     if (value === undefined) continue
     writer.uint32(number * 8 + wireTypes[type])
-    if (typeof value === 'number') writer.uint64(value)
-    else if (typeof value === 'boolean') writer.bool(value)
-    else if (typeof value === 'string') writer.string(value)
-    else writer.bytes(value)
+    writer[type](value as never)
   }
   return writer.finish()
 }

@@ -42,6 +42,11 @@ export interface Holding {
   seconds: number
 }
 
+export interface Listed {
+  total: number
+  holdings: Holding[]
+}
+
 /** Holdings in one list, the oldest first. A cache may hold more: the total says so. */
 export const MOST_LISTED = 4096
 const NUMBERS = 1 + 4 + 8 + 8 + 4
@@ -52,22 +57,22 @@ const MOST_U32 = 2 ** 32 - 1
 const PINNED = 0x80
 
 /** The first `MOST_LISTED` of them; `total` are there. */
-export function encodeHoldings(total: number, holdings: readonly Holding[]): Buffer {
-  const parts = holdings.slice(0, MOST_LISTED).map(({ id, state, pinned, count, bytes, shared, seconds }) => {
-    const sizes = numbers(BigInt(bytes), BigInt(shared))
-    const counts = [u32(count), sizes, u32(Math.min(Math.floor(seconds), MOST_U32))]
-    return Buffer.concat([
+export function encodeHoldings({ total, holdings }: Listed): Buffer {
+  const parts = holdings
+    .slice(0, MOST_LISTED)
+    .flatMap(({ id, state, pinned, count, bytes, shared, seconds }) => [
       Buffer.of(id.length),
       Buffer.from(id),
       Buffer.of(holdingStates.indexOf(state) + (pinned ? PINNED : 0)),
-      ...counts,
+      u32(count),
+      numbers(BigInt(bytes), BigInt(shared)),
+      u32(Math.min(Math.floor(seconds), MOST_U32)),
     ])
-  })
   return Buffer.concat([u32(total), ...parts])
 }
 
 /** Throws `FORMAT`, `LIMIT` or `NAME`. */
-export function decodeHoldings(body: Buffer): { total: number; holdings: Holding[] } {
+export function decodeHoldings(body: Buffer): Listed {
   const total = body.readUInt32LE(0)
   const holdings: Holding[] = []
   for (let at = 4; at < body.length; ) {

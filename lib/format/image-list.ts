@@ -28,13 +28,12 @@ export interface ImageEntry {
 
 /** The list of a snapshot's images, in the order in which they were opened: what the snapshot's digest is taken of. */
 export function encodeImageList(images: readonly ImageEntry[]): Buffer {
-  const count = Buffer.alloc(4)
-  count.writeUInt32LE(images.length)
-  const parts: Buffer[] = [count]
-  for (const image of images) {
-    parts.push(Buffer.of(image.name.length), Buffer.from(image.name), numbers(BigInt(image.size), image.digest))
-  }
-  return Buffer.concat(parts)
+  const parts = images.flatMap(({ name, size, digest }) => [
+    Buffer.of(name.length),
+    Buffer.from(name),
+    numbers(BigInt(size), digest),
+  ])
+  return Buffer.concat([u32(images.length), ...parts])
 }
 
 /** The images of an encoded list. Throws `FORMAT`, `LIMIT` or `NAME`. */

@@ -3,7 +3,7 @@
  * a size u32, and an `inventory_entry`.
  */
 import { Fault } from '../fault.ts'
-import { decodeMessage, inventoryEntry } from './criu-messages.ts'
+import { decodeOrFault, inventoryEntry } from './criu-messages.ts'
 
 export interface Inventory {
   /** The images are those of a pre-dump: there are pages, and no process. */
@@ -23,7 +23,8 @@ export function decodeInventory(bytes: Buffer): Inventory {
   }
   const body = bytes.subarray(HEAD_BYTES)
   if (body.length !== bytes.readUInt32LE(4)) throw new Fault('FORMAT', 'a damaged inventory')
-  const { version, preDumpMode, compress } = decodeFields(body)
+  const said = decodeOrFault('FORMAT', 'a damaged inventory', inventoryEntry, body)
+  const { img_version: version = 0, pre_dump_mode: preDumpMode = 0, compress = 0 } = said
   const preDump = preDumpMode !== 0
   if (version !== KNOWN_VERSION && !(preDump && version === PRE_DUMP_VERSION)) {
     throw new Fault('FORMAT', `images of version ${version}, known is ${KNOWN_VERSION}`, {
@@ -34,17 +35,4 @@ export function decodeInventory(bytes: Buffer): Inventory {
     throw new Fault('FORMAT', 'compressed images are not understood', { hint: 'dump without --compress' })
   }
   return { preDump }
-}
-
-function decodeFields(body: Uint8Array): { version: number; preDumpMode: number; compress: number } {
-  try {
-    const {
-      img_version: version = 0,
-      pre_dump_mode: preDumpMode = 0,
-      compress = 0,
-    } = decodeMessage(inventoryEntry, body)
-    return { version, preDumpMode, compress }
-  } catch (cause) {
-    throw new Fault('FORMAT', 'a damaged inventory', { cause })
-  }
 }

@@ -9,6 +9,7 @@
 import { hash } from 'node:crypto'
 import { xxh64 } from '@node-rs/xxhash'
 import { Fault } from '../fault.ts'
+import type { FrameOf } from './frame-types.ts'
 
 /** Words of 32 bits in a digest: one of XXH64, four of SHA-256. */
 export const DIGEST_WORDS = 5
@@ -45,11 +46,7 @@ export function strongDigest(page: Uint8Array, into: Uint32Array, at: number): v
   }
 }
 
-interface Recalled {
-  offers: boolean
-  total: number
-  digests: Uint32Array
-}
+type Recalled = Omit<FrameOf<'recalled'>, 'type'>
 
 export function encodeRecalled({ offers, total, digests }: Recalled): Buffer {
   const out = Buffer.alloc(5 + digests.length * 4)
@@ -76,11 +73,7 @@ export function decodeRecalled(body: Buffer): Recalled {
   return { offers: offers === 1, total, digests }
 }
 
-interface Same {
-  source: number
-  first: number
-  pages: number
-}
+type Same = Pick<FrameOf<'same'>, 'source' | 'first' | 'pages'>
 
 export function encodeSame({ source, first, pages }: Same): Buffer {
   const out = Buffer.alloc(SAME_BYTES)

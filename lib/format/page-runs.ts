@@ -7,7 +7,7 @@
  * files, lib/format/chain-plan.ts finds the same without holding any of it.
  */
 import { Fault } from '../fault.ts'
-import { endOfEntry, hex, MOST_PAGES, PAGE_BYTES, type PagemapEntry, pageFlag } from './pagemap.ts'
+import { hex, joins, PAGE_BYTES, type PagemapEntry, pageFlag } from './pagemap.ts'
 
 /** Consecutive pages of one kind, side by side in memory: in order of `vaddr`. */
 export interface Runs {
@@ -192,8 +192,7 @@ export function* entriesOf({ count, vaddr, pages, flags }: Runs): Generator<Page
   let last: PagemapEntry | undefined
   for (let at = 0; at < count; at++) {
     const next = { vaddr: vaddr[at] as number, pages: pages[at] as number, flags: flags[at] as number }
-    const fits = last !== undefined && last.flags === next.flags && last.pages + next.pages <= MOST_PAGES
-    if (last !== undefined && fits && endOfEntry(last) === next.vaddr) {
+    if (last !== undefined && joins(last, next)) {
       last.pages += next.pages
       continue
     }

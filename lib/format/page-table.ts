@@ -1,13 +1,6 @@
 /** Finding pages by their digest: a hash table of numbers, in columns, because there may be a million. */
 
-export interface PageTable {
-  /** How many were added. They are numbered from 0 on. */
-  readonly count: number
-  /** The one with this weak digest for which `equal` says so. */
-  find(weak: number, equal: (number: number) => boolean): number | undefined
-  /** Returns its number; undefined where too many are like it, or all there may be are here. */
-  add(weak: number): number | undefined
-}
+export type PageTable = ReturnType<typeof openPageTable>
 
 const FIRST = 1024
 /**
@@ -17,7 +10,7 @@ const FIRST = 1024
 const MOST_PROBES = 64
 
 /** A table of at most `most` pages. It takes 12 bytes a page, and up to twice that. */
-export function openPageTable(most: number): PageTable {
+export function openPageTable(most: number) {
   let weaks = new Uint32Array(FIRST)
   /** Numbers plus one; 0 is free. */
   let slots = new Int32Array(2 * FIRST)
@@ -44,10 +37,13 @@ export function openPageTable(most: number): PageTable {
   }
 
   return {
-    get count() {
+    /** How many were added. They are numbered from 0 on. */
+    get count(): number {
       return count
     },
-    find(weak, equal) {
+
+    /** The one with this weak digest for which `equal` says so. */
+    find(weak: number, equal: (number: number) => boolean): number | undefined {
       for (let probe = 0; probe < MOST_PROBES; probe++) {
         const number = (slots[(weak + probe) % slots.length] as number) - 1
         if (number < 0) return undefined
@@ -55,7 +51,9 @@ export function openPageTable(most: number): PageTable {
       }
       return undefined
     },
-    add(weak) {
+
+    /** Returns its number; undefined where too many are like it, or all there may be are here. */
+    add(weak: number): number | undefined {
       if (count === most) return undefined
       if (count === weaks.length) grow()
       const slot = slotFor(weak)

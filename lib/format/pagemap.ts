@@ -41,15 +41,6 @@ export interface PagemapEntry {
   flags: number
 }
 
-export interface PagemapDecoder {
-  /** The N of `pages-N.img`, once its bytes have come. */
-  pagesId(): number | undefined
-  /** The entries that these bytes complete. Throws `FORMAT` or `LIMIT`. */
-  push(bytes: Uint8Array): PagemapEntry[]
-  /** There are no more bytes. Throws `FORMAT`. */
-  end(): void
-}
-
 const COMMON_MAGIC = 0x54564319
 const PAGEMAP_MAGIC = 0x56084025
 const HEAD_BYTES = 8
@@ -67,52 +58,48 @@ export const PAGEMAP_STEP = 2 ** 16
 const PIECE_BYTES = 2 ** 16
 
 /** Takes a pagemap image in chunks of any size, and keeps no more of it than a part of one entry. */
-export function pagemapDecoder(): PagemapDecoder {
-  let pending: Uint8Array = new Uint8Array(0)
-  let headSeen = false
-  let pagesId: number | undefined
-  let lastEnd = 0
+export class PagemapDecoder {
+  /** The N of `pages-N.img`, once its bytes have come. */
+  pagesId: number | undefined
+  #pending: Uint8Array = new Uint8Array(0)
+  #headSeen = false
+  #lastEnd = 0
 
-  function take(bytes: Uint8Array, begin: number, end: number): PagemapEntry | undefined {
-    if (pagesId === undefined) {
-      pagesId = decodeFirst(bytes.subarray(begin, end))
-      return undefined
+  /** The entries that these bytes complete. Throws `FORMAT` or `LIMIT`. */
+  push(bytes: Uint8Array): PagemapEntry[] {
+    const all = Buffer.concat([this.#pending, bytes])
+    const entries: PagemapEntry[] = []
+    let at = 0
+    if (!this.#headSeen && all.length >= HEAD_BYTES) {
+      checkHead(all)
+      this.#headSeen = true
+      at = HEAD_BYTES
     }
-    const entry = decodeEntry(bytes, begin, end)
-    if (entry.vaddr < lastEnd) throw new Fault('FORMAT', `pagemap entries out of order at ${hex(entry.vaddr)}`)
-    lastEnd = endOfEntry(entry)
-    return entry
+    while (this.#headSeen && all.length - at >= SIZE_BYTES) {
+      const size = all.readUInt32LE(at)
+      const begin = at + SIZE_BYTES
+      const end = begin + Math.min(size, MOST_ENTRY)
+      if (all.length < end) break
+      if (size > MOST_ENTRY) {
+        throw tooLong(size, all.subarray(begin, end), this.pagesId === undefined ? FIRST_FIELDS : ENTRY_FIELDS)
+      }
+      if (this.pagesId === undefined) this.pagesId = decodeFirst(all.subarray(begin, end))
+      else entries.push(this.#inOrder(decodeEntry(all, begin, end)))
+      at = end
+    }
+    this.#pending = Uint8Array.from(all.subarray(at)) // not a view, which would hold the whole chunk
+    return entries
   }
 
-  return {
-    pagesId: () => pagesId,
-    push(bytes) {
-      const all = Buffer.concat([pending, bytes])
-      const entries: PagemapEntry[] = []
-      let at = 0
-      if (!headSeen && all.length >= HEAD_BYTES) {
-        checkHead(all)
-        headSeen = true
-        at = HEAD_BYTES
-      }
-      while (headSeen && all.length - at >= SIZE_BYTES) {
-        const size = all.readUInt32LE(at)
-        const begin = at + SIZE_BYTES
-        const end = begin + Math.min(size, MOST_ENTRY)
-        if (all.length < end) break
-        if (size > MOST_ENTRY) {
-          throw tooLong(size, all.subarray(begin, end), pagesId === undefined ? FIRST_FIELDS : ENTRY_FIELDS)
-        }
-        const entry = take(all, begin, end)
-        if (entry !== undefined) entries.push(entry)
-        at = end
-      }
-      pending = Uint8Array.from(all.subarray(at)) // not a view, which would hold the whole chunk
-      return entries
-    },
-    end() {
-      if (pending.length > 0 || pagesId === undefined) throw new Fault('FORMAT', 'a pagemap that is cut off')
-    },
+  /** There are no more bytes. Throws `FORMAT`. */
+  end(): void {
+    if (this.#pending.length > 0 || this.pagesId === undefined) throw new Fault('FORMAT', 'a pagemap that is cut off')
+  }
+
+  #inOrder(entry: PagemapEntry): PagemapEntry {
+    if (entry.vaddr < this.#lastEnd) throw new Fault('FORMAT', `pagemap entries out of order at ${hex(entry.vaddr)}`)
+    this.#lastEnd = endOfEntry(entry)
+    return entry
   }
 }
 
@@ -128,7 +115,7 @@ export interface ReadPagemap {
 
 /** The same for one whose bytes are at hand. Throws `FORMAT` or `LIMIT`. */
 export function readPagemap(chunks: Iterable<Uint8Array>): ReadPagemap {
-  const decoder = pagemapDecoder()
+  const decoder = new PagemapDecoder()
   const rest = chunks[Symbol.iterator]()
   const more = (): PagemapEntry[] | undefined => {
     const next = rest.next()
@@ -136,7 +123,7 @@ export function readPagemap(chunks: Iterable<Uint8Array>): ReadPagemap {
     return decoder.push(next.value)
   }
   let list = more()
-  while (decoder.pagesId() === undefined) list = more()
+  while (decoder.pagesId === undefined) list = more()
   // One generator and not several in each other: each of them takes as long as the decoding.
   function* entries(): Generator<PagemapEntry> {
     for (; list !== undefined; list = more()) for (const entry of list) yield entry
@@ -144,7 +131,7 @@ export function readPagemap(chunks: Iterable<Uint8Array>): ReadPagemap {
   function* batches(): Generator<PagemapEntry[]> {
     for (; list !== undefined; list = more()) yield list
   }
-  return { pagesId: decoder.pagesId() as number, entries: entries(), batches: batches() }
+  return { pagesId: decoder.pagesId as number, entries: entries(), batches: batches() }
 }
 
 /** The image of entries that are in order and do not overlap. Throws `LIMIT`. */
@@ -186,6 +173,12 @@ export function presentPages({ pages, flags }: PagemapEntry): number {
 /** The address after its last page. */
 export function endOfEntry({ vaddr, pages }: PagemapEntry): number {
   return vaddr + pages * PAGE_BYTES
+}
+
+/** Whether one entry can stand for both: the second is of the same kind, and comes right behind the first. */
+export function joins(first: PagemapEntry, second: PagemapEntry): boolean {
+  const pages = first.pages + second.pages
+  return endOfEntry(first) === second.vaddr && first.flags === second.flags && pages <= MOST_PAGES
 }
 
 /** An address as people know it. */

@@ -1,5 +1,5 @@
 import { Fault } from '../fault.ts'
-import { decodeMessage, dumpStatsEntry, statsEntry } from './criu-messages.ts'
+import { decodeOrFault, dumpStatsEntry, statsEntry } from './criu-messages.ts'
 
 /** From CRIU's `stats-dump`, in microseconds (images/stats.proto, 4.1.1). */
 export interface DumpStats {
@@ -19,16 +19,13 @@ export function decodeDumpStats(bytes: Buffer): DumpStats {
   if (magic[0] !== SERVICE_MAGIC || magic[1] !== STATS_MAGIC) {
     throw new Fault('FORMAT', 'not a stats-dump of CRIU')
   }
-  try {
-    const { dump } = decodeMessage(statsEntry, bytes.subarray(HEAD_BYTES))
-    const stats = dump === undefined ? {} : decodeMessage(dumpStatsEntry, dump)
-    return {
-      freezingTime: stats.freezing_time ?? 0,
-      frozenTime: stats.frozen_time ?? 0,
-      memdumpTime: stats.memdump_time ?? 0,
-      memwriteTime: stats.memwrite_time ?? 0,
-    }
-  } catch (cause) {
-    throw new Fault('FORMAT', 'a damaged stats-dump of CRIU', { cause })
+  const damaged = ['FORMAT', 'a damaged stats-dump of CRIU'] as const
+  const { dump } = decodeOrFault(...damaged, statsEntry, bytes.subarray(HEAD_BYTES))
+  const stats = dump === undefined ? {} : decodeOrFault(...damaged, dumpStatsEntry, dump)
+  return {
+    freezingTime: stats.freezing_time ?? 0,
+    frozenTime: stats.frozen_time ?? 0,
+    memdumpTime: stats.memdump_time ?? 0,
+    memwriteTime: stats.memwrite_time ?? 0,
   }
 }

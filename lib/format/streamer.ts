@@ -3,7 +3,7 @@
  * protobuf body of one field. There is no magic and no version; which message it is follows from who speaks.
  */
 import { Fault } from '../fault.ts'
-import { decodeMessage, encodeMessage, imgStreamerReplyEntry, imgStreamerRequestEntry } from './criu-messages.ts'
+import { decodeOrFault, encodeMessage, imgStreamerReplyEntry, imgStreamerRequestEntry } from './criu-messages.ts'
 import { type ImageName, imageName, LONGEST_NAME } from './names.ts'
 
 export const LENGTH_BYTES = 4
@@ -21,7 +21,7 @@ export function decodeLength(bytes: Buffer): number {
 
 /** An `img_streamer_request_entry`. Throws `CRIU_PROTOCOL` or `NAME`. */
 export function decodeRequest(body: Uint8Array): ImageName {
-  const { filename } = decoded(imgStreamerRequestEntry, body, 'a request that is not protobuf')
+  const { filename } = decodeOrFault('CRIU_PROTOCOL', 'a request that is not protobuf', imgStreamerRequestEntry, body)
   if (filename === undefined) throw new Fault('CRIU_PROTOCOL', 'a request without a file name')
   return imageName(filename)
 }
@@ -33,25 +33,6 @@ export function encodeRequest(name: string): Buffer {
 /** An `img_streamer_reply_entry`. */
 export function encodeReply(exists: boolean): Buffer {
   return framed(encodeMessage(imgStreamerReplyEntry, { exists }))
-}
-
-/** Whether the file exists. Throws `CRIU_PROTOCOL`. */
-export function decodeReply(body: Uint8Array): boolean {
-  const { exists } = decoded(imgStreamerReplyEntry, body, 'a reply that is not protobuf')
-  if (exists === undefined) throw new Fault('CRIU_PROTOCOL', 'a reply of another kind')
-  return exists
-}
-
-function decoded<Message extends Parameters<typeof decodeMessage>[0]>(
-  message: Message,
-  body: Uint8Array,
-  failure: string,
-): ReturnType<typeof decodeMessage<Message>> {
-  try {
-    return decodeMessage(message, body)
-  } catch (cause) {
-    throw new Fault('CRIU_PROTOCOL', failure, { cause })
-  }
 }
 
 function framed(body: Uint8Array): Buffer {

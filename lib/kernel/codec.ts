@@ -6,7 +6,7 @@
  * to 800 MiB/s to a sixth or an eighth, lz4 1,100 MiB/s to a third; they decompress 1,800 and 3,500 MiB/s.
  */
 import { Fault } from '../fault.ts'
-import { loadLibrary } from './libc.ts'
+import { type Call, callAside, type LoadedLibrary, loadLibrary } from './libc.ts'
 
 export type Codec = 'zstd' | 'lz4'
 
@@ -26,37 +26,21 @@ export interface Compressor {
 const ZSTD_LEVEL = 1
 const LZ4_ACCELERATION = 1
 
+/** What is used of a library. */
+interface Library {
+  compressor(): Compressor
+  /** Returns the bytes that `into` holds then; below 0 where they do not fit. */
+  decompress(from: Uint8Array, into: Uint8Array): number
+}
+
 const packages: Record<Codec, string> = { zstd: 'libzstd1', lz4: 'liblz4-1' }
 
-function library(codec: Codec): NonNullable<ReturnType<typeof loadLibrary>> {
-  const file = `lib${codec}.so.1`
-  const loaded = loadLibrary(file)
-  if (loaded !== undefined) return loaded
-  throw new Fault('IO', `cannot use ${codec}: there is no ${file} here`, { hint: `apt install ${packages[codec]}` })
+/** The bytes of a call on one of libuv's threads; 0 where it failed. */
+async function aside<Args extends unknown[]>(call: Call<Args>, ...args: Args): Promise<number> {
+  return Math.max(0, await callAside(call, ...args))
 }
 
-type Compress = (from: Uint8Array, into: Uint8Array) => number
-type Decompress = Compress
-
-interface Loaded {
-  compressor(): Compressor
-  decompress: Decompress
-}
-
-/** A call of a library: at once, or on one of libuv's threads. */
-interface Call<Args extends unknown[]> {
-  (...args: Args): number
-  async(...args: [...Args, done: (error: unknown, result: number) => void]): void
-}
-
-function aside<Args extends unknown[]>(call: Call<Args>, ...args: Args): Promise<number> {
-  return new Promise((resolve, reject) => {
-    call.async(...args, (error, result) => (error ? reject(error) : resolve(Math.max(0, result))))
-  })
-}
-
-function loadZstd(): Loaded {
-  const zstd = library('zstd')
+function useZstd(zstd: LoadedLibrary): Library {
   const open = zstd.func('void *ZSTD_createCCtx()') as () => unknown
   const close = zstd.func('size_t ZSTD_freeCCtx(void *)') as (context: unknown) => void
   // An error is a small negative number.
@@ -79,8 +63,7 @@ function loadZstd(): Loaded {
   }
 }
 
-function loadLz4(): Loaded {
-  const lz4 = library('lz4')
+function useLz4(lz4: LoadedLibrary): Library {
   const compress = lz4.func('int LZ4_compress_fast(void *, void *, int, int, int)') as Call<
     [from: Uint8Array, into: Uint8Array, bytes: number, room: number, acceleration: number]
   >
@@ -98,18 +81,25 @@ function loadLz4(): Loaded {
   }
 }
 
-const loaders: Record<Codec, () => Loaded> = { zstd: loadZstd, lz4: loadLz4 }
-const loaded = new Map<Codec, Loaded>()
+const uses: Record<Codec, (loaded: LoadedLibrary) => Library> = { zstd: useZstd, lz4: useLz4 }
+const libraries = new Map<Codec, Library>()
 
-function load(codec: Codec): Loaded {
-  const known = loaded.get(codec) ?? loaders[codec]()
-  loaded.set(codec, known)
-  return known
+function library(codec: Codec): Library {
+  const known = libraries.get(codec)
+  if (known !== undefined) return known
+  const file = `lib${codec}.so.1`
+  const loaded = loadLibrary(file)
+  if (loaded === undefined) {
+    throw new Fault('IO', `cannot use ${codec}: there is no ${file} here`, { hint: `apt install ${packages[codec]}` })
+  }
+  const used = uses[codec](loaded)
+  libraries.set(codec, used)
+  return used
 }
 
 /** Throws `IO` where the library is not installed. */
 export function compressor(codec: Codec): Compressor {
-  return load(codec).compressor()
+  return library(codec).compressor()
 }
 
 /**
@@ -117,5 +107,5 @@ export function compressor(codec: Codec): Compressor {
  * where the library is not installed.
  */
 export function decompress(codec: Codec, from: Uint8Array, into: Uint8Array): boolean {
-  return load(codec).decompress(from, into) === into.length
+  return library(codec).decompress(from, into) === into.length
 }

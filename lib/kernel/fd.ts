@@ -22,10 +22,8 @@ export function check(result: number, what: string): number {
   if (result >= 0) return result
   const name = libc.errnoName(-result)
   const gone = result === -libc.EPIPE || result === -libc.ECONNRESET
-  const hint = hints[name]
-  throw new Fault(gone ? 'LINK' : 'IO', `${what}: ${gone ? 'the other end went away' : name} (${name})`, {
-    ...(hint === undefined ? {} : { hint }),
-  })
+  const text = `${what}: ${gone ? 'the other end went away' : name} (${name})`
+  throw new Fault(gone ? 'LINK' : 'IO', text, { hint: hints[name] })
 }
 
 /** A pipe with both ends non-blocking and close-on-exec: `[read end, write end]`. */
@@ -35,16 +33,34 @@ export function makePipe(): [Fd, Fd] {
   return [asFd(ends[0] as number), asFd(ends[1] as number)]
 }
 
+/** Makes a named pipe that only this user may use. Throws `IO`. */
+export function makeFifo(path: string): void {
+  check(libc.mkfifo(path, 0o600), 'mkfifo')
+}
+
+/** Opens both ends of a named pipe, so that it waits for no other process and does not end with one. Throws `IO`. */
+export function openFifo(path: string): Fd {
+  return asFd(check(libc.open(path, libc.O_RDWR | libc.O_NONBLOCK | libc.O_CLOEXEC, 0), 'open'))
+}
+
+/**
+ * Locks an open file for this descriptor alone (flock(2)). Returns false where another one has the lock, or the file
+ * system has no locks. The kernel drops the lock when the last descriptor is closed, however a process ends.
+ */
+export function tryLock(fd: number): boolean {
+  return libc.flock(fd, libc.LOCK_EX | libc.LOCK_NB) === 0
+}
+
 /** A second descriptor for the same open file. */
 export function duplicate(fd: number): Fd {
-  return asFd(check(libc.dup(fd, libc.F_DUPFD_CLOEXEC, 3), 'dup'))
+  return asFd(check(libc.fcntl(fd, libc.F_DUPFD_CLOEXEC, 3), 'dup'))
 }
 
 /**
  * A non-blocking descriptor for a pipe, socket or file that others may share, such as stdin. A pipe is opened anew, so
  * that they do not see the change; a socket cannot be, and Node would change it as well.
  */
-export function ownNonBlocking(fd: number, direction: 'read' | 'write'): Fd {
+export function ownNonBlocking(fd: number, direction: PipeEnd): Fd {
   if (isPipe(fd)) {
     const access = direction === 'read' ? libc.O_RDONLY : libc.O_WRONLY
     const anew = libc.open(`/proc/self/fd/${fd}`, access | libc.O_NONBLOCK | libc.O_CLOEXEC, 0)
@@ -55,15 +71,15 @@ export function ownNonBlocking(fd: number, direction: 'read' | 'write'): Fd {
   return own
 }
 
-export function setNonBlocking(fd: Fd): void {
+export function setNonBlocking(fd: Fd, nonBlocking = true): void {
   const flags = check(libc.fcntl(fd, libc.F_GETFL, 0), 'fcntl')
-  check(libc.fcntl(fd, libc.F_SETFL, flags | libc.O_NONBLOCK), 'fcntl')
+  const others = flags & ~libc.O_NONBLOCK
+  check(libc.fcntl(fd, libc.F_SETFL, nonBlocking ? others | libc.O_NONBLOCK : others), 'fcntl')
 }
 
 /** For a program that takes it over and expects it so. */
 export function setBlocking(fd: Fd): void {
-  const flags = check(libc.fcntl(fd, libc.F_GETFL, 0), 'fcntl')
-  check(libc.fcntl(fd, libc.F_SETFL, flags & ~libc.O_NONBLOCK), 'fcntl')
+  setNonBlocking(fd, false)
 }
 
 /**
@@ -111,11 +127,6 @@ export function limitUnsent(fd: number, bytes: number): void {
 /** Whether the descriptor is a pipe. */
 export function isPipe(fd: number): boolean {
   return libc.fcntl(fd, libc.F_GETPIPE_SZ, 0) > 0
-}
-
-/** Tells the other end of a socket that no more bytes come. Without effect where that is gone already. */
-export function endWriting(socket: Fd): void {
-  libc.shutdown(socket, libc.SHUT_WR)
 }
 
 /** Writes a file to its disk, and reserves room there for `bytes` bytes more. Throws `IO`. */

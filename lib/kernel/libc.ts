@@ -4,17 +4,34 @@
  * Every function returns what the system call returned, or minus errno. Nothing here waits: file descriptors are
  * made non-blocking by whoever owns them, and waiting is `readiness.ts`. A call costs about 0.3 us.
  */
+import { constants as fsConstants } from 'node:fs'
+import { constants } from 'node:os'
 import koffi from 'koffi'
 
 const library = koffi.load(null)
 
+export type LoadedLibrary = typeof library
+
 /** Another library of the system; undefined where it is not installed. */
-export function loadLibrary(file: string): ReturnType<typeof koffi.load> | undefined {
+export function loadLibrary(file: string): LoadedLibrary | undefined {
   try {
     return koffi.load(file)
   } catch {
     return undefined
   }
+}
+
+/** A function of a library: called at once, or on one of libuv's threads. */
+export interface Call<Args extends unknown[]> {
+  (...args: Args): number
+  async(...args: [...Args, done: (error: unknown, result: number) => void]): void
+}
+
+/** Runs a call on one of libuv's four threads: for one that takes long. */
+export function callAside<Args extends unknown[]>(call: Call<Args>, ...args: Args): Promise<number> {
+  return new Promise((resolve, reject) => {
+    call.async(...args, (error, result) => (error ? reject(error) : resolve(result)))
+  })
 }
 
 type Pointer = bigint | Uint8Array | null
@@ -31,8 +48,7 @@ export const read = call<[fd: number, into: Pointer, bytes: number]>('int64_t re
 export const write = call<[fd: number, from: Pointer, bytes: number]>('int64_t write(int, void *, size_t)')
 export const close = call<[fd: number]>('int close(int)')
 export const open = call<[path: string, flags: number, mode: number]>('int open(const char *, int, int)')
-export const dup = call<[fd: number, command: number, from: number]>('int fcntl(int, int, int)')
-export const fcntl = dup
+export const fcntl = call<[fd: number, command: number, argument: number]>('int fcntl(int, int, int)')
 export const ioctlInt = call<[fd: number, request: number, value: Int32Array]>('int ioctl(int, unsigned long, int *)')
 export const fallocate = call<[fd: number, mode: number, offset: number, bytes: number]>(
   'int fallocate(int, int, int64_t, int64_t)',
@@ -98,13 +114,8 @@ export const waitpid = call<[pid: number, status: null, options: number]>('int w
 type SocketName = [fd: number, address: Uint8Array, length: Int32Array]
 export const getsockname = call<SocketName>('int getsockname(int, void *, int *)')
 export const getpeername = call<SocketName>('int getpeername(int, void *, int *)')
-/** Runs on one of libuv's four threads: for a call that takes long. */
-export function madviseAside(address: bigint, bytes: number, advice: number): Promise<number> {
-  return new Promise((resolve) => {
-    rawMadvise.async(address, bytes, advice, (error: unknown, result: number) => resolve(error ? -1 : result))
-  })
-}
-const rawMadvise = library.func('int madvise(void *, size_t, int)')
+/** For `callAside`: it does not say errno. */
+export const rawMadvise = library.func('int madvise(void *, size_t, int)') as Call<[bigint, number, number]>
 export const madvise = call<[address: bigint, bytes: number, advice: number]>('int madvise(void *, size_t, int)')
 export const mprotect = call<[address: bigint, bytes: number, allowed: number]>('int mprotect(void *, size_t, int)')
 
@@ -158,6 +169,10 @@ export function errnoName(errno: number): string {
   return errnoNames.get(errno) ?? `errno ${errno}`
 }
 
+export const { EACCES, EADDRINUSE, EAGAIN, ECONNREFUSED, ECONNRESET, EEXIST, EINTR, EINVAL } = constants.errno
+export const { EMFILE, ENFILE, ENOENT, ENOSYS, EOPNOTSUPP, EPERM, EPIPE } = constants.errno
+export const { SIGKILL } = constants.signals
+export const { O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY } = fsConstants
 export const CLONE_NEWNET = 0x40000000
 export const TUNSETIFF = 0x400454ca
 export const TUNSETOFFLOAD = 0x400454d0
@@ -165,37 +180,17 @@ export const IFF_TUN = 1
 export const IFF_NO_PI = 0x1000
 export const IFF_VNET_HDR = 0x4000
 export const POLLIN = 1
-export const EINTR = 4
-export const EAGAIN = 11
-export const EPIPE = 32
-export const ECONNRESET = 104
-export const ECONNREFUSED = 111
-export const EADDRINUSE = 98
-export const ENOENT = 2
-export const EPERM = 1
-export const EACCES = 13
-export const EEXIST = 17
-export const EINVAL = 22
-export const ENOSYS = 38
 
 /** Bytes that are waiting in a pipe or socket. */
 export const FIONREAD = 0x541b
 export const FALLOC_FL_KEEP_SIZE = 1
-export const EOPNOTSUPP = 95
-export const EMFILE = 24
-export const ENFILE = 23
 /** Not where there is something of that name. */
 export const RENAME_NOREPLACE = 1
 export const LOCK_EX = 2
 export const LOCK_NB = 4
-export const SIGKILL = 9
 export const WNOHANG = 1
-export const O_RDWR = 2
-export const O_RDONLY = 0
-export const O_WRONLY = 1
 export const O_ACCMODE = 3
 export const O_PATH = 0o10000000
-export const O_NONBLOCK = 0o4000
 export const O_CLOEXEC = 0o2000000
 export const F_SETFL = 4
 export const F_GETFL = 3

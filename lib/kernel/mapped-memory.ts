@@ -37,7 +37,7 @@ export function mapMemory(bytes: number): Region {
  * 1.6 s a GiB, many times what it takes to fill it. Does nothing before Linux 5.14.
  */
 export async function populate(address: bigint, bytes: number): Promise<void> {
-  await libc.madviseAside(address, bytes, libc.MADV_POPULATE_WRITE)
+  await libc.callAside(libc.rawMadvise, address, bytes, libc.MADV_POPULATE_WRITE).catch(() => {})
 }
 
 /** Bytes that this machine, and our control group, can still give without taking them from somebody. */

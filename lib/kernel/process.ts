@@ -3,8 +3,8 @@
  * again.
  */
 import { closeSync, constants, openSync, readdirSync, readFileSync } from 'node:fs'
-import { asFd } from './fd.ts'
-import { flock, LOCK_EX, LOCK_NB, pidfdOpen, pidfdSendSignal, SIGKILL } from './libc.ts'
+import { asFd, tryLock } from './fd.ts'
+import { pidfdOpen, pidfdSendSignal, SIGKILL } from './libc.ts'
 import { closeFd, readable } from './readiness.ts'
 
 export interface Process {
@@ -44,10 +44,9 @@ export function endOf(pid: number, process: Process | undefined): Promise<void> 
 /** The processes that `tracer` holds with ptrace: the frozen tree, while a criu dumps it. */
 export function tracedBy(tracer: number): number[] {
   if (tracer < 1) return []
-  const line = new RegExp(`^TracerPid:\\t${tracer}$`, 'm')
   return readdirSync('/proc')
     .map(Number)
-    .filter((pid) => pid > 0 && line.test(procFile(pid, 'status')))
+    .filter((pid) => pid > 0 && statusOf(pid, 'TracerPid') === String(tracer))
 }
 
 /** Whether there is such a process, zombies included. */
@@ -73,9 +72,10 @@ export function startTime(pid: number): number | undefined {
 
 /** Whether it was sent SIGKILL and has not ended yet: tearing down a large memory takes a while. */
 export function isDying(pid: number): boolean {
-  const killed = [...procFile(pid, 'status').matchAll(/^(?:SigPnd|ShdPnd):\s+(\w+)$/gm)]
+  // In this order: a signal that is pending no more has made the process exit.
+  if (hasSignal(pid, 'SigPnd', SIGKILL_BIT) || hasSignal(pid, 'ShdPnd', SIGKILL_BIT)) return true
   const flags = Number(procFile(pid, 'stat').split(') ')[1]?.split(' ')[6])
-  return killed.some(([, mask = '0']) => (BigInt(`0x${mask}`) & SIGKILL_BIT) !== 0n) || (flags & PF_EXITING) !== 0
+  return (flags & PF_EXITING) !== 0
 }
 
 const SIGKILL_BIT = 1n << 8n
@@ -85,7 +85,7 @@ const PF_EXITING = 0x4
 
 /** Its parent; undefined if it is gone. */
 export function parentOf(pid: number): number | undefined {
-  const found = /^PPid:\s+(\d+)$/m.exec(procFile(pid, 'status'))?.[1]
+  const found = statusOf(pid, 'PPid')
   return found === undefined ? undefined : Number(found)
 }
 
@@ -121,20 +121,25 @@ export function lockMarks(root: number): (() => void) | undefined {
   for (const pid of [root, ...descendants(root)]) {
     try {
       locked.push(openSync(`/proc/${pid}/clear_refs`, constants.O_WRONLY))
-    } catch {
-      continue
-    }
-    if (flock(asFd(locked.at(-1) as number), LOCK_EX | LOCK_NB) >= 0) continue
-    release()
-    return undefined
+    } catch {}
   }
-  return release
+  if (locked.every(tryLock)) return release
+  release()
+  return undefined
 }
 
 /** Whether it does something of its own at SIGTERM. */
 export function catchesTerm(pid: number): boolean {
-  const caught = /^SigCgt:\s+(\w+)$/m.exec(procFile(pid, 'status'))?.[1]
-  return caught !== undefined && (BigInt(`0x${caught}`) & SIGTERM_BIT) !== 0n
+  return hasSignal(pid, 'SigCgt', SIGTERM_BIT)
+}
+
+/** Whether a mask of signals in /proc/PID/status has one. */
+function hasSignal(pid: number, mask: string, bit: bigint): boolean {
+  return (BigInt(`0x${statusOf(pid, mask) ?? '0'}`) & bit) !== 0n
+}
+
+function statusOf(pid: number, name: string): string | undefined {
+  return new RegExp(`^${name}:\\s+(\\w+)$`, 'm').exec(procFile(pid, 'status'))?.[1]
 }
 
 /** Bytes of memory of the process and its descendants that belong to no file: about what a dump of them writes. */

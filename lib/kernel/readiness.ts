@@ -94,7 +94,10 @@ export function closeFd(fd: Fd, reason?: Error): void {
 }
 
 function wait(fd: Fd, direction: Direction, inVain: number): Promise<void> {
-  if (inVain >= MOST_IN_VAIN) return Promise.reject(inVainFault(direction))
+  if (inVain >= MOST_IN_VAIN) {
+    const what = `a descriptor is said to be ${direction} ${MOST_IN_VAIN} times in a row, and is not`
+    return Promise.reject(new Fault('IO', what))
+  }
   const watch = watches.get(fd) ?? { handle: undefined, started: false, waiters: new Map<Direction, Waiter>() }
   watches.set(fd, watch)
   return new Promise((resolve, reject) => {
@@ -103,10 +106,6 @@ function wait(fd: Fd, direction: Direction, inVain: number): Promise<void> {
     if (inVain < FEW_IN_VAIN) restart(fd, watch)
     else setTimeout(restart, PAUSE_MS, fd, watch)
   })
-}
-
-function inVainFault(direction: Direction): Fault {
-  return new Fault('IO', `a descriptor is said to be ${direction} ${MOST_IN_VAIN} times in a row, and is not`)
 }
 
 /** Watches for what is waited for, and for nothing else: of a descriptor that is closed meanwhile, for nothing. */

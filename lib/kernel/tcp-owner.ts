@@ -10,23 +10,7 @@
 import { readFileSync } from 'node:fs'
 import { isIPv4 } from 'node:net'
 import { endianness } from 'node:os'
-import {
-  AF_INET,
-  AF_INET6,
-  AF_NETLINK,
-  close,
-  EINTR,
-  EMFILE,
-  ENFILE,
-  IPPROTO_TCP,
-  NETLINK_SOCK_DIAG,
-  recv,
-  SOCK_CLOEXEC,
-  SOCK_DGRAM,
-  SOCK_NONBLOCK,
-  send,
-  socket,
-} from './libc.ts'
+import * as libc from './libc.ts'
 
 /** A connection within this host, by addresses and ports: the other end's and ours. */
 export interface Loopback {
@@ -89,7 +73,6 @@ const REQUEST_BYTES = 8 + ID_BYTES
 const UID_AT = NLMSG_HEADER + 4 + ID_BYTES + 12
 const ANSWER_BYTES = UID_AT + 8
 const ANY_STATE = 0xffffffff
-const ENOENT = 2
 
 /** One block for every request and answer, for ever: the kernel gets addresses, which keep nothing alive. */
 const block = Buffer.alloc(1024)
@@ -104,8 +87,8 @@ export function ownerBySockDiag({ theirs, ours }: Loopback): Owner | 'none' | un
   request.writeUInt16LE(NLM_F_REQUEST, 6)
   const local = addressBytes(theirs.address)
   const remote = addressBytes(ours.address)
-  request.writeUInt8(local.length === 4 ? AF_INET : AF_INET6, NLMSG_HEADER)
-  request.writeUInt8(IPPROTO_TCP, NLMSG_HEADER + 1)
+  request.writeUInt8(local.length === 4 ? libc.AF_INET : libc.AF_INET6, NLMSG_HEADER)
+  request.writeUInt8(libc.IPPROTO_TCP, NLMSG_HEADER + 1)
   request.writeUInt32LE(ANY_STATE, NLMSG_HEADER + 4)
   const id = NLMSG_HEADER + 8
   request.writeUInt16BE(theirs.port, id)
@@ -116,30 +99,34 @@ export function ownerBySockDiag({ theirs, ours }: Loopback): Owner | 'none' | un
   const got = ask(request)
   if (got >= NLMSG_HEADER + 4 && block.readUInt16LE(4) === NLMSG_ERROR) {
     // There is no such socket, or nobody in the kernel who knows of any.
-    if (block.readInt32LE(NLMSG_HEADER) === -ENOENT) return 'none'
+    if (block.readInt32LE(NLMSG_HEADER) === -libc.ENOENT) return 'none'
   } else if (got >= ANSWER_BYTES && block.readUInt16LE(4) === SOCK_DIAG_BY_FAMILY) {
     // Where there is no such connection the kernel answers with whoever listens there.
     if (block.readUInt16BE(NLMSG_HEADER + 4 + 2) !== ours.port) return 'none'
     return { uid: block.readUInt32LE(UID_AT), inode: block.readUInt32LE(UID_AT + 4) }
   }
   // Descriptors may come back.
-  absent = got !== -EMFILE && got !== -ENFILE
+  absent = got !== -libc.EMFILE && got !== -libc.ENFILE
   return undefined
 }
 
 /** The kernel answers while it is asked. Returns the length of the answer, or minus errno. */
 function ask(request: Buffer): number {
-  const fd = socket(AF_NETLINK, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
+  const fd = libc.socket(
+    libc.AF_NETLINK,
+    libc.SOCK_DGRAM | libc.SOCK_NONBLOCK | libc.SOCK_CLOEXEC,
+    libc.NETLINK_SOCK_DIAG,
+  )
   if (fd < 0) return fd
   try {
-    const sent = send(fd, request, request.length, 0)
+    const sent = libc.send(fd, request, request.length, 0)
     if (sent < 0) return sent
     for (;;) {
-      const got = recv(fd, block, block.length, 0)
-      if (got !== -EINTR) return got
+      const got = libc.recv(fd, block, block.length, 0)
+      if (got !== -libc.EINTR) return got
     }
   } finally {
-    close(fd)
+    libc.close(fd)
   }
 }
 

@@ -6,7 +6,7 @@
  * call that takes nothing and says no reason is an error.
  */
 import { Fault } from '../fault.ts'
-import { check, type Fd, queued } from './fd.ts'
+import { asFd, check, type Fd, queued } from './fd.ts'
 import * as libc from './libc.ts'
 import { readable, writable } from './readiness.ts'
 
@@ -29,6 +29,31 @@ export async function readSome(fd: Fd, into: Uint8Array): Promise<number> {
     if (got === -libc.EAGAIN) await readable(fd, inVain++)
     else if (got !== -libc.EINTR) return check(got, 'read')
   }
+}
+
+/**
+ * Looks at the first bytes that come, without taking them: waits until there are as many as `into` holds, or no more
+ * come. Returns how many there are. The kernel wakes us once for it, however often the peer sends a byte. Throws
+ * `LINK`, and what `closeFd` of `fd` rejects with.
+ */
+export async function peek(fd: Fd, into: Uint8Array): Promise<number> {
+  lowWater(fd, into.length)
+  try {
+    await readable(fd)
+    for (;;) {
+      const got = libc.recv(fd, into, into.length, libc.MSG_PEEK)
+      if (got >= 0) return got
+      if (got === -libc.EAGAIN) await readable(fd)
+      else if (got !== -libc.EINTR) return check(got, 'recv')
+    }
+  } finally {
+    lowWater(fd, 1)
+  }
+}
+
+/** Fewer bytes wake nobody, as long as more may come. */
+function lowWater(fd: Fd, bytes: number): void {
+  libc.setsockopt(fd, libc.SOL_SOCKET, libc.SO_RCVLOWAT, Int32Array.of(bytes), 4)
 }
 
 /**
@@ -97,6 +122,28 @@ export async function spliceAll(from: Fd, to: Fd, bytes: number): Promise<void> 
     } else if (put === -libc.EAGAIN && queued(from) > 0) await writable(to, inVain++)
     else if (put !== -libc.EINTR) check(put === 0 || put === -libc.EAGAIN ? -libc.EPIPE : put, 'splice')
   }
+}
+
+/** Copies at most `most` bytes from one pipe to another, and leaves them there. Returns how many. Throws `IO`. */
+export function teeNow(from: Fd, to: Fd, most: number): number {
+  return check(libc.tee(from, to, most, libc.SPLICE_F_NONBLOCK), 'tee')
+}
+
+/** Moves `bytes` bytes, which must be in the pipe `from`, to where there is room for them. Throws `IO`. */
+export function moveNow(from: Fd, to: Fd, bytes: number): void {
+  for (let left = bytes; left > 0; ) {
+    const moved = libc.splice(from, null, to, null, left, libc.SPLICE_F_MOVE | libc.SPLICE_F_NONBLOCK)
+    if (moved > 0) left -= moved
+    else if (moved !== -libc.EINTR) {
+      check(moved, 'splice')
+      throw new Fault('IO', `splice: ${left} of ${bytes} bytes are missing`)
+    }
+  }
+}
+
+/** /dev/null, for bytes of a pipe that nobody needs. Throws `IO`. */
+export function openNull(): Fd {
+  return asFd(check(libc.open('/dev/null', libc.O_WRONLY | libc.O_CLOEXEC, 0), 'open /dev/null'))
 }
 
 const IOVEC_BYTES = 16

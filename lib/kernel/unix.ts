@@ -22,24 +22,35 @@ function sockaddr(path: string): Buffer {
       hint: 'use a directory with a shorter name',
     })
   }
-  const address = Buffer.alloc(2 + name.length + 1)
-  address.writeUInt16LE(libc.AF_UNIX, 0)
-  name.copy(address, 2)
-  return address
+  return unixAddress(Buffer.concat([name, Buffer.alloc(1)]))
 }
 
-function unixSocket(): Fd {
-  const type = libc.SOCK_STREAM | libc.SOCK_NONBLOCK | libc.SOCK_CLOEXEC
-  return asFd(check(libc.socket(libc.AF_UNIX, type, 0), 'socket'))
+/** A `struct sockaddr_un` with this name, which is a path with its NUL or an abstract name. */
+export function unixAddress(name: Uint8Array): Buffer {
+  const family = Buffer.alloc(2)
+  family.writeUInt16LE(libc.AF_UNIX)
+  return Buffer.concat([family, name])
 }
 
-/** Connects at once. Throws `LINK` where nobody listens, and `IO` where this user may not connect. */
-export function connectUnix(path: string): Fd {
+/** A new UNIX socket, non-blocking and closed on exec. Throws `IO`. */
+export function unixSocket(kind = libc.SOCK_STREAM): Fd {
+  return asFd(check(libc.socket(libc.AF_UNIX, kind | libc.SOCK_NONBLOCK | libc.SOCK_CLOEXEC, 0), 'socket'))
+}
+
+/** A connected socket, or minus errno. */
+function tryConnect(path: string): number {
   const address = sockaddr(path)
   const fd = unixSocket()
   const result = libc.connect(fd, address, address.length)
   if (result === 0) return fd
   closeFd(fd)
+  return result
+}
+
+/** Connects at once. Throws `LINK` where nobody listens, and `IO` where this user may not connect. */
+export function connectUnix(path: string): Fd {
+  const result = tryConnect(path)
+  if (result >= 0) return asFd(result)
   if (result === -libc.EACCES || result === -libc.EPERM) {
     throw new Fault('IO', `you may not connect to ${path} (${libc.errnoName(-result)})`, {
       hint: 'run this as root, or as the user whose program listens there',
@@ -56,10 +67,8 @@ function refuseUnlessStale(path: string): void {
   if (!found.isSocket() || found.uid !== process.geteuid?.()) {
     throw new Fault('EXISTS', `${path} is in the way and is not a socket of ours`, { hint: 'choose another -D DIR' })
   }
-  const address = sockaddr(path)
-  const probe = unixSocket()
-  const result = libc.connect(probe, address, address.length)
-  closeFd(probe)
+  const result = tryConnect(path)
+  if (result >= 0) closeFd(asFd(result))
   if (result !== -libc.ECONNREFUSED) {
     throw new Fault('EXISTS', `somebody listens on ${path} already`, { hint: 'stop it, or choose another -D DIR' })
   }
@@ -197,15 +206,29 @@ const IOVEC = 16
 const CONTROL = CMSG_HEADER + 4 * MOST_FDS
 const MOST_BYTES = 2 ** 10
 
+/** A message in one block: its header, its only iovec, the control bytes, and the bytes. */
+const IOVEC_AT = MSGHDR
+const CONTROL_AT = MSGHDR + IOVEC
+
 /**
  * One block for every recvmsg(2), for ever: the kernel gets addresses, which keep nothing alive, and a buffer of our
  * own for each call was seen to be collected between taking its address and the call.
  */
-const block = Buffer.alloc(MSGHDR + IOVEC + CONTROL + MOST_BYTES)
-const header = block.subarray(0, MSGHDR)
-const iovec = block.subarray(MSGHDR, MSGHDR + IOVEC)
-const control = block.subarray(MSGHDR + IOVEC, MSGHDR + IOVEC + CONTROL)
-const data = block.subarray(MSGHDR + IOVEC + CONTROL)
+const block = Buffer.alloc(CONTROL_AT + CONTROL + MOST_BYTES)
+const control = block.subarray(CONTROL_AT, CONTROL_AT + CONTROL)
+const data = block.subarray(CONTROL_AT + CONTROL)
+
+/** Writes the header and the iovec of a message with so many control bytes and bytes. */
+function writeHead(message: Buffer, controlBytes: number, bytes: number): void {
+  const base = libc.address(message)
+  message.fill(0, 0, CONTROL_AT)
+  message.writeBigUInt64LE(base + BigInt(IOVEC_AT), 16)
+  message.writeBigUInt64LE(1n, 24)
+  message.writeBigUInt64LE(base + BigInt(CONTROL_AT), 32)
+  message.writeBigUInt64LE(BigInt(controlBytes), 40)
+  message.writeBigUInt64LE(base + BigInt(CONTROL_AT + controlBytes), IOVEC_AT)
+  message.writeBigUInt64LE(BigInt(bytes), IOVEC_AT + 8)
+}
 
 /**
  * Reads at most `into.length` bytes (and at most 1 KiB) and the descriptors that came with them. 0 bytes at the end of
@@ -213,14 +236,8 @@ const data = block.subarray(MSGHDR + IOVEC + CONTROL)
  */
 export async function receiveWithFds(socket: Fd, into: Uint8Array): Promise<{ bytes: number; fds: Fd[] }> {
   for (let inVain = 0; ; ) {
-    header.fill(0)
-    iovec.writeBigUInt64LE(libc.address(data), 0)
-    iovec.writeBigUInt64LE(BigInt(Math.min(into.length, MOST_BYTES)), 8)
-    header.writeBigUInt64LE(libc.address(iovec), 16)
-    header.writeBigUInt64LE(1n, 24)
-    header.writeBigUInt64LE(libc.address(control), 32)
-    header.writeBigUInt64LE(BigInt(control.length), 40)
-    const bytes = libc.recvmsg(socket, header, libc.MSG_CMSG_CLOEXEC)
+    writeHead(block, CONTROL, Math.min(into.length, MOST_BYTES))
+    const bytes = libc.recvmsg(socket, block, libc.MSG_CMSG_CLOEXEC)
     if (bytes === -libc.EAGAIN) await readable(socket, inVain++)
     else if (bytes >= 0) {
       into.set(data.subarray(0, bytes))
@@ -231,11 +248,11 @@ export async function receiveWithFds(socket: Fd, into: Uint8Array): Promise<{ by
 
 function takeFds(): Fd[] {
   const fds: Fd[] = []
-  if (header.readBigUInt64LE(40) >= CMSG_HEADER && control.readInt32LE(12) === libc.SCM_RIGHTS) {
+  if (block.readBigUInt64LE(40) >= CMSG_HEADER && control.readInt32LE(12) === libc.SCM_RIGHTS) {
     const end = Number(control.readBigUInt64LE(0))
     for (let at = CMSG_HEADER; at + 4 <= end; at += 4) fds.push(asFd(control.readInt32LE(at)))
   }
-  if ((header.readInt32LE(48) & libc.MSG_CTRUNC) !== 0) {
+  if ((block.readInt32LE(48) & libc.MSG_CTRUNC) !== 0) {
     for (const fd of fds) closeFd(fd)
     throw new Fault('CRIU_PROTOCOL', 'more descriptors in one message than allowed')
   }
@@ -244,31 +261,23 @@ function takeFds(): Fd[] {
 
 /** Two ends of one connection. */
 export function socketPair(): [Fd, Fd] {
-  const ends = new Int32Array(2)
   const type = libc.SOCK_STREAM | libc.SOCK_NONBLOCK | libc.SOCK_CLOEXEC
+  const ends = new Int32Array(2)
   check(libc.socketpair(libc.AF_UNIX, type, 0, ends), 'socketpair')
   return [asFd(ends[0] as number), asFd(ends[1] as number)]
 }
 
 /** For every sendmsg(2), for the same reason. */
-const sending = Buffer.alloc(MSGHDR + IOVEC + CMSG_HEADER + 8 + 1)
+const sending = Buffer.alloc(CONTROL_AT + CMSG_HEADER + 8 + 1)
 
 /** Sends one zero byte with `fd`, which is closed here. */
 export async function sendFd(socket: Fd, fd: Fd): Promise<void> {
-  const [iov, cmsg, byte] = [MSGHDR, MSGHDR + IOVEC, sending.length - 1]
   for (let inVain = 0; ; ) {
-    const base = libc.address(sending)
-    sending.fill(0)
-    sending.writeBigUInt64LE(base + BigInt(iov), 16)
-    sending.writeBigUInt64LE(1n, 24)
-    sending.writeBigUInt64LE(base + BigInt(cmsg), 32)
-    sending.writeBigUInt64LE(BigInt(CMSG_HEADER + 8), 40)
-    sending.writeBigUInt64LE(base + BigInt(byte), iov)
-    sending.writeBigUInt64LE(1n, iov + 8)
-    sending.writeBigUInt64LE(BigInt(CMSG_HEADER + 4), cmsg)
-    sending.writeInt32LE(libc.SOL_SOCKET, cmsg + 8)
-    sending.writeInt32LE(libc.SCM_RIGHTS, cmsg + 12)
-    sending.writeInt32LE(fd, cmsg + CMSG_HEADER)
+    writeHead(sending, CMSG_HEADER + 8, 1)
+    sending.writeBigUInt64LE(BigInt(CMSG_HEADER + 4), CONTROL_AT)
+    sending.writeInt32LE(libc.SOL_SOCKET, CONTROL_AT + 8)
+    sending.writeInt32LE(libc.SCM_RIGHTS, CONTROL_AT + 12)
+    sending.writeInt32LE(fd, CONTROL_AT + CMSG_HEADER)
     const sent = libc.sendmsg(socket, sending, libc.MSG_NOSIGNAL)
     if (sent === -libc.EAGAIN) await writable(socket, inVain++)
     else if (sent !== -libc.EINTR) {

@@ -1,8 +1,9 @@
 /** Links over a descriptor: reads and writes are system calls on the memory that the caller gives. */
 import { Fault } from '../fault.ts'
-import { endWriting, enlargePipe, type Fd, isPipe, settleFile } from '../kernel/fd.ts'
+import { enlargePipe, type Fd, isPipe, settleFile } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { readHeap, readSome, spliceAll, writeAll } from '../kernel/transfer.ts'
+import { shutDown } from '../kernel/unix.ts'
 import { filling, type Link } from './link.ts'
 
 /**
@@ -29,7 +30,7 @@ export function fdLink(fd: Fd, peer: string, kind: 'socket' | 'pipe' | 'file' = 
         if (kind === 'file') settleFile(fd, bytes)
       }),
       finish: guarded(async () => {
-        if (socket) endWriting(fd)
+        if (socket) shutDown(fd)
       }),
     },
     duplex: socket,

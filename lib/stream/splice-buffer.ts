@@ -9,7 +9,7 @@
  */
 import { enlargePipe, type Fd, makePipe, queued } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
-import { moveNow, openNull, teeNow } from '../kernel/splice.ts'
+import { moveNow, openNull, teeNow } from '../kernel/transfer.ts'
 
 /** Two pipes, each as `[read end, write end]`. */
 interface PipePair {

@@ -524,63 +524,31 @@ async function storeSnapshot(cache: Cache): Promise<void> {
 
 let number = 0
 
+type Said = Pick<Step, 'type' | 'a' | 'b'>
+const say = (type: Said['type'], a = 1, b = 1): Said => ({ type, a, b })
+const snapshot = say('snapshot')
+const wholeImage = [say('image', 1, 0), say('imageEnd')]
+const handOver = [snapshot, say('handOver', 0)]
+const handOverWithToken = [snapshot, say('handOver', 0, 2)]
 /** The frames that lead into each state; the cache takes all of them. */
-const prefixes: Record<string, Pick<Step, 'type' | 'a' | 'b'>[]> = {
+const prefixes: Record<string, Said[]> = {
   'at the start': [],
-  'after handOver of a client': [{ type: 'handOver', a: 1, b: 1 }],
-  'after get': [{ type: 'get', a: 0, b: 1 }],
-  'after snapshot': [{ type: 'snapshot', a: 1, b: 1 }],
-  'after handOver': [
-    { type: 'snapshot', a: 1, b: 1 },
-    { type: 'handOver', a: 0, b: 1 },
-  ],
-  'after handOver with a token': [
-    { type: 'snapshot', a: 1, b: 1 },
-    { type: 'handOver', a: 0, b: 2 },
-  ],
-  'after layer': [
-    { type: 'snapshot', a: 1, b: 1 },
-    { type: 'layer', a: 1, b: 1 },
-  ],
-  'after unchecked': [
-    { type: 'snapshot', a: 1, b: 1 },
-    { type: 'unchecked', a: 1, b: 1 },
-  ],
-  'after reserve': [
-    { type: 'snapshot', a: 1, b: 1 },
-    { type: 'reserve', a: 1, b: 1 },
-  ],
-  'after recall': [
-    { type: 'snapshot', a: 1, b: 1 },
-    { type: 'recall', a: 1, b: 1 },
-  ],
-  'in an image': [
-    { type: 'snapshot', a: 1, b: 1 },
-    { type: 'image', a: 1, b: 0 },
-    { type: 'data', a: 1, b: 1 },
-  ],
-  'after an image': [
-    { type: 'snapshot', a: 1, b: 1 },
-    { type: 'image', a: 1, b: 0 },
-    { type: 'imageEnd', a: 1, b: 1 },
-  ],
-  'after the end of a hand-over': [
-    { type: 'snapshot', a: 1, b: 1 },
-    { type: 'handOver', a: 0, b: 1 },
-    { type: 'image', a: 1, b: 0 },
-    { type: 'imageEnd', a: 1, b: 1 },
-    { type: 'snapshotEnd', a: 1, b: 1 },
-  ],
-  'after the end of a hand-over with a token': [
-    { type: 'snapshot', a: 1, b: 1 },
-    { type: 'handOver', a: 0, b: 2 },
-    { type: 'image', a: 1, b: 0 },
-    { type: 'imageEnd', a: 1, b: 1 },
-    { type: 'snapshotEnd', a: 1, b: 1 },
-  ],
+  'after handOver of a client': [say('handOver')],
+  'after get': [say('get', 0)],
+  'after snapshot': [snapshot],
+  'after handOver': handOver,
+  'after handOver with a token': handOverWithToken,
+  'after layer': [snapshot, say('layer')],
+  'after unchecked': [snapshot, say('unchecked')],
+  'after reserve': [snapshot, say('reserve')],
+  'after recall': [snapshot, say('recall')],
+  'in an image': [snapshot, say('image', 1, 0), say('data')],
+  'after an image': [snapshot, ...wholeImage],
+  'after the end of a hand-over': [...handOver, ...wholeImage, say('snapshotEnd')],
+  'after the end of a hand-over with a token': [...handOverWithToken, ...wholeImage, say('snapshotEnd')],
 }
 
-const step = (what: Pick<Step, 'type' | 'a' | 'b'>): Step => ({ kind: 'frame', ...what })
+const step = (what: Said): Step => ({ kind: 'frame', ...what })
 
 for (const [name, makeLinks] of Object.entries(linkPairs)) {
   test(`over ${name}: every frame in every state is taken where it belongs, and refused elsewhere`, async () => {

@@ -15,27 +15,16 @@ test('every code of a Fault has its exit code', () => {
 })
 
 test('exit codes are what is documented', () => {
-  assert.equal(exitCodes, {
-    USAGE: 2,
-    LINK: 3,
-    TRUNCATED: 4,
-    TRAILING: 4,
-    FORMAT: 4,
-    VERSION: 4,
-    NAME: 4,
-    LIMIT: 4,
-    DIGEST: 4,
-    FAILED_DUMP: 4,
-    CRIU: 5,
-    CRIU_PROTOCOL: 5,
-    TIMEOUT: 6,
-    IO: 1,
-    EXISTS: 1,
-    MISSING: 1,
-    MEMORY: 1,
-    REFUSED: 1,
-    ABORTED: 1,
-  })
+  const documented = {
+    1: ['IO', 'EXISTS', 'MISSING', 'MEMORY', 'REFUSED', 'ABORTED'],
+    2: ['USAGE'],
+    3: ['LINK'],
+    4: ['TRUNCATED', 'TRAILING', 'FORMAT', 'VERSION', 'NAME', 'LIMIT', 'DIGEST', 'FAILED_DUMP'],
+    5: ['CRIU', 'CRIU_PROTOCOL'],
+    6: ['TIMEOUT'],
+  }
+  const entries = Object.entries(documented).flatMap(([exit, codes]) => codes.map((code) => [code, Number(exit)]))
+  assert.equal(exitCodes, Object.fromEntries(entries))
   for (const meaning of [
     '0 done',
     '1 failed',

@@ -8,16 +8,11 @@ import type { Progress } from '../../lib/progress.ts'
 import { rejectsFault } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
 import { splitDump } from '../support/chains.ts'
-import { fixtures, temporary } from '../support/run.ts'
+import { fixtures, giveFolders, type InFolder } from '../support/run.ts'
 
-const test = suite<{ folder: string; remove: () => void }>('commands/flatten')
+const test = suite<InFolder>('commands/flatten')
 
-test.before.each((context) => {
-  const { path, remove } = temporary()
-  context.folder = path
-  context.remove = remove
-})
-test.after.each((context) => context.remove())
+giveFolders(test)
 
 const images = join(fixtures, 'images')
 const { signal } = new AbortController()

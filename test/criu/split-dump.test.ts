@@ -6,7 +6,7 @@ import { CAPTURE_SOCKET, CapturedImages } from '../../lib/criu/capture.ts'
 import { openSplitDumps, type SplitDumps } from '../../lib/criu/split-dump.ts'
 import { openWorkDir, type WorkDir } from '../../lib/criu/work-directory.ts'
 import { Fault } from '../../lib/fault.ts'
-import { dstType, encodeRecord, layouts, psCommand } from '../../lib/format/page-record.ts'
+import { layouts, psCommand } from '../../lib/format/page-server.ts'
 import { PAGE_BYTES, pageFlag, readPagemap } from '../../lib/format/pagemap.ts'
 import type { Fd } from '../../lib/kernel/fd.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
@@ -21,6 +21,7 @@ import { reasonOf, rejectsFault, turns, within } from '../expect.ts'
 import { openFds } from '../kernel/fds.ts'
 import { contents, id, pipeLinks, pool, receive } from '../stream/snapshots.ts'
 import { type FakeDump, fakeDump } from '../support/fake-criu.ts'
+import { dstType, encodeRecord } from '../support/page-server.ts'
 import { eventually, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
@@ -226,7 +227,8 @@ played('a consumer that stops leaves no pipe of an image that was opened meanwhi
   stream.close()
 })
 
-played('the pages go elsewhere: refused while the tasks can run on', async (context) => {
+/** Sends a dump whose first image shows that its pages go elsewhere, and expects that it is refused. */
+async function refusesFirstImage(context: Parameters<typeof joinedWith>[0]): Promise<void> {
   const { stream, pages, paged } = context
   const { source, end } = joinedWith(context)
   const whole = rejectsFault('REFUSED', sent(source))
@@ -235,7 +237,9 @@ played('the pages go elsewhere: refused while the tasks can run on', async (cont
   end()
   stream.close()
   for (const fd of [pages, paged]) closeFd(fd)
-})
+}
+
+played('the pages go elsewhere: refused while the tasks can run on', refusesFirstImage)
 
 played('the stream goes elsewhere: the pages are refused, and not answered', async (context) => {
   const { splits, stream, streamed, pages, paged } = context
@@ -305,15 +309,8 @@ played('a second connection of the same criu is refused', async (context) => {
   stream.close()
 })
 
-played('a proxy without a port for pages refuses at the first image', async (context) => {
-  const { stream, pages, paged } = context
-  const { source, end } = joinedWith({ ...context, splits: openSplitDumps(false, never) })
-  const whole = rejectsFault('REFUSED', sent(source))
-  await stream.image('files.img', inventory)
-  await whole
-  end()
-  stream.close()
-  for (const fd of [pages, paged]) closeFd(fd)
-})
+played('a proxy without a port for pages refuses at the first image', (context) =>
+  refusesFirstImage({ ...context, splits: openSplitDumps(false, never) }),
+)
 
 test.run()

@@ -5,6 +5,7 @@ import { Fault } from '../../lib/fault.ts'
 import { type PlannedRange, planChain, plannedEntries } from '../../lib/format/chain-plan.ts'
 import { endOfEntry, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from '../../lib/format/pagemap.ts'
 import { throwsFault } from '../expect.ts'
+import { randomKinds } from '../support/random-layers.ts'
 
 const test = suite('format/chain-plan')
 
@@ -163,23 +164,7 @@ interface RandomLayer {
 
 const randomLayer = (oldest: boolean): fc.Arbitrary<RandomLayer> =>
   fc.record({
-    kinds: fc
-      .array(
-        fc.tuple(
-          fc.nat(6),
-          fc.constantFrom(
-            undefined,
-            present,
-            present | lazy,
-            lazy,
-            ...(oldest ? [present] : [parent, parent, parent | lazy]),
-          ),
-        ),
-        { minLength: 4, maxLength: 16 },
-      )
-      .map((runs) =>
-        runs.flatMap(([length, kind]) => Array(length).fill(kind) as (number | undefined)[]).slice(0, SPACE),
-      ),
+    kinds: randomKinds(oldest, SPACE),
     cuts: fc.array(fc.boolean(), { minLength: SPACE, maxLength: SPACE }),
   })
 

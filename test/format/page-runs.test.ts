@@ -6,6 +6,7 @@ import { planChain } from '../../lib/format/chain-plan.ts'
 import { entriesOf, overlay, pageRunsOf, type Range, type Runs, rangesOf } from '../../lib/format/page-runs.ts'
 import { endOfEntry, PAGE_BYTES, type PagemapEntry, pageFlag, presentPages } from '../../lib/format/pagemap.ts'
 import { throwsFault } from '../expect.ts'
+import { randomKinds } from '../support/random-layers.ts'
 
 const test = suite('format/page-runs')
 
@@ -170,23 +171,7 @@ interface RandomLayer {
 const booleans = fc.array(fc.boolean(), { minLength: SPACE, maxLength: SPACE })
 const randomLayer = (oldest: boolean): fc.Arbitrary<RandomLayer> =>
   fc.record({
-    kinds: fc
-      .array(
-        fc.tuple(
-          fc.nat(6),
-          fc.constantFrom(
-            undefined,
-            present,
-            present | lazy,
-            lazy,
-            ...(oldest ? [present, present] : [parent, parent, parent | lazy]),
-          ),
-        ),
-        { minLength: 4, maxLength: 16 },
-      )
-      .map((runs) =>
-        runs.flatMap(([length, kind]) => Array(length).fill(kind) as (number | undefined)[]).slice(0, SPACE),
-      ),
+    kinds: randomKinds(oldest, SPACE),
     cuts: booleans,
     pieces: booleans,
   })

@@ -5,18 +5,18 @@ import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import {
+  closeReply,
   decodeRecord,
-  dstType,
-  encodeRecord,
   type Layout,
   layouts,
+  PageServerDecoder,
+  type PageServerEvent,
   type PsRecord,
   psCommand,
-} from '../../lib/format/page-record.ts'
-import { closeReply, PageServerDecoder, type PageServerEvent } from '../../lib/format/page-server.ts'
+} from '../../lib/format/page-server.ts'
 import { PAGE_BYTES, type PagemapEntry, pageFlag } from '../../lib/format/pagemap.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
-import { recordedTalks } from '../support/page-server.ts'
+import { dstType, encodeRecord, recordedTalks } from '../support/page-server.ts'
 import { fixtures } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 

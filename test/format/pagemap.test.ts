@@ -8,9 +8,9 @@ import {
   encodePagemap,
   endOfEntry,
   PAGE_BYTES,
+  PagemapDecoder,
   type PagemapEntry,
   pageFlag,
-  pagemapDecoder,
   presentPages,
   readPagemap,
 } from '../../lib/format/pagemap.ts'
@@ -132,12 +132,12 @@ test('numbers above their limits are LIMIT', () => {
 
 test('an entry that is too long is refused from its first bytes: by what is in it, or by its length', () => {
   const size = 'ffffffff'
-  const decoder = pagemapDecoder()
+  const decoder = new PagemapDecoder()
   decoder.push(fromHex(`${FIRST} ${size}`))
   const fault = throwsFault('LIMIT', () => decoder.push(fromHex('2004'.repeat(32))))
   assert.match(fault.message, '4294967295 bytes')
   const compressed = `${FIRST} ${size} 08 8020 10 01 20 04 32 ff7f ${'01'.repeat(100)}`
-  assert.match(throwsFault('FORMAT', () => pagemapDecoder().push(fromHex(compressed))).message, 'field 6')
+  assert.match(throwsFault('FORMAT', () => new PagemapDecoder().push(fromHex(compressed))).message, 'field 6')
 })
 
 // Images that CRIU made
@@ -180,11 +180,11 @@ test('in chunks of any size the same comes out', () => {
     const bytes = readFileSync(path)
     const whole = decode(bytes)
     for (const size of [1, 2, 3, 7, 64]) {
-      const decoder = pagemapDecoder()
+      const decoder = new PagemapDecoder()
       const entries: PagemapEntry[] = []
       for (let at = 0; at < bytes.length; at += size) entries.push(...decoder.push(bytes.subarray(at, at + size)))
       decoder.end()
-      assert.equal({ pagesId: decoder.pagesId(), entries }, whole, `${name} by ${size}`)
+      assert.equal({ pagesId: decoder.pagesId, entries }, whole, `${name} by ${size}`)
     }
   }
 })

@@ -3,7 +3,6 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import {
   decodeLength,
-  decodeReply,
   decodeRequest,
   encodeReply,
   encodeRequest,
@@ -11,6 +10,7 @@ import {
   LONGEST_REQUEST,
 } from '../../lib/format/streamer.ts'
 import { onlyFaults, throwsFault } from '../expect.ts'
+import { decodeReply } from '../support/fake-criu.ts'
 
 const test = suite('format/streamer')
 

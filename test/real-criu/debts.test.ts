@@ -118,6 +118,11 @@ async function whileHeld(criu: string, body: (held: Held) => Promise<void>): Pro
 
 function debts(criu: string): void {
   const play = (body: (held: Held) => Promise<void>) => () => whileHeld(criu, body)
+  /** The source is killed, and the target holds its copy. */
+  const loseSource = async (dumping: Running): Promise<void> => {
+    dumping.child.kill('SIGKILL')
+    await dumping.says(/is held until its source says/)
+  }
   const kill = async (pid: number, signal: NodeJS.Signals = 'SIGKILL'): Promise<void> => {
     process.kill(pid, signal)
     await eventually(() => (existsSync(`/proc/${pid}/exe`) ? undefined : true), 'its end')
@@ -127,8 +132,7 @@ function debts(criu: string): void {
     'dump-to-stdout is killed while the target holds: --settle drops the copy',
     play(async (scene) => {
       const { dumping, source, held, via, settle, load, stayed } = scene
-      dumping.child.kill('SIGKILL')
-      await dumping.says(/is held until its source says/)
+      await loseSource(dumping)
       await load.runsOn()
       assert.is(await copyOf(scene), 'held')
       const next = await run('dump-to-stdout', ['-t', String(load.pid), ...via.with(1, 'false')])
@@ -151,8 +155,7 @@ function debts(criu: string): void {
     'dump-to-stdout is killed while the target holds, and the process ends by itself: the copy is older, and dropped',
     play(async (scene) => {
       const { dumping, settle, load } = scene
-      dumping.child.kill('SIGKILL')
-      await dumping.says(/is held until its source says/)
+      await loseSource(dumping)
       await load.runsOn()
       load.kill()
       const settled = await settle()
@@ -182,8 +185,7 @@ function debts(criu: string): void {
     'the holder is killed, and the copy is dropped by hand',
     play(async (scene) => {
       const { dumping, held, holder, byHand, stayed } = scene
-      dumping.child.kill('SIGKILL')
-      await dumping.says(/is held until its source says/)
+      await loseSource(dumping)
       await kill(holder)
       const stranger = await byHand('--drop', 'web-2').ended
       assert.match(stranger.stderr, /no copy of snapshot web-2 is held/)
@@ -199,8 +201,7 @@ function debts(criu: string): void {
     'the holder gets SIGTERM: it says how to decide, and the copy outlives it',
     play(async (scene) => {
       const { dumping, holder, load, byHand, moved } = scene
-      dumping.child.kill('SIGKILL')
-      await dumping.says(/is held until its source says/)
+      await loseSource(dumping)
       await kill(holder, 'SIGTERM')
       await within(dumping.says(/(is held until its source says[\s\S]*){2}--let-run web-1/), 'how to decide')
       load.kill()

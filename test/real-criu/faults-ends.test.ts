@@ -60,6 +60,14 @@ async function squatter(scene: Scene): Promise<Running> {
 const script = (name: string): string[] => ['--action-script', join(root, 'test', 'support', name)]
 const stopAtGo = ['--', ...script('stop-restorer.sh')]
 
+/** Stops the cache where the link is silent, and waits until the source has given up or let go. */
+async function stopAtTrouble(scene: Scene, dumping: Running): Promise<void> {
+  await scene.relay.happened
+  process.kill(scene.cachePid(), 'SIGSTOP')
+  scene.relay.mend()
+  await dumping.ended
+}
+
 /** The cache was stopped, and with it nsenter, which stops when its child does. */
 function goOn({ cachePid, cacheRun }: Scene): void {
   process.kill(cachePid(), 'SIGCONT')
@@ -228,10 +236,7 @@ function targetFaults({ row }: Matrix): void {
   row('the cache is stopped (SIGSTOP) before it is ready, and goes on when the source has given up', {
     trouble: { at: 'snapshotEnd', from: 'source', what: 'stall' },
     async act(scene, dumping) {
-      await scene.relay.happened
-      process.kill(scene.cachePid(), 'SIGSTOP')
-      scene.relay.mend()
-      await dumping.ended
+      await stopAtTrouble(scene, dumping)
       goOn(scene)
     },
     end: 'stays',
@@ -239,10 +244,7 @@ function targetFaults({ row }: Matrix): void {
   row('the cache is stopped (SIGSTOP) when it is ready, and goes on when the source has let go', {
     trouble: { at: 'ready', from: 'target', what: 'stall' },
     async act(scene, dumping) {
-      await scene.relay.happened
-      process.kill(scene.cachePid(), 'SIGSTOP')
-      scene.relay.mend()
-      await dumping.ended
+      await stopAtTrouble(scene, dumping)
       await scene.load.gone
       assert.is(await copyOf(scene), 'held')
       goOn(scene)

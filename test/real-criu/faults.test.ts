@@ -11,6 +11,12 @@ import { run } from '../support/run.ts'
 
 const test = suite('real-criu/faults')
 
+/** The frames by which both ends learn what became of the process. */
+const lastFrames = [
+  ['the verdict', { at: 'verdict', from: 'source' }],
+  ['the answer to the verdict', { at: 'fate', from: 'target' }],
+] as const
+
 function faults({ row }: Matrix): void {
   row('no fault', { end: 'moves' })
 
@@ -32,14 +38,9 @@ function faults({ row }: Matrix): void {
     trouble: { at: 'ready', from: 'target', what: 'cut after' },
     end: 'moves',
   })
-  row('the link is cut before the verdict', {
-    trouble: { at: 'verdict', from: 'source', what: 'cut before' },
-    end: 'moves',
-  })
-  row('the link is cut before the answer to the verdict', {
-    trouble: { at: 'fate', from: 'target', what: 'cut before' },
-    end: 'moves',
-  })
+  for (const [name, place] of lastFrames) {
+    row(`the link is cut before ${name}`, { trouble: { ...place, what: 'cut before' }, end: 'moves' })
+  }
   row('the link is cut before the verdict and stays so: the copy is held until it is told by hand', {
     trouble: { at: 'verdict', from: 'source', what: 'cut before', later: 'refuse' },
     async act({ cacheRun }) {
@@ -69,11 +70,9 @@ function faults({ row }: Matrix): void {
   for (const at of ['hello', 'reserved', 'got', 'ack', 'sealed', 'ready'] as const) {
     row(`a bit flips in ${at}`, { trouble: { at, from: 'target', what: 'flip' }, end: 'stays' })
   }
-  row('a bit flips in the verdict', { trouble: { at: 'verdict', from: 'source', what: 'flip' }, end: 'moves' })
-  row('a bit flips in the answer to the verdict', {
-    trouble: { at: 'fate', from: 'target', what: 'flip' },
-    end: 'moves',
-  })
+  for (const [name, place] of lastFrames) {
+    row(`a bit flips in ${name}`, { trouble: { ...place, what: 'flip' }, end: 'moves' })
+  }
 
   for (const [what, says] of [
     ['cut before', 'the link is cut before'],
@@ -97,14 +96,9 @@ function faults({ row }: Matrix): void {
   for (const at of ['sealed', 'ready'] as const) {
     row(`the link is silent before ${at}`, { trouble: { at, from: 'target', what: 'stall' }, end: 'moves' })
   }
-  row('the link is silent before the verdict', {
-    trouble: { at: 'verdict', from: 'source', what: 'stall' },
-    end: 'moves',
-  })
-  row('the link is silent before the answer to the verdict', {
-    trouble: { at: 'fate', from: 'target', what: 'stall' },
-    end: 'moves',
-  })
+  for (const [name, place] of lastFrames) {
+    row(`the link is silent before ${name}`, { trouble: { ...place, what: 'stall' }, end: 'moves' })
+  }
 
   for (let part = 0; part < 20; part++) {
     // Spread over the 29 MiB that cross, and never the same.

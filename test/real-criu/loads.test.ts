@@ -1,11 +1,11 @@
 /** Every load crosses twice: by a pipe, and by proxy and cache. Afterwards it checks itself. */
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { across } from '../support/across.ts'
 import { real } from '../support/criu.ts'
-import { daemons } from '../support/daemons.ts'
 import { startHost } from '../support/host.ts'
 import { type Load, loads } from '../support/loads.ts'
-import { run, shell, temporary } from '../support/run.ts'
+import { shell, temporary } from '../support/run.ts'
 
 const test = suite('real-criu/loads')
 
@@ -27,25 +27,8 @@ async function byPipe(load: Load): Promise<void> {
   }
 }
 
-async function byProxyAndCache(load: Load, criu: string): Promise<void> {
-  const { path, remove } = temporary()
-  const target = await startHost()
-  const both = await daemons()
-  const started = await load.start(path)
-  try {
-    const dumped = await run(criu, ['dump', '--stream', '-t', String(started.pid), '-D', both.source])
-    assert.is(dumped.code, 0, dumped.stderr)
-    await started.gone
-    const restored = await shell(`${target.enter.join(' ')} ${criu} restore --stream -d -D ${both.target}`)
-    assert.is(restored.code, 0, restored.stderr)
-    await both.proxy.says(/sent and sealed by the cache/)
-    await started.verify(target.outerPid(started.pid))
-  } finally {
-    started.kill()
-    await target.stop()
-    await both.stop()
-    remove()
-  }
+function byProxyAndCache(load: Load, criu: string): Promise<void> {
+  return across(load, criu, { restored: ({ proxy }) => proxy.says(/sent and sealed by the cache/) })
 }
 
 for (const load of loads) {

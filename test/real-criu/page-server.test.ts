@@ -16,7 +16,7 @@ import { real } from '../support/criu.ts'
 import { startHost } from '../support/host.ts'
 import { type Load, loads, patternLoad, type Started } from '../support/loads.ts'
 import { dumpToUs, givenAway, recordedTalks, writeImages } from '../support/page-server.ts'
-import { shell, start, temporary } from '../support/run.ts'
+import { type Running, shell, start, temporary } from '../support/run.ts'
 
 const test = suite('real-criu/page-server')
 const none = () => false
@@ -53,6 +53,14 @@ function withCriu(criu: string, version: string): void {
     }
   }
 
+  /** A dump whose CLOSE was answered ends well, and what it wrote is whole. */
+  const finished = async (dump: Running, started: Started, images: string): Promise<void> => {
+    const ended = await within(dump.ended)
+    assert.is(ended.code, 0, ended.stderr)
+    await within(started.gone)
+    await verify(started, images)
+  }
+
   for (const load of [patternLoad(16), loads[1] as Load]) {
     test(`${load.name}: dumped into our page server, and restored, with CRIU ${version}`, async () => {
       const { path, remove } = temporary()
@@ -67,10 +75,7 @@ function withCriu(criu: string, version: string): void {
         assert.ok(await waits(dump.ended), 'criu waits for the answer to CLOSE')
         assert.ok(process.kill(started.pid, 0))
         await source.answerClose(true)
-        const ended = await within(dump.ended)
-        assert.is(ended.code, 0, ended.stderr)
-        await within(started.gone)
-        await verify(started, images)
+        await finished(dump, started, images)
       } finally {
         started.kill()
         remove()
@@ -90,10 +95,7 @@ function withCriu(criu: string, version: string): void {
       const source = new SocketPageServer(await within(socket), none)
       await within(writeImages(source, images))
       await source.answerClose(true)
-      const ended = await within(dump.ended)
-      assert.is(ended.code, 0, ended.stderr)
-      await within(started.gone)
-      await verify(started, images)
+      await finished(dump, started, images)
     } finally {
       started.kill()
       remove()

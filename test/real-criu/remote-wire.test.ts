@@ -3,49 +3,40 @@ import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
+import { across } from '../support/across.ts'
 import { real } from '../support/criu.ts'
 import { daemons } from '../support/daemons.ts'
-import { startHost } from '../support/host.ts'
 import { patternLoad } from '../support/loads.ts'
-import { run, shell, temporary } from '../support/run.ts'
+import { run, temporary } from '../support/run.ts'
 
 const test = suite('real-criu/remote-wire')
 
-async function across(script: boolean, criu: string): Promise<void> {
-  const { path, remove } = temporary()
-  const target = await startHost()
-  const both = await daemons({ proxy: ['--wire', 'criu-remote'], cache: ['--wire', 'criu-remote'] })
-  const started = await patternLoad(64).start(path)
-  const gate = script ? ['--action-script', `${both.source}/post-dump`] : []
-  try {
-    const dumped = await run(criu, ['dump', '--stream', '-t', String(started.pid), '-D', both.source, ...gate])
-    assert.is(dumped.code, 0, dumped.stderr)
-    await started.gone
-    await both.proxy.says(new RegExp(`snapshot ${both.source} sent: \\d+ images`))
-    await both.cache.says(/sealed/)
-    const restored = await shell(`${target.enter.join(' ')} ${criu} restore --stream -d -D ${both.target}`)
-    assert.is(restored.code, 0, restored.stderr)
-    await started.verify(target.outerPid(started.pid))
-  } finally {
-    started.kill()
-    await target.stop()
-    await both.stop()
-    remove()
-  }
+const wire = ['--wire', 'criu-remote']
+
+function byRemoteWire(script: boolean, criu: string): Promise<void> {
+  return across(patternLoad(64), criu, {
+    proxy: wire,
+    cache: wire,
+    dump: ({ source }) => (script ? ['--action-script', `${source}/post-dump`] : []),
+    async sealed({ proxy, cache, source }) {
+      await proxy.says(new RegExp(`snapshot ${source} sent: \\d+ images`))
+      await cache.says(/sealed/)
+    },
+  })
 }
 
 if (typeof real === 'string') console.log(`skipped: ${real}`)
 else {
   const { path, version } = real
-  test(`a pattern of 64 MiB with CRIU ${version}: all of its memory is whole`, () => across(false, path))
-  test('the same where criu waits at post-dump until all bytes have gone', () => across(true, path))
+  test(`a pattern of 64 MiB with CRIU ${version}: all of its memory is whole`, () => byRemoteWire(false, path))
+  test('the same where criu waits at post-dump until all bytes have gone', () => byRemoteWire(true, path))
   for (const [what, options] of [
     ['whose own script fails at post-dump is no dump', undefined],
     ['with --leave-running is one', ['--leave-running']],
   ] as const) {
     test(`a dump ${what}, though all images are there and the process runs on`, async () => {
       const { path: folder, remove } = temporary()
-      const both = await daemons({ proxy: ['--wire', 'criu-remote'], cache: ['--wire', 'criu-remote'] })
+      const both = await daemons({ proxy: wire, cache: wire })
       const started = await patternLoad(8).start(folder)
       try {
         const script = join(folder, 'script')

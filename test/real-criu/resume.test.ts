@@ -4,12 +4,12 @@ import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { spliceAllowed } from '../../lib/stream/link.ts'
+import { acrossRelay, dumpBy } from '../support/across-relay.ts'
 import { startRelay } from '../support/breaking-relay.ts'
 import { real } from '../support/criu.ts'
 import { startProxy } from '../support/daemons.ts'
-import { startHost } from '../support/host.ts'
 import { patternLoad } from '../support/loads.ts'
-import { eventually, root, run, start, temporary } from '../support/run.ts'
+import { eventually, start, temporary } from '../support/run.ts'
 
 const test = suite('real-criu/resume')
 const load = patternLoad(32)
@@ -20,11 +20,6 @@ function bytesRead(pid: number): number {
 }
 
 function resumes(criu: string): void {
-  const dump = (pid: number, folder: string, source: string) => {
-    const options = ['-t', String(pid), '-D', source, '--action-script', join(source, 'post-dump')]
-    return run(criu, ['dump', '--stream', ...options], { cwd: folder })
-  }
-
   const cut = { how: 'cut' } as const
   const whole = { up: Number.POSITIVE_INFINITY, ...cut }
   /** The first link, the second and the third break; of four connections one does. */
@@ -48,24 +43,10 @@ function resumes(criu: string): void {
   ] as const) {
     const what = connections === 1 ? 'a link that is cut' : `${connections} connections, one of them cut`
     test(`${what} three times, ${options.join(' ')}: the process arrives`, async () => {
-      const { path, remove } = temporary()
-      const [source, target] = [join(path, 'source'), join(path, 'target')]
-      const host = await startHost()
-      const started = await load.start(path)
-      const [enter = '', ...inside] = host.enter
-      const cache = start(enter, [
-        ...inside,
-        join(root, 'scripts', 'bin', 'cache'),
-        ...['--port', '0', '-D', target, '--restore'],
-      ])
-      const [, port = ''] = await cache.says(/listening on 127\.0\.0\.1:(\d+)/)
-      await cache.says(/streamer-serve/)
-      const relay = await startRelay(port)
-      relay.plan(...breaks[connections])
-      const proxy = await startProxy(source, relay.port, [...options])
-      try {
+      await acrossRelay(load, options, breaks[connections], async (scene) => {
+        const { host, started, cache, proxy, relay, dump } = scene
         const before = bytesRead(proxy.child.pid as number)
-        const dumped = await dump(started.pid, path, source)
+        const dumped = await dump(criu)
         assert.is(dumped.code, 0, dumped.stderr + proxy.stderr() + cache.stderr())
         const read = bytesRead(proxy.child.pid as number) - before
         assert.is(
@@ -78,13 +59,7 @@ function resumes(criu: string): void {
         await cache.says(/restored/)
         await started.gone
         await started.verify(host.outerPid(started.pid))
-      } finally {
-        started.kill()
-        await Promise.all([proxy.stop(), cache.stop()])
-        await host.stop()
-        relay.close()
-        remove()
-      }
+      })
     })
   }
 
@@ -98,7 +73,7 @@ function resumes(criu: string): void {
     relay.plan({ up: 53_000_000, how: 'mute' })
     const proxy = await startProxy(source, relay.port, ['--no-checksum', '--timeout', '20'])
     try {
-      const dumping = dump(started.pid, path, source)
+      const dumping = dumpBy(criu, started.pid, path, source)
       await eventually(() => relay.up > 52_000_000 || undefined, 'the silence of the link')
       // The rest goes into our pipes, and criu to its gate; after 5 s the proxy makes another link.
       await new Promise((resolve) => setTimeout(resolve, 1500))
@@ -126,7 +101,7 @@ function resumes(criu: string): void {
       relay.plan({ up: 6_000_000, how }, ...Array.from({ length: 100 }, () => ({ up: 0, how })))
       const proxy = await startProxy(source, relay.port, ['--timeout', '3'])
       try {
-        const dumped = await dump(started.pid, path, source)
+        const dumped = await dumpBy(criu, started.pid, path, source)
         assert.is.not(dumped.code, 0)
         await proxy.says(/failed: .*did not come back within 3 s/)
         await started.runsOn()

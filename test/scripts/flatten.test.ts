@@ -13,16 +13,11 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { PAGE_BYTES, pageFlag } from '../../lib/format/pagemap.ts'
 import { chains, pagemapOf, pagesByAddress, splitDump } from '../support/chains.ts'
-import { eventually, fixtures, run, shell, start, temporary } from '../support/run.ts'
+import { eventually, fixtures, giveFolders, type InFolder, run, shell, start } from '../support/run.ts'
 
-const test = suite<{ folder: string; remove: () => void }>('scripts/flatten')
+const test = suite<InFolder>('scripts/flatten')
 
-test.before.each((context) => {
-  const { path, remove } = temporary()
-  context.folder = path
-  context.remove = remove
-})
-test.after.each((context) => context.remove())
+giveFolders(test)
 
 const images = join(fixtures, 'images')
 

@@ -9,20 +9,15 @@ import { writeAll } from '../../lib/kernel/transfer.ts'
 import { EXTENT } from '../../lib/store/pool.ts'
 import { fakeDump, fakeRestore, incrementalCriu } from '../support/fake-criu.ts'
 import { mappings } from '../support/mappings.ts'
-import { fixtures, run, shell, start, temporary } from '../support/run.ts'
+import { fixtures, giveFolders, type InFolder, run, shell, start } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
-const test = suite<{ folder: string; remove: () => void }>('scripts/pipe')
+const test = suite<InFolder>('scripts/pipe')
 
 const images = join(fixtures, 'images')
 const wire = Buffer.from(readFileSync(join(fixtures, 'snapshot.wire.hex'), 'latin1').replace(/\s/g, ''), 'hex')
 
-test.before.each((context) => {
-  const { path, remove } = temporary()
-  context.folder = path
-  context.remove = remove
-})
-test.after.each((context) => context.remove())
+giveFolders(test)
 
 function sameImages(directory: string): void {
   const names = readdirSync(images)

@@ -5,7 +5,8 @@
 import { join } from 'node:path'
 import { CAPTURE_SOCKET } from '../../lib/criu/capture.ts'
 import { Fault } from '../../lib/fault.ts'
-import { decodeReply, encodeRequest, LENGTH_BYTES } from '../../lib/format/streamer.ts'
+import { decodeOrFault, imgStreamerReplyEntry } from '../../lib/format/criu-messages.ts'
+import { encodeRequest, LENGTH_BYTES } from '../../lib/format/streamer.ts'
 import { check, type Fd, makePipe } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
@@ -168,4 +169,11 @@ export async function incrementalCriu(directory: string, before: string): Promis
     'use IO::Socket::UNIX; $s = IO::Socket::UNIX->new(shift); syswrite $s, "\\r\\0\\0\\0"; sysread $s, $x, 1'
   const words = ['dump', '--stream', '-t', '7', '-D', directory, '--track-mem', '--prev-images-dir', before]
   await run('perl', ['-e', connects, join(directory, CAPTURE_SOCKET), ...words])
+}
+
+/** Whether the file exists, by an `img_streamer_reply_entry`. Throws `CRIU_PROTOCOL`. */
+export function decodeReply(body: Uint8Array): boolean {
+  const { exists } = decodeOrFault('CRIU_PROTOCOL', 'a reply that is not protobuf', imgStreamerReplyEntry, body)
+  if (exists === undefined) throw new Fault('CRIU_PROTOCOL', 'a reply of another kind')
+  return exists
 }

@@ -2,12 +2,28 @@
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { gunzipSync } from 'node:zlib'
+import { type Layout, layouts, type PsRecord } from '../../lib/format/page-server.ts'
 import type { Fd } from '../../lib/kernel/fd.ts'
 import * as libc from '../../lib/kernel/libc.ts'
 import { closeFd } from '../../lib/kernel/readiness.ts'
 import { socketPair } from '../../lib/kernel/unix.ts'
 import type { ImageSource } from '../../lib/stream/image.ts'
 import { fixtures, type Running, start } from './run.ts'
+
+/** The types of dst_id that CRIU sends. */
+export const dstType = { task: 1, shmem: 2 } as const
+
+/** A record as CRIU sends it. */
+export function encodeRecord(layout: Layout, said: Partial<PsRecord> & { command: number }): Buffer {
+  const { command, flags = 0, pages = 0, vaddr = 0, type = 0, id = 0 } = said
+  const bytes = Buffer.alloc(layout)
+  bytes.writeUInt32LE(command + flags * 2 ** 16, 0)
+  if (layout === layouts.old) bytes.writeUInt32LE(pages, 4)
+  else bytes.writeBigUInt64LE(BigInt(pages), 8)
+  bytes.writeBigUInt64LE(BigInt(vaddr), layout - 16)
+  bytes.writeBigUInt64LE(BigInt(id) * 256n + BigInt(type), layout - 8)
+  return bytes
+}
 
 /** Two ends of a connection; `theirs` blocks, as programs expect of what they are given. */
 export function givenAway(): { ours: Fd; theirs: Fd } {

@@ -4,6 +4,7 @@ import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
+import type { Test } from 'uvu'
 
 export const root = dirname(dirname(import.meta.dirname))
 export const fixtures = join(root, 'fixtures')
@@ -119,6 +120,21 @@ export function shell(line: string, options: RunOptions = {}): Promise<Ran> {
 export function temporary(): { path: string; remove: () => void } {
   const path = mkdtempSync(join(tmpdir(), 'ferry-test-'))
   return { path, remove: () => rmSync(path, { recursive: true, force: true }) }
+}
+
+export interface InFolder {
+  folder: string
+  remove: () => void
+}
+
+/** Each test of the suite gets an empty directory of its own, which is gone afterwards. */
+export function giveFolders(test: Test<InFolder>): void {
+  test.before.each((context) => {
+    const { path, remove } = temporary()
+    context.folder = path
+    context.remove = remove
+  })
+  test.after.each((context) => context.remove())
 }
 
 /** Polls until `found` gives something; for what no event announces (a file that another program writes). */
