@@ -72,7 +72,7 @@ export class ResumableSession {
   readonly #spliced = new SpliceBuffer()
   readonly #over = new AbortController()
   /** Aborted, with the reason, when the session is over. */
-  readonly over = this.#over.signal
+  readonly over: AbortSignal = this.#over.signal
   /**
    * Notified when there is another link or none, when there is more to send, and when the peer has acknowledged more.
    */
