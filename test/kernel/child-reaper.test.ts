@@ -4,7 +4,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { root, run } from '../support/run.ts'
 
-const test = suite('kernel/orphans')
+const test = suite('kernel/child-reaper')
 
 /** Leaves an orphan that ends, and has a child of its own that ends when Node has not looked yet. */
 const first = `
@@ -12,7 +12,7 @@ import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
-import { ownChild, reapOrphans } from '${join(root, 'lib', 'kernel', 'orphans.ts')}'
+import { ownChild, reapOrphans } from '${join(root, 'lib', 'kernel', 'child-reaper.ts')}'
 const state = (pid) => {
   try {
     return readFileSync('/proc/' + pid + '/stat', 'utf8').split(' ')[2]

@@ -1,12 +1,12 @@
 import { join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
-import { notify } from '../../lib/kernel/notify.ts'
+import { notify } from '../../lib/kernel/sd-notify.ts'
 import { throwsFault, within } from '../expect.ts'
 import { notifySocket } from '../support/notify.ts'
 import { temporary } from '../support/run.ts'
 
-const test = suite('kernel/notify')
+const test = suite('kernel/sd-notify')
 
 test.after.each(() => {
   delete process.env.NOTIFY_SOCKET

@@ -1,7 +1,7 @@
 /**
- * Orphans. The first process of a pid namespace, as a container's command is, becomes the parent of whoever loses his
- * own: of all that `criu restore -d` leaves behind. Unless it takes note of their ends their numbers stay taken, and
- * CRIU refuses to restore a process that comes back.
+ * Reaps orphans. The first process of a pid namespace, as a container's command is, becomes the parent of each process
+ * whose own parent ends: of all that `criu restore -d` leaves behind. Until it has waited for those that end, their
+ * pids stay taken, and CRIU cannot restore a process with such a pid.
  */
 import { WNOHANG, waitpid } from './libc.ts'
 import { childrenOf, startTime } from './process.ts'
