@@ -79,7 +79,7 @@ function holder(path: string): number | undefined {
   }
   try {
     const text = fstatSync(file).size < 32 ? readFileSync(file, 'utf8') : ''
-    const pid = /^(\d{1,10})\n?$/.exec(text)?.[1]
+    const pid = /^(\d{1,9})\n?$/.exec(text)?.[1]
     if (pid !== undefined) return Number(pid)
   } finally {
     closeSync(file)

@@ -61,7 +61,7 @@ test('one of a process that runs is refused and stays', ({ path, folder }) => {
 })
 
 test('what is not a pidfile is refused and stays', ({ path, folder }) => {
-  for (const text of ['', '\n', 'precious', '-1', '12 13', '1'.repeat(40)]) {
+  for (const text of ['', '\n', 'precious', '-1', '12 13', '4102444800', '1'.repeat(40)]) {
     writeFileSync(path, text)
     assert.match(throwsFault('EXISTS', () => holdPidfile(path), text).message, /is not a pidfile/)
     assert.is(readFileSync(path, 'utf8'), text)
