@@ -4,7 +4,7 @@
  *
  *     preamble (24)   magic 8 | version u16 | 0 u16 | required features u32 | optional features u32 | crc32 u32
  *     header   (24)   type u8 | 0 u8 | 0 u16 | channel u32 | offset u64 | length u32 | crc32 u32
- *     payload         `length` bytes; every frame but DATA ends its payload with a crc32 of the rest of it, PACKED its head
+ *     payload         `length` bytes; every frame but DATA ends it with a crc32 of the rest of it, PACKED its head
  *
  * Numbers are little-endian. Pure: bytes in, values out; who reads and who writes is lib/stream.
  */

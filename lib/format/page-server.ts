@@ -5,7 +5,7 @@
  *
  *                      cmd u32   nr_pages    vaddr u64   dst_id u64
  *     to CRIU 4.1.1    0         u32 at 4    at 8        at 16        24 bytes
- *     from CRIU 4.2    0         u64 at 8    at 16       at 24        32 bytes; 4 to 7 are never set, and not always zero
+ *     from CRIU 4.2    0         u64 at 8    at 16       at 24        32 bytes; 4 to 7 are not set, nor always zero
  *
  * In host order. The upper half of cmd has the flags of ADD_F, which are those of a pagemap entry; the pages follow the
  * record if they are present. dst_id is the number of a task or of a shared memory object, times 256, plus a type.

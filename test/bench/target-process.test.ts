@@ -15,7 +15,7 @@ for (const [kind, children] of [
   ['text', 3],
   ['heap', 0],
 ] as const) {
-  test(`a process with ${kind} memory and ${children} children knows that it is whole, and how long it stood still`, async () => {
+  test(`a process with ${kind} memory and ${children} children knows that it is whole, how long it stood`, async () => {
     const { path, remove } = temporary()
     const { pid, gone, verify, kill } = await startMemory({ bytes: 4 * 2 ** 20, kind, children, folder: path })
     assert.is(childrenOf(pid).length, children)

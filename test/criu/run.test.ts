@@ -86,7 +86,7 @@ test('what is found in the current directory is what is started', () => {
   remove()
 })
 
-test('a stream that broke off is explained by the error of criu, any other failure by itself; a criu that stays is killed', async () => {
+test("a broken stream is explained by criu's error, another failure by itself; a criu that stays ends", async () => {
   const [broken, lost] = [new Fault('FAILED_DUMP', 'it broke off'), new Fault('LINK', 'it is gone')]
   const cause = new Fault('CRIU', 'no')
   let killed = 0

@@ -42,7 +42,7 @@ test('a list is cut at its limit, says so, and has the longest payload', () => {
   assert.equal([total, holdings.length, holdings.at(-1)?.id], [5000, 4096, many[4095]?.id])
 })
 
-test('damage is refused: cut anywhere, a wrong total, an unknown state, a number or more entries than there may be', () => {
+test('damage is refused: cut anywhere, a wrong total, an unknown state, a number or an entry too many', () => {
   const bytes = encodeHoldings({ total: 2, holdings: [most('a'), most('b')] })
   for (let end = 5; end < bytes.length; end++)
     throwsFault('FORMAT', () => decodeHoldings(bytes.subarray(0, end)), `${end}`)

@@ -226,7 +226,7 @@ function byPage({ count, vaddr, pages, flags, address }: Runs): Map<number, Page
   return found
 }
 
-test('random chains of up to eight layers: each page as a look at it alone finds it, and nothing is given back that is needed', () => {
+test('random chains of up to eight layers: each page is found as alone, and none that is needed is given back', () => {
   let deep = 0
   let given = 0
   let broken = 0

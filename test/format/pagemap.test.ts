@@ -79,7 +79,8 @@ test('what is encoded has both counts, and is pinned', () => {
     { vaddr: 0x400000, pages: 2, flags: present },
     { vaddr: 0x7ffeb9100000, pages: 300, flags: present | lazy },
   ]
-  const pinned = `${HEAD} 03000000 088104 0b000000 0880808002 1002 2004 2802 10000000 088080c0c8ebff1f 10ac02 2006 28ac02`
+  const inHex = '0b000000 0880808002 1002 2004 2802 10000000 088080c0c8ebff1f 10ac02 2006 28ac02'
+  const pinned = `${HEAD} 03000000 088104 ${inHex}`
   assert.is(encode({ pagesId: 513, entries }).toString('hex'), fromHex(pinned).toString('hex'))
   assert.equal(decode(fromHex(pinned)), { pagesId: 513, entries })
 })

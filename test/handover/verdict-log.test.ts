@@ -40,7 +40,7 @@ async function sleeper() {
   return { member: { pid, start }, end: () => new Promise((resolve) => child.once('exit', resolve).kill('SIGKILL')) }
 }
 
-test('the tasks decide: alive they are resumed, dead they are gone, and while criu works nothing is known', async () => {
+test('the tasks decide: alive they are resumed, dead they are gone, while criu works nothing is known', async () => {
   const { path, remove } = temporary()
   const [criu, task] = [await sleeper(), await sleeper()]
   writePendingVerdict(path, id, token, { criu: criu.member, tasks: [task.member] }, 'let go')
@@ -64,7 +64,7 @@ async function scene(stage: PendingVerdict['stage']) {
   return { path, remove, criu, task, pending, again }
 }
 
-test('a task that ends by itself after it was resumed stays resumed, also for the next source, and after a reboot', async () => {
+test('a task that ends after it was resumed stays resumed, for the next source and after a reboot too', async () => {
   const { remove, criu, task, pending, again } = await scene('let go')
   await criu.end()
   assert.is(verdictFor(pending), 'drop')

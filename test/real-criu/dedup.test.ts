@@ -38,7 +38,7 @@ async function withReplica(stage: Stage, criu: string, body: () => Promise<void>
 
 function sharing(criu: string): void {
   for (const [cuts, ...ways] of [['whole'], ['whole', '--compress', 'lz4', '--connections', '3'], ['cut']]) {
-    test(`${['two replicas', ...ways].join(' ')}, the link is ${cuts}: the donor is dropped, and the second one is whole`, () =>
+    test(`${['two replicas', ...ways].join(' ')}, the link is ${cuts}: the donor goes, the other one is whole`, () =>
       staged(criu, load, async (stage) => {
         const { cache, port } = await stage.cache('--dedup')
         const relay = await startRelay(port)

@@ -65,7 +65,7 @@ function keeping(criu: string): void {
       }),
     ))
 
-  test('--pin in a cache without --keep: that snapshot stays when its process runs, and a second host gets a copy', () =>
+  test('--pin in a cache without --keep: that snapshot stays when its process runs, a second host gets a copy', () =>
     staged(criu, load, (stage) =>
       withHosts(async ([second]) => {
         const { cache, port } = await stage.cache()

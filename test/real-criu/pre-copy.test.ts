@@ -64,7 +64,7 @@ function preCopying(criu: string): void {
       await stage.stayed()
     }))
 
-  test('a signal in the last dump, and a cache that answers no more: the process runs on at once, it is said, and only the verdict is left', () =>
+  test('a signal in the last dump, and a cache that is silent: the process runs on, and only the verdict is left', () =>
     staged(criu, load, async (stage) => {
       const { cache, port } = await stage.cache()
       const copying = preCopy(stage, port, 0, '--until', 'running')

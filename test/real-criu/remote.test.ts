@@ -32,7 +32,7 @@ function withCriu(criu: string, version: string): void {
     [loads[1] as Load, 'socket', ['4.1', 'before flags']],
   ]
   for (const [load, form, writings] of ways) {
-    test(`${load.name}: pre-dumped and dumped by --remote (${form}), restored by criu ${version} --stream`, async () => {
+    test(`${load.name}: rounds and a dump by --remote (${form}), restored by criu ${version} --stream`, async () => {
       const here = await daemons()
       const started = await load.start(here.folder)
       const task = spawn('sleep', ['1000'], { stdio: 'ignore' })

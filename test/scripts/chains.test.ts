@@ -129,7 +129,7 @@ test('the last is handed over when all pages were found, and not before', () =>
     restore.close()
   }))
 
-test('a round cannot be had; another owner, a round too many and a plain snapshot are refused; what fails ends the chain', () =>
+test('no round can be had; another owner, a round too many, a plain snapshot are refused; failure ends the chain', () =>
   withCache(['--timeout', '1'], async ({ port, path, cache }) => {
     const last = splitDump(join(fixtures, 'images'), join(path, 'rounds'), ['4.2', '4.1', '4.2'])
     const [first = '', second = ''] = ['1', '2'].map((round) => join(path, 'rounds', round))

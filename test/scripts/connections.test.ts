@@ -174,7 +174,7 @@ async function refusal({ link, reader }: Joining): Promise<string> {
   return frame.type === 'refused' ? frame.reason : frame.type
 }
 
-test('strangers: a place that is taken, another count, a join in a join; those who belong together are not disturbed', () =>
+test('a place that is taken, another count, a join in a join: refused, and the group goes on', () =>
   staged(2, '5', async ({ cache, port }) => {
     // Whichever is heard later is refused.
     const [one, two] = [await joins(port, 1, 0, 2), await joins(port, 1, 0, 2)]

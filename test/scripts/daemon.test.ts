@@ -460,26 +460,22 @@ test('SIGUSR1: a line of status, also when quiet; no debugger', async ({ source,
       `${line}`,
       5000,
     )
+  const status = (snapshots: number, memory: string, links: number, restores: number): RegExp =>
+    new RegExp(
+      `cache: status: snapshots: ${snapshots}, chains: 0, memory: ${memory} of 64\\.0 MiB, links: ${links}, ` +
+        `silent: 0, held for peers: 0 B, restores that wait: ${restores}\n`,
+    )
   await ask(proxy, /proxy: status: dumps in progress: 0, sent: 0 B\n/)
-  await ask(
-    cache,
-    /cache: status: snapshots: 0, chains: 0, memory: 0 B of 64\.0 MiB, links: 0, silent: 0, held for peers: 0 B, restores that wait: 0\n/,
-  )
+  await ask(cache, status(0, '0 B', 0, 0))
   const parked = fakeRestore(serving(target))
   const image = parked.image('name.img').catch(() => undefined)
   await cache.says(/waiting/)
   const criu = fakeDump(capture(source))
   await criu.image('pages-1.img', pattern(1_000_000))
   await ask(proxy, /status: dumps in progress: 1, sent: (97[67]|98\d) KiB\n/)
-  await ask(
-    cache,
-    /snapshots: 0, chains: 0, memory: 2\.[89]\d MiB of 64\.0 MiB, links: 1, silent: 0, held for peers: 0 B, restores that wait: 1\n/,
-  )
+  await ask(cache, status(0, '2\\.[89]\\d MiB', 1, 1))
   await dumpAll(criu, { 'name.img': Buffer.from('secret') })
-  await ask(
-    cache,
-    /snapshots: 1, chains: 0, memory: 2\.[89]\d MiB of 64\.0 MiB, links: 0, silent: 0, held for peers: 0 B, restores that wait: 0\n/,
-  )
+  await ask(cache, status(1, '2\\.[89]\\d MiB', 0, 0))
   await ask(proxy, /status: dumps in progress: 0, sent: 9\d\d KiB\n/)
   assert.is((await image)?.toString(), 'secret')
   parked.close()

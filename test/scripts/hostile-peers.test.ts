@@ -197,7 +197,7 @@ async function asUser(
 }
 
 for (const host of ['127.0.0.1', '::1']) {
-  test(`another user of this host, over ${host}: neither leaves a snapshot nor takes one, and the log says who it was`, async () => {
+  test(`another user of this host, over ${host}: he leaves and takes no snapshot, and the log names him`, async () => {
     if (!isRoot) return void console.log('skipped: another user wants root')
     await scene(['--address', host], async ({ cache, port, folder }) => {
       assert.equal(await mayDo({ host, port }, 'root'), ['sealed', 'got root'])

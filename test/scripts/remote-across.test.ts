@@ -92,7 +92,7 @@ for (const [age, forgets, form] of [
   ['from May 2018 on', true, 'pipes'],
   ['before', false, 'socket'],
 ] as const) {
-  test(`pre-dumps and a dump to an image-cache ${age}: one connection, every byte, the list once and whole`, async () => {
+  test(`pre-dumps and a dump to an image-cache ${age}: one connection, every byte, the whole list once`, async () => {
     const came = await original(forgets, form, async ({ proxy, part }) => {
       for (const at of ids.keys()) {
         const ran = await part(at)

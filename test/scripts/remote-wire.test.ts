@@ -231,7 +231,7 @@ async function sending(body: (proxy: Daemons['proxy'], socket: string) => Promis
   }
 }
 
-test('our proxy with an image-cache that reads each entry at once: the list first, inventory.img last, empty images left out', async () => {
+test('our proxy, to an image-cache that reads at once: list first, inventory.img last, no empty images', async () => {
   const pages = pattern(5_000_000, 4)
   const received = await sending(async (proxy, socket) => {
     const criu = fakeDump(socket)
@@ -250,7 +250,7 @@ test('our proxy with an image-cache that reads each entry at once: the list firs
   assert.ok(received.images.get(`${snapshot} pages-1.img`)?.equals(pages))
 })
 
-test('the stream ends when every image that is still being written has been sent, and not at the end of the socket', async () => {
+test('the stream ends when every image that is being written was sent, and not with the socket', async () => {
   const received = await sending(async (proxy, socket) => {
     const criu = fakeDump(socket)
     const { closeFd } = await import('../../lib/kernel/readiness.ts')

@@ -126,7 +126,7 @@ for (const [form, words] of [
   ['socket', true],
 ] as const) {
   const age = form === 'pipes' ? 'of 2020' : words ? 'of 2018, with DUMP_FINISH' : 'of 2019'
-  test(`a dump and its restore, as ${age}: every image byte for byte, ENOENT for others, and both finishes`, async () => {
+  test(`a dump and its restore, as ${age}: every image byte for byte, ENOENT for others, both finishes`, async () => {
     const snapshot = fresh()
     const here1 = sealed()
     await dumpOf(dumper(snapshot, form, words), real)
@@ -241,7 +241,7 @@ test('another proxy in the same place is refused, and the chain goes on by the f
   }
 })
 
-test('a restore that is started before the dump waits, and finds its id in the list (3.2.4); all its readers are woken', async () => {
+test('a restore that is started before the dump waits, finds its id in the list, and its readers wake', async () => {
   // Nothing else is here to be restored.
   const own = await daemons()
   try {
@@ -336,7 +336,7 @@ test('FINISH race: it does not overtake an image that is still being written (3.
   await expectImages(restorer(snapshot), { 'pages-1.img': real['pages-1.img'] as Buffer })
 })
 
-test('zero-size images are there, and those of a size that is a multiple of 4096 end where they end (3.3)', async () => {
+test('empty images are there, and those of a multiple of 4096 bytes end where they end', async () => {
   const images: Images = {
     'pages-1.img': Buffer.alloc(0),
     'pages-2.img': pattern(4096),
@@ -402,7 +402,7 @@ test('pipe EOF after a dump crash is no complete image: a criu that is killed le
   }
 })
 
-test('a criu that is killed when it has killed the process, and before FINISH, leaves the only copy: it is sealed', async () => {
+test('a criu that is killed after the process, and before FINISH, leaves the only copy: it is sealed', async () => {
   const task = tree()
   const snapshot = fresh()
   try {
@@ -495,7 +495,7 @@ test('a write into the dump before, as --auto-dedup does it, is refused and chan
   }
 })
 
-test('a client that connects and closes, says nothing or talks nonsense: no uninitialised header, and no daemon that waits (3.3)', async () => {
+test('a client that closes at once, is silent or talks nonsense: no header of chance, no wait', async () => {
   const [silent, gone, odd] = [1, 2, 3].map(() => connectUnix(join(here.target, RESTORE_SOCKET))) as [
     never,
     never,
@@ -629,7 +629,7 @@ test('a dump by --stream is restored by --remote, whatever its -D, and the other
   assert.is(refused.code, 0, 'the newest for its -D is that by --stream')
 })
 
-test('two dumps with one -D at a time, and an image of a child that is gone: both fail, and neither gets it', async () => {
+test('two dumps with one -D at a time, and an image of a child that is gone: both fail without it', async () => {
   const snapshot = fresh()
   const client = (act: string, ...end: string[]): ChildProcess => {
     const fake = JSON.stringify(join(root, 'test/support/fake-remote-criu.ts'))

@@ -115,7 +115,7 @@ test('a criu --remote that pushes its list and says nothing, and one that falls 
     closeFd(pipe)
   }))
 
-test('a criu that says nothing to dump-to-stdout --listen holds up nobody; one that begins and falls silent ends it', async () => {
+test('a criu that is silent to dump-to-stdout --listen delays nobody; one that falls silent ends it', async () => {
   const { path, remove } = temporary()
   const dumping = start('dump-to-stdout', ['-v', '--listen', '-D', path, ...timeout])
   await dumping.says(/listening/)

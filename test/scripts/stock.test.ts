@@ -256,7 +256,7 @@ test('nothing is pinned in a cache that gives memory back while it restores', ()
     )
   }))
 
-test('with --release-early a copy that its source left is restored as often as before, and nobody gets what came in its place', () =>
+test('with --release-early a snapshot made with -R is restored as often as before, and not what took its place', () =>
   withCache(['--release-early', '--snapshot', 'copy'], async ({ port, path, cache, held }) => {
     const target = join(path, 'target')
     const sent = (word: string): string =>

@@ -299,7 +299,7 @@ if (ca !== undefined) {
       crosses(cache, port, tls('proxy')),
     ))
 
-  test('with certificates: a client that is expired, of nobody, for servers, without one or with a key is refused', () =>
+  test('with certificates: a client with an expired one, of nobody, for servers, none or a key is refused', () =>
     withCache(tls('cache'), async (cache, port) => {
       const clientOf = { client: 'PEER did not accept our certificate', hint: notAccepted }
       const says = (why: string): RegExp => new RegExp(`failed: (the last one: )?${why}\n`)
@@ -333,7 +333,7 @@ if (ca !== undefined) {
       await crosses(cache, port, tls('for-clients'))
     }))
 
-  test('with certificates: a cache that is expired, of nobody, for clients or for another name is refused', async () => {
+  test('with certificates: a cache with an expired one, of nobody, for clients, another name is refused', async () => {
     const caches: [name: string, options: string[], why: string, hint: string][] = [
       ['expired', tls('expired'), 'PEER has a certificate that is refused: cert has expired', ofCa],
       ['stranger', stranger, 'PEER has a certificate that is refused: unable to verify leaf signature', ofCa],
@@ -369,7 +369,7 @@ if (ca !== undefined) {
       }),
     ))
 
-  test('a certificate that is revoked while the cache runs is refused from then on; the others and the snapshots stay', async () => {
+  test('a certificate that is revoked meanwhile is refused from then on; others and snapshots stay', async () => {
     ca.revoke('now.crl')
     await withCache([...tls('cache'), '--tls-cacrl', ca.file('now.crl')], async (cache, port) => {
       await crosses(cache, port, tls('lost'))

@@ -101,7 +101,7 @@ const inventory = image('inventory.img', 60)
 
 for (const compress of [undefined, 'lz4', 'zstd', 'auto'] as const) {
   for (const kind of ['pipe', 'pieces'] as const) {
-    test(`a replica out of ${kind}, compressed: ${compress ?? 'no'}: what the receiver has is not sent, and every byte is there`, async () => {
+    test(`a replica out of ${kind}, compressed: ${compress}: what is there is not sent, every byte comes`, async () => {
       const pool = new Pool(2 ** 28)
       const shelf = new Snapshots(pool, { dedup: true })
       const first = pages([...count(0, 600), ...count(0, 0)])

@@ -5,9 +5,12 @@
  *
  * As a program it is a process of its own with a command line like criu's, for who dumps what is known by process:
  *
- *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --images FROM --socket PATH [--form pipes|socket] [--read NAME=SNAPSHOT] [--clobber NAME=SNAPSHOT] [--die [--unheard]] [--no-finish] [--record FILE]
+ *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --images FROM
+ *         --socket PATH [--form pipes|socket] [--read NAME=SNAPSHOT] [--clobber NAME=SNAPSHOT]
+ *         [--die [--unheard]] [--no-finish] [--record FILE]
  *     node --import tsx test/support/fake-remote-criu.ts pre-dump -t PID -D DIR --remote --socket PATH --replay FILE
- *     node --import tsx test/support/fake-remote-criu.ts restore -D DIR --remote --into DIRECTORY --socket PATH [--unheard]
+ *     node --import tsx test/support/fake-remote-criu.ts restore -D DIR --remote --into DIRECTORY
+ *         --socket PATH [--unheard]
  */
 import { appendFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'

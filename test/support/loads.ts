@@ -73,7 +73,8 @@ async function ask(port: number, question: string): Promise<string> {
 /** The Node.js that is dumped: the one that runs all tests, where another one runs this test. */
 const nodeForLoads = process.env.FERRY_LOAD_NODE ?? process.execPath
 const RINGS =
-  "fs.readdirSync('/proc/self/fd').some((fd) => fs.existsSync(`/proc/self/fdinfo/${fd}`) && fs.readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1').includes('SqMask'))"
+  "const of = (fd) => `/proc/self/fdinfo/${fd}`; fs.readdirSync('/proc/self/fd').some((fd) => " +
+  "fs.existsSync(of(fd)) && fs.readFileSync(of(fd), 'latin1').includes('SqMask'))"
 
 /** Node.js 24 always has an io_uring, which CRIU cannot dump. */
 function noNode(): string | undefined {
@@ -164,8 +165,9 @@ export function distinctLoad(mib: number): Load {
  * written again and again.
  */
 export function dirtyingLoad(mib: number, percent: number, shared = 0): Load {
+  const more = shared === 0 ? '' : `, and ${shared} MiB that are shared`
   return counting({
-    name: `${mib} MiB, ${percent} % of them written again and again${shared === 0 ? '' : `, and ${shared} MiB that are shared`}`,
+    name: `${mib} MiB, ${percent} % of them written again and again${more}`,
     command: systemPython(),
     args: (folder) => [join(fixtures, 'dirty.py'), String(mib), String(percent), log(folder), String(shared)],
     check: checksAll(mib + shared),

@@ -25,8 +25,11 @@ export interface Watched {
   status(): Promise<Status>
 }
 
-const LINE =
-  /status: snapshots: (\d+), chains: (\d+), memory: ([\d.]+ \w+) of .*?, links: (\d+), silent: (\d+), held for peers: ([\d.]+ \w+), restores that wait: (\d+)/g
+const LINE = new RegExp(
+  String.raw`status: snapshots: (\d+), chains: (\d+), memory: ([\d.]+ \w+) of .*?, links: (\d+), silent: (\d+), ` +
+    String.raw`held for peers: ([\d.]+ \w+), restores that wait: (\d+)`,
+  'g',
+)
 
 const bytes = (text = ''): number => parseSize(text.replace(' ', ''))
 

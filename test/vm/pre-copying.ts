@@ -81,7 +81,8 @@ async function byCommand(criu: string, load: Load, target: string, compared = fa
     await stage.arrived()
     const [one = { rounds: [], last: 0 }] = moved(stderr)
     const [, frozen = ''] = /frozen for ([\d.]+) s/.exec(stderr) ?? []
-    figures = `${shrunk(one)}; frozen for ${(1000 * Number(frozen)).toFixed(0)} ms, a whole dump to tmpfs for ${whole.frozen.toFixed(0)} ms${sent}`
+    const still = `frozen for ${(1000 * Number(frozen)).toFixed(0)} ms`
+    figures = `${shrunk(one)}; ${still}, a whole dump to tmpfs for ${whole.frozen.toFixed(0)} ms${sent}`
   })
   return figures
 }
