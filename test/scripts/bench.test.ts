@@ -10,7 +10,7 @@ import type { Lane } from '../../lib/bench/interleaved-runs.ts'
 import { cannotSimulate, linkKinds } from '../../lib/bench/simulated.ts'
 import { real } from '../support/criu.ts'
 import { startCache } from '../support/daemons.ts'
-import { eventually, root, run, start, temporary } from '../support/run.ts'
+import { eventually, root, run, start, statusIs, temporary } from '../support/run.ts'
 
 const test = suite('scripts/bench')
 const program = ['--import', 'tsx', join(root, 'scripts', 'bench.ts')]
@@ -112,8 +112,7 @@ test('a transfer to a cache, which keeps nothing of it', async () => {
     /^8.00 MiB of random memory, median of 2: [^\n]*\/s\)\n16.0 MiB of [^\n]*\/s\)\n$/,
   )
   assert.is(ran.stderr, '')
-  cache.child.kill('SIGUSR1')
-  await cache.says(/status: snapshots: 0, chains: 0, memory: 0 B/)
+  await statusIs(cache, /status: snapshots: 0, chains: 0, memory: 0 B/)
   await cache.stop()
   remove()
 })

@@ -21,7 +21,7 @@ import { anyFrame } from '../support/any-frame.ts'
 import { type Relay, startRelay } from '../support/breaking-relay.ts'
 import { startCache, startProxy } from '../support/daemons.ts'
 import { dumpAll, type FakeDump, fakeDump, fakeRestore } from '../support/fake-criu.ts'
-import { type Running, temporary } from '../support/run.ts'
+import { type Running, statusIs, temporary } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
 const test = suite('scripts/connections')
@@ -73,8 +73,7 @@ for (const connections of [2, 16]) {
         assert.is(relay.links, connections * time)
         await arrived()
       }
-      cache.child.kill('SIGUSR1')
-      await cache.says(/links: 0/)
+      await statusIs(cache, /links: 0/)
     }))
 }
 
@@ -189,16 +188,14 @@ test('a place that is taken, another count, a join in a join: refused, and the g
     assert.match(await refusal(await joins(port, 1, 2, 2)), /connection 2 of 2/)
     assert.match(await refusal(await joins(port, 1, 0, 17)), /at most 16/)
     const other = await joins(port, 2, 1, 2)
-    cache.child.kill('SIGUSR1')
-    await cache.says(/links: 2/)
+    await statusIs(cache, /links: 2/)
     const second = await joins(port, 1, 1, 2)
     assert.is((await within(Promise.resolve(welcome)))?.type, 'joined')
     assert.is((await within(second.reader.expect(anyFrame))).type, 'joined')
     const both = stripedLink([first.link, second.link], 'cache')
     const inner = frameReader(both.inlet)
     assert.is((await within(inner.expect(anyFrame))).type, 'hello')
-    cache.child.kill('SIGUSR1')
-    await cache.says(/links: 1, silent: 2/)
+    await statusIs(cache, /links: 1, silent: 2/)
     const join = encodeFrame({ type: 'join', token: Buffer.alloc(16, 3), index: 0, count: 2 })
     await both.outlet.send(Buffer.concat([encodePreamble(), join]))
     const refused = await within(inner.expect(anyFrame))

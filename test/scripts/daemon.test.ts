@@ -25,7 +25,7 @@ import { within } from '../expect.ts'
 import { startCache, startProxy } from '../support/daemons.ts'
 import { dumpAll, fakeDump, fakeRestore, readToEnd } from '../support/fake-criu.ts'
 import { notifySocket } from '../support/notify.ts'
-import { eventually, type Ran, type RunOptions, root, run, shell, start, temporary } from '../support/run.ts'
+import { eventually, type Ran, type RunOptions, root, run, shell, start, statusIs, temporary } from '../support/run.ts'
 import { socketPair } from '../support/sockets.ts'
 import { pattern } from '../support/talk.ts'
 
@@ -450,33 +450,23 @@ test('SIGUSR1: a line of status, also when quiet; no debugger', async ({ source,
   const { cache, port } = await startCache(target, ['--max-memory', '64M'])
   const proxy = start('proxy', ['-q', '--port', port, '-D', source])
   await eventually(() => existsSync(capture(source)) || undefined, 'its socket')
-  /** Asks again and again, until the daemon says `line`. */
-  const ask = (daemon: typeof proxy, line: RegExp) =>
-    eventually(
-      () => {
-        daemon.child.kill('SIGUSR1')
-        return line.exec(daemon.stderr()) ?? undefined
-      },
-      `${line}`,
-      5000,
-    )
   const status = (snapshots: number, memory: string, links: number, restores: number): RegExp =>
     new RegExp(
       `cache: status: snapshots: ${snapshots}, chains: 0, memory: ${memory} of 64\\.0 MiB, links: ${links}, ` +
         `silent: 0, held for peers: 0 B, restores that wait: ${restores}\n`,
     )
-  await ask(proxy, /proxy: status: dumps in progress: 0, sent: 0 B\n/)
-  await ask(cache, status(0, '0 B', 0, 0))
+  await statusIs(proxy, /proxy: status: dumps in progress: 0, sent: 0 B\n/)
+  await statusIs(cache, status(0, '0 B', 0, 0))
   const parked = fakeRestore(serving(target))
   const image = parked.image('name.img').catch(() => undefined)
   await cache.says(/waiting/)
   const criu = fakeDump(capture(source))
   await criu.image('pages-1.img', pattern(1_000_000))
-  await ask(proxy, /status: dumps in progress: 1, sent: (97[67]|98\d) KiB\n/)
-  await ask(cache, status(0, '2\\.[89]\\d MiB', 1, 1))
+  await statusIs(proxy, /status: dumps in progress: 1, sent: (97[67]|98\d) KiB\n/)
+  await statusIs(cache, status(0, '2\\.[89]\\d MiB', 1, 1))
   await dumpAll(criu, { 'name.img': Buffer.from('secret') })
-  await ask(cache, status(1, '2\\.[89]\\d MiB', 0, 0))
-  await ask(proxy, /status: dumps in progress: 0, sent: 9\d\d KiB\n/)
+  await statusIs(cache, status(1, '2\\.[89]\\d MiB', 0, 0))
+  await statusIs(proxy, /status: dumps in progress: 0, sent: 9\d\d KiB\n/)
   assert.is((await image)?.toString(), 'secret')
   parked.close()
   for (const daemon of [proxy, cache]) {

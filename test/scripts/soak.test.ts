@@ -10,7 +10,7 @@ import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { formatSize, parseSize } from '../../lib/size.ts'
 import { daemons } from '../support/daemons.ts'
-import { eventually, type Running } from '../support/run.ts'
+import { eventually, type Running, statusIs } from '../support/run.ts'
 import { pattern } from '../support/talk.ts'
 
 const test = suite('scripts/soak')
@@ -67,14 +67,12 @@ test(`${rounds} snapshots: descriptors as after the first ${WARM_UP}, memory wit
   /** When `count` snapshots are here and nothing is under way. */
   async function sizes(count: number): Promise<{ proxy: Size; cache: Size }> {
     await follow('proxy', 'sealed by the cache', count)
-    both.proxy.child.kill('SIGUSR1')
-    both.cache.child.kill('SIGUSR1')
-    await both.proxy.says(/status: dumps in progress: 0,/)
+    await statusIs(both.proxy, /status: dumps in progress: 0,/)
     const line = new RegExp(
       `snapshots: ${count}, chains: 0, memory: ([\\d.]+ \\w+) of .*, links: 0, silent: 0, held for ` +
         `peers: 0 B, restores that wait: 0`,
     )
-    const [, used = ''] = await both.cache.says(line)
+    const [, used = ''] = await statusIs(both.cache, line)
     return { proxy: await sizeOf(both.proxy, 0), cache: await sizeOf(both.cache, parseSize(used.replace(' ', ''))) }
   }
 

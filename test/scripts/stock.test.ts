@@ -16,7 +16,7 @@ import { rejectsFault, within } from '../expect.ts'
 import { startCache, startProxy } from '../support/daemons.ts'
 import { dumpAll, fakeDump } from '../support/fake-criu.ts'
 import { inventory, pageOf, part, putInto, sendChain, sendPart, token } from '../support/rounds.ts'
-import { eventually, type Ran, root, run, temporary } from '../support/run.ts'
+import { eventually, type Ran, root, run, statusIs, temporary } from '../support/run.ts'
 
 const test = suite('scripts/stock')
 
@@ -299,8 +299,7 @@ test('a chain that nobody continues gives way to another snapshot, which is repo
     const images = { ...part('a', [[0, 900, present]]), 'inventory.img': inventory }
     const directory = putInto(join(path, 'a'), images)
     await sendPart(port, 'job', directory, { under: 0, last: false, token })
-    cache.child.kill('SIGUSR1')
-    await cache.says(/snapshots: 0, chains: 1, memory: /)
+    await statusIs(cache, /snapshots: 0, chains: 1, memory: /)
     await setTimeout(400)
     const more = putInto(join(path, 'b'), { ...part('b', [[0, 1000, present]]), 'inventory.img': inventory })
     await sendPart(port, 'web-1', more)

@@ -150,3 +150,11 @@ export async function eventually<Found>(
   }
   throw new Error(`${what} did not happen within ${limitMs / 1000} s`)
 }
+
+/** Asks a daemon for its status (SIGUSR1) again and again until it says `line`: memory comes back a moment later. */
+export function statusIs({ child, stderr }: Running, line: RegExp): Promise<RegExpExecArray> {
+  return eventually(() => {
+    child.kill('SIGUSR1')
+    return line.exec(stderr()) ?? undefined
+  }, `${line}`)
+}
