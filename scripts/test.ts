@@ -15,7 +15,6 @@ import { dirname, join } from 'node:path'
 import { type Task, tasks } from '../test/support/passes.ts'
 
 const root = dirname(import.meta.dirname)
-const LIMIT_MS = 10 * 60_000
 /** Most files wait more than they compute; more at a time would make what is timed fail. */
 const AT_A_TIME = Math.min(8, availableParallelism() + 1)
 const SLOWEST = 10
@@ -26,7 +25,7 @@ interface Ran {
   code: number | null
 }
 
-async function runFile({ file, env, node = process.execPath, limitMs = LIMIT_MS }: Task): Promise<Ran> {
+async function runFile({ file, env, node = process.execPath, limitMs }: Task): Promise<Ran> {
   // Some tests look at what is left in the directory for temporary files: each file has its own.
   const temporary = mkdtempSync(join(tmpdir(), 't-'))
   chmodSync(temporary, 0o1777)

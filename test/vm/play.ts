@@ -15,7 +15,7 @@ export interface Played {
   skipped?: string
 }
 
-const LIMIT_MS = 240_000
+const LIMIT_MS = 480_000
 
 for (const criu of process.argv.slice(2)) {
   for (const { name, missing, play } of playedWith(criu, scenarios)) {
