@@ -37,6 +37,8 @@ const DEFAULT_TARGET_TIMEOUT = '60'
 const DEFAULT_READER_TIMEOUT = '300'
 
 const [dump, restore] = [commandName('dump-to-stdout'), commandName('restore-from-socket')]
+/** What ssh runs, with its installed name: at the other host nobody has set PATH to a checkout. */
+const target = 'ssh host criu-restore-from-socket --from -'
 
 const usage = `usage: ${dump} -t PID [--via COMMAND] [OPTIONS] [-- CRIU OPTIONS]
        ${dump} --listen -D DIR [OPTIONS]
@@ -71,8 +73,8 @@ ${commonHelp}
 ${exitCodeHelp}
 
 example, on the source host:
-  ${dump} -t $PID | ssh host ${restore} --from -
-  ${dump} -t $PID --via 'ssh host ${restore} --from -'`
+  ${dump} -t $PID | ${target}
+  ${dump} -t $PID --via '${target}'`
 
 export const dumpCommand = { name: dump, usage, options: dumpOptions }
 

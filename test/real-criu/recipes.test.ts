@@ -55,8 +55,8 @@ async function recipe(line: string, options: RunOptions): Promise<void> {
 
 /** Recipes as lines of shell. */
 const throughSsh = [
-  'dump-to-stdout -t $PID | ssh host restore-from-socket --from -',
-  "dump-to-stdout -t $PID --via 'ssh host restore-from-socket --from -'",
+  "dump-to-stdout -t $PID --via 'ssh host criu-restore-from-socket --from -'",
+  'dump-to-stdout -t $PID | ssh host criu-restore-from-socket --from -',
 ]
 const intoFile = 'dump-to-stdout -t $PID | zstd -T0 > app.img.zst'
 const fromFile = 'zstd -dc app.img.zst | restore-from-socket --from -'
@@ -79,10 +79,10 @@ test('the recipes stand in the documents, word for word', () => {
     assert.ok(blocks(path).includes(lines.map((line) => `    ${line}`).join('\n')), `${path}: ${lines.join('\n')}`)
   for (const path of ['README.md', 'docs/recipes.md']) {
     for (const line of throughSsh) stands(path, [line])
-    stands(path, plain)
+    stands(path, handOver)
   }
   stands('docs/recipes.md', [intoFile, fromFile])
-  stands('docs/recipes.md', handOver)
+  stands('docs/recipes.md', plain)
   stands('docs/recipes.md', [copy])
 })
 

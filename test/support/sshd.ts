@@ -1,8 +1,11 @@
-/** A real sshd on loopback, on the second host, with keys and a user table of its own. */
+/**
+ * A real sshd on loopback, on the second host, with keys and a user table of its own. Our commands have their installed
+ * names there.
+ */
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import type { Host } from './host.ts'
 import { sshd } from './programs.ts'
 import { root, start, temporary } from './run.ts'
@@ -32,7 +35,8 @@ export async function startSshd(host: Host): Promise<Sshd | string> {
   const users = readFileSync('/etc/passwd', 'utf8')
   file('passwd', `${users}sshd:x:64999:65534::/run/sshd:/usr/sbin/nologin\n`)
   execFileSync('chmod', ['644', join(path, 'passwd')])
-  const bin = join(root, 'scripts', 'bin')
+  const bin = join(path, 'bin')
+  installCommands(bin)
   const server = [
     `ListenAddress 127.0.0.1:${port}`,
     `HostKey ${join(path, 'host')}`,
@@ -60,6 +64,16 @@ export async function startSshd(host: Host): Promise<Sshd | string> {
       await daemon.stop()
       remove()
     },
+  }
+}
+
+/** Makes a directory with the commands of package.json, which start those of the checkout. */
+function installCommands(directory: string): void {
+  const { bin } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { bin: Record<string, string> }
+  mkdirSync(directory, { mode: 0o755 })
+  for (const [name, program] of Object.entries(bin)) {
+    const command = join(root, 'scripts', 'bin', basename(program, '.js'))
+    writeFileSync(join(directory, name), `#!/bin/sh\nexec ${command} "$@"\n`, { mode: 0o755 })
   }
 }
 
