@@ -102,8 +102,13 @@ export class LinkStage extends Writable {
     const { image, reader, most, byReference } = pipe
     const sending = this.#writer.exclusive(async (outlet) => {
       const before = image.size
-      const untouched = byReference ? reader.untouched : undefined
-      if (untouched !== undefined) await outlet.passOn?.(untouched, most, (bytes) => headOf(pipe, bytes))
+      if (byReference) {
+        await outlet.passOn?.(
+          () => reader.untouched,
+          most,
+          (bytes) => headOf(pipe, bytes),
+        )
+      }
       if (image.size === before) await outlet.fillInPlace?.(HEADER_BYTES, most, (room) => fillFrame(pipe, room))
       return image.size - before + HEADER_BYTES
     })

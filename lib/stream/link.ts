@@ -27,10 +27,11 @@ export interface Outlet {
   fillInPlace?(headBytes: number, most: number, fill: (room: Uint8Array) => Filled | undefined): Promise<void>
   /**
    * Takes up to `most` bytes out of a pipe by reference, and sends them behind the head that `head` makes for them:
-   * they must not change before the other end has them. Returns how many; 0 where there are too few to be worth it,
-   * or the link cannot do it.
+   * they must not change before the other end has them. `untouched` is asked for the pipe each time that there may be
+   * room: it may be read and closed meanwhile. Returns how many bytes; 0 where there are too few to be worth it, or
+   * the link cannot do it.
    */
-  passOn?(pipe: Fd, most: number, head: (bytes: number) => Uint8Array): Promise<number>
+  passOn?(untouched: () => Fd | undefined, most: number, head: (bytes: number) => Uint8Array): Promise<number>
   /** Sends `bytes` bytes of a pipe by reference. */
   splice?(pipe: Fd, bytes: number): Promise<void>
   /** For a file: writes what was sent to its disk, and makes sure that `bytes` more will fit. Throws `IO`. */

@@ -121,7 +121,7 @@ export class ResumableSession {
       outlet: {
         send: (bytes, more) => this.#send(bytes, more),
         fillInPlace: (headBytes, most, fill) => this.#fillInPlace(headBytes, most, fill),
-        passOn: (pipe, most, head) => this.#passOn(pipe, most, head),
+        passOn: (untouched, most, head) => this.#passOn(untouched, most, head),
         finish: () => this.#finish(),
       },
       duplex: true,
@@ -240,9 +240,11 @@ export class ResumableSession {
     this.#sendGotIfDue()
   }
 
-  async #passOn(pipe: Fd, most: number, head: (bytes: number) => Uint8Array): Promise<number> {
+  async #passOn(untouched: () => Fd | undefined, most: number, head: (bytes: number) => Uint8Array): Promise<number> {
     this.over.throwIfAborted()
-    for (; this.#canPassOn(pipe); await this.#moreRoom()) {
+    for (; ; await this.#moreRoom()) {
+      const pipe = untouched()
+      if (pipe === undefined || !this.#canPassOn(pipe)) return 0
       const room = Math.min(most, this.#replay.free - HEADER_BYTES)
       const bytes = room <= 0 ? 0 : this.#spliced.take(pipe, room, this.#replay.to + HEADER_BYTES)
       if (bytes === 0) continue
@@ -251,7 +253,6 @@ export class ResumableSession {
       this.#sendGotIfDue()
       return bytes
     }
-    return 0
   }
 
   #canPassOn(pipe: Fd): boolean {

@@ -1,5 +1,5 @@
 /** Sessions that outlive their links: cut anywhere, any number of times, and asked to resume by other peers. */
-
+import { writeSync } from 'node:fs'
 import fc from 'fast-check'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
@@ -8,6 +8,8 @@ import type { Fate } from '../../lib/format/enums.ts'
 import { encodeFrame, NO_TOKEN, TOKEN_BYTES } from '../../lib/format/frame.ts'
 import type { SnapshotId } from '../../lib/format/names.ts'
 import { encodePreamble } from '../../lib/format/preamble.ts'
+import { type Fd, makePipe } from '../../lib/kernel/fd.ts'
+import { closeFd } from '../../lib/kernel/readiness.ts'
 import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { frameReader, frameWriter, unexpected } from '../../lib/stream/frames.ts'
 import type { ImageSink } from '../../lib/stream/image.ts'
@@ -523,6 +525,29 @@ test('a receiver does not keep more than its window for a sender that never says
   const session = new ResumableSession({ peer: 'x', role: 'receiver', timeoutMs: 60_000 })
   await session.link.outlet.send(Buffer.alloc(RECEIVER_WINDOW))
   await rejectsFault('LIMIT', session.link.outlet.send(Buffer.alloc(1)))
+  session.link.destroy()
+})
+
+test('a pipe that is read and closed while its pages wait for room is not touched any more', async () => {
+  const session = new ResumableSession({ peer: 'x', role: 'sender', timeoutMs: 60_000 })
+  session.attach(cable({ splices: true, room: 2 ** 24 }).near, 0)
+  const { outlet } = session.link
+  await outlet.send(Buffer.alloc(SENDER_WINDOW))
+  const [out, into] = makePipe()
+  writeSync(into, Buffer.alloc(2 ** 16, 1))
+  let untouched: Fd | undefined = out
+  const passed = outlet.passOn?.(
+    () => untouched,
+    2 ** 20,
+    () => {
+      throw new Error('it passes bytes on')
+    },
+  )
+  await new Promise((resolve) => setTimeout(resolve, 10))
+  untouched = undefined
+  for (const end of [out, into]) closeFd(end)
+  session.acknowledged(2 ** 20)
+  assert.is(await passed, 0)
   session.link.destroy()
 })
 
