@@ -1,6 +1,7 @@
 /** A criu restore on this host that the cache did not start, and the one that connects by `--stream`. */
 import { closedGate, type Gate } from '../criu/action-script.ts'
 import { runsScript } from '../criu/command-line.ts'
+import { lostByStream, lostFault } from '../criu/image-files.ts'
 import { type Served, serve } from '../criu/serve.ts'
 import { reportSmallPipes } from '../criu/small-pipes.ts'
 import { asFault } from '../format/refusal.ts'
@@ -46,13 +47,20 @@ export class ExternalRestore {
 
   /**
    * Gives it the snapshot that `find` finds. `what` is reported as what it waits for, where there is nothing yet.
-   * Throws what `find` throws, and `EXISTS` where the snapshot runs or another restore is at work.
+   * Throws what `find` throws, `EXISTS` where the snapshot runs or another restore is at work, and `CRIU` where this
+   * criu would lose something of a snapshot whose source still has its tasks.
    */
   async choose(what: string, find: (early: boolean) => Promise<SealedSnapshot>): Promise<SealedSnapshot> {
     const { snapshots, handovers, options } = this.#context
     handovers.refuseIfRunning(options.id)
     if (!snapshots.has(options.id)) options.report({ event: 'waiting', what: options.id ?? what })
     const found = await find(this.canBeHeld)
+    const lost = lostByStream(found.images)
+    if (lost !== undefined) {
+      const fault = lostFault(lost)
+      if (handovers.refuse(found.id, fault)) throw fault
+      options.report({ event: 'lost by stream', id: found.id, fault })
+    }
     this.finish = handovers.admit(found.id, this.#gate, this.criu)
     this.found = found
     this.#release = found.use()

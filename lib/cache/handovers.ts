@@ -199,6 +199,19 @@ export class Handovers {
     }
   }
 
+  /**
+   * Tells a source that still has its tasks that the criu that came cannot restore its snapshot. Returns whether there
+   * is such a source.
+   */
+  refuse(id: SnapshotId, reason: Fault): boolean {
+    const handover = this.#withVerdict(id)
+    if (handover?.state !== 'sealed') return false
+    handover.restore()
+    // A criu that waits for the snapshot has it before anybody listens for what becomes of it.
+    setImmediate(() => handover.restoreFailed(reason))
+    return true
+  }
+
   /** Throws `MISSING` unless the token is that of the hand-over: the same fault as for an unknown snapshot. */
   checkToken(id: SnapshotId, token: Buffer): void {
     const own = this.#handovers.get(id)?.token ?? NO_TOKEN
@@ -290,6 +303,7 @@ export class Handovers {
       const restore = new RunningRestore(criu, criuOptions, found.images, work, {
         hold: { label: restoreLabel(id, handover.token), gates: work.path },
         signal: stop.signal,
+        pool: found.sink.pool,
         ...(releaseEarly && { onTaken: (piece) => found.release(piece) }),
       })
       void restore.held.then(() => handover.restored(restore))

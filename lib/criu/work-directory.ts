@@ -20,6 +20,7 @@ import { closeFd } from '../kernel/readiness.ts'
 import { trustedPath } from '../kernel/trusted-path.ts'
 import { connectUnix, listenUnix } from '../kernel/unix.ts'
 import { noteMade } from '../made-directories.ts'
+import { formatSize } from '../size.ts'
 
 /** A directory with one socket for CRIU in it. */
 export type WorkDir = ReturnType<typeof openWorkDir>
@@ -90,14 +91,25 @@ export function temporaryDirectory(place = tmpdir()): PrivateDirectory {
 
 const TMPFS_MAGIC = 0x01021994
 
-/** A temporary directory in memory. Throws like `temporaryDirectory`, and `MISSING` where there is no tmpfs. */
-export function memoryDirectory(): PrivateDirectory {
-  const parent = ['/run', '/dev/shm', tmpdir()].find(
-    (path) => existsSync(path) && statfsSync(path).type === TMPFS_MAGIC,
-  )
-  if (parent === undefined) {
+/**
+ * A temporary directory in memory, with room for `bytes`. Throws like `temporaryDirectory`, `MISSING` where there is no
+ * tmpfs, and `IO` where none has room.
+ */
+export function memoryDirectory(bytes = 0): PrivateDirectory {
+  const room = (path: string): number => {
+    const { type, bavail, bsize } = statfsSync(path)
+    return type === TMPFS_MAGIC ? bavail * bsize : -1
+  }
+  const places = ['/run', '/dev/shm', tmpdir()].filter((path) => existsSync(path) && room(path) >= 0)
+  if (places.length === 0) {
     throw new Fault('MISSING', 'neither /run nor /dev/shm is a tmpfs, and nothing is to touch a disk', {
       hint: 'mount -t tmpfs tmpfs /dev/shm',
+    })
+  }
+  const parent = places.find((path) => room(path) >= bytes)
+  if (parent === undefined) {
+    throw new Fault('IO', `${places.join(' and ')} have no room for ${formatSize(bytes)}`, {
+      hint: 'mount -o remount,size=SIZE /dev/shm',
     })
   }
   return temporaryDirectory(parent)
