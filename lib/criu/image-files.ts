@@ -52,8 +52,6 @@ export async function writeImageFiles(images: Images, pool: Pool, signal: AbortS
   const secret = memoryDirectory(bytes)
   const files = {
     path: join(secret.path, 'images'),
-    /** Where a gate for the restore may lie. */
-    gates: secret.path,
     /** Removes the files. May be called twice. */
     remove(): void {
       secret.remove()

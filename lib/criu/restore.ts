@@ -140,7 +140,7 @@ export class RunningRestore implements HeldRestore {
       this.#tasks?.settle(await this.runs)
       signal.removeEventListener('abort', this.#onSignal)
       this.#gate?.remove()
-      if (hold !== undefined) rmSync(join(hold.gates, 'post-restore'), { force: true })
+      rmSync(join(hold?.gates ?? this.#work.path, 'post-restore'), { force: true })
     }
   }
 
@@ -177,7 +177,7 @@ export class RunningRestore implements HeldRestore {
   async #byFiles(): Promise<void> {
     const { hold, pool } = this.#control
     const files = await writeImageFiles(this.#images, pool, this.#taking.signal)
-    const gates = hold?.gates ?? files.gates
+    const gates = hold?.gates ?? this.#work.path
     let noting: NodeJS.Timeout | undefined
     try {
       const script = ['--action-script', writeScript(gates, 'post-restore')]
@@ -194,7 +194,6 @@ export class RunningRestore implements HeldRestore {
       await run.done
     } finally {
       clearInterval(noting)
-      this.#gate?.remove()
       files.remove()
     }
   }

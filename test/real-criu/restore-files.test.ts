@@ -60,6 +60,17 @@ function crosses(load: Load, criu: string, options: string[]): void {
       nothingLeft()
     }))
 
+  test(`${load.name}: a restore that fails leaves nothing, and the process that has its pid alone`, () =>
+    staged(criu, load, async (stage) => {
+      const image = join(stage.folder, 'app.img')
+      const dumped = await shell(`dump-to-stdout -t ${stage.load.pid} -- -R ${options.join(' ')} > ${image}`)
+      assert.is(dumped.code, 0, dumped.stderr)
+      const restored = await shell(`restore-from-socket ${behind.join(' ')} < ${image}`)
+      assert.is(restored.code, 5, restored.stderr)
+      await stage.stayed()
+      nothingLeft()
+    }))
+
   test(`${load.name}: a criu restore --stream that is held is refused, and the process runs on`, () =>
     staged(criu, load, async (stage) => {
       const { cache, port } = await stage.cache()
