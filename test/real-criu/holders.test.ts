@@ -123,9 +123,10 @@ function holders(criu: string): void {
         await again.says(/is held until its source says/)
         await refusedBeside(scene, other)
         assert.is(await copyOf(scene), 'held')
+        // What was said meanwhile must not come any more: with it the hand-over would go on.
+        assert.not((await dumping).code === 0)
         // The first one's own source is still believed.
         scene.relay.mend()
-        assert.not((await dumping).code === 0)
         await again.says(/the source runs on, the target runs nothing of it/)
         await none(scene)
         await scene.stayed()

@@ -24,8 +24,10 @@ const MIB = 2 ** 20
 const LIMIT = 64 * MIB
 /** A quarter of it. */
 const FOR_PEERS = 16 * MIB
+/** V8 of Node.js 24 keeps new objects in up to twice the memory. */
+const NEWER_HEAP = Number(process.versions.node.split('.')[0]) >= 24 ? 32 * MIB : 0
 /** What else a cache may take: itself, and what it is about to throw away. */
-const BESIDE = 200 * MIB
+const BESIDE = 200 * MIB + NEWER_HEAP
 const COUNT = 250
 const SETTLE_MS = 60_000
 /** What it had at its start, and a tenth. */
