@@ -22,6 +22,8 @@ export class ExternalRestore {
   readonly #context: CacheContext
   /** The snapshot that it gets, once it is chosen. */
   found: SealedSnapshot | undefined
+  /** It cannot restore all of that snapshot. */
+  loses = false
   /** To be called when the criu takes no more images. Resolves when it is known whether its tasks run. */
   finish = async (): Promise<void> => {}
   #gate: Gate | undefined
@@ -59,6 +61,7 @@ export class ExternalRestore {
     if (lost !== undefined) {
       const fault = lostFault(lost)
       if (handovers.refuse(found.id, fault)) throw fault
+      this.loses = true
       options.report({ event: 'lost by stream', id: found.id, fault })
     }
     this.finish = handovers.admit(found.id, this.#gate, this.criu)
@@ -98,7 +101,7 @@ export async function serveExternalRestore(socket: Fd, script: string, context: 
     )
     // A snapshot whose hand-over is over stays, for whoever asks next.
     const state = handovers.get(found.id)?.state
-    early = releaseEarly && restore.canBeHeld && (state === 'restoring' || state === 'reviving')
+    early = releaseEarly && restore.canBeHeld && !restore.loses && (state === 'restoring' || state === 'reviving')
     return found.images
   }
   const onTaken = (piece: Piece): void => {

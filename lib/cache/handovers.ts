@@ -10,7 +10,7 @@ import { checkCriuOptions } from '../criu/run.ts'
 import { SERVE_SOCKET } from '../criu/serve.ts'
 import { openWorkDir, type PrivateDirectory, type WorkDir } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
-import type { Fate, Verdict } from '../format/enums.ts'
+import type { Fate, Until, Verdict } from '../format/enums.ts'
 import { NO_TOKEN } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { asFault } from '../format/refusal.ts'
@@ -95,8 +95,9 @@ export class Handovers {
 
   /**
    * Begins the hand-over of a snapshot whose images are all here. `token`: what a verdict on another link must show.
+   * `until`: what the source waits for, if it still waits.
    */
-  add(id: SnapshotId, token: Buffer = NO_TOKEN): TargetHandover {
+  add(id: SnapshotId, token: Buffer = NO_TOKEN, until?: Until): TargetHandover {
     const snapshots = this.#snapshots
     const onSettled = (outcome: ImagesOutcome): void => {
       if (outcome === 'copied') snapshots.decide(id, true)
@@ -104,7 +105,7 @@ export class Handovers {
       else snapshots.remove(id)
       this.#forgetOldest()
     }
-    const handover = new TargetHandover(id, onSettled, token)
+    const handover = new TargetHandover(id, onSettled, token, until)
     this.#handovers.set(id, handover)
     return handover
   }
@@ -200,12 +201,13 @@ export class Handovers {
   }
 
   /**
-   * Tells a source that still has its tasks that the criu that came cannot restore its snapshot. Returns whether there
-   * is such a source.
+   * Tells a source that waits for a restored copy that the criu that came cannot make one. Returns whether the source
+   * still has its tasks, as far as is known here.
    */
   refuse(id: SnapshotId, reason: Fault): boolean {
     const handover = this.#withVerdict(id)
     if (handover?.state !== 'sealed') return false
+    if (handover.until !== 'running') return true
     handover.restore()
     // A criu that waits for the snapshot has it before anybody listens for what becomes of it.
     setImmediate(() => handover.restoreFailed(reason))
@@ -266,7 +268,7 @@ export class Handovers {
 
   /** A snapshot whose memory was released early cannot be offered a second time. */
   #restoreFailed(handover: TargetHandover, reason: Fault): void {
-    if (this.#options.releaseEarly) this.#snapshots.remove(handover.id)
+    if (this.#snapshots.isReleased(handover.id)) this.#snapshots.remove(handover.id)
     handover.restoreFailed(reason)
   }
 

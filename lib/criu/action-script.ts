@@ -269,7 +269,7 @@ while kill -0 $PPID && [ -p $gate.held ]; do
   flock -s 9 9>>$gate.lock
   [ -e $gate.go ] && exit 0
   [ -e $gate.drop ] && exit 1
-  [ -s $gate.lock ] || exit 1
+  [ -s $gate.lock ] || { [ -e $gate.go ]; exit; }
   sleep 1
 done
 exit 1

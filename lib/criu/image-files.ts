@@ -13,7 +13,9 @@ import { commandName } from '../command-name.ts'
 import { Fault } from '../fault.ts'
 import { hasPrivateHugePages } from '../format/mm.ts'
 import type { ImageName } from '../format/names.ts'
+import { PAGE_BYTES } from '../format/pagemap.ts'
 import { Account } from '../store/accounting.ts'
+import { pagemapPattern } from '../store/directory-chain.ts'
 import type { Pool } from '../store/pool.ts'
 import type { StoredImage } from '../store/stored-image.ts'
 import { piecesFor } from './serve.ts'
@@ -21,12 +23,18 @@ import { memoryDirectory } from './work-directory.ts'
 
 type Images = ReadonlyMap<ImageName, StoredImage>
 
+/** Bytes of images of mm that are looked through, some 40,000 areas. With more it could be anything, and files do. */
+const MOST_MM = 2 * 2 ** 20
+
 /** What CRIU would lose, or could not restore, if it read these images by `--stream`; undefined if nothing. */
 export function lostByStream(images: Images): string | undefined {
+  let left = MOST_MM
   for (const [name, image] of images) {
     if (/^nftables-\d+\.img$/.test(name) && image.size > 0) return 'firewall rules (nftables)'
     if (/^userns-\d+\.img$/.test(name)) return 'a user namespace'
-    if (/^mm-\d+\.img$/.test(name) && hasPrivateHugePages(bytesOf(image))) return 'private memory of huge pages'
+    if (!/^mm-\d+\.img$/.test(name)) continue
+    left -= image.size
+    if (left < 0 || hasPrivateHugePages(bytesOf(image))) return 'private memory of huge pages'
   }
   return undefined
 }
@@ -48,16 +56,21 @@ function bytesOf({ pieces }: StoredImage): Buffer {
  */
 export async function writeImageFiles(images: Images, pool: Pool, signal: AbortSignal) {
   const account = new Account(pool)
-  const bytes = [...images.values()].reduce((sum, { size }) => sum + size, 0)
+  const bytes = [...images.values()].reduce((sum, image) => sum + roomFor(image), 0)
   const secret = memoryDirectory(bytes)
   const files = {
     path: join(secret.path, 'images'),
+    /** A process that has this descriptor keeps the files from being taken for abandoned. */
+    lock: secret.lock,
     /** Removes the files. May be called twice. */
     remove(): void {
+      signal.removeEventListener('abort', files.remove)
       secret.remove()
       account.close()
     },
   }
+  // Also right before this process ends; a criu that misses images is failed by its gate.
+  signal.addEventListener('abort', files.remove, { once: true })
   try {
     account.add(bytes)
     mkdirSync(files.path)
@@ -66,11 +79,17 @@ export async function writeImageFiles(images: Images, pool: Pool, signal: AbortS
       signal.throwIfAborted()
       await writeFile(join(files.path, image.name), image)
     }
+    signal.throwIfAborted()
     return files
   } catch (error) {
     files.remove()
     throw error
   }
+}
+
+/** What the file takes of a tmpfs, at most; a pagemap grows when it is converted. */
+function roomFor({ name, size }: StoredImage): number {
+  return Math.ceil((pagemapPattern.test(name) ? 2 * size : size) / PAGE_BYTES) * PAGE_BYTES
 }
 
 async function writeFile(path: string, image: StoredImage): Promise<void> {

@@ -1,6 +1,5 @@
 /** Runs criu restore from images in memory, and holds it at post-restore if asked. */
 import { rmSync } from 'node:fs'
-import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
@@ -68,7 +67,7 @@ type Images = ReadonlyMap<ImageName, StoredImage>
 /** How long the end of criu's socket may take to be noticed after the end of criu. */
 const TAKEN_MS = 1000
 /** How often the tasks that criu has made are looked at, until it holds them. */
-const NOTE_MS = 100
+const NOTE_MS = 20
 
 /**
  * Runs `criu restore -d` on images: by `--stream`, with its socket in `work`, or from files where a stream would lose
@@ -94,6 +93,8 @@ export class RunningRestore implements HeldRestore {
   /** From the moment when criu is known. */
   #gate: Gate | undefined
   #tasks: ReturnType<typeof restoredTasks> | undefined
+  /** The action script, once it is written. */
+  #script: string | undefined
   #opened = false
 
   /** Starts `criu` with `options`. */
@@ -104,6 +105,7 @@ export class RunningRestore implements HeldRestore {
     this.#work = work
     this.#control = control
     control.signal.addEventListener('abort', this.#onSignal, { once: true })
+    if (control.signal.aborted) this.#onSignal()
     this.done = this.#finish()
     this.done.catch(() => {})
   }
@@ -126,7 +128,7 @@ export class RunningRestore implements HeldRestore {
   }
 
   async #finish(): Promise<void> {
-    const { hold, signal } = this.#control
+    const { signal } = this.#control
     try {
       const restored = lostByStream(this.#images) === undefined ? this.#byStream() : this.#byFiles()
       await restored.catch((error: unknown) => {
@@ -140,13 +142,13 @@ export class RunningRestore implements HeldRestore {
       this.#tasks?.settle(await this.runs)
       signal.removeEventListener('abort', this.#onSignal)
       this.#gate?.remove()
-      rmSync(join(hold?.gates ?? this.#work.path, 'post-restore'), { force: true })
+      if (this.#script !== undefined) rmSync(this.#script, { force: true })
     }
   }
 
   async #byStream(): Promise<void> {
     const { hold } = this.#control
-    const script = hold !== undefined ? ['--action-script', writeScript(hold.gates, 'post-restore')] : []
+    const script = hold === undefined ? [] : this.#writeScript(hold.gates)
     const run = startCriu(this.#criu, 'restore', ['--stream', '-d', '-D', this.#work.path, ...script, ...this.#options])
     const serving = this.#serve()
     serving.catch(() => {})
@@ -180,22 +182,37 @@ export class RunningRestore implements HeldRestore {
     const gates = hold?.gates ?? this.#work.path
     let noting: NodeJS.Timeout | undefined
     try {
-      const script = ['--action-script', writeScript(gates, 'post-restore')]
-      const run = startCriu(this.#criu, 'restore', ['-d', '-D', files.path, ...script, ...this.#options])
+      // What criu writes by a relative path lies where it does with a stream.
+      const options = ['-d', '-D', files.path, '-W', this.#work.path, ...this.#writeScript(gates), ...this.#options]
+      const run = startCriu(this.#criu, 'restore', options, [files.lock])
       const tasks = restoredTasks(run.pid)
       this.#tasks = tasks
       noting = setInterval(tasks.note, NOTE_MS)
       const gate = closedGate(gates, run.pid, 'post-restore')
-      gate.held.then(() => clearInterval(noting)).catch(() => {})
+      // CRIU has read all images before it comes to the gate.
+      gate.held
+        .then(() => {
+          clearInterval(noting)
+          files.remove()
+        })
+        .catch(() => {})
       if (hold === undefined) {
         this.#gate = gate
-        gate.held.then(tasks.note).then(gate.open, () => {})
+        gate.held
+          .then(tasks.note)
+          .then(gate.open)
+          .catch(() => {})
       } else this.#holdAt(gate, tasks)
       await run.done
     } finally {
       clearInterval(noting)
       files.remove()
     }
+  }
+
+  #writeScript(directory: string): string[] {
+    this.#script = writeScript(directory, 'post-restore')
+    return ['--action-script', this.#script]
   }
 
   #holdAt(gate: Gate, tasks: ReturnType<typeof restoredTasks>): void {

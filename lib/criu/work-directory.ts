@@ -15,7 +15,7 @@ import {
 import { tmpdir } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
-import { type Fd, tryLock } from '../kernel/fd.ts'
+import { asFd, type Fd, tryLock } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { trustedPath } from '../kernel/trusted-path.ts'
 import { connectUnix, listenUnix } from '../kernel/unix.ts'
@@ -69,6 +69,8 @@ function locked(path: string) {
   }
   return {
     path,
+    /** Locks the directory for as long as any process has it. */
+    lock: asFd(lock),
     /** Unlocks the directory and leaves it for `abandoned`. */
     release,
     /** Removes the directory with its contents. May be called twice. */
@@ -85,8 +87,12 @@ function locked(path: string) {
  */
 export function temporaryDirectory(place = tmpdir()): PrivateDirectory {
   const parent = trustedPath(place, { parent: true, otherwise: 'name another directory with TMPDIR' })
-  for (const left of abandoned(parent, /^criu-ferry\.\d+\.\w{6}$/)) left.remove()
+  removeAbandoned(parent)
   return privateDirectory(parent, `criu-ferry.${process.pid}.`)
+}
+
+function removeAbandoned(parent: string): void {
+  for (const left of abandoned(parent, /^criu-ferry\.\d+\.\w{6}$/)) left.remove()
 }
 
 const TMPFS_MAGIC = 0x01021994
@@ -106,8 +112,11 @@ export function memoryDirectory(bytes = 0): PrivateDirectory {
       hint: 'mount -t tmpfs tmpfs /dev/shm',
     })
   }
-  const parent = places.find((path) => room(path) >= bytes)
-  if (parent === undefined) {
+  for (const path of places) removeAbandoned(path)
+  // What is large goes where most room is left.
+  if (bytes > 0) places.sort((one, other) => room(other) - room(one))
+  const [parent = ''] = places
+  if (room(parent) < bytes) {
     throw new Fault('IO', `${places.join(' and ')} have no room for ${formatSize(bytes)}`, {
       hint: 'mount -o remount,size=SIZE /dev/shm',
     })
