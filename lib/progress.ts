@@ -1,3 +1,5 @@
+import type { Fault } from './fault.ts'
+
 /** What roles tell the command line: a role never prints. */
 export type Progress =
   /** A place where others can connect is ready. */
@@ -41,6 +43,8 @@ export type Progress =
   | { event: 'restored'; ms: number }
   /** The system gives us pipes of only that many bytes, which costs time. */
   | { event: 'small pipes'; bytes: number }
+  /** A criu that somebody else started restores by `--stream`, and something is lost by that. */
+  | { event: 'lost by stream'; id: string; fault: Fault }
   /** The cache does not say which pages it has: all are sent. */
   | { event: 'nothing offered' }
   /** Both ends know what became of a snapshot's tasks, and it is what was asked for. */

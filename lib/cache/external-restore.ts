@@ -1,6 +1,7 @@
 /** A criu restore on this host that the cache did not start, and the one that connects by `--stream`. */
 import { closedGate, type Gate } from '../criu/action-script.ts'
 import { runsScript } from '../criu/command-line.ts'
+import { lostByStream, lostFault } from '../criu/image-files.ts'
 import { type Served, serve } from '../criu/serve.ts'
 import { reportSmallPipes } from '../criu/small-pipes.ts'
 import { asFault } from '../format/refusal.ts'
@@ -21,6 +22,8 @@ export class ExternalRestore {
   readonly #context: CacheContext
   /** The snapshot that it gets, once it is chosen. */
   found: SealedSnapshot | undefined
+  /** It cannot restore all of that snapshot. */
+  loses = false
   /** To be called when the criu takes no more images. Resolves when it is known whether its tasks run. */
   finish = async (): Promise<void> => {}
   #gate: Gate | undefined
@@ -46,13 +49,21 @@ export class ExternalRestore {
 
   /**
    * Gives it the snapshot that `find` finds. `what` is reported as what it waits for, where there is nothing yet.
-   * Throws what `find` throws, and `EXISTS` where the snapshot runs or another restore is at work.
+   * Throws what `find` throws, `EXISTS` where the snapshot runs or another restore is at work, and `CRIU` where this
+   * criu would lose something of a snapshot whose source still has its tasks.
    */
   async choose(what: string, find: (early: boolean) => Promise<SealedSnapshot>): Promise<SealedSnapshot> {
     const { snapshots, handovers, options } = this.#context
     handovers.refuseIfRunning(options.id)
     if (!snapshots.has(options.id)) options.report({ event: 'waiting', what: options.id ?? what })
     const found = await find(this.canBeHeld)
+    const lost = lostByStream(found.images)
+    if (lost !== undefined) {
+      const fault = lostFault(lost)
+      if (handovers.refuse(found.id, fault)) throw fault
+      this.loses = true
+      options.report({ event: 'lost by stream', id: found.id, fault })
+    }
     this.finish = handovers.admit(found.id, this.#gate, this.criu)
     this.found = found
     this.#release = found.use()
@@ -90,7 +101,7 @@ export async function serveExternalRestore(socket: Fd, script: string, context: 
     )
     // A snapshot whose hand-over is over stays, for whoever asks next.
     const state = handovers.get(found.id)?.state
-    early = releaseEarly && restore.canBeHeld && (state === 'restoring' || state === 'reviving')
+    early = releaseEarly && restore.canBeHeld && !restore.loses && (state === 'restoring' || state === 'reviving')
     return found.images
   }
   const onTaken = (piece: Piece): void => {

@@ -10,7 +10,7 @@ import { checkCriuOptions } from '../criu/run.ts'
 import { SERVE_SOCKET } from '../criu/serve.ts'
 import { openWorkDir, type PrivateDirectory, type WorkDir } from '../criu/work-directory.ts'
 import { Fault } from '../fault.ts'
-import type { Fate, Verdict } from '../format/enums.ts'
+import type { Fate, Until, Verdict } from '../format/enums.ts'
 import { NO_TOKEN } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { asFault } from '../format/refusal.ts'
@@ -95,8 +95,9 @@ export class Handovers {
 
   /**
    * Begins the hand-over of a snapshot whose images are all here. `token`: what a verdict on another link must show.
+   * `until`: what the source waits for, if it still waits.
    */
-  add(id: SnapshotId, token: Buffer = NO_TOKEN): TargetHandover {
+  add(id: SnapshotId, token: Buffer = NO_TOKEN, until?: Until): TargetHandover {
     const snapshots = this.#snapshots
     const onSettled = (outcome: ImagesOutcome): void => {
       if (outcome === 'copied') snapshots.decide(id, true)
@@ -104,7 +105,7 @@ export class Handovers {
       else snapshots.remove(id)
       this.#forgetOldest()
     }
-    const handover = new TargetHandover(id, onSettled, token)
+    const handover = new TargetHandover(id, onSettled, token, until)
     this.#handovers.set(id, handover)
     return handover
   }
@@ -199,6 +200,20 @@ export class Handovers {
     }
   }
 
+  /**
+   * Tells a source that waits for a restored copy that the criu that came cannot make one. Returns whether the source
+   * still has its tasks, as far as is known here.
+   */
+  refuse(id: SnapshotId, reason: Fault): boolean {
+    const handover = this.#withVerdict(id)
+    if (handover?.state !== 'sealed') return false
+    if (handover.until !== 'running') return true
+    handover.restore()
+    // A criu that waits for the snapshot has it before anybody listens for what becomes of it.
+    setImmediate(() => handover.restoreFailed(reason))
+    return true
+  }
+
   /** Throws `MISSING` unless the token is that of the hand-over: the same fault as for an unknown snapshot. */
   checkToken(id: SnapshotId, token: Buffer): void {
     const own = this.#handovers.get(id)?.token ?? NO_TOKEN
@@ -253,7 +268,7 @@ export class Handovers {
 
   /** A snapshot whose memory was released early cannot be offered a second time. */
   #restoreFailed(handover: TargetHandover, reason: Fault): void {
-    if (this.#options.releaseEarly) this.#snapshots.remove(handover.id)
+    if (this.#snapshots.isReleased(handover.id)) this.#snapshots.remove(handover.id)
     handover.restoreFailed(reason)
   }
 
@@ -290,6 +305,7 @@ export class Handovers {
       const restore = new RunningRestore(criu, criuOptions, found.images, work, {
         hold: { label: restoreLabel(id, handover.token), gates: work.path },
         signal: stop.signal,
+        pool: found.sink.pool,
         ...(releaseEarly && { onTaken: (piece) => found.release(piece) }),
       })
       void restore.held.then(() => handover.restored(restore))

@@ -3,6 +3,7 @@ import { setImmediate as yieldToOthers } from 'node:timers/promises'
 import { warmUp } from '../criu/warm-up.ts'
 import { Fault } from '../fault.ts'
 import { digestWords } from '../format/digest.ts'
+import type { Until } from '../format/enums.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { LONGEST_RECALLED } from '../format/page-digest.ts'
 import type { TargetState } from '../handover/state-machine.ts'
@@ -57,7 +58,7 @@ async function receiveImages(
   connection.enter('moving', timeoutMs)
   const over = defer<void>()
   let round: number | undefined
-  let handsOver = false
+  let handsOver: Until | undefined
   let token: Buffer | undefined
   try {
     const snapshot = await receiveSnapshot(reader, warmingUp(incoming), {
@@ -69,8 +70,8 @@ async function receiveImages(
       onRecall: (from) => answerRecall(incoming, from, { writer, memory }).catch((error: Error) => link.destroy(error)),
       onAck: (channel, offset) => writer.send({ type: 'ack', channel, offset }),
       onReserved: (offset) => writer.send({ type: 'reserved', offset }),
-      onHandOver(_until, shown) {
-        handsOver = true
+      onHandOver(until, shown) {
+        handsOver = until
         token = shown
         if (token === undefined) return
         targetLink.outlive(token, timeoutMs, memory)
@@ -87,7 +88,7 @@ async function receiveImages(
       },
     })
     await incoming.complete()
-    const handover = handsOver ? handovers.add(id, token) : undefined
+    const handover = handsOver && handovers.add(id, token, handsOver)
     incoming.seal(handover !== undefined)
     reportSealed(report, id, snapshot, begun, round)
     return { digest: snapshot.digest, handover }

@@ -30,6 +30,8 @@ export function describeProgress(progress: Progress): string {
         `pipes hold only ${formatSize(progress.bytes)}, and a dump takes up to twice as long: ` +
         'raise fs.pipe-max-size and fs.pipe-user-pages-soft with sysctl, or give CAP_SYS_RESOURCE'
       )
+    case 'lost by stream':
+      return `snapshot ${progress.id}: ${progress.fault.message}; ${progress.fault.hint}`
     case 'nothing offered':
       return `the cache offers no pages (${commandName('cache')} --dedup): all of them are sent`
     case 'restored':

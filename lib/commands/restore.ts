@@ -5,6 +5,7 @@
  * end is not there. The sink is a criu that we start, a criu that another program starts, or a directory.
  */
 import { join } from 'node:path'
+import { lostByStream, lostFault } from '../criu/image-files.ts'
 import { type RestoreHold, RunningRestore } from '../criu/restore.ts'
 import { checkCriuOptions } from '../criu/run.ts'
 import { SERVE_SOCKET, serve } from '../criu/serve.ts'
@@ -64,7 +65,8 @@ export async function restoreTree(
   checkCriuOptions(criuOptions)
   let work: WorkDir | undefined
   try {
-    const snapshot = new MemorySnapshot(new Pool(options.maxMemory, options.reserve))
+    const pool = new Pool(options.maxMemory, options.reserve)
+    const snapshot = new MemorySnapshot(pool)
     // Not before the snapshot comes: a peer that only brings a verdict may find its holder in the same directory.
     const openWork = (): WorkDir => {
       work ??= openWorkDir(options.directory, SERVE_SOCKET)
@@ -76,7 +78,7 @@ export async function restoreTree(
     const { handOver } = received
     const begun = performance.now()
     const start = (hold: RestoreHold | undefined, signal: AbortSignal): RunningRestore =>
-      new RunningRestore(criu, criuOptions, snapshot.images, openWork(), { hold, signal })
+      new RunningRestore(criu, criuOptions, snapshot.images, openWork(), { hold, signal, pool })
     if (handOver === undefined) {
       link.destroy()
       await start(undefined, options.signal).done
@@ -98,6 +100,10 @@ export async function restoreToListener(link: Link, options: RestoreOptions): Pr
     link.destroy()
     options.report({ event: 'listening', at: join(work.path, SERVE_SOCKET) })
     const begun = performance.now()
+    const lost = lostByStream(snapshot.images)
+    if (lost !== undefined) {
+      options.report({ event: 'lost by stream', id: options.id ?? '-', fault: lostFault(lost) })
+    }
     const socket = await Promise.race([acceptSpeaker(work.listener), rejectWhenAborted(options.signal)])
     const served = await Promise.race([serve(socket, async () => snapshot.images), rejectWhenAborted(options.signal)])
     const ms = performance.now() - begun

@@ -260,12 +260,16 @@ done
 [ -e $gate.go ]
 `
 
-/** Waits without a limit: the copy may be the only one, and the next holder recovers it. */
+/**
+ * Waits without a limit: the copy may be the only one, and the next holder recovers it. A gate that has no label is
+ * recovered by nobody.
+ */
 const postRestore = `${head('post-restore')}
 while kill -0 $PPID && [ -p $gate.held ]; do
   flock -s 9 9>>$gate.lock
   [ -e $gate.go ] && exit 0
   [ -e $gate.drop ] && exit 1
+  [ -s $gate.lock ] || { [ -e $gate.go ]; exit; }
   sleep 1
 done
 exit 1

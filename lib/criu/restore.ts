@@ -1,14 +1,15 @@
 /** Runs criu restore from images in memory, and holds it at post-restore if asked. */
 import { rmSync } from 'node:fs'
-import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { Fault } from '../fault.ts'
 import { type ImageName, INVENTORY } from '../format/names.ts'
 import type { Process } from '../kernel/process.ts'
 import { acceptSpeaker, peerPid } from '../kernel/unix.ts'
+import type { Pool } from '../store/pool.ts'
 import type { Piece, StoredImage } from '../store/stored-image.ts'
 import { defer } from '../stream/wait.ts'
 import { closedGate, type Gate, writeScript } from './action-script.ts'
+import { lostByStream, writeImageFiles } from './image-files.ts'
 import { restoredTasks } from './process-tree.ts'
 import { startCriu } from './run.ts'
 import { type Served, serve } from './serve.ts'
@@ -55,17 +56,24 @@ interface RestoreControl {
   /** Stops criu at post-restore, if given. */
   hold: RestoreHold | undefined
   signal: AbortSignal
+  /** Counts the files of a restore that is not by `--stream`. */
+  pool: Pool
   /** Is called with every piece that criu has taken. */
   onTaken?: (piece: Piece) => void
 }
 
+type Images = ReadonlyMap<ImageName, StoredImage>
+
 /** How long the end of criu's socket may take to be noticed after the end of criu. */
 const TAKEN_MS = 1000
+/** How often the tasks that criu has made are looked at, until it holds them. */
+const NOTE_MS = 20
 
 /**
- * Runs `criu restore --stream -d` on images, with its socket in `work`. A signal takes the images away from criu, which
- * then removes what it has restored; criu itself is not killed, and once it was let go a signal comes too late. Where
- * another process kills criu, its tasks would wait for it for ever, and are killed here.
+ * Runs `criu restore -d` on images: by `--stream`, with its socket in `work`, or from files where a stream would lose
+ * something. A signal takes the images away from criu, or fails it at post-restore, and it removes what it has
+ * restored; criu itself is not killed, and once it was let go a signal comes too late. Where another process kills
+ * criu, its tasks would wait for it for ever, and are killed here.
  */
 export class RunningRestore implements HeldRestore {
   readonly #held = defer<void>()
@@ -73,34 +81,32 @@ export class RunningRestore implements HeldRestore {
   /** Resolves when the tasks are restored and held. Never for a restore that is not to be held. */
   readonly held = this.#held.promise
   readonly runs = this.#runs.promise
-  /** Resolves when criu has exited 0 and has taken the images. Throws `CRIU`. */
+  /** Resolves when criu has exited 0 and has taken the images. Throws `CRIU`, and like `writeImageFiles`. */
   readonly done: Promise<void>
+  readonly #criu: string
+  readonly #options: readonly string[]
+  readonly #images: Images
   readonly #work: WorkDir
   readonly #control: RestoreControl
   /** Aborted when the images are taken away. */
   readonly #taking = new AbortController()
-  /** From the moment when criu has connected. */
+  /** From the moment when criu is known. */
   #gate: Gate | undefined
   #tasks: ReturnType<typeof restoredTasks> | undefined
+  /** The action script, once it is written. */
+  #script: string | undefined
   #opened = false
 
-  /** Starts `criu` with `options`. Throws `IO` where its action script cannot be written. */
-  constructor(
-    criu: string,
-    options: readonly string[],
-    images: ReadonlyMap<ImageName, StoredImage>,
-    work: WorkDir,
-    control: RestoreControl,
-  ) {
-    const { hold } = control
-    const script = hold !== undefined ? ['--action-script', writeScript(hold.gates, 'post-restore')] : []
-    const run = startCriu(criu, 'restore', ['--stream', '-d', '-D', work.path, ...script, ...options])
+  /** Starts `criu` with `options`. */
+  constructor(criu: string, options: readonly string[], images: Images, work: WorkDir, control: RestoreControl) {
+    this.#criu = criu
+    this.#options = options
+    this.#images = images
     this.#work = work
     this.#control = control
     control.signal.addEventListener('abort', this.#onSignal, { once: true })
-    const serving = this.#serve(images)
-    serving.catch(() => {})
-    this.done = this.#finish(run.done, serving)
+    if (control.signal.aborted) this.#onSignal()
+    this.done = this.#finish()
     this.done.catch(() => {})
   }
 
@@ -121,37 +127,13 @@ export class RunningRestore implements HeldRestore {
     this.#taking.abort(reason)
   }
 
-  async #serve(images: ReadonlyMap<ImageName, StoredImage>): Promise<Served> {
-    const { hold, onTaken } = this.#control
-    const socket = await acceptSpeaker(this.#work.listener)
-    const pid = peerPid(socket)
-    const tasks = restoredTasks(pid)
-    this.#tasks = tasks
-    if (hold !== undefined) {
-      this.#gate = closedGate(hold.gates, pid, 'post-restore')
-      this.#gate.label(hold.label)
-      this.#gate.held.then(tasks.note).then(this.#held.resolve, () => {})
-      this.#gate.resumed.then(() => this.#runs.resolve(true)).catch(() => {})
-    }
-    const choose = async () => {
-      tasks.note()
-      return images
-    }
-    return serve(socket, choose, { signal: this.#taking.signal, ...(onTaken && { onTaken }) })
-  }
-
-  async #finish(ended: Promise<void>, serving: Promise<Served>): Promise<void> {
-    const { hold, signal } = this.#control
+  async #finish(): Promise<void> {
+    const { signal } = this.#control
     try {
-      await ended.catch((error: unknown) => {
+      const restored = lostByStream(this.#images) === undefined ? this.#byStream() : this.#byFiles()
+      await restored.catch((error: unknown) => {
         throw this.#taking.signal.aborted ? signal.reason : error
       })
-      const served = await Promise.race([serving, setTimeout(TAKEN_MS, undefined, { ref: false })])
-      if (served?.images.includes(INVENTORY) !== true) {
-        throw new Fault('CRIU', 'criu restore ended without taking the images', {
-          hint: 'look at the options behind --',
-        })
-      }
       this.#runs.resolve(true)
     } catch (error) {
       this.#runs.resolve(false)
@@ -160,7 +142,83 @@ export class RunningRestore implements HeldRestore {
       this.#tasks?.settle(await this.runs)
       signal.removeEventListener('abort', this.#onSignal)
       this.#gate?.remove()
-      if (hold !== undefined) rmSync(join(hold.gates, 'post-restore'), { force: true })
+      if (this.#script !== undefined) rmSync(this.#script, { force: true })
     }
+  }
+
+  async #byStream(): Promise<void> {
+    const { hold } = this.#control
+    const script = hold === undefined ? [] : this.#writeScript(hold.gates)
+    const run = startCriu(this.#criu, 'restore', ['--stream', '-d', '-D', this.#work.path, ...script, ...this.#options])
+    const serving = this.#serve()
+    serving.catch(() => {})
+    await run.done
+    const served = await Promise.race([serving, setTimeout(TAKEN_MS, undefined, { ref: false })])
+    if (served?.images.includes(INVENTORY) !== true) {
+      throw new Fault('CRIU', 'criu restore ended without taking the images', {
+        hint: 'look at the options behind --',
+      })
+    }
+  }
+
+  async #serve(): Promise<Served> {
+    const { hold, onTaken } = this.#control
+    const socket = await acceptSpeaker(this.#work.listener)
+    const pid = peerPid(socket)
+    const tasks = restoredTasks(pid)
+    this.#tasks = tasks
+    if (hold !== undefined) this.#holdAt(closedGate(hold.gates, pid, 'post-restore'), tasks)
+    const choose = async () => {
+      tasks.note()
+      return this.#images
+    }
+    return serve(socket, choose, { signal: this.#taking.signal, ...(onTaken && { onTaken }) })
+  }
+
+  /** A gate is always there, for a signal to shut: nothing else takes files away from a criu. */
+  async #byFiles(): Promise<void> {
+    const { hold, pool } = this.#control
+    const files = await writeImageFiles(this.#images, pool, this.#taking.signal)
+    const gates = hold?.gates ?? this.#work.path
+    let noting: NodeJS.Timeout | undefined
+    try {
+      // What criu writes by a relative path lies where it does with a stream.
+      const options = ['-d', '-D', files.path, '-W', this.#work.path, ...this.#writeScript(gates), ...this.#options]
+      const run = startCriu(this.#criu, 'restore', options, [files.lock])
+      const tasks = restoredTasks(run.pid)
+      this.#tasks = tasks
+      noting = setInterval(tasks.note, NOTE_MS)
+      const gate = closedGate(gates, run.pid, 'post-restore')
+      // CRIU has read all images before it comes to the gate.
+      gate.held
+        .then(() => {
+          clearInterval(noting)
+          files.remove()
+        })
+        .catch(() => {})
+      if (hold === undefined) {
+        this.#gate = gate
+        gate.held
+          .then(tasks.note)
+          .then(gate.open)
+          .catch(() => {})
+      } else this.#holdAt(gate, tasks)
+      await run.done
+    } finally {
+      clearInterval(noting)
+      files.remove()
+    }
+  }
+
+  #writeScript(directory: string): string[] {
+    this.#script = writeScript(directory, 'post-restore')
+    return ['--action-script', this.#script]
+  }
+
+  #holdAt(gate: Gate, tasks: ReturnType<typeof restoredTasks>): void {
+    this.#gate = gate
+    gate.label(this.#control.hold?.label ?? '')
+    gate.held.then(tasks.note).then(this.#held.resolve, () => {})
+    gate.resumed.then(() => this.#runs.resolve(true)).catch(() => {})
   }
 }

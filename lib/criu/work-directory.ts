@@ -15,11 +15,12 @@ import {
 import { tmpdir } from 'node:os'
 import { basename, dirname, join, resolve } from 'node:path'
 import { Fault } from '../fault.ts'
-import { type Fd, tryLock } from '../kernel/fd.ts'
+import { asFd, type Fd, tryLock } from '../kernel/fd.ts'
 import { closeFd } from '../kernel/readiness.ts'
 import { trustedPath } from '../kernel/trusted-path.ts'
 import { connectUnix, listenUnix } from '../kernel/unix.ts'
 import { noteMade } from '../made-directories.ts'
+import { formatSize } from '../size.ts'
 
 /** A directory with one socket for CRIU in it. */
 export type WorkDir = ReturnType<typeof openWorkDir>
@@ -68,6 +69,8 @@ function locked(path: string) {
   }
   return {
     path,
+    /** Locks the directory for as long as any process has it. */
+    lock: asFd(lock),
     /** Unlocks the directory and leaves it for `abandoned`. */
     release,
     /** Removes the directory with its contents. May be called twice. */
@@ -84,20 +87,38 @@ function locked(path: string) {
  */
 export function temporaryDirectory(place = tmpdir()): PrivateDirectory {
   const parent = trustedPath(place, { parent: true, otherwise: 'name another directory with TMPDIR' })
-  for (const left of abandoned(parent, /^criu-ferry\.\d+\.\w{6}$/)) left.remove()
+  removeAbandoned(parent)
   return privateDirectory(parent, `criu-ferry.${process.pid}.`)
+}
+
+function removeAbandoned(parent: string): void {
+  for (const left of abandoned(parent, /^criu-ferry\.\d+\.\w{6}$/)) left.remove()
 }
 
 const TMPFS_MAGIC = 0x01021994
 
-/** A temporary directory in memory. Throws like `temporaryDirectory`, and `MISSING` where there is no tmpfs. */
-export function memoryDirectory(): PrivateDirectory {
-  const parent = ['/run', '/dev/shm', tmpdir()].find(
-    (path) => existsSync(path) && statfsSync(path).type === TMPFS_MAGIC,
-  )
-  if (parent === undefined) {
+/**
+ * A temporary directory in memory, with room for `bytes`. Throws like `temporaryDirectory`, `MISSING` where there is no
+ * tmpfs, and `IO` where none has room.
+ */
+export function memoryDirectory(bytes = 0): PrivateDirectory {
+  const room = (path: string): number => {
+    const { type, bavail, bsize } = statfsSync(path)
+    return type === TMPFS_MAGIC ? bavail * bsize : -1
+  }
+  const places = ['/run', '/dev/shm', tmpdir()].filter((path) => existsSync(path) && room(path) >= 0)
+  if (places.length === 0) {
     throw new Fault('MISSING', 'neither /run nor /dev/shm is a tmpfs, and nothing is to touch a disk', {
       hint: 'mount -t tmpfs tmpfs /dev/shm',
+    })
+  }
+  for (const path of places) removeAbandoned(path)
+  // What is large goes where most room is left.
+  if (bytes > 0) places.sort((one, other) => room(other) - room(one))
+  const [parent = ''] = places
+  if (room(parent) < bytes) {
+    throw new Fault('IO', `${places.join(' and ')} have no room for ${formatSize(bytes)}`, {
+      hint: 'mount -o remount,size=SIZE /dev/shm',
     })
   }
   return temporaryDirectory(parent)

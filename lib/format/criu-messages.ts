@@ -35,6 +35,10 @@ export const inventoryEntry = {
   compress: [15, 'uint32'],
 } as const satisfies Fields
 
+/** images/mm.proto: where `mm_entry` has its areas. images/vma.proto: what is read of `vma_entry`. */
+export const MM_VMAS = 14
+export const vmaEntry = { flags: [6, 'uint32'] } as const satisfies Fields
+
 /** images/img-streamer.proto. */
 export const imgStreamerRequestEntry = { filename: [1, 'string'] } as const satisfies Fields
 export const imgStreamerReplyEntry = { exists: [1, 'bool'] } as const satisfies Fields
@@ -68,7 +72,17 @@ export function decodeMessage<Message extends Fields>(message: Message, body: Ui
   return values as Partial<Values<Message>>
 }
 
-/** The same, but throws a `Fault` of that code and text. */
+/** The messages of a repeated field. Throws what protobufjs throws for bytes that are no protobuf. */
+export function* repeatedMessages(number: number, body: Uint8Array): Generator<Uint8Array> {
+  const reader = pb.Reader.create(body)
+  while (reader.pos < reader.len) {
+    const tag = reader.uint32()
+    if (tag === number * 8 + wireTypes.bytes) yield reader.bytes()
+    else reader.skipType(tag & 7)
+  }
+}
+
+/** Like `decodeMessage`, but throws a `Fault` of that code and text. */
 export function decodeOrFault<Message extends Fields>(
   code: FaultCode,
   text: string,

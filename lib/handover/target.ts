@@ -4,7 +4,7 @@
  */
 import type { HeldRestore } from '../criu/restore.ts'
 import { Fault } from '../fault.ts'
-import type { Fate, Verdict } from '../format/enums.ts'
+import type { Fate, Until, Verdict } from '../format/enums.ts'
 import { NO_TOKEN } from '../format/frame.ts'
 import type { SnapshotId } from '../format/names.ts'
 import { type TargetEvent, type TargetState, targetAfter } from './state-machine.ts'
@@ -25,6 +25,8 @@ export class TargetHandover {
   readonly id: SnapshotId
   /** What a verdict on another link must show; `NO_TOKEN` where no other link may give one. */
   readonly token: Buffer
+  /** What the source waits for; undefined where that is not known any more. */
+  readonly until: Until | undefined
   /** When all images were here, by performance.now(). */
   readonly since = performance.now()
   watcher: SourceWatcher | undefined
@@ -38,9 +40,15 @@ export class TargetHandover {
   #copied = false
 
   /** `onSettled` is called when no restore works on the images any more. */
-  constructor(id: SnapshotId, onSettled: (outcome: ImagesOutcome) => void, token: Buffer = NO_TOKEN) {
+  constructor(
+    id: SnapshotId,
+    onSettled: (outcome: ImagesOutcome) => void,
+    token: Buffer = NO_TOKEN,
+    until: Until | undefined = undefined,
+  ) {
     this.id = id
     this.token = token
+    this.until = until
     this.#onSettled = onSettled
   }
 

@@ -291,6 +291,11 @@ export class Snapshots {
     return new IncomingSnapshot(id, this, layer)
   }
 
+  /** Whether some of the memory of this snapshot was given back: it cannot be restored any more. */
+  isReleased(id: SnapshotId): boolean {
+    return this.#sealed.get(id)?.released === true
+  }
+
   /** Whether `find` would resolve at once. */
   has(id: SnapshotId | undefined): boolean {
     return this.#search({ id, since: performance.now() }) !== undefined

@@ -248,11 +248,11 @@ test('a second client with the same number does not disturb the first', async ()
 })
 
 /** A process that holds a gate for us. */
-async function anotherHolder(moment: Moment, answerS: number) {
+async function anotherHolder(moment: Moment, answerS: number, label = '') {
   const { path, remove } = temporary()
   const scriptOf = moment === 'pre-dump' ? 'post-dump' : moment
   const code = `import('./lib/criu/action-script.ts').then(({ closedGate, writeScript }) => {
-    closedGate(${JSON.stringify(path)}, ${process.pid}, '${moment}')
+    closedGate(${JSON.stringify(path)}, ${process.pid}, '${moment}').label('${label}')
     console.error(writeScript(${JSON.stringify(path)}, '${scriptOf}', ${answerS}))
     setTimeout(() => {}, 60_000)
   })`
@@ -261,8 +261,8 @@ async function anotherHolder(moment: Moment, answerS: number) {
   return { holder, script, path, remove }
 }
 
-async function killedHolder(moment: Moment) {
-  const { holder, script, path, remove } = await anotherHolder(moment, 60)
+async function killedHolder(moment: Moment, label?: string) {
+  const { holder, script, path, remove } = await anotherHolder(moment, 60, label)
   const running = action(script, moment)
   assert.is(await soon(running.ended), 'waiting')
   await holder.stop('SIGKILL')
@@ -275,8 +275,14 @@ test('a holder that is killed: a dump is let go for nobody', async () => {
   remove()
 })
 
-test('a holder that is killed: a restored copy waits on for the next holder', async () => {
-  const { path, running, remove } = await killedHolder('post-restore')
+test('a holder that is killed: a restored copy that nobody would recover is removed', async () => {
+  const { running, remove } = await killedHolder('post-restore')
+  assert.is((await running.ended).code, 1)
+  remove()
+})
+
+test('a holder that is killed: a restored copy with a label waits on for the next holder', async () => {
+  const { path, running, remove } = await killedHolder('post-restore', 'web-1')
   assert.is(await soon(running.ended), 'waiting')
   await run('mv', [`${path}/${process.pid}.post-restore.lock`, `${path}/${process.pid}.post-restore.go`])
   assert.is((await running.ended).code, 0)

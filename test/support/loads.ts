@@ -3,7 +3,7 @@ import { spawn, spawnSync } from 'node:child_process'
 import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
-import { redisServer } from './programs.ts'
+import { nft, redisServer } from './programs.ts'
 import { classes, eventually, fixtures } from './run.ts'
 
 export interface Load {
@@ -149,6 +149,34 @@ function checksAll(mib: number) {
     if (checks().at(-1) !== `all ${mib} MiB ok`) throw new Error(`its memory: ${checks().at(-1)}`)
   }
 }
+
+/** Private huge pages (MAP_HUGETLB), of 2 MiB each: the kernel must have as many free ones for it and for its copy. */
+export function hugePagesLoad(pages: number): Load {
+  return counting({
+    name: `${pages} private huge pages`,
+    command: systemPython(),
+    args: (folder) => [join(fixtures, 'huge.py'), String(pages), log(folder)],
+    check: checksAll(2 * pages),
+  })
+}
+
+const RULE = 'tcp dport 80 drop'
+const RULES = `table inet t { chain c { type filter hook input priority 0; policy accept; ${RULE}; }; }`
+
+/** A process in a network namespace of its own with one nft rule, which must be there afterwards. */
+export const firewalled: Load = counting({
+  name: 'a network namespace with an nft rule',
+  command: 'unshare',
+  missing: () => (existsSync(nft) ? undefined : 'nft could not be fetched'),
+  args: (folder) => {
+    const pattern = `exec perl ${join(fixtures, 'pattern.pl')} 2 ${log(folder)}`
+    return ['-n', 'sh', '-c', `ip link set lo up && ${nft} '${RULES}' && ${pattern}`]
+  },
+  async check(_folder, pid) {
+    const { stdout } = spawnSync('nsenter', ['-n', '-t', String(pid), nft, 'list', 'ruleset'], { encoding: 'utf8' })
+    if (!stdout.includes(RULE)) throw new Error(`the rules of ${pid}: ${stdout}`)
+  },
+})
 
 /** `mib` MiB in which no two pages are equal: the same in every process of this load. */
 export function distinctLoad(mib: number): Load {

@@ -12,6 +12,7 @@ const folder = (name: string): string => join(root, '.criu', name)
 export const redisServer = join(folder('redis'), 'redis-server')
 export const sshd = join(folder('sshd'), 'sshd')
 export const mandoc = join(folder('mandoc'), 'mandoc')
+export const nft = join(folder('nftables'), 'nft')
 export const vm = {
   qemu: join(folder('vm'), 'qemu'),
   kernel: join(folder('vm'), 'kernel', 'root'),
@@ -43,6 +44,7 @@ const programs: Program[] = [
   { name: 'redis', what: 'redis-server', args: ['/usr/bin/redis-server', '.', 'redis-server'] },
   { name: 'sshd', what: 'sshd', args: ['/usr/sbin/sshd', '.', 'openssh-server'] },
   { name: 'mandoc', what: 'mandoc, to check the man pages', args: ['/usr/bin/mandoc', '.', 'mandoc'] },
+  { name: 'nftables', what: 'nft', args: ['/usr/sbin/nft', '.', 'nftables'] },
 ]
 /**
  * The virtual machine. All of it is of Debian 12, also on others: its kernel 6.1 tracks changed pages, and it is the
