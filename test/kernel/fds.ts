@@ -9,7 +9,11 @@ import { acceptUnix, connectUnix, listenUnix, socketPair as pairOfSockets } from
 import { temporary } from '../support/run.ts'
 
 // Node.js 24 may still close the files of the modules that it has loaded.
-for (let last = -1; last !== openFds(); await setTimeout(20)) last = openFds()
+for (let [last, same] = [-1, 0]; same < 4; await setTimeout(50)) {
+  const now = openFds()
+  same = now === last ? same + 1 : 0
+  last = now
+}
 
 /** How many descriptors this process has. */
 export function openFds(): number {
