@@ -3,35 +3,16 @@ import { dirname, join } from 'node:path'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { lostByStream, writeImageFiles } from '../../lib/criu/image-files.ts'
-import { imageName } from '../../lib/format/names.ts'
-import { MemorySnapshot } from '../../lib/store/memory.ts'
 import { Pool } from '../../lib/store/pool.ts'
 import { rejectsFault } from '../expect.ts'
+import { stored } from '../support/stored.ts'
 
 const test = suite('criu/image-files')
 const MIB = 2 ** 20
 const signal = new AbortController().signal
 
-async function snapshotOf(pool: Pool, images: Record<string, Buffer>): Promise<MemorySnapshot> {
-  const snapshot = new MemorySnapshot(pool)
-  for (const [name, bytes] of Object.entries(images)) {
-    const writer = snapshot.open(imageName(name))
-    for (let done = 0; done < bytes.length; ) {
-      const room = writer.room(bytes.length - done)
-      const part = bytes.subarray(done, done + room.length)
-      room.set(part)
-      await writer.wrote(part.length)
-      done += part.length
-    }
-    await writer.end({ name: imageName(name), size: bytes.length, digest: 0n })
-  }
-  snapshot.complete()
-  return snapshot
-}
-
 test('rules of nftables and a user namespace need files; images without content and other names do not', async () => {
-  const lost = async (images: Record<string, Buffer>) =>
-    lostByStream((await snapshotOf(new Pool(16 * MIB), images)).images)
+  const lost = async (images: Record<string, Buffer>) => lostByStream((await stored(new Pool(16 * MIB), images)).images)
   assert.is(await lost({ 'nftables-9.img': Buffer.from('table inet t') }), 'firewall rules (nftables)')
   assert.is(await lost({ 'userns-10.img': Buffer.from('x') }), 'a user namespace')
   assert.is(await lost({ 'nftables-9.img': Buffer.alloc(0), 'mm-1.img': Buffer.from('no mm') }), undefined)
@@ -45,7 +26,7 @@ test('the files have every byte, lie in a private directory, can be read below i
     'core-1.img': Buffer.from('core'),
     'empty.img': Buffer.alloc(0),
   }
-  const snapshot = await snapshotOf(pool, images)
+  const snapshot = await stored(pool, images)
   const before = pool.used
   const files = await writeImageFiles(snapshot.images, pool, signal)
   assert.equal(readdirSync(files.path).sort(), Object.keys(images).sort())
@@ -65,7 +46,7 @@ test('the files have every byte, lie in a private directory, can be read below i
 
 test('without memory for them, or after a signal, nothing is left', async () => {
   const pool = new Pool(12 * MIB)
-  const snapshot = await snapshotOf(pool, { 'pages-1.img': Buffer.alloc(7 * MIB, 1) })
+  const snapshot = await stored(pool, { 'pages-1.img': Buffer.alloc(7 * MIB, 1) })
   const before = pool.used
   const left = (): string[] =>
     ['/run', '/dev/shm'].flatMap((path) =>

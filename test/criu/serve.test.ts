@@ -5,7 +5,7 @@ import * as assert from 'uvu/assert'
 import { SERVE_SOCKET, type Served, serve } from '../../lib/criu/serve.ts'
 import { openWorkDir, type WorkDir } from '../../lib/criu/work-directory.ts'
 import { Fault } from '../../lib/fault.ts'
-import { type ImageName, imageName } from '../../lib/format/names.ts'
+import type { ImageName } from '../../lib/format/names.ts'
 import { encodePagemap, pageFlag } from '../../lib/format/pagemap.ts'
 import { encodeRequest } from '../../lib/format/streamer.ts'
 import { makePipe, queued } from '../../lib/kernel/fd.ts'
@@ -21,6 +21,7 @@ import { pagemapOf } from '../support/chains.ts'
 import { type FakeRestore, fakeRestore, readToEnd } from '../support/fake-criu.ts'
 import { type Brief, inventory, pageOf, part, put } from '../support/rounds.ts'
 import { fixtures, temporary } from '../support/run.ts'
+import { stored } from '../support/stored.ts'
 import { pattern, talk } from '../support/talk.ts'
 
 interface Context {
@@ -42,21 +43,7 @@ const contents: Record<string, Buffer> = {
   'large.img': pattern(5_300_001, 4),
 }
 
-async function store(images: Record<string, Buffer>): Promise<MemorySnapshot> {
-  const snapshot = new MemorySnapshot(new Pool(64 * 2 ** 20))
-  for (const [name, bytes] of Object.entries(images)) {
-    const writer = await snapshot.open(imageName(name))
-    for (let at = 0; at < bytes.length; ) {
-      const room = writer.room(bytes.length - at)
-      const part = bytes.subarray(at, at + room.length)
-      room.set(part)
-      await writer.wrote(part.length)
-      at += part.length
-    }
-    await writer.end({ name: imageName(name), size: bytes.length, digest: 0n })
-  }
-  return snapshot
-}
+const store = (images: Record<string, Buffer>): Promise<MemorySnapshot> => stored(new Pool(64 * 2 ** 20), images)
 
 const openFds = (): number => readdirSync('/proc/self/fd').length
 
