@@ -3,9 +3,9 @@
  * `npm test -- --all` everything (both data paths, every CRIU that was fetched, none, two releases of Node.js), and
  * `npm test -- wire` what has `wire` in its name. A file that hangs, dies or runs no test has failed.
  *
- * A file that fails beside others is run once more, alone: a machine that other people load makes what waits for a
- * process late. What both runs said is printed in full, and a file that passed only alone is named at the end as
- * unstable. Last: `N passed, N failed`.
+ * A file that failed beside others is run once more, alone, and what both runs said is printed in full. It has failed
+ * all the same, for a race in our code looks like that too; only those of `LOAD_DEPENDS` may pass alone. Last: `N
+ * passed, N failed`.
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
@@ -19,6 +19,11 @@ const root = dirname(import.meta.dirname)
 const AT_A_TIME = Math.min(8, availableParallelism() + 1)
 const SLOWEST = 10
 const REASON_LINES = 12
+/**
+ * Files that a busy machine alone may fail. real-criu/loads dumps without the action script too, where CRIU kills the
+ * tasks without waiting for the proxy. stream/compress has `auto` measure how fast a link is.
+ */
+const LOAD_DEPENDS = /^(real-criu\/loads|stream\/compress)\.test\.ts$/
 
 interface Ran {
   output: string
@@ -75,7 +80,7 @@ const running = new Set<string>()
 const slowest: { seconds: number; what: string }[] = []
 /** What has failed, told once more at the end: the middle of a long output is what gets lost. */
 const failures: string[] = []
-const again: Task[] = []
+const again: { task: Task; beside: Score }[] = []
 let [passed, failed, done] = [0, 0, 0]
 
 /** Runs a file and tells how it went; `where` gives what comes before its name. Returns what passed and failed. */
@@ -124,18 +129,18 @@ async function work(): Promise<void> {
     running.add(task.file)
     const score = await runAndTell(task, () => `${++done}/${all}`)
     running.delete(task.file)
-    if (score.bad > 0) again.push(task)
+    if (score.bad > 0) again.push({ task, beside: score })
     else count(score)
   }
 }
 
-/** Runs what has failed beside others once more, one file at a time. */
+/** Runs what has failed beside others once more, one file at a time. Returns what passed then. */
 async function runAgain(): Promise<string[]> {
   const unstable: string[] = []
-  for (const task of again) {
-    const score = await runAndTell(task, () => 'alone')
-    count(score)
-    if (score.bad === 0) unstable.push(nameOf(task))
+  for (const { task, beside } of again) {
+    const alone = await runAndTell(task, () => 'alone')
+    count(LOAD_DEPENDS.test(task.file) ? alone : beside)
+    if (alone.bad === 0) unstable.push(nameOf(task))
   }
   return unstable
 }
