@@ -146,7 +146,7 @@ export async function connectEndpoint(
       const socket = await connectSocket(endpoint, deadline - performance.now(), signal)
       if (endpoint.kind === 'unix') return linkOverSocket(socket, peer)
       if (oneOfMany) limitUnsent(fdOf(socket), UNSENT_BYTES)
-      return await trustedLink(socket, endpoint, peer, signal)
+      return await trustedLink(socket, endpoint, peer, Math.max(deadline - performance.now(), LEAST_CONNECT_MS), signal)
     } catch (cause) {
       if (cause instanceof Fault) throw cause
       signal.throwIfAborted()
@@ -194,11 +194,12 @@ async function trustedLink(
   socket: net.Socket,
   { host, credentials, uids }: TcpEndpoint,
   peer: string,
+  limitMs: number,
   signal: AbortSignal,
 ): Promise<Link> {
-  if (credentials !== undefined) return secureClient(socket, host, peer, credentials, signal)
+  if (credentials !== undefined) return secureClient(socket, { host, peer, limitMs }, credentials, signal)
   try {
-    if (uids !== undefined) await refuseOtherUsers(socket, uids, signal)
+    if (uids !== undefined) await refuseOtherUsers(socket, uids, limitMs, signal)
   } catch (reason) {
     socket.destroy()
     throw reason

@@ -13,17 +13,16 @@ export const NOT_SEEN = 'ENOTCONN'
 const LOOK_MS = 10
 /** The other end may not be seen while the kernel makes the connection; after so many looks it is gone. */
 const MOST_UNSEEN = 3
-/** A program that listens accepts a connection at once, or is stopped. */
-const ACCEPT_MS = 5000
 
 /**
- * Waits until the other end of `socket` is accepted by root, by our own user or by one of `uids`. Throws `REFUSED`
- * for another user or another host, `LINK` for a listener that does not accept, an error with the code `NOT_SEEN`,
- * and the signal's reason.
+ * Waits until the other end of `socket` is accepted by root, by our own user or by one of `uids`: a listener on a busy
+ * host may take seconds. Throws `REFUSED` for another user or another host, `LINK` for a listener that has not accepted
+ * after `limitMs`, an error with the code `NOT_SEEN`, and the signal's reason.
  */
 export async function refuseOtherUsers(
   socket: net.Socket,
   uids: readonly number[],
+  limitMs: number,
   signal: AbortSignal,
 ): Promise<void> {
   const { remoteAddress, remotePort = 0, localAddress = '', localPort = 0 } = socket
@@ -36,8 +35,10 @@ export async function refuseOtherUsers(
   }
   const theirs = { address: remoteAddress, port: remotePort }
   const ends = { theirs, ours: { address: localAddress, port: localPort } }
-  const deadline = performance.now() + ACCEPT_MS
-  for (let unseen = 0; performance.now() < deadline; ) {
+  const deadline = performance.now() + limitMs
+  for (let unseen = 0; ; ) {
+    // Asked before the look: we may have been held up ourselves.
+    const isLate = performance.now() > deadline
     const owner = socketAt(ends)
     unseen = owner === 'none' ? unseen + 1 : 0
     if (unseen > MOST_UNSEEN) throw notSeen()
@@ -48,11 +49,13 @@ export async function refuseOtherUsers(
         hint: `if it is to have the images (as its ssh -L): --allow-uid ${owner.uid}; else end that program`,
       })
     }
+    if (isLate) {
+      throw new Fault('LINK', `cannot see who listens at ${remoteAddress}:${remotePort}`, {
+        hint: 'is it stopped, or in another network namespace? --insecure does not ask',
+      })
+    }
     await sleep(LOOK_MS, signal)
   }
-  throw new Fault('LINK', `cannot see who listens at ${remoteAddress}:${remotePort}`, {
-    hint: 'is it stopped, or in another network namespace? --insecure does not ask',
-  })
 }
 
 function notSeen(): Error {

@@ -5,6 +5,7 @@ import { once } from 'node:events'
 import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import net from 'node:net'
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { suite } from 'uvu'
 import * as assert from 'uvu/assert'
 import { makePipe } from '../../lib/kernel/fd.ts'
@@ -92,6 +93,27 @@ for (const when of ['before Node reports it', 'before its owner is looked up'] a
     }
   })
 }
+
+test('a listener that accepts only after seconds is waited for, until the time-out', async () => {
+  const program = "const server = require('node:net').createServer(() => {})\n"
+  const told = "server.listen(0, '127.0.0.1', () => console.log(server.address().port))"
+  const child = spawn(process.execPath, ['-e', program + told], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const closed = once(child, 'close')
+  try {
+    const [port] = (await within(once(child.stdout, 'data'))) as [Buffer]
+    const endpoint = { kind: 'tcp', host: '127.0.0.1', port: Number(port), uids: [] } as const
+    child.kill('SIGSTOP')
+    const connecting = connectEndpoint(endpoint, LONG, never)
+    const fault = await rejectsFault('LINK', connectEndpoint(endpoint, 2000, never))
+    assert.match(fault.message, `cannot see who listens at 127.0.0.1:${endpoint.port}`)
+    await setTimeout(6000)
+    child.kill('SIGCONT')
+    ;(await within(connecting)).destroy()
+  } finally {
+    child.kill('SIGKILL')
+    await within(closed)
+  }
+})
 
 test('what is no endpoint is USAGE', () => {
   const hosts = [
