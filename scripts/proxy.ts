@@ -7,8 +7,8 @@ import { ferryDelivery } from '../lib/precopy/ferry-delivery.ts'
 import { checkNetwork, inheritedEndpoint } from '../lib/stream/endpoint.ts'
 import { tuningOf } from '../lib/stream/tuning.ts'
 
-main(proxyCommand, async ({ values, ...life }) => {
-  const { cache: at, insecure, agreed, send, remote, ...place } = readProxyOptions(values)
+main(proxyCommand, async ({ values, rest, ...life }) => {
+  const { cache: at, insecure, agreed, send, remote, ...place } = readProxyOptions(values, rest)
   if (at.kind === 'tcp') await checkNetwork(at.host, at.credentials, insecure)
   const cache = at.kind === 'tcp' ? at : await inheritedEndpoint(at.fd, insecure)
   const way = { ...agreed, cache, tuning: tuningOf(send, life.report) }

@@ -71,8 +71,9 @@ export const proxyCommand = { name: proxy, usage, options: proxyOptions, daemon:
 
 type Values = ValuesOf<typeof proxyOptions>
 
-/** What proxy is to do. Throws `USAGE`. */
-export function readProxyOptions(values: Values) {
+/** What proxy is to do. `criuOptions`: what follows `--`; a proxy starts no criu. Throws `USAGE`. */
+export function readProxyOptions(values: Values, criuOptions: readonly string[] = []) {
+  atMostOne({ [proxy]: true, 'criu options': criuOptions.length > 0 })
   const { dir, insecure, until, connections = DEFAULT_CONNECTIONS, timeout } = values
   const directory = required('--dir', dir, 'the directory that criu dump --stream gets as -D')
   const remote = readRemote(values)

@@ -13,6 +13,7 @@ import {
   unexpected,
 } from '../stream/frames.ts'
 import type { Link } from '../stream/link.ts'
+import { abortWith, sleep } from '../stream/wait.ts'
 import { forgetVerdict, type PendingVerdict, verdictFor } from './verdict-log.ts'
 
 export interface DeliverOptions {
@@ -43,6 +44,20 @@ const RETRY_MS = 300
 /** A connection over which no answer comes for so long is given up for a new one. */
 const TRY_MS = 10_000
 
+/** The signal may be a daemon's, and is not to know of each try. */
+async function withinTry<Result>(work: (limit: AbortSignal) => Promise<Result>, signal: AbortSignal): Promise<Result> {
+  const limit = new AbortController()
+  const release = abortWith(limit, signal)
+  const late = (): void => limit.abort(new Fault('LINK', 'the target does not answer'))
+  sleep(TRY_MS, limit.signal, false).then(late, () => {})
+  try {
+    return await work(limit.signal)
+  } finally {
+    release()
+    limit.abort(new Fault('ABORTED', 'over'))
+  }
+}
+
 /** Tries over new connections until the target answers or `signal` is aborted. */
 async function deliver(pending: PendingVerdict, { connect, signal }: DeliverOptions): Promise<DeliveredVerdict> {
   const { id, path } = pending
@@ -51,12 +66,13 @@ async function deliver(pending: PendingVerdict, { connect, signal }: DeliverOpti
     const verdict = verdictFor(pending)
     try {
       if (verdict !== undefined) {
-        const limit = AbortSignal.any([signal, AbortSignal.timeout(TRY_MS)])
         const token = Buffer.from(pending.token, 'hex')
-        return { verdict, fate: await sendVerdict(await connect(limit), { id, token, verdict }, limit) }
+        const send = async (limit: AbortSignal): Promise<Fate> =>
+          sendVerdict(await connect(limit), { id, token, verdict }, limit)
+        return { verdict, fate: await withinTry(send, signal) }
       }
     } catch (cause) {
-      if (!(cause instanceof Fault || (cause as Error).name === 'TimeoutError')) throw cause
+      if (!(cause instanceof Fault)) throw cause
       const isUnknown = cause instanceof Fault && cause.code === 'MISSING'
       // The target never had all images, or has dropped them.
       if (isUnknown && verdict === 'drop') return { verdict, fate: 'dropped' }

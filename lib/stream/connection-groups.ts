@@ -9,7 +9,7 @@ import { accepting, frameReader } from './frames.ts'
 import type { Link } from './link.ts'
 import type { TargetLink } from './resuming-receiver.ts'
 import { stripedLink } from './striped-link.ts'
-import { type Deferred, defer } from './wait.ts'
+import { abortWith, type Deferred, defer } from './wait.ts'
 
 /** As `connectEndpoint`, over `count` connections that look like one link. */
 export function connectMany(count: number, endpoint: Endpoint, timeoutMs: number, signal: AbortSignal): Promise<Link> {
@@ -28,10 +28,10 @@ export async function connectJoined(
 ): Promise<Link> {
   const token = randomBytes(JOIN_TOKEN_BYTES)
   const failed = new AbortController()
-  const connecting = AbortSignal.any([signal, failed.signal])
+  const release = abortWith(failed, signal)
   const links: Link[] = []
   const connectOne = async (_: unknown, index: number): Promise<void> => {
-    const link = await connect(connecting)
+    const link = await connect(failed.signal)
     links.push(link)
     const frame = encodeFrame({ type: 'join', token, index, count })
     // One that breaks here breaks the link over all of them: the session may try another.
@@ -39,6 +39,7 @@ export async function connectJoined(
   }
   const all = Array.from({ length: count }, connectOne)
   await Promise.all(all.map((one) => one.catch((reason: unknown) => failed.abort(reason))))
+  release()
   if (!failed.signal.aborted) return stripedLink(links, nameOf(links), joined)
   for (const link of links) link.destroy()
   throw failed.signal.reason

@@ -6,9 +6,9 @@ import { throwsFault } from '../expect.ts'
 
 const test = suite('cli/proxy-options')
 
-function proxy(line: string) {
+function proxy(line: string, criuOptions: string[] = []) {
   const args = ['-D', 'x', '--port', '9997', ...line.split(' ').filter((word) => word !== '')]
-  return readProxyOptions(parseArgs({ args, options: proxyOptions }).values)
+  return readProxyOptions(parseArgs({ args, options: proxyOptions }).values, criuOptions)
 }
 
 test('our wire has no limit of memory at the proxy', () => {
@@ -44,6 +44,10 @@ test('what the wire of criu --remote cannot do is refused by name', () => {
 test('a cache is at a port, or at a socket that was handed over', () => {
   assert.equal(proxy('').cache, { kind: 'tcp', host: '127.0.0.1', port: 9997, credentials: undefined, uids: [] })
   assert.match(throwsFault('USAGE', () => proxy('--ps-socket 3')).message, '--ps-socket and --port')
+})
+
+test('what follows -- is refused: a proxy starts no criu', () => {
+  assert.match(throwsFault('USAGE', () => proxy('', ['-R'])).message, 'criu options')
 })
 
 test.run()

@@ -29,13 +29,14 @@ const rooms = 'stream|commands|handover|criu|precopy|cache|criu-remote'
 
 /** Files that take minutes. */
 const longScripts = 'soak|hostile-|proxy-cache|tls|daemon|usage|bench|other-users|silence'
-const long = new RegExp(`^(vm/|real-criu/(soak|debts|page-port|resume)|scripts/(${longScripts}))`)
+const long = new RegExp(`^(vm/|real-criu/(soak|debts|page-port|recipes|resume)|scripts/(${longScripts}))`)
 /** What a change breaks first: every file but the long ones, and of the fault matrix the most important rows. */
 const quick: Pass[] = [
   { pass: 'newest CRIU', files: new RegExp(`^(?!${long.source.slice(1)})`), env: { FERRY_TESTS: 'quick' } },
   {
     pass: 'no splice, no CRIU',
-    files: /^(stream|criu|cache)\/|^scripts\/pipe/,
+    // Where the data paths differ (`spliceAllowed`).
+    files: /^stream\/|^criu\/(capture|serve|restore|warm-up)|^scripts\/pipe/,
     env: { FERRY_NO_SPLICE: '1', FERRY_CRIU: 'none', FERRY_TESTS: 'quick' },
   },
 ]
