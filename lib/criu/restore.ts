@@ -218,7 +218,12 @@ export class RunningRestore implements HeldRestore {
   #holdAt(gate: Gate, tasks: ReturnType<typeof restoredTasks>): void {
     this.#gate = gate
     gate.label(this.#control.hold?.label ?? '')
-    gate.held.then(tasks.note).then(this.#held.resolve, () => {})
+    const onHeld = (): void => {
+      tasks.note()
+      // A gate that was shut lets nothing run.
+      if (!this.#taking.signal.aborted) this.#held.resolve()
+    }
+    gate.held.then(onHeld).catch(() => {})
     gate.resumed.then(() => this.#runs.resolve(true)).catch(() => {})
   }
 }

@@ -166,7 +166,8 @@ export function startCriu(
       throw new Fault('CRIU', `cannot start ${criu}`, { cause })
     })
     if (code === 0) return
-    await Promise.race([drained, delay(1000, undefined, { ref: false })])
+    // Who was killed says no more, and its tasks may have its stderr.
+    if (signal === null) await Promise.race([drained, delay(1000, undefined, { ref: false })])
     const how = signal === null ? `exit code ${code}` : signal
     throw new Fault('CRIU', `criu ${action} failed (${how})${errors[0] === undefined ? '' : `: ${errors[0]}`}`, {
       hint: process.geteuid?.() === 0 ? `for the whole story add: -- -v4 -o /tmp/${action}.log` : 'criu needs root',
