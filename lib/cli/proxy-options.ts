@@ -1,5 +1,6 @@
 /** The command line of proxy. */
 import { commandName } from '../command-name.ts'
+import { Fault } from '../fault.ts'
 import { untils } from '../format/enums.ts'
 import { MOST_CONNECTIONS } from '../format/stripes.ts'
 import { daemonCommonHelp, readSnapshot, snapshotHelp, type ValuesOf } from './common-options.ts'
@@ -73,7 +74,9 @@ type Values = ValuesOf<typeof proxyOptions>
 
 /** What proxy is to do. `criuOptions`: what follows `--`; a proxy starts no criu. Throws `USAGE`. */
 export function readProxyOptions(values: Values, criuOptions: readonly string[] = []) {
-  atMostOne({ [proxy]: true, 'criu options': criuOptions.length > 0 })
+  if (criuOptions.length > 0) {
+    throw new Fault('USAGE', `${proxy} starts no criu: it takes no criu options`, { hint: 'give them to criu dump' })
+  }
   const { dir, insecure, until, connections = DEFAULT_CONNECTIONS, timeout } = values
   const directory = required('--dir', dir, 'the directory that criu dump --stream gets as -D')
   const remote = readRemote(values)

@@ -136,6 +136,8 @@ export class RunningRestore implements HeldRestore {
       })
       this.#runs.resolve(true)
     } catch (error) {
+      // A criu that was killed at its end may have let them run: its script says so.
+      if (this.#opened) await Promise.race([this.runs, setTimeout(TAKEN_MS, undefined, { ref: false })])
       this.#runs.resolve(false)
       throw error
     } finally {

@@ -43,8 +43,8 @@ export function ownerOf(ends: Loopback, look = ownerBySockDiag): Owner | undefin
 }
 
 /**
- * The same, with an inode of 0 where no process has it: it is closed, or was not accepted yet. `none` where there is no
- * such socket.
+ * The same, with an inode of 0 where it was not accepted yet. `none` where there is no such socket, or its process has
+ * closed it.
  */
 export function socketAt(ends: Loopback, look = ownerBySockDiag): Owner | 'none' {
   const said = look(ends)
@@ -103,11 +103,21 @@ export function ownerBySockDiag({ theirs, ours }: Loopback): Owner | 'none' | un
   } else if (got >= ANSWER_BYTES && block.readUInt16LE(4) === SOCK_DIAG_BY_FAMILY) {
     // Where there is no such connection the kernel answers with whoever listens there.
     if (block.readUInt16BE(NLMSG_HEADER + 4 + 2) !== ours.port) return 'none'
-    return { uid: block.readUInt32LE(UID_AT), inode: block.readUInt32LE(UID_AT + 4) }
+    const owner = { uid: block.readUInt32LE(UID_AT), inode: block.readUInt32LE(UID_AT + 4) }
+    return isClosed(owner, block.readUInt8(NLMSG_HEADER + 1)) ? 'none' : owner
   }
   // Descriptors may come back.
   absent = got !== -libc.EMFILE && got !== -libc.ENFILE
   return undefined
+}
+
+/** Linux, include/net/tcp_states.h. */
+const TCP_ESTABLISHED = 1
+const TCP_SYN_RECV = 3
+
+/** Whether its process has closed it, and not: it was not accepted yet. */
+function isClosed({ inode }: Owner, state: number): boolean {
+  return inode === 0 && state !== TCP_ESTABLISHED && state !== TCP_SYN_RECV
 }
 
 /** The kernel answers while it is asked. Returns the length of the answer, or minus errno. */
@@ -146,16 +156,18 @@ function addressBytes(address: string): Buffer {
   return bytes
 }
 
-/** The two ends in hex, the user and the inode of each socket (Linux, Documentation/networking/proc_net_tcp.rst). */
-const LINE = /^ *\d+: ([0-9A-F]+:[0-9A-F]{4}) ([0-9A-F]+:[0-9A-F]{4}) \S+ \S+ \S+ \S+ +(\d+) +\d+ (\d+) /gm
+/** The two ends in hex, the state, the user and the inode of each socket (Linux, Documentation/networking/proc_net_tcp.rst). */
+const LINE = /^ *\d+: ([0-9A-F]+:[0-9A-F]{4}) ([0-9A-F]+:[0-9A-F]{4}) (\S+) \S+ \S+ \S+ +(\d+) +\d+ (\d+) /gm
 
 /** The same from /proc/net/tcp. Throws what reading it throws. */
 export function ownerByProc({ theirs, ours }: Loopback): Owner | 'none' {
   const isV4 = addressBytes(theirs.address).length === 4
   for (const table of isV4 ? ['tcp', 'tcp6'] : ['tcp6']) {
     const [local, remote] = [hexOf(theirs, table), hexOf(ours, table)]
-    for (const [, one, other, uid, inode] of readFileSync(`/proc/net/${table}`, 'latin1').matchAll(LINE)) {
-      if (one === local && other === remote) return { uid: Number(uid), inode: Number(inode) }
+    for (const [, one, other, state = '', uid, inode] of readFileSync(`/proc/net/${table}`, 'latin1').matchAll(LINE)) {
+      if (one !== local || other !== remote) continue
+      const owner = { uid: Number(uid), inode: Number(inode) }
+      return isClosed(owner, Number.parseInt(state, 16)) ? 'none' : owner
     }
   }
   return 'none'

@@ -16,7 +16,7 @@ import { inheritedSocket } from '../kernel/inherited.ts'
 import { fdLink } from './fd-link.ts'
 import { type Link, spliceAllowed } from './link.ts'
 import type { ListenAt } from './listen.ts'
-import { NOT_SEEN, refuseOtherUsers } from './listener-owner.ts'
+import { NOT_ACCEPTED, NOT_SEEN, refuseOtherUsers } from './listener-owner.ts'
 import { duplexLink, fdOf, readableLink, writableLink } from './node-link.ts'
 import { secureClient, secureServer } from './tls.ts'
 import { readSecrets } from './tls-secrets.ts'
@@ -123,6 +123,7 @@ const retried: readonly unknown[] = [
   'ENETUNREACH',
   'EAI_AGAIN',
   NOT_SEEN,
+  NOT_ACCEPTED,
 ]
 
 /**
@@ -157,12 +158,14 @@ export async function connectEndpoint(
   }
 }
 
+const connectHints: Partial<Record<string, string>> = {
+  [NOT_SEEN]: 'its other end cannot be seen: is it in another network namespace? --insecure does not ask',
+  [NOT_ACCEPTED]: 'is it stopped? --insecure does not ask who it is',
+}
+
 function connectFault(peer: string, cause: NodeJS.ErrnoException): Fault {
   return new Fault('LINK', `cannot connect to ${peer} (${cause.code || cause.message})`, {
-    hint:
-      cause.code === NOT_SEEN
-        ? 'its other end cannot be seen: is it in another network namespace? --insecure does not ask'
-        : 'is the other end started, and is the address right?',
+    hint: connectHints[cause.code ?? ''] ?? 'is the other end started, and is the address right?',
     cause,
   })
 }
@@ -197,7 +200,7 @@ async function trustedLink(
   limitMs: number,
   signal: AbortSignal,
 ): Promise<Link> {
-  if (credentials !== undefined) return secureClient(socket, { host, peer, limitMs }, credentials, signal)
+  if (credentials !== undefined) return secureClient(socket, host, peer, credentials, signal)
   try {
     if (uids !== undefined) await refuseOtherUsers(socket, uids, limitMs, signal)
   } catch (reason) {

@@ -9,15 +9,19 @@ import { sleep } from './wait.ts'
 
 /** The code of the error for a connection whose other end cannot be seen. */
 export const NOT_SEEN = 'ENOTCONN'
+/** The code of the error for a connection that is not accepted. */
+export const NOT_ACCEPTED = 'it does not accept'
 
 const LOOK_MS = 10
+/** After so long another try is made: a busy host may take seconds, and a connection may be one that nobody takes. */
+const ACCEPT_MS = 10_000
 /** The other end may not be seen while the kernel makes the connection; after so many looks it is gone. */
 const MOST_UNSEEN = 3
 
 /**
- * Waits until the other end of `socket` is accepted by root, by our own user or by one of `uids`: a listener on a busy
- * host may take seconds. Throws `REFUSED` for another user or another host, `LINK` for a listener that has not accepted
- * after `limitMs`, an error with the code `NOT_SEEN`, and the signal's reason.
+ * Waits until the other end of `socket` is accepted by root, by our own user or by one of `uids`, for `limitMs` at most.
+ * Throws `REFUSED` for another user or another host, errors with the codes `NOT_ACCEPTED` and `NOT_SEEN`, and the
+ * signal's reason.
  */
 export async function refuseOtherUsers(
   socket: net.Socket,
@@ -35,7 +39,7 @@ export async function refuseOtherUsers(
   }
   const theirs = { address: remoteAddress, port: remotePort }
   const ends = { theirs, ours: { address: localAddress, port: localPort } }
-  const deadline = performance.now() + limitMs
+  const deadline = performance.now() + Math.min(limitMs, ACCEPT_MS)
   for (let unseen = 0; ; ) {
     // Asked before the look: we may have been held up ourselves.
     const isLate = performance.now() > deadline
@@ -49,11 +53,7 @@ export async function refuseOtherUsers(
         hint: `if it is to have the images (as its ssh -L): --allow-uid ${owner.uid}; else end that program`,
       })
     }
-    if (isLate) {
-      throw new Fault('LINK', `cannot see who listens at ${remoteAddress}:${remotePort}`, {
-        hint: 'is it stopped, or in another network namespace? --insecure does not ask',
-      })
-    }
+    if (isLate) throw Object.assign(new Error('the other end does not accept'), { code: NOT_ACCEPTED })
     await sleep(LOOK_MS, signal)
   }
 }

@@ -2,8 +2,7 @@
  * TLS 1.3 for links over TCP, with a certificate at both ends or with a key that both ends have.
  *
  * A link is given out only when the other end has proved who it is; until then nothing of the wire is sent or read.
- * Peers that fail to authenticate are disconnected, and those that take too long: at a server 10 s, at a client its
- * time-out. The files are read for every link: a
+ * Peers that fail to authenticate, or take longer than 10 s, are disconnected. The files are read for every link: a
  * new certificate or a new list of revoked ones counts from the next link on, and a cache need not be stopped for it.
  */
 import type net from 'node:net'
@@ -18,7 +17,7 @@ import { duplexLink, fdOf } from './node-link.ts'
 import { readSecrets } from './tls-secrets.ts'
 import { type Deferred, defer } from './wait.ts'
 
-/** How long a client's handshake may take, however often it sends a byte. */
+/** How long a handshake may take, however often the other end sends a byte. */
 const HANDSHAKE_MS = 10_000
 /**
  * Handshakes at a time, of clients whose greeting has come. When one more comes, the oldest one of the source that
@@ -26,21 +25,15 @@ const HANDSHAKE_MS = 10_000
  */
 const MOST_HANDSHAKES = 64
 
-const late = (ms: number): string => `no TLS handshake within ${Math.ceil(ms / 1000)} s`
+const late = `no TLS handshake within ${HANDSHAKE_MS / 1000} s`
 const optionOf = (kind: Credentials['kind']): string => (kind === 'tls' ? '--tls' : '--key-file')
 
 /** A handshake that is under way: it resolves with a link, or rejects with the reason why it failed. */
 type Handshake = Deferred<Link>
 
-/** Waits for a handshake on `raw`, which `begin` begins. When it fails, or takes longer, `raw` is destroyed. */
-async function finished(
-  handshake: Handshake,
-  raw: net.Socket,
-  limitMs: number,
-  begin: () => void,
-  who = '',
-): Promise<Link> {
-  const timer = setTimeout(() => handshake.reject(new Fault('LINK', who + late(limitMs))), limitMs)
+/** Waits for a handshake on `raw`, which `begin` begins. When it fails, or takes too long, `raw` is destroyed. */
+async function finished(handshake: Handshake, raw: net.Socket, timeout: string, begin: () => void): Promise<Link> {
+  const timer = setTimeout(() => handshake.reject(new Fault('LINK', timeout)), HANDSHAKE_MS)
   raw.on('error', () => {})
   try {
     begin()
@@ -55,12 +48,13 @@ async function finished(
 
 /**
  * Proves who we are to the cache at `host`, and the cache proves it to us. Returns when its first byte is here: in
- * TLS 1.3 only that says that it has accepted our certificate. Throws `LINK`, also after `limitMs`, `USAGE` for our own
- * files, or the signal's reason.
+ * TLS 1.3 only that says that it has accepted our certificate. Throws `LINK`, `USAGE` for our own files, or the
+ * signal's reason.
  */
 export async function secureClient(
   raw: net.Socket,
-  { host, peer, limitMs }: { host: string; peer: string; limitMs: number },
+  host: string,
+  peer: string,
   credentials: Credentials,
   signal: AbortSignal,
 ): Promise<Link> {
@@ -68,11 +62,10 @@ export async function secureClient(
   const stop = (): void => handshake.reject(signal.reason)
   signal.addEventListener('abort', stop)
   try {
-    const begin = (): void => {
+    return await finished(handshake, raw, `${peer}: ${late}`, () => {
       signal.throwIfAborted()
       beginClient(handshake, raw, host, peer, credentials)
-    }
-    return await finished(handshake, raw, limitMs, begin, `${peer}: `)
+    })
   } finally {
     signal.removeEventListener('abort', stop)
   }
@@ -126,7 +119,7 @@ async function greetingCame(raw: net.Socket): Promise<void> {
     open = false
   }
   const gone = (): void => close(clientLeft())
-  const timer = setTimeout(() => close(new Fault('LINK', late(HANDSHAKE_MS))), HANDSHAKE_MS)
+  const timer = setTimeout(() => close(new Fault('LINK', late)), HANDSHAKE_MS)
   raw.once('close', gone)
   try {
     const header = greeting.subarray(0, RECORD_HEADER)
@@ -175,7 +168,7 @@ export function secureServer(
     const handshake: Handshake = defer()
     underWay.set(handshake, source)
     const begin = (): void => beginServer(handshake, raw, peer, credentials)
-    return finished(handshake, raw, HANDSHAKE_MS, begin).finally(() => underWay.delete(handshake))
+    return finished(handshake, raw, late, begin).finally(() => underWay.delete(handshake))
   }
 }
 

@@ -28,7 +28,7 @@ test('words select files by their names, in every pass', () => {
 
 test('without words it is less: what the real CRIU is for, both data paths, a part of the fault matrix', () => {
   const quick = filesOf([])
-  for (const file of ['real-criu/handover', 'real-criu/loads', 'real-criu/recipes', 'real-criu/faults', 'scripts/pipe'])
+  for (const file of ['real-criu/handover', 'real-criu/loads', 'real-criu/faults', 'scripts/pipe'])
     assert.ok(quick.has(`${file}.test.ts`), file)
   assert.not.ok(quick.has('real-criu/soak.test.ts'))
   const both = tasks([]).filter(({ file }) => file === 'stream/send-receive.test.ts')

@@ -105,12 +105,43 @@ test('a listener that accepts only after seconds is waited for, until the time-o
     child.kill('SIGSTOP')
     const connecting = connectEndpoint(endpoint, LONG, never)
     const fault = await rejectsFault('LINK', connectEndpoint(endpoint, 2000, never))
-    assert.match(fault.message, `cannot see who listens at 127.0.0.1:${endpoint.port}`)
-    await setTimeout(6000)
+    assert.match(fault.message, `cannot connect to 127.0.0.1:${endpoint.port} (it does not accept)`)
+    // The first connection is given up before.
+    await setTimeout(11_000)
     child.kill('SIGCONT')
     ;(await within(connecting)).destroy()
   } finally {
     child.kill('SIGKILL')
+    await within(closed)
+  }
+})
+
+/** A listener that ends every connection in order before its owner can be looked up, and one later that does not. */
+const closer = `
+const server = require('node:net').createServer({ allowHalfOpen: true }, (client) => client.end().destroy())
+server.listen(0, '127.0.0.1', () => console.log(server.address().port))
+setTimeout(() => process.exit(), 60000)
+`
+
+test('a listener that closes each connection at once does not accept it, and another try is made soon', async () => {
+  const child = spawn(process.execPath, ['-e', closer], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const closed = once(child, 'close')
+  let tries = 0
+  const made = (message: unknown): void => {
+    tries++
+    // Until the other end has closed.
+    ;(message as { socket: net.Socket }).socket.once('connect', sleep)
+  }
+  try {
+    const [port] = (await within(once(child.stdout, 'data'))) as [Buffer]
+    subscribe('net.client.socket', made)
+    const endpoint = { kind: 'tcp', host: '127.0.0.1', port: Number(port), uids: [] } as const
+    const fault = await rejectsFault('LINK', connectEndpoint(endpoint, 3000, never))
+    assert.match(fault.message, 'ENOTCONN')
+    assert.ok(tries > 2, `${tries} tries`)
+  } finally {
+    unsubscribe('net.client.socket', made)
+    child.kill()
     await within(closed)
   }
 })

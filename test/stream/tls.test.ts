@@ -87,7 +87,7 @@ async function connected(port: number): Promise<net.Socket> {
 }
 
 async function client(port: number, credentials: Credentials, host = 'localhost'): Promise<Link> {
-  return secureClient(await connected(port), { host, peer: 'cache', limitMs: 10_000 }, credentials, never)
+  return secureClient(await connected(port), host, 'cache', credentials, never)
 }
 
 async function hears(link: Link, text: string): Promise<void> {
@@ -188,7 +188,7 @@ for (const [kind, near, far] of kinds) {
     await new Promise((resolve) => mute.once('listening', resolve))
     const socket = await connected((mute.address() as net.AddressInfo).port)
     const stop = new AbortController()
-    const shaking = secureClient(socket, { host: 'localhost', peer: 'cache', limitMs: 10_000 }, near, stop.signal)
+    const shaking = secureClient(socket, 'localhost', 'cache', near, stop.signal)
     const reason = new Error('stopped')
     stop.abort(reason)
     assert.is(await reasonOf(shaking), reason)
