@@ -156,7 +156,10 @@ function addressBytes(address: string): Buffer {
   return bytes
 }
 
-/** The two ends in hex, the state, the user and the inode of each socket (Linux, Documentation/networking/proc_net_tcp.rst). */
+/**
+ * The two ends in hex, the state, the user and the inode of each socket (Linux,
+ * Documentation/networking/proc_net_tcp.rst).
+ */
 const LINE = /^ *\d+: ([0-9A-F]+:[0-9A-F]{4}) ([0-9A-F]+:[0-9A-F]{4}) (\S+) \S+ \S+ \S+ +(\d+) +\d+ (\d+) /gm
 
 /** The same from /proc/net/tcp. Throws what reading it throws. */

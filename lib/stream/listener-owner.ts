@@ -19,9 +19,9 @@ const ACCEPT_MS = 10_000
 const MOST_UNSEEN = 3
 
 /**
- * Waits until the other end of `socket` is accepted by root, by our own user or by one of `uids`, for `limitMs` at most.
- * Throws `REFUSED` for another user or another host, errors with the codes `NOT_ACCEPTED` and `NOT_SEEN`, and the
- * signal's reason.
+ * Waits until the other end of `socket` is accepted by root, by our own user or by one of `uids`, for `limitMs` at
+ * most. Throws `REFUSED` for another user or another host, errors with the codes `NOT_ACCEPTED` and `NOT_SEEN`, and
+ * the signal's reason.
  */
 export async function refuseOtherUsers(
   socket: net.Socket,

@@ -28,8 +28,10 @@ const criu = (suite: string): string => join(root, '.criu', suite, 'criu')
 const rooms = 'stream|commands|handover|criu|precopy|cache|criu-remote'
 
 /** Files that take minutes. */
-const longScripts = 'soak|hostile-|proxy-cache|tls|daemon|usage|bench|other-users|silence'
-const long = new RegExp(`^(vm/|real-criu/(soak|debts|page-port|recipes|resume)|scripts/(${longScripts}))`)
+const longScripts = 'soak|hostile-|proxy-cache|remote-across|tls|daemon|usage|bench|other-users|silence'
+const long = new RegExp(
+  `^(vm/|real-criu/(soak|debts|late|page-port|recipes|resume)|cache/conversations|scripts/(${longScripts}))`,
+)
 /** What a change breaks first: every file but the long ones, and of the fault matrix the most important rows. */
 const quick: Pass[] = [
   { pass: 'newest CRIU', files: new RegExp(`^(?!${long.source.slice(1)})`), env: { FERRY_TESTS: 'quick' } },

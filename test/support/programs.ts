@@ -42,10 +42,10 @@ interface Program {
 
 const programs: Program[] = [
   { name: 'redis', what: 'redis-server', args: ['/usr/bin/redis-server', '.', 'redis-server'] },
-  { name: 'sshd', what: 'sshd', args: ['/usr/sbin/sshd', '.', 'openssh-server'] },
   { name: 'mandoc', what: 'mandoc, to check the man pages', args: ['/usr/bin/mandoc', '.', 'mandoc'] },
   { name: 'nftables', what: 'nft', args: ['/usr/sbin/nft', '.', 'nftables'] },
 ]
+const forAll: Program[] = [{ name: 'sshd', what: 'sshd', args: ['/usr/sbin/sshd', '.', 'openssh-server'] }]
 /**
  * The virtual machine. All of it is of Debian 12, also on others: its kernel 6.1 tracks changed pages, and it is the
  * same everywhere.
@@ -62,12 +62,12 @@ const machine: Program[] = [
 ]
 
 /**
- * Fetches those that are not there yet, with a line for each; says so if one cannot be had. `everything`: also the
- * virtual machine and another Node.js.
+ * Fetches those that are not there yet, with a line for each; says so if one cannot be had. `everything`: also what
+ * only the complete run needs.
  */
 export function fetchPrograms(say: (text: string) => void, everything: boolean): void {
-  const wanted = everything && process.arch === 'x64' ? [...programs, ...machine] : programs
-  for (const { name, what, args, after } of wanted) {
+  const more = everything ? [...forAll, ...(process.arch === 'x64' ? machine : [])] : []
+  for (const { name, what, args, after } of [...programs, ...more]) {
     if (existsSync(folder(name))) continue
     say(`fetching ${what} into .criu/${name} with apt-get (no package is installed)`)
     try {
