@@ -115,7 +115,7 @@ export function ownerBySockDiag({ theirs, ours }: Loopback): Owner | 'none' | un
 const TCP_ESTABLISHED = 1
 const TCP_SYN_RECV = 3
 
-/** Whether its process has closed it, and not: it was not accepted yet. */
+/** Whether its process has closed it. One that was not accepted yet has no inode either, but is open. */
 function isClosed({ inode }: Owner, state: number): boolean {
   return inode === 0 && state !== TCP_ESTABLISHED && state !== TCP_SYN_RECV
 }

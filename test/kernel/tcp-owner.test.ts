@@ -85,6 +85,8 @@ test('a client that has closed its end is nobody, one that only says no more is 
   client.destroy()
   await once(client, 'close')
   assert.is(ownerOf(ends), undefined)
+  assert.is(ownerByProc(ends), 'none')
+  assert.is(ownerBySockDiag(ends) ?? 'none', 'none')
   await close()
 })
 
